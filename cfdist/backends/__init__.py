@@ -1,0 +1,56 @@
+"""Inference backends: one file each, loaded only when used."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING
+
+from cfdist.errors import UserError
+
+if TYPE_CHECKING:
+    from cfdist.backends.base import Backend, DeviceSettings
+    from cfdist.model import ModelSpec
+
+# name -> (module, class, the package it needs)
+BACKENDS = {
+    "openvino": ("cfdist.backends.openvino", "OpenVINOBackend", "openvino"),
+    "onnxruntime": ("cfdist.backends.onnxruntime", "OnnxRuntimeBackend", "onnxruntime"),
+}
+
+
+def resolve(name: str) -> str:
+    """The backend that a name means: "auto" is OpenVINO, else ONNX Runtime.
+
+    Raises:
+        UserError: no such backend, or its package is not installed.
+    """
+    if name == "auto":
+        for candidate in ("openvino", "onnxruntime"):
+            if _is_installed(candidate):
+                return candidate
+        raise UserError("backend=auto: neither openvino nor onnxruntime is installed; run ./run.sh")
+    if name not in BACKENDS:
+        raise UserError(f"backend={name}: no such backend; choose auto, {', '.join(BACKENDS)}")
+    if not _is_installed(name):
+        package = BACKENDS[name][2]
+        raise UserError(
+            f"backend={name}: the Python package {package!r} is not installed; install it "
+            "(`pip install -r requirements.txt`) or choose another backend"
+        )
+    return name
+
+
+def backend_class(name: str) -> type[Backend]:
+    """The class of a resolved backend; imports the backend's package."""
+    module, class_name, _ = BACKENDS[name]
+    return getattr(importlib.import_module(module), class_name)
+
+
+def create(name: str, spec: ModelSpec, settings: DeviceSettings) -> Backend:
+    """Load a model on one device with a resolved backend."""
+    return backend_class(name)(spec, settings)
+
+
+def _is_installed(name: str) -> bool:
+    return importlib.util.find_spec(BACKENDS[name][2]) is not None

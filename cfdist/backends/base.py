@@ -1,0 +1,84 @@
+"""What every inference backend is: one small class, the same few members."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+
+from cfdist.decode import HeadMaps
+from cfdist.model import ModelSpec
+from cfdist.preprocess import InputContract
+
+
+@dataclass(frozen=True)
+class DeviceSettings:
+    """What one device actor gives its backend.
+
+    Attributes:
+        threads: CPU threads that the device may use.
+        slots: Inferences that the device should take at once, where its backend can.
+        index: The device's index as the actor's process sees it.
+        options: The backend's own settings (`conf/backend/<name>.yaml`).
+    """
+
+    threads: int = 1
+    slots: int = 1
+    index: int = 0
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class Backend(ABC):
+    """A loaded model on one device.
+
+    Attributes:
+        contract: What `infer` takes.
+        slots: How many threads may be inside `infer` at once; more gain nothing.
+    """
+
+    contract: InputContract
+    slots: int = 1
+
+    def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
+        self.spec = spec
+        self.settings = settings
+
+    @classmethod
+    @abstractmethod
+    def check(cls, spec: ModelSpec, options: dict[str, Any]) -> None:
+        """Look at the model file and the options without loading the model on a device.
+
+        Raises:
+            UserError: the backend cannot run that file.
+        """
+
+    @classmethod
+    def device_kind(cls, options: dict[str, Any]) -> str:
+        """What a device actor needs: "cpu", "gpu" or "npu"."""
+        return "cpu"
+
+    @abstractmethod
+    def infer(self, inputs: NDArray) -> HeadMaps:
+        """Run the model on 1 to `spec.batch` pictures.
+
+        Args:
+            inputs: C-contiguous array of `contract.shape(n)` and dtype. A backend whose model has
+                a fixed batch pads it and drops the padding's outputs.
+
+        Returns:
+            Head maps of n pictures; the arrays are the caller's.
+        """
+
+    def infer_many(self, batches: Sequence[NDArray]) -> list[HeadMaps]:
+        """Run several batches; a backend that can overlaps their copies with computing."""
+        return [self.infer(inputs) for inputs in batches]
+
+    def device_times_ms(self) -> list[float]:
+        """Pure device time of each batch since the last call, ms; empty where it is not known."""
+        return []
+
+    def close(self) -> None:  # noqa: B027 (most backends have nothing to give back)
+        """Give the device back."""

@@ -1,0 +1,315 @@
+"""The schema of the configuration: every key with its type, its range and what it means.
+
+The dataclasses are the schema that Hydra composes `conf/` into; their `help` texts are what
+`python main.py --help` prints. Jobs read a `Config`; nothing below them does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from cfdist.errors import UserError
+
+JOBS = ("evaluate", "score")
+MAX_DEVICES = 1024
+
+_SEE_HELP = "`python main.py --help` explains every key"
+
+
+def _key(help: str, default: Any = MISSING, **metadata: Any) -> Any:
+    """A field with its help text; `minimum`, `maximum` and `choices` are checked by `validate`."""
+    metadata["help"] = help
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class DatasetConfig:
+    """Which pictures: `dataset=sample` or `dataset=wider_val`."""
+
+    name: str = _key("name in tables and results")
+    root: str | None = _key(
+        "folder that holds images/<event>/<name>.jpg (WIDER_val); for the sample set: where to "
+        "generate it",
+        None,
+    )
+    ground_truth: str | None = _key(
+        "folder with wider_face_val.mat and wider_{easy,medium,hard}_val.mat", None
+    )
+    limit: int | None = _key("take only the first N pictures; null: all", None, minimum=1)
+
+
+@dataclass
+class ModelConfig:
+    """Which network: `model=centerface` (the authors' ONNX) or `model=centerface_pytorch`."""
+
+    name: str = _key("name in tables and results")
+    path: str | None = _key(
+        "model file, or package://<package>/<file> inside an installed Python package", None
+    )
+    size: int | None = _key("expected file size in bytes; null: any", None, minimum=1)
+    sha256: str | None = _key("expected SHA-256 of the file; null: any", None)
+    batch: int = _key("pictures a batch", 1, minimum=1, maximum=1024)
+    convention: str = _key(
+        "how head maps become boxes", choices=("centerface", "centerface_pytorch")
+    )
+    outputs: list[str] | None = _key(
+        "names of the heat map, size, offset and landmark outputs; null: in the file's order", None
+    )
+    height: int = _key("input rows, pixels, a multiple of 32", 800, minimum=32, multiple=32)
+    width: int = _key("input columns, pixels, a multiple of 32", 800, minimum=32, multiple=32)
+    color: str = _key("order of the channels that the network wants", choices=("RGB", "BGR"))
+    scale: float = _key("what u8 values are multiplied with first", 1.0)
+    mean: list[float] = _key("subtracted after that, per channel in `color` order", length=3)
+    std: list[float] = _key("divided by after that, per channel in `color` order", length=3)
+    top_k: int = _key("peaks kept a picture", 200, minimum=1, maximum=10000)
+    nms: float | None = _key(
+        "IoU threshold of the suppression after decoding; null: none", None, minimum=0, maximum=1
+    )
+
+
+@dataclass
+class BackendConfig:
+    """What runs the network: `backend=auto`, `openvino` or `onnxruntime`."""
+
+    name: str = _key("auto: openvino where installed, else onnxruntime")
+    streams: Any = _key(
+        "inferences a device takes at once; auto: as many as its threads and memory allow",
+        "auto",
+        minimum=1,
+        auto=True,
+    )
+    precision: str = _key(
+        "openvino: f32, or bf16 (faster where the processor has it, not the model's numbers)",
+        "f32",
+        choices=("f32", "bf16"),
+    )
+    providers: list[str] = _key(
+        "onnxruntime: execution providers by falling preference",
+        ["CPUExecutionProvider"],
+    )
+
+
+@dataclass
+class EvalConfig:
+    """Which protocol comes first and how boxes are written: `eval=official` or `eval=guide`."""
+
+    protocol: str = _key(
+        "official: IoU 0.5, boxes written and scored as the detector gives them; guide: IoU 0.4, "
+        "boxes and scores rounded as the CenterFace script does. Both IoUs are always computed",
+        choices=("official", "guide"),
+    )
+
+
+@dataclass
+class ClusterConfig:
+    """Where Ray runs."""
+
+    address: str | None = _key(
+        "a running Ray cluster (auto, or host:port); null: one on this machine for this run", None
+    )
+    dashboard: bool = _key("start Ray's dashboard with the run's own cluster", True)
+
+
+@dataclass
+class PipelineConfig:
+    """How each device is fed."""
+
+    feeders: Any = _key(
+        "threads a device that read, decode and warp pictures; auto: its share of the cores",
+        "auto",
+        minimum=1,
+        maximum=1024,
+        auto=True,
+    )
+
+
+@dataclass
+class Config:
+    """Every key that `python main.py key=value` takes."""
+
+    job: str = _key("what to do", choices=JOBS)
+    devices: Any = _key(
+        "device actors: a number, a list such as [0,1], or auto (every accelerator; on CPUs one "
+        "for each 8 cores)",
+        "auto",
+        minimum=1,
+        maximum=MAX_DEVICES,
+        auto=True,
+        listable=True,
+    )
+    output_dir: str = _key("folder for results.json, predictions and the run's log")
+    predictions: str | None = _key(
+        "job=score: folder of WIDER prediction files, <event>/<name>.txt", None
+    )
+    dataset: DatasetConfig = _key("", MISSING)
+    model: ModelConfig = _key("", MISSING)
+    backend: BackendConfig = _key("", MISSING)
+    eval: EvalConfig = _key("", MISSING)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+
+
+def load(composed: DictConfig) -> Config:
+    """The composed configuration as plain dataclasses, every value checked.
+
+    Raises:
+        UserError: a value is missing or out of its range.
+    """
+    known = set(_all_keys(Config, ""))
+    for key in _composed_keys(composed, ""):
+        if key not in known:
+            raise UserError(_no_such_key(key))
+    missing = sorted(OmegaConf.missing_keys(composed))
+    if missing:
+        raise UserError(f"{missing[0]}: no value given; add {missing[0]}=... to the command")
+    config: Config = OmegaConf.to_object(composed)
+    _check(config, "")
+    return config
+
+
+def _composed_keys(node: DictConfig, prefix: str) -> Iterator[str]:
+    for key in node:
+        value = None if OmegaConf.is_missing(node, key) else node[key]
+        if isinstance(value, DictConfig):
+            yield from _composed_keys(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _check(node: Any, prefix: str) -> None:
+    for item in fields(node):
+        value = getattr(node, item.name)
+        key = prefix + item.name
+        if is_dataclass(value):
+            _check(value, key + ".")
+        else:
+            _check_value(key, value, item.metadata)
+
+
+def _check_value(key: str, value: Any, rules: Any) -> None:
+    if value is None:
+        return
+    if rules.get("auto"):
+        _check_auto(key, value, rules)
+        if value == "auto" or isinstance(value, list):
+            return
+    choices = rules.get("choices")
+    if choices and value not in choices:
+        raise UserError(f"{key}={value}: choose one of {', '.join(choices)}")
+    low, high = rules.get("minimum"), rules.get("maximum")
+    if low is not None and value < low or high is not None and value > high:
+        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise UserError(f"{key}={value}: must be {bounds}")
+    if "multiple" in rules and value % rules["multiple"]:
+        raise UserError(f"{key}={value}: must be a multiple of {rules['multiple']}")
+    if "length" in rules and len(value) != rules["length"]:
+        raise UserError(f"{key}={value}: must be a list of {rules['length']} numbers")
+
+
+def _check_auto(key: str, value: Any, rules: Any) -> None:
+    kinds = "a number, a list or auto" if rules.get("listable") else "a number or auto"
+    if isinstance(value, list) and rules.get("listable"):
+        indices = all(type(entry) is int and entry >= 0 for entry in value)
+        if not value or not indices or len(set(value)) != len(value):
+            raise UserError(f"{key}={value}: a list must hold different device numbers, 0 and up")
+        if len(value) > rules["maximum"]:
+            raise UserError(f"{key}: {len(value)} devices, at most {rules['maximum']}")
+    elif value != "auto" and type(value) is not int:
+        raise UserError(f"{key}={value}: must be {kinds}")
+
+
+def help_text() -> str:
+    """The page that `--help` prints: every key, what it means, and its default."""
+    lines = [
+        "cfdist: the WIDER FACE accuracy and the speed of CenterFace, on many devices at once",
+        "",
+        "  python main.py [key=value ...]",
+        "  python main.py model.batch=16 devices=2",
+        "  python main.py dataset=wider_val dataset.root=WIDER_val dataset.ground_truth=gt",
+        "  python main.py job=score predictions=DIR dataset=wider_val dataset.ground_truth=gt",
+        "  python main.py -m model.batch=1,4,8        one run for each value",
+        "",
+        "Exit codes: 0 done, 1 internal error (see the run's log), 2 bad input, 3 some pictures",
+        "failed (listed in results.json).",
+        "",
+        *_section(Config, ""),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _section(schema: type, prefix: str) -> list[str]:
+    lines, nested = [], []
+    for item in fields(schema):
+        kind = _schema_of(item)
+        if kind is not None:
+            nested += ["", (kind.__doc__ or "").strip(), *_section(kind, f"{prefix}{item.name}.")]
+            continue
+        extras = []
+        if "choices" in item.metadata:
+            extras.append("one of " + ", ".join(item.metadata["choices"]))
+        if item.default is not MISSING and not callable(item.default_factory):
+            extras.append(f"default {'null' if item.default is None else item.default}")
+        note = f" [{'; '.join(extras)}]" if extras else ""
+        lines.append(f"  {prefix + item.name:<22} {item.metadata['help']}{note}")
+    return lines + nested
+
+
+def _schema_of(item: Any) -> type | None:
+    """The nested dataclass of a field, if it is one (annotations are strings here)."""
+    found = globals().get(str(item.type))
+    return found if is_dataclass(found) else None
+
+
+def one_line(error: Exception) -> str:
+    """A Hydra or OmegaConf error as one line: what, where, and what to do."""
+    message = " ".join(str(error).split())
+    if found := re.search(
+        r"Could not find '([^']+)' Available options in '[^']+': (.*?) Config ", message
+    ):
+        group, _, choice = found[1].rpartition("/")
+        return f"{group}={choice}: no such choice; there are {', '.join(found[2].split())}"
+    if found := re.search(r"Could not override '([^']+)'", message):
+        return _no_such_key(found[1])
+    if found := re.match(r"Error merging override (\S*)", message):
+        reason = str(error.__cause__ or "does not fit").splitlines()[0]
+        return f"{found[1]}: {reason}; {_SEE_HELP}"
+    if message.startswith("Error parsing override"):
+        found = re.match(r"Error parsing override '(.*?)'", message)
+        return f"{found[1] if found else message!r}: not of the form key=value; {_SEE_HELP}"
+    return f"{message}; {_SEE_HELP}"
+
+
+def _no_such_key(key: str) -> str:
+    close = difflib.get_close_matches(key, list(_all_keys(Config, "")), n=1)
+    hint = f"did you mean {close[0]}?" if close else _SEE_HELP
+    return f"{key}: no such key; {hint}"
+
+
+def _all_keys(schema: type, prefix: str) -> Iterator[str]:
+    for item in fields(schema):
+        nested = _schema_of(item)
+        if nested is None:
+            yield prefix + item.name
+        else:
+            yield from _all_keys(nested, f"{prefix}{item.name}.")
+
+
+def register() -> None:
+    """Make the schema and the help page known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    page = help_text().replace("$", "$$")
+    store.store(
+        group="hydra/help",
+        name="cfdist",
+        node={"app_name": "cfdist", "header": "", "footer": "", "template": page},
+    )

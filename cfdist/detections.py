@@ -1,0 +1,93 @@
+"""The one record that crosses every border: what was found in one picture."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def _empty(*shape: int) -> NDArray[np.float32]:
+    return np.zeros(shape, np.float32)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Faces found in one picture, in picture pixels, by falling score.
+
+    Attributes:
+        id: "<event>/<stem>" of the picture.
+        boxes: (k, 4) float32, x1 y1 x2 y2.
+        scores: (k,) float32, 0 to 1.
+        landmarks: (k, 5, 2) float32, x y of the eyes, the nose and the mouth's corners.
+        width: The picture's width, 0 where it could not be read.
+        height: The picture's height, 0 where it could not be read.
+        error: Why the picture failed; `None` where it did not.
+    """
+
+    id: str
+    boxes: NDArray[np.float32] = field(default_factory=lambda: _empty(0, 4))
+    scores: NDArray[np.float32] = field(default_factory=lambda: _empty(0))
+    landmarks: NDArray[np.float32] = field(default_factory=lambda: _empty(0, 5, 2))
+    width: int = 0
+    height: int = 0
+    error: str | None = None
+
+
+def to_arrow(detections: Sequence[Detections]):
+    """Detections as an Arrow table, one row a picture: the schema of `predictions.parquet`.
+
+    Columns: id, width, height, boxes (list of k*4 float32, x1 y1 x2 y2 in picture pixels),
+    scores (list of k), landmarks (list of k*10, x y of 5 points), error (null where none).
+    """
+    import pyarrow as pa
+
+    def ragged(arrays: list[NDArray[np.float32]]) -> pa.Array:
+        flat = [np.ascontiguousarray(a, np.float32).reshape(-1) for a in arrays]
+        offsets = np.zeros(len(flat) + 1, np.int32)
+        np.cumsum([a.size for a in flat], out=offsets[1:])
+        values = np.concatenate(flat) if flat else _empty(0)
+        return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
+
+    return pa.table(
+        {
+            "id": pa.array([d.id for d in detections], pa.string()),
+            "width": pa.array([d.width for d in detections], pa.int32()),
+            "height": pa.array([d.height for d in detections], pa.int32()),
+            "boxes": ragged([d.boxes for d in detections]),
+            "scores": ragged([d.scores for d in detections]),
+            "landmarks": ragged([d.landmarks for d in detections]),
+            "error": pa.array([d.error for d in detections], pa.string()),
+        }
+    )
+
+
+def from_arrow(table) -> list[Detections]:
+    """The detections of a table made by `to_arrow`; its inverse."""
+
+    def column(name: str) -> list[NDArray[np.float32]]:
+        arrays = []
+        for chunk in table.column(name).chunks:
+            values = np.asarray(chunk.values, np.float32)
+            offsets = np.asarray(chunk.offsets)
+            arrays += [values[a:b] for a, b in itertools.pairwise(offsets)]
+        return arrays
+
+    return [
+        Detections(
+            id, boxes.reshape(-1, 4), scores, landmarks.reshape(-1, 5, 2), width, height, error
+        )
+        for id, width, height, boxes, scores, landmarks, error in zip(
+            table.column("id").to_pylist(),
+            table.column("width").to_pylist(),
+            table.column("height").to_pylist(),
+            column("boxes"),
+            column("scores"),
+            column("landmarks"),
+            table.column("error").to_pylist(),
+            strict=True,
+        )
+    ]

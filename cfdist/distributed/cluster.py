@@ -1,0 +1,142 @@
+"""The Ray cluster that a run uses: started here, or one that is there already."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cfdist.errors import UserError
+from cfdist.machine import available_cores, available_memory
+
+# What an actor of each kind of device asks Ray for, beside CPUs.
+ACCELERATOR_RESOURCE = {"cpu": None, "gpu": "GPU", "npu": "NPU"}
+
+CORES_PER_AUTO_DEVICE = 8
+
+# What one more picture in flight costs a CPU backend: activations of the float32 network, bytes an
+# input pixel (OpenVINO 2026.4: 1.2 GB for 16 pictures of 800x800).
+ACTIVATION_BYTES_PER_PIXEL = 120
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """How the devices of a run are laid out.
+
+    Attributes:
+        kind: "cpu", "gpu" or "npu".
+        count: Device actors.
+        threads: CPU threads each for inference.
+        slots: Inferences each takes at once.
+        feeders: Threads each that read pictures.
+        cpus: What each actor asks of Ray's CPUs.
+    """
+
+    kind: str
+    count: int
+    threads: int
+    slots: int
+    feeders: int
+    cpus: float
+
+
+@contextlib.contextmanager
+def session(address: str | None, dashboard: bool) -> Iterator[str | None]:
+    """Connect to the cluster at `address`, or start one on this machine; leave it at the end.
+
+    A session that runs already (several jobs in one process) is used and left running.
+
+    Yields:
+        The dashboard's URL, or `None` without one.
+
+    Raises:
+        UserError: no cluster answers at `address`.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # The device actors decide themselves which devices they see.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if ray.is_initialized():
+        yield None
+        return
+    quiet = {"configure_logging": True, "logging_level": logging.ERROR, "log_to_driver": False}
+    if address is None:
+        context = ray.init(
+            address="local",
+            num_cpus=available_cores(),
+            include_dashboard=dashboard,
+            **quiet,
+        )
+    else:
+        try:
+            context = ray.init(address=address, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[:1]
+            raise UserError(
+                f"cluster.address={address}: no Ray cluster answers there "
+                f"({reason[0] if reason else type(error).__name__}); start one with "
+                "`ray start --head`, or leave cluster.address out"
+            ) from None
+    try:
+        yield f"http://{context.dashboard_url}" if context.dashboard_url else None
+    finally:
+        ray.shutdown()
+
+
+def plan_devices(
+    kind: str,
+    devices: int | str | list[int],
+    *,
+    feeders: int | str,
+    streams: int | str,
+    batch_pixels: int,
+) -> DevicePlan:
+    """Share the cluster's cores between the devices asked for.
+
+    Args:
+        kind: "cpu", "gpu" or "npu".
+        devices: A number, a list of one entry a device, or "auto": every accelerator, or one
+            CPU device for each 8 cores.
+        feeders: Reading threads a device, or "auto": its share of the cores.
+        streams: Inferences a device takes at once, or "auto": for a CPU device as many as it has
+            threads, as far as half of the free memory goes.
+        batch_pixels: Input pixels of a batch.
+
+    Raises:
+        UserError: the cluster has fewer accelerators than asked for.
+    """
+    import ray
+
+    there = ray.cluster_resources()
+    cores = max(1, int(there.get("CPU", 1)))
+    resource = ACCELERATOR_RESOURCE[kind]
+    accelerators = int(there.get(resource, 0)) if resource else 0
+    if devices == "auto":
+        count = accelerators if resource else max(1, cores // CORES_PER_AUTO_DEVICE)
+    else:
+        count = len(devices) if isinstance(devices, list) else int(devices)
+    if (resource and count > accelerators) or count == 0:
+        raise UserError(
+            f"devices={devices}: Ray sees {accelerators} {resource} on this cluster; ask for at "
+            "most that many, or choose a CPU backend (backend=openvino)"
+        )
+    threads = max(1, cores // count)
+    if streams == "auto":
+        streams = _streams_in_memory(threads, count, batch_pixels) if kind == "cpu" else 1
+    return DevicePlan(
+        kind,
+        count,
+        threads,
+        int(streams),
+        threads if feeders == "auto" else int(feeders),
+        # Ray counts in ten-thousandths.
+        int(min(cores / count, threads) * 10_000) / 10_000,
+    )
+
+
+def _streams_in_memory(threads: int, count: int, batch_pixels: int) -> int:
+    stream_bytes = batch_pixels * ACTIVATION_BYTES_PER_PIXEL
+    return max(1, min(threads, available_memory() // 2 // count // stream_bytes))

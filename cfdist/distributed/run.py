@@ -1,0 +1,298 @@
+"""A run: rounds over what the journal does not hold yet, each handing out work on demand."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+
+from cfdist.backends.base import DeviceSettings
+from cfdist.distributed.cluster import ACCELERATOR_RESOURCE, DevicePlan
+from cfdist.distributed.device import ChunkReport, Device, DeviceReport
+from cfdist.distributed.reducer import Evaluation, Reducer
+from cfdist.model import ModelSpec
+from cfdist.widerface.ground_truth import GroundTruth
+from cfdist.widerface.manifest import Manifest, WorkItem
+
+log = logging.getLogger(__name__)
+
+# Ray takes a fraction of a millisecond a call: small batches travel together.
+MIN_CHUNK = 8
+# Chunks a device holds beyond those in inference: one being read, one on its way out.
+AHEAD = 2
+# A device that fails is started again in the next round, so often.
+MAX_ROUNDS = 3
+
+
+@dataclass
+class Timeline:
+    """When chunks were finished, for rates.
+
+    Attributes:
+        lanes: Chunks that are inferred at the same time, over all devices.
+        started: When the first work was handed out, seconds on the monotonic clock.
+        points: (seconds on the same clock, pictures finished so far), one a chunk.
+    """
+
+    lanes: int
+    started: float = 0.0
+    points: list[tuple[float, int]] = field(default_factory=list)
+
+    def add(self, pictures: int) -> None:
+        """Note that a chunk of so many pictures is finished now."""
+        total = self.points[-1][1] if self.points else 0
+        self.points.append((time.perf_counter(), total + pictures))
+
+    @property
+    def seconds(self) -> float:
+        """From the first work handed out to the last picture finished."""
+        return self.points[-1][0] - self.started if self.points else 0.0
+
+    @property
+    def steady_rate(self) -> float | None:
+        """Pictures a second once every lane has finished a chunk; `None` for too short a run.
+
+        The first chunk of each lane is left out whole: all of them end at about the same time,
+        so that counting from the first one's end would count the others' work without its time.
+        """
+        if len(self.points) < 2 * self.lanes:
+            return None
+        (first_time, first), (last_time, last) = self.points[self.lanes - 1], self.points[-1]
+        return (last - first) / (last_time - first_time)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run gives back.
+
+    Attributes:
+        evaluation: APs and failures.
+        devices: Device name -> its report.
+        timeline: The pictures' progress.
+        resumed: Pictures that an earlier, interrupted run had done.
+        ready_at: Wall clock when the devices were ready for their first picture.
+    """
+
+    evaluation: Evaluation
+    devices: dict[str, DeviceReport]
+    timeline: Timeline
+    resumed: int
+    ready_at: float
+
+
+class DevicePool:
+    """The named device actors of a run and the chunks they are working on."""
+
+    def __init__(
+        self, backend: str, spec: ModelSpec, options: dict, plan: DevicePlan, reducer
+    ) -> None:
+        self._make = (backend, spec, options)
+        self._plan = plan
+        self._reducer = reducer
+        self._free_batch = plan.kind == "cpu"
+        self.chunk = spec.batch * ceil(MIN_CHUNK / spec.batch)
+        self.actors: dict[str, object] = {}
+        self.reports: dict[str, DeviceReport] = {}
+
+    def start(self) -> None:
+        """Start the actors that are not there, and wait until each has run its model once."""
+        import ray
+
+        names = [f"device:{i}" for i in range(self._plan.count)]
+        fresh = [name for name in names if name not in self.actors]
+        for name in fresh:
+            self.actors[name] = self._start_actor(name)
+        ray.get(
+            [
+                self.actors[name].warm_up.remote(self.chunk, self._window, self._reducer)
+                for name in fresh
+            ]
+        )
+        for name in fresh:
+            self.reports.setdefault(name, DeviceReport())
+
+    @property
+    def _window(self) -> int:
+        """Chunks a device holds at once, at most."""
+        return self._plan.slots + AHEAD
+
+    def _start_actor(self, name: str):
+        import ray
+
+        backend, spec, options = self._make
+        resource = ACCELERATOR_RESOURCE[self._plan.kind]
+        return (
+            ray.remote(Device)
+            .options(
+                name=name,
+                num_cpus=self._plan.cpus,
+                num_gpus=1 if resource == "GPU" else 0,
+                resources={"NPU": 1} if resource == "NPU" else None,
+                # One call more: `report` must not wait for the pipeline.
+                max_concurrency=self._window + 1,
+            )
+            .remote(
+                backend,
+                spec,
+                DeviceSettings(self._plan.threads, self._plan.slots, options=options),
+                self._plan.feeders,
+            )
+        )
+
+    def run_round(
+        self, items: Sequence[WorkItem], on_done: Callable[[ChunkReport], None]
+    ) -> list[Exception]:
+        """Hand the items out, each device as fast as it asks; returns what went wrong.
+
+        Ray's `streaming_split` deals rows out evenly ahead of time, so that a run waits for its
+        slowest device; here a device gets its next chunk when it finishes one.
+        """
+        import ray
+
+        work = _Work(items, self.chunk, self._free_batch, self._plan.count * self._plan.slots)
+        running: dict[object, str] = {}
+        problems: list[Exception] = []
+        alive = deque(self.actors)
+        for _ in range(self._window):
+            for name in alive:
+                self._hand_out(name, work, running)
+        while running:
+            finished, _ = ray.wait(list(running), num_returns=1)
+            for ref in finished:
+                name = running.pop(ref)
+                try:
+                    on_done(ray.get(ref))
+                except ray.exceptions.RayActorError as error:
+                    problems.append(error)
+                    if self.actors.pop(name, None) is not None:
+                        log.warning("%s was lost: %s", name, error)
+                except ray.exceptions.RayTaskError as error:
+                    problems.append(error)
+                    log.error("%s failed", name, exc_info=error)
+                if name in self.actors:
+                    self._hand_out(name, work, running)
+        return problems
+
+    def _hand_out(self, name: str, work: _Work, running: dict[object, str]) -> None:
+        chunk = work.next_chunk()
+        if chunk:
+            running[self.actors[name].process.remote(chunk)] = name
+
+    def close(self) -> None:
+        """Collect the devices' reports and give the devices back."""
+        import ray
+
+        for name, actor in self.actors.items():
+            try:
+                self.reports[name] = ray.get(actor.report.remote())
+                ray.get(actor.close.remote())
+            except ray.exceptions.RayError as error:
+                log.warning("%s gave no report: %s", name, error)
+            ray.kill(actor)
+        self.actors.clear()
+
+
+class _Work:
+    """Work items in chunks, from a Ray Dataset that is read as the devices ask."""
+
+    def __init__(self, items: Sequence[WorkItem], chunk: int, free_batch: bool, slots: int) -> None:
+        import ray.data
+
+        # The screen has its own progress bar; these would write across it.
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        rows = [{"id": item.id, "path": item.path, "size": item.size} for item in items]
+        blocks = max(1, len(rows) // 1000)
+        self._rows: Iterator[dict] = iter(
+            ray.data.from_items(rows, override_num_blocks=blocks).iter_rows()
+        )
+        self._left = len(rows)
+        self._chunk = chunk
+        self._free_batch = free_batch
+        self._slots = slots
+
+    def next_chunk(self) -> list[WorkItem]:
+        """The next items; empty when there are none left."""
+        size = self._chunk
+        if self._free_batch:
+            # Towards the end in ever smaller pieces, so that all devices end together.
+            size = min(size, max(1, ceil(self._left / (2 * self._slots))))
+        size = min(size, self._left)
+        self._left -= size
+        return [WorkItem(**next(self._rows)) for _ in range(size)]
+
+
+def evaluate_manifest(
+    manifest: Manifest,
+    truth: GroundTruth,
+    *,
+    backend: str,
+    spec: ModelSpec,
+    options: dict,
+    plan: DevicePlan,
+    output: Path,
+    fingerprint: str,
+    style: str,
+    on_ready: Callable[[int], None],
+    on_done: Callable[[ChunkReport], None],
+) -> Outcome:
+    """Run the pictures through the devices until each is in the journal, and evaluate.
+
+    Args:
+        manifest: The pictures.
+        truth: Their ground truth.
+        backend: A resolved backend.
+        spec: The model.
+        options: The backend's options.
+        plan: The devices.
+        output: The run's folder.
+        fingerprint: Identifies the run: what is in the folder's journal under it is done already.
+        style: How boxes are written and scored, a key of `cfdist.widerface.predictions.STYLES`.
+        on_ready: Called once the devices are warm, with the number of pictures done already.
+        on_done: Called for each chunk that is on disk.
+
+    Raises:
+        Exception: what the devices ran into, when a round brought nothing forward.
+    """
+    import ray
+
+    order = tuple(item.id for item in manifest.items)
+    needed = {id: truth[id] for id in order}
+    reducer = (
+        ray.remote(Reducer)
+        .options(name="reducer", num_cpus=0, max_concurrency=2 * plan.count + 1)
+        .remote(spec, needed, order, output, fingerprint, style)
+    )
+    pool = DevicePool(backend, spec, options, plan, reducer)
+    timeline = Timeline(plan.count * plan.slots)
+
+    def advance(report: ChunkReport) -> None:
+        timeline.add(report.done + report.failed)
+        on_done(report)
+
+    pool.start()
+    done = ray.get(reducer.done.remote())
+    resumed = len(done)
+    on_ready(resumed)
+    ready_at = time.time()
+    timeline.started = time.perf_counter()
+    for round_number in range(1, MAX_ROUNDS + 1):
+        missing = [item for item in manifest.items if item.id not in done]
+        if not missing:
+            break
+        if round_number > 1:
+            log.warning("round %d: %d pictures left", round_number, len(missing))
+            pool.start()
+        problems = pool.run_round(missing, advance)
+        done = ray.get(reducer.done.remote())
+        stuck = len(done) + len(missing) == len(order)
+        if problems and (stuck or round_number == MAX_ROUNDS):
+            raise problems[0]
+    pool.close()
+    evaluation = ray.get(reducer.finish.remote())
+    ray.kill(reducer)
+    return Outcome(evaluation, pool.reports, timeline, resumed, ready_at)

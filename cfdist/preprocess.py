@@ -1,0 +1,198 @@
+"""From a picture file to a row of the network's input: pure functions on arrays.
+
+Coordinates: `picture` pixels are those of the stored file (EXIF orientation is ignored, because
+the ground truth is); `input` pixels are those of the letterboxed network input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, floor
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+# The stored pixels, three 8-bit channels, whatever the file holds (grey, 16 bit, CMYK, palette).
+_READ_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+
+_JPEG_START = b"\xff\xd8"
+_JPEG_SCAN = b"\xff\xda"
+_JPEG_END = b"\xff\xd9"
+
+
+class PictureError(Exception):
+    """A picture that cannot be used; the message is the reason, without the file's name."""
+
+
+@dataclass(frozen=True)
+class InputContract:
+    """What a model wants as input. A backend states it; preprocessing follows it.
+
+    Attributes:
+        height: Rows of the input, pixels.
+        width: Columns of the input, pixels.
+        batch: Pictures a batch; `None` where the model takes any number.
+        dtype: "uint8" (normalisation happens inside the model) or "float32".
+        layout: "NHWC" or "NCHW".
+        color: "BGR" or "RGB", the order in which the model wants the channels.
+        mean: Per channel, in `color` order, subtracted from u8 * scale. Unused for uint8.
+        std: Per channel, divided by after the subtraction. Unused for uint8.
+        scale: What a u8 value is multiplied with first: 1/255 or 1. Unused for uint8.
+    """
+
+    height: int
+    width: int
+    batch: int | None
+    dtype: Literal["uint8", "float32"] = "uint8"
+    layout: Literal["NHWC", "NCHW"] = "NHWC"
+    color: Literal["BGR", "RGB"] = "BGR"
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    scale: float = 1.0
+
+    @property
+    def is_warped_bytes(self) -> bool:
+        """Whether the warped picture itself (u8, NHWC, BGR) is the model's input."""
+        return (self.dtype, self.layout, self.color) == ("uint8", "NHWC", "BGR")
+
+    def shape(self, pictures: int) -> tuple[int, int, int, int]:
+        """The input's shape for a number of pictures."""
+        if self.layout == "NHWC":
+            return (pictures, self.height, self.width, 3)
+        return (pictures, 3, self.height, self.width)
+
+
+def letterbox_affine(
+    picture_width: int, picture_height: int, width: int, height: int
+) -> NDArray[np.float64]:
+    """The (2, 3) affine that takes picture pixels (x, y) to input pixels.
+
+    One scale for both axes, input size / longer side, with the picture's centre (w/2, h/2) on the
+    input's centre: the CenterNet family's evaluation transform. For an input that is not square
+    the scale is the largest at which the picture fits.
+    """
+    scale = min(width / picture_width, height / picture_height)
+    if width == height:
+        scale = width / max(picture_width, picture_height)
+    return np.array(
+        [
+            [scale, 0.0, width / 2 - scale * picture_width / 2],
+            [0.0, scale, height / 2 - scale * picture_height / 2],
+        ]
+    )
+
+
+def decode_picture(content: bytes) -> NDArray[np.uint8]:
+    """Decode a picture file's bytes to (h, w, 3) u8, BGR, in stored orientation.
+
+    Raises:
+        PictureError: empty, truncated, not a picture, or more than the decoder takes.
+    """
+    if not content:
+        raise PictureError("empty file (0 bytes)")
+    # Inside the entropy-coded data a 0xFF is always followed by 0x00 or a restart marker, so an
+    # end marker behind the last scan's start is the real one. libjpeg would fill what is missing
+    # with grey and only warn.
+    if content.startswith(_JPEG_START) and content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN):
+        raise PictureError("truncated JPEG (no end marker behind the last scan)")
+    try:
+        picture = cv2.imdecode(np.frombuffer(content, np.uint8), _READ_FLAGS)
+    except cv2.error as error:
+        raise PictureError(f"cannot be decoded: {_reason(error)}") from None
+    if picture is None:
+        raise PictureError("not a picture that OpenCV can decode")
+    return picture
+
+
+def warp_into(picture: NDArray[np.uint8], row: NDArray[np.uint8]) -> None:
+    """Letterbox a picture into `row`, one picture's place in a batch, black borders included.
+
+    Only the band that the picture covers is interpolated; the rest is filled with zeros.
+
+    Args:
+        picture: (h, w, 3) u8.
+        row: (H, W, 3) u8, C-contiguous, overwritten whole.
+
+    Raises:
+        PictureError: a side longer than OpenCV's warp takes (32,767 pixels).
+    """
+    height, width = row.shape[:2]
+    affine = letterbox_affine(picture.shape[1], picture.shape[0], width, height)
+    # One pixel more on each side: bilinear interpolation fades into the border there.
+    top = max(0, floor(affine[1, 2]) - 1)
+    bottom = min(height, ceil(affine[1, 2] + affine[1, 1] * picture.shape[0]) + 1)
+    row[:top] = 0
+    row[bottom:] = 0
+    band = affine.copy()
+    band[1, 2] -= top
+    try:
+        cv2.warpAffine(
+            picture, band, (width, bottom - top), dst=row[top:bottom], flags=cv2.INTER_LINEAR
+        )
+    except cv2.error as error:
+        raise PictureError(
+            f"{picture.shape[1]}x{picture.shape[0]} pixels cannot be warped: {_reason(error)}"
+        ) from None
+
+
+def read_into(path: str, row: NDArray[np.uint8]) -> tuple[int, int]:
+    """Read, decode and letterbox one picture file into its place in a batch.
+
+    Args:
+        path: The picture file.
+        row: (H, W, 3) u8, C-contiguous; its content is undefined after an error.
+
+    Returns:
+        The picture's width and height in pixels.
+
+    Raises:
+        PictureError: the file cannot be read or is not a usable picture.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise PictureError(f"cannot be read: {error.strerror or error}") from None
+    picture = decode_picture(content)
+    warp_into(picture, row)
+    return picture.shape[1], picture.shape[0]
+
+
+def to_model_input(
+    warped: NDArray[np.uint8], contract: InputContract, out: NDArray | None = None
+) -> NDArray:
+    """Warped pictures to the model's own input.
+
+    Args:
+        warped: (n, H, W, 3) u8, BGR.
+        contract: What the model wants.
+        out: An array of `contract.shape(n)` and dtype to write into; made where `None`.
+
+    Returns:
+        C-contiguous array of `contract.shape(n)`; `warped` itself where the contract is just that
+        and `out` is `None`.
+    """
+    if contract.is_warped_bytes and out is None:
+        return warped
+    if out is None:
+        out = np.empty(contract.shape(len(warped)), contract.dtype)
+    channels_last = out if contract.layout == "NHWC" else out.transpose(0, 2, 3, 1)
+    ordered = warped if contract.color == "BGR" else warped[..., ::-1]
+    for channel in range(3):
+        source = ordered[..., channel]
+        target = channels_last[..., channel]
+        if contract.dtype == "uint8":
+            target[...] = source
+        else:
+            # In this order, in float32: (u8 * scale - mean) / std, as the training code did.
+            np.multiply(source, np.float32(contract.scale), out=target, dtype=np.float32)
+            if contract.mean[channel] or contract.std[channel] != 1.0:
+                target -= np.float32(contract.mean[channel])
+                target /= np.float32(contract.std[channel])
+    return out
+
+
+def _reason(error: cv2.error) -> str:
+    return " ".join(str(getattr(error, "err", "") or error).split())

@@ -1,0 +1,1 @@
+"""What a person sees: the results file, the tables, the progress bar."""

@@ -1,0 +1,148 @@
+"""`results.json`: what a run found, under keys that are a promise to other programs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import cfdist
+from cfdist.errors import UserError
+from cfdist.files import write_text
+
+SCHEMA_VERSION = 1
+EXIT_PICTURES_FAILED = 3
+FILE_NAME = "results.json"
+
+# Distributions whose versions can change a figure.
+_DISTRIBUTIONS = (
+    "ray",
+    "hydra-core",
+    "numpy",
+    "scipy",
+    "opencv-python-headless",
+    "openvino",
+    "onnxruntime",
+    "onnx",
+    "pyarrow",
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """One run's figures; what does not apply to a job is `None` or empty.
+
+    Attributes:
+        job: "evaluate" or "score".
+        ap: Protocol -> difficulty -> average precision, a fraction; the chosen protocol first.
+        total: Pictures asked for.
+        done: Pictures evaluated.
+        failures: (picture id, reason).
+        seconds: "total", "start_up", "run", "evaluation" -> seconds.
+        config: The resolved configuration.
+        throughput: "steady" and "end_to_end", pictures a second.
+        devices: One entry a device: name, pictures, busy_share, batch_ms.
+        model: path and sha256.
+        backend: The resolved backend.
+        batch: Pictures a batch.
+        simulated: No real model ran.
+        fingerprint: Equal for runs of the same weights, conventions and pictures.
+        notes: What a reader should know, a sentence each.
+    """
+
+    job: str
+    ap: dict[str, dict[str, float]]
+    total: int
+    done: int
+    failures: Sequence[tuple[str, str]]
+    seconds: dict[str, float | None]
+    config: dict[str, Any]
+    throughput: dict[str, float | None] | None = None
+    devices: Sequence[dict[str, Any]] = field(default_factory=list)
+    model: dict[str, str] | None = None
+    backend: str | None = None
+    batch: int | None = None
+    simulated: bool = False
+    fingerprint: str | None = None
+    notes: Sequence[str] = field(default_factory=list)
+
+    @property
+    def exit_code(self) -> int:
+        """What the process ends with: 3 when any picture failed, else 0."""
+        return EXIT_PICTURES_FAILED if self.failures else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The file's content."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "job": self.job,
+            "ap": self.ap,
+            "pictures": {"total": self.total, "done": self.done, "failed": len(self.failures)},
+            "failures": [{"picture": id, "reason": reason} for id, reason in self.failures],
+            "throughput": self.throughput,
+            "seconds": self.seconds,
+            "devices": list(self.devices),
+            "model": self.model,
+            "backend": self.backend,
+            "batch": self.batch,
+            "simulated": self.simulated,
+            "fingerprint": self.fingerprint,
+            "versions": versions(),
+            "config": self.config,
+            "notes": list(self.notes),
+        }
+
+    def write(self, folder: Path) -> Path:
+        """Write `results.json`, whole or not at all."""
+        path = folder / FILE_NAME
+        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        return path
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the figures; distributions that are not installed are left out."""
+    found = {"python": platform.python_version(), "cfdist": cfdist.__version__}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def batch_statistics(batch_ms: Sequence[float]) -> dict[str, float] | None:
+    """min, mean, median, p99 and max of batch times in milliseconds; `None` for none."""
+    if not batch_ms:
+        return None
+    times = np.asarray(batch_ms)
+    return {
+        "min": float(times.min()),
+        "mean": float(times.mean()),
+        "median": float(np.median(times)),
+        "p99": float(np.percentile(times, 99)),
+        "max": float(times.max()),
+    }
+
+
+def chosen_first(ap: dict[str, dict[str, float]], protocol: str) -> dict[str, dict[str, float]]:
+    """The APs with the chosen protocol's first."""
+    return {name: ap[name] for name in sorted(ap, key=lambda name: name != protocol)}
+
+
+def refuse_finished(folder: Path) -> None:
+    """Never overwrite a finished run.
+
+    Raises:
+        UserError: the folder holds one.
+    """
+    if (folder / FILE_NAME).exists():
+        raise UserError(
+            f"output_dir={folder}: holds a finished run ({FILE_NAME}); choose another output_dir "
+            "or remove it"
+        )

@@ -1,0 +1,151 @@
+"""The screen: the results table and the one progress bar."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from cfdist.report.results import Results
+
+if TYPE_CHECKING:
+    from cfdist.config import Config
+    from cfdist.distributed.cluster import DevicePlan
+    from cfdist.model import ModelSpec
+    from cfdist.widerface.manifest import Manifest
+
+PROTOCOL_TITLES = {
+    "official": "official (IoU 0.5)",
+    "guide": "guide (IoU 0.4)",
+}
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class _RateColumn(ProgressColumn):
+    """Finished pictures a second."""
+
+    def render(self, task: Task) -> Text:
+        """The recent rate, or the whole run's at its end."""
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f} pictures/s" if speed else "- pictures/s")
+
+
+class PictureProgress:
+    """One progress bar over pictures, with rate and time left."""
+
+    def __init__(self, total: int) -> None:
+        self._failed = 0
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("loading the model", total=total, start=False)
+
+    def __enter__(self) -> PictureProgress:
+        """Show the bar."""
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leave the bar as it is."""
+        self._progress.stop()
+
+    def start(self, done: int) -> None:
+        """The devices are ready; so many pictures were done before."""
+        self._progress.update(self._task, description="pictures", completed=done)
+        self._progress.start_task(self._task)
+
+    def advance(self, pictures: int, failed: int) -> None:
+        """So many pictures are finished, of which some failed."""
+        self._failed += failed
+        note = f"pictures [red]({self._failed} failed)[/red]" if self._failed else "pictures"
+        self._progress.update(self._task, advance=pictures, description=note)
+
+
+def print_plan(
+    config: Config,
+    backend: str,
+    spec: ModelSpec,
+    manifest: Manifest,
+    plan: DevicePlan,
+    dashboard: str | None,
+) -> None:
+    """What is about to run, on one line, and where to watch it."""
+    pictures = f"{len(manifest.items)} pictures of dataset={config.dataset.name}"
+    if config.dataset.name == "sample":
+        pictures += " (the embedded sample set; no data set named)"
+    console.print(
+        f"{spec.name} on {backend}, {plan.count} device{'s' if plan.count > 1 else ''} x "
+        f"{plan.threads} thread{'s' if plan.threads > 1 else ''}, batch {spec.batch}: {pictures}",
+        markup=False,
+    )
+    if dashboard:
+        console.print(f"dashboard: {dashboard}", markup=False)
+
+
+def print_results(results: Results) -> None:
+    """The short table: APs, throughput, devices, failures."""
+    if results.ap:
+        console.print(_ap_table(results))
+    if results.throughput:
+        console.print(_speed_line(results))
+        for device in results.devices:
+            console.print(_device_line(device))
+    for note in results.notes:
+        console.print(f"note: {note}", markup=False)
+    shown = list(results.failures)[:5]
+    for picture, reason in shown:
+        console.print(f"failed: {picture}: {reason}", markup=False)
+    if len(results.failures) > len(shown):
+        console.print(f"failed: {len(results.failures) - len(shown)} more, see results.json")
+
+
+def _ap_table(results: Results) -> Table:
+    table = Table(title=f"WIDER FACE AP over {results.done} pictures", title_justify="left")
+    table.add_column("protocol")
+    for difficulty in ("easy", "medium", "hard"):
+        table.add_column(difficulty, justify="right")
+    for protocol, ap in results.ap.items():
+        table.add_row(
+            PROTOCOL_TITLES[protocol],
+            *(f"{100 * ap[difficulty]:.2f} %" for difficulty in ("easy", "medium", "hard")),
+        )
+    return table
+
+
+def _speed_line(results: Results) -> str:
+    steady, whole = results.throughput["steady"], results.throughput["end_to_end"]
+    seconds = results.seconds
+    rate = "-" if steady is None else f"{steady:.1f}"
+    return (
+        f"{results.backend}, batch {results.batch}: {rate} pictures/s steady, "
+        f"{whole:.1f} end to end; {seconds['total']:.1f} s in all: "
+        f"{seconds['start_up']:.1f} start-up, {seconds['run']:.1f} run, "
+        f"{seconds['evaluation']:.1f} evaluation"
+    )
+
+
+def _device_line(device: dict) -> str:
+    times = device["batch_ms"]
+    batch = "no full batch" if times is None else f"{times['median']:.1f} ms a batch (median)"
+    return (
+        f"  {device['name']}: {device['pictures']} pictures, "
+        f"busy {100 * device['busy_share']:.0f} %, {batch}"
+    )

@@ -1,0 +1,181 @@
+"""The ground truth of WIDER FACE val: four MATLAB files, as the benchmark's authors publish them.
+
+`wider_face_val.mat` holds every box; `wider_{easy,medium,hard}_val.mat` say which of them count at
+that difficulty. Boxes that do not count are to be ignored: finding them is neither right nor wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.io import loadmat
+
+from cfdist.errors import UserError
+
+DIFFICULTIES = ("easy", "medium", "hard")
+
+FACES_FILE = "wider_face_val.mat"
+DIFFICULTY_FILES = tuple(f"wider_{difficulty}_val.mat" for difficulty in DIFFICULTIES)
+GROUND_TRUTH_FILES = (FACES_FILE, *DIFFICULTY_FILES)
+
+
+@dataclass(frozen=True, eq=False)
+class PictureTruth:
+    """The faces of one picture.
+
+    Attributes:
+        id: `<event>/<stem>`, the picture's path below `images/` without `.jpg`.
+        boxes: (g, 4) float64: x y w h in picture pixels; (x, y) is the top left corner.
+        counted: (3, g) bool, one row a difficulty in the order of `DIFFICULTIES`: True where the
+            face counts, False where it is ignored.
+    """
+
+    id: str
+    boxes: np.ndarray
+    counted: np.ndarray
+
+
+class GroundTruth(Mapping[str, PictureTruth]):
+    """Picture id -> `PictureTruth`, in the order of the MATLAB files."""
+
+    def __init__(self, pictures: Iterable[PictureTruth]) -> None:
+        self._pictures = {picture.id: picture for picture in pictures}
+
+    def __getitem__(self, picture_id: str) -> PictureTruth:
+        """The truth of a picture; KeyError where there is none."""
+        return self._pictures[picture_id]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the ids."""
+        return iter(self._pictures)
+
+    def __len__(self) -> int:
+        """How many pictures."""
+        return len(self._pictures)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """All picture ids."""
+        return tuple(self._pictures)
+
+    @property
+    def events(self) -> tuple[str, ...]:
+        """The event folders' names, each once."""
+        return tuple(dict.fromkeys(picture_id.split("/", 1)[0] for picture_id in self._pictures))
+
+
+def load_ground_truth(folder: Path | str) -> GroundTruth:
+    """Read the four MATLAB files of `folder`.
+
+    Raises:
+        UserError: the folder or a file is missing, a file is not MATLAB's or is cut short, the
+            files' lists do not fit together, or a face index points outside its picture's boxes.
+    """
+    folder = Path(folder)
+    _require_files(folder)
+    faces_path = folder / FACES_FILE
+    faces = _read_mat(faces_path)
+    names = _picture_names(faces, faces_path)
+    boxes = _arrays(faces, "face_bbx_list", names, faces_path)
+    indices = []
+    for path in (folder / name for name in DIFFICULTY_FILES):
+        content = _read_mat(path)
+        if _picture_names(content, path) != names:
+            raise UserError(
+                f"{path} and {faces_path} do not list the same pictures: take all four .mat files "
+                "from one copy of eval_tools.zip"
+            )
+        indices.append(_arrays(content, "gt_list", names, path))
+    return GroundTruth(
+        _picture_truth(*row, folder=folder) for row in zip(names, boxes, *indices, strict=True)
+    )
+
+
+def _require_files(folder: Path) -> None:
+    if not folder.is_dir():
+        raise UserError(
+            f"no ground-truth folder at {folder}: it should hold {', '.join(GROUND_TRUTH_FILES)}"
+        )
+    missing = [name for name in GROUND_TRUTH_FILES if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"ground-truth folder {folder} lacks {', '.join(missing)}; eval_tools.zip holds all "
+            "four files"
+        )
+
+
+def _read_mat(path: Path) -> dict[str, Any]:
+    try:
+        # All variables, not only those needed: a file cut short is found out by reading to its end.
+        return loadmat(path)
+    except Exception as error:  # a damaged file makes scipy raise nearly anything
+        raise UserError(
+            f"{path} cannot be read as a MATLAB file (damaged or cut short?): {error}; "
+            "fetch eval_tools.zip again"
+        ) from error
+
+
+def _picture_names(content: dict[str, Any], path: Path) -> list[str]:
+    """Ids of all pictures, event by event: cells of 1-element cells of strings in the file."""
+    try:
+        events = [str(cell.item()) for cell in content["event_list"].ravel()]
+        files = [
+            [str(cell.item()) for cell in event.ravel()] for event in content["file_list"].ravel()
+        ]
+        names = [
+            f"{event}/{file}"
+            for event, event_files in zip(events, files, strict=True)
+            for file in event_files
+        ]
+    except (KeyError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path}: event_list and file_list are not those of WIDER FACE val ({error})"
+        ) from error
+    if len(set(names)) != len(names):
+        raise UserError(f"{path}: file_list names a picture twice; fetch eval_tools.zip again")
+    return names
+
+
+def _arrays(
+    content: dict[str, Any], variable: str, names: list[str], path: Path
+) -> list[np.ndarray]:
+    """The arrays of `variable`, a cell an event holding a cell a picture, one for each name."""
+    try:
+        cells = [cell for event in content[variable].ravel() for cell in event.ravel()]
+    except (KeyError, AttributeError) as error:
+        raise UserError(f"{path}: no list {variable} as in WIDER FACE val ({error})") from error
+    if len(cells) != len(names):
+        raise UserError(
+            f"{path}: {variable} holds {len(cells)} pictures, file_list {len(names)}; "
+            "fetch eval_tools.zip again"
+        )
+    if not all(isinstance(cell, np.ndarray) and cell.dtype.kind in "iuf" for cell in cells):
+        raise UserError(f"{path}: {variable} holds something other than numbers")
+    return cells
+
+
+def _picture_truth(
+    name: str, boxes: np.ndarray, *indices: np.ndarray, folder: Path
+) -> PictureTruth:
+    if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
+        raise UserError(
+            f"{folder / FACES_FILE}: boxes of {name} have shape {boxes.shape}, expected (faces, 4)"
+        )
+    boxes = boxes.reshape(-1, 4).astype(np.float64)
+    counted = np.zeros((len(DIFFICULTIES), len(boxes)), bool)
+    for row, file, one_based in zip(counted, DIFFICULTY_FILES, indices, strict=True):
+        # MATLAB counts from 1. Lists are uint8 or uint16: without the cast, 0 - 1 would wrap.
+        index = one_based.ravel().astype(np.int64) - 1
+        if index.size and not (index.min() >= 0 and index.max() < len(boxes)):
+            raise UserError(
+                f"{folder / file}: gt_list of {name} points outside its {len(boxes)} boxes; "
+                "fetch eval_tools.zip again"
+            )
+        row[index] = True
+    boxes.flags.writeable = False
+    counted.flags.writeable = False
+    return PictureTruth(name, boxes, counted)

@@ -1,0 +1,96 @@
+"""Which pictures are there: the folder layout of WIDER FACE held against its ground truth."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cfdist.errors import UserError
+
+SUFFIX = ".jpg"
+
+
+@dataclass(frozen=True)
+class WorkItem:
+    """One picture to evaluate.
+
+    Attributes:
+        id: "<event>/<stem>", the name that ground truth and predictions share.
+        path: The picture file.
+        size: Its size in bytes.
+    """
+
+    id: str
+    path: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The pictures of a run, in the ground truth's order.
+
+    Attributes:
+        items: The pictures to evaluate.
+        absent: Pictures of the ground truth that are not in the folder.
+        unknown: Pictures in the folder that the ground truth does not have.
+    """
+
+    items: tuple[WorkItem, ...]
+    absent: int
+    unknown: int
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the pictures' ids and sizes, in order."""
+        digest = hashlib.sha256()
+        for item in self.items:
+            digest.update(f"{item.id}\0{item.size}\n".encode())
+        return digest.hexdigest()
+
+
+def build_manifest(root: Path, ids: Sequence[str], limit: int | None = None) -> Manifest:
+    """Hold a picture folder against the ground truth's pictures.
+
+    Args:
+        root: A folder with `images/<event>/<stem>.jpg` (as `WIDER_val`), or that `images` folder.
+        ids: The ground truth's "<event>/<stem>", in its order.
+        limit: Take only the first so many of the pictures that are there.
+
+    Raises:
+        UserError: the folder is missing, or holds none of the pictures.
+    """
+    if not root.is_dir():
+        raise UserError(
+            f"dataset.root={root}: no such folder; give the folder that holds "
+            "images/<event>/<name>.jpg (WIDER_val)"
+        )
+    images = root / "images" if (root / "images").is_dir() else root
+    there = _scan(images)
+    items = [WorkItem(id, *there.pop(id)) for id in ids if id in there]
+    if not items:
+        raise UserError(
+            f"dataset.root={root}: none of the ground truth's {len(ids)} pictures is there "
+            f"({len(there)} other pictures found); expected images/<event>/<name>{SUFFIX}"
+        )
+    return Manifest(tuple(items[:limit]), len(ids) - len(items), len(there))
+
+
+def _scan(images: Path) -> dict[str, tuple[str, int]]:
+    """Id -> (path, bytes) of all pictures one folder below `images`."""
+    found = {}
+    with os.scandir(images) as events:
+        for event in events:
+            if not event.is_dir():
+                continue
+            with os.scandir(event.path) as files:
+                for file in files:
+                    stem, suffix = os.path.splitext(file.name)
+                    if suffix.lower() == SUFFIX and file.is_file():
+                        found[f"{event.name}/{stem}"] = (
+                            os.path.abspath(file.path),
+                            file.stat().st_size,
+                        )
+    return found

@@ -1,0 +1,135 @@
+"""`job=evaluate`: the AP and the throughput of a model on a data set, on many devices."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cfdist import backends, inputs
+from cfdist.config import Config
+from cfdist.distributed import cluster
+from cfdist.model import ModelSpec
+from cfdist.report import screen
+from cfdist.report.results import Results, batch_statistics, chosen_first, refuse_finished
+from cfdist.widerface.manifest import Manifest
+
+if TYPE_CHECKING:
+    from cfdist.distributed.run import Outcome
+
+
+def main(config: Config, output: Path, started: float) -> int:
+    """Evaluate, show and write the results; returns the exit code."""
+    refuse_finished(output)
+    backend = backends.resolve(config.backend.name)
+    options = asdict(config.backend)
+    backend_class = backends.backend_class(backend)
+    spec = inputs.model_spec(config.model)
+    backend_class.check(spec, options)
+    truth = inputs.find_ground_truth(config.dataset)
+    manifest = inputs.find_pictures(config.dataset, truth)
+    fingerprint = inputs.run_fingerprint(spec, manifest, backend)
+
+    with cluster.session(config.cluster.address, config.cluster.dashboard) as dashboard:
+        from cfdist.distributed.run import evaluate_manifest
+
+        plan = cluster.plan_devices(
+            backend_class.device_kind(options),
+            config.devices,
+            feeders=config.pipeline.feeders,
+            streams=config.backend.streams,
+            batch_pixels=spec.batch * spec.height * spec.width,
+        )
+        screen.print_plan(config, backend, spec, manifest, plan, dashboard)
+        with screen.PictureProgress(len(manifest.items)) as progress:
+            outcome = evaluate_manifest(
+                manifest,
+                truth,
+                backend=backend,
+                spec=spec,
+                options=options,
+                plan=plan,
+                output=output,
+                fingerprint=fingerprint,
+                style=config.eval.protocol,
+                on_ready=progress.start,
+                on_done=lambda report: progress.advance(report.done + report.failed, report.failed),
+            )
+        results = summarise(config, backend, spec, manifest, outcome, fingerprint, started)
+        path = results.write(output)
+    screen.print_results(results)
+    screen.console.print(f"results: {path}", markup=False)
+    return results.exit_code
+
+
+def summarise(
+    config: Config,
+    backend: str,
+    spec: ModelSpec,
+    manifest: Manifest,
+    outcome: Outcome,
+    fingerprint: str,
+    started: float,
+) -> Results:
+    """The run's figures as they are written and shown."""
+    total_seconds = time.time() - started
+    run_seconds = outcome.timeline.seconds
+    evaluation = outcome.evaluation
+    inferred = sum(report.pictures for report in outcome.devices.values())
+    return Results(
+        job="evaluate",
+        ap=chosen_first(evaluation.ap, config.eval.protocol),
+        total=len(manifest.items),
+        done=len(manifest.items) - len(evaluation.failures),
+        failures=evaluation.failures,
+        seconds={
+            "total": total_seconds,
+            "start_up": outcome.ready_at - started,
+            "run": run_seconds,
+            "evaluation": evaluation.seconds,
+        },
+        throughput={
+            "steady": outcome.timeline.steady_rate,
+            "end_to_end": inferred / total_seconds,
+        },
+        devices=[
+            {
+                "name": name,
+                "pictures": report.pictures,
+                "busy_share": min(1.0, report.busy_seconds / run_seconds) if run_seconds else 0.0,
+                "batch_ms": batch_statistics(report.batch_ms),
+            }
+            for name, report in sorted(outcome.devices.items())
+        ],
+        model={"path": str(spec.path), "sha256": spec.sha256},
+        backend=backend,
+        batch=spec.batch,
+        fingerprint=fingerprint,
+        config=asdict(config),
+        notes=_notes(config, manifest, outcome),
+    )
+
+
+def _notes(config: Config, manifest: Manifest, outcome: Outcome) -> list[str]:
+    notes = []
+    if config.dataset.name == "sample":
+        notes.append(
+            "this is the embedded sample set, a check that everything works; its AP says nothing "
+            "about WIDER FACE (for that: dataset=wider_val dataset.root=... "
+            "dataset.ground_truth=...)"
+        )
+    if manifest.absent:
+        notes.append(
+            f"{manifest.absent} pictures of the ground truth are not in dataset.root; "
+            "their faces do not count"
+        )
+    if manifest.unknown:
+        notes.append(
+            f"{manifest.unknown} pictures in dataset.root are not in the ground truth; left out"
+        )
+    if outcome.resumed:
+        notes.append(f"{outcome.resumed} pictures were done by an earlier, interrupted run")
+    if outcome.evaluation.failures:
+        notes.append("failed pictures are left out of the AP")
+    return notes

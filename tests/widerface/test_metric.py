@@ -1,0 +1,391 @@
+"""The metric: published numbers, a plain loop over predictions, and its algebra."""
+
+from __future__ import annotations
+
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from cfdist.widerface.ground_truth import DIFFICULTIES, PictureTruth, load_ground_truth
+from cfdist.widerface.metric import (
+    FALSE_POSITIVE,
+    GUIDE,
+    NOT_COUNTED,
+    OFFICIAL,
+    PROTOCOLS,
+    REPEAT,
+    TRUE_POSITIVE,
+    Protocol,
+    WiderFaceMetric,
+    average_precision,
+    best_box,
+    box_iou,
+    match,
+    normalise,
+    score_thresholds,
+)
+from cfdist.widerface.predictions import find_prediction_files, read_predictions_file
+
+# By the reference evaluation.
+GOLDEN_AP = {
+    "predictions_synthetic": {
+        "official": (0.3147687916939724, 0.409519260541037, 0.47408660152147586),
+        "guide": (0.5393660203083324, 0.6134154318730162, 0.63965570673175),
+    },
+    "predictions_retinaface_mnet025": {
+        "official": (0.9069584243856689, 0.8815790551288838, 0.7382863255381045),
+        "guide": (0.9244388271031333, 0.9037263273683458, 0.7965864697070987),
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def prediction_folders(shared: Path, tmp_path_factory) -> dict[str, Path]:
+    """The golden prediction sets, unpacked."""
+    folders = {}
+    for name in GOLDEN_AP:
+        folders[name] = tmp_path_factory.mktemp(name)
+        with tarfile.open(shared / "golden" / f"{name}.tar.gz") as archive:
+            archive.extractall(folders[name], filter="data")
+    return folders
+
+
+@pytest.mark.parametrize("name", GOLDEN_AP)
+def test_golden_average_precision(shared: Path, prediction_folders, name: str):
+    truth = load_ground_truth(shared / "data/wider_val_mini/ground_truth")
+    files, missing, unknown = find_prediction_files(prediction_folders[name], truth.ids)
+    assert (len(files), missing, unknown) == (3226, [], [])
+    metric = WiderFaceMetric(PROTOCOLS)
+    for picture_id, path in files.items():
+        metric.update(truth[picture_id], *read_predictions_file(path))
+    for protocol, average_precisions in metric.compute().items():
+        found = [average_precisions[difficulty] for difficulty in DIFFICULTIES]
+        np.testing.assert_allclose(found, GOLDEN_AP[name][protocol], rtol=0, atol=1e-14)
+
+
+# --- A plain loop, to hold the vectorised functions to ---------------------------------------
+
+
+def loop_iou(a, b) -> float:
+    ax2, ay2, bx2, by2 = a[0] + a[2], a[1] + a[3], b[0] + b[2], b[1] + b[3]
+    width = min(ax2, bx2) - max(a[0], b[0]) + 1
+    height = min(ay2, by2) - max(a[1], b[1]) + 1
+    if width <= 0 or height <= 0:
+        return 0.0
+    area_a = (ax2 - a[0] + 1) * (ay2 - a[1] + 1)
+    area_b = (bx2 - b[0] + 1) * (by2 - b[1] + 1)
+    return width * height / (area_a + area_b - width * height)
+
+
+def loop_match(predictions, boxes, counted, iou_threshold: float) -> list[int]:
+    """Outcomes at one difficulty, prediction by prediction."""
+    found = set()
+    outcomes = []
+    for prediction in predictions:
+        best, best_overlap = None, -1.0
+        for index, box in enumerate(boxes):
+            overlap = loop_iou(prediction, box)
+            if overlap > best_overlap:
+                best, best_overlap = index, overlap
+        if best is None:
+            outcomes.append(NOT_COUNTED)
+        elif best_overlap < iou_threshold:
+            outcomes.append(FALSE_POSITIVE)
+        elif not counted[best]:
+            outcomes.append(NOT_COUNTED)
+        elif best in found:
+            outcomes.append(REPEAT)
+        else:
+            found.add(best)
+            outcomes.append(TRUE_POSITIVE)
+    return outcomes
+
+
+def loop_average_precision(pictures, difficulty: int, iou_threshold: float) -> float:
+    """AP over `(truth, boxes, scores)`, threshold by threshold."""
+    every = [score for _, _, scores in pictures for score in scores]
+    low, high = min([1.0, *every]), max([0.0, *every])
+    proposed, found, faces = np.zeros(1000), np.zeros(1000), 0
+    for truth, boxes, scores in pictures:
+        faces += int(truth.counted[difficulty].sum())
+        order = sorted(range(len(scores)), key=lambda i: -scores[i])
+        counted = truth.counted[difficulty]
+        outcomes = loop_match([boxes[i] for i in order], truth.boxes, counted, iou_threshold)
+        for i, outcome in zip(order, outcomes, strict=True):
+            score = 1.0 if high == low else (scores[i] - low) / (high - low)
+            for k in range(1000):
+                if score >= 1 - (k + 1) / 1000:
+                    proposed[k] += outcome != NOT_COUNTED
+                    found[k] += outcome == TRUE_POSITIVE
+    if faces == 0:
+        return 0.0
+    recall = [0.0, *(found / faces), 1.0]
+    precision = [0.0, *(f / p if p else 0.0 for f, p in zip(found, proposed, strict=True)), 0.0]
+    for i in range(len(precision) - 1, 0, -1):
+        precision[i - 1] = max(precision[i - 1], precision[i])
+    return sum((recall[i + 1] - recall[i]) * precision[i + 1] for i in range(len(recall) - 1))
+
+
+# Whole coordinates in a small field: ties, duplicates and touching boxes are then common.
+whole = st.integers(-3, 8).map(float)
+fractional = st.floats(-10, 10, allow_nan=False)
+box = st.one_of(st.tuples(whole, whole, whole, whole), st.tuples(*[fractional] * 4))
+score = st.one_of(st.sampled_from([0.0, 0.25, 0.5, 0.999, 1.0]), st.floats(0, 1))
+
+
+def box_array(boxes) -> np.ndarray:
+    return np.array(boxes, np.float64).reshape(-1, 4)
+
+
+@st.composite
+def pictures(draw, picture_id: str = "e/p"):
+    """`(truth, boxes, scores)` of one picture; some predictions copy a face."""
+    faces = box_array(draw(st.lists(box, max_size=6)))
+    counted = draw(hnp.arrays(bool, (3, len(faces))))
+    candidates = st.one_of(box, st.sampled_from(faces.tolist())) if len(faces) else box
+    boxes = box_array(draw(st.lists(candidates, max_size=10)))
+    scores = draw(st.lists(score, min_size=len(boxes), max_size=len(boxes)))
+    return PictureTruth(picture_id, faces, counted), boxes, np.array(scores, np.float64)
+
+
+@st.composite
+def picture_sets(draw):
+    count = draw(st.integers(0, 4))
+    return [draw(pictures(f"e/{index}")) for index in range(count)]
+
+
+@settings(deadline=None)
+@given(pictures())
+def test_iou_equals_the_loop(picture):
+    truth, boxes, _ = picture
+    expected = [[loop_iou(a, b) for b in truth.boxes] for a in boxes]
+    found = box_iou(boxes, truth.boxes)
+    assert found.shape == (len(boxes), len(truth.boxes))
+    np.testing.assert_array_equal(found, np.reshape(expected, found.shape))
+    assert ((found >= 0) & (found <= 1)).all()
+
+
+@settings(max_examples=300, deadline=None)
+@given(pictures(), st.sampled_from([0.1, 0.4, 0.5, 1.0]))
+def test_match_equals_the_loop(picture, iou_threshold):
+    truth, boxes, _ = picture
+    outcome = match(boxes, truth.boxes, truth.counted, iou_threshold)
+    assert outcome.dtype == np.int8
+    assert outcome.shape == (3, len(boxes))
+    for row, counted in zip(outcome, truth.counted, strict=True):
+        assert row.tolist() == loop_match(boxes, truth.boxes, counted, iou_threshold)
+
+
+@settings(max_examples=30, deadline=None)
+@given(picture_sets())
+def test_average_precision_equals_the_loop(picture_set):
+    found = evaluate(picture_set).compute()
+    for protocol in PROTOCOLS:
+        for index, difficulty in enumerate(DIFFICULTIES):
+            expected = loop_average_precision(picture_set, index, protocol.iou_threshold)
+            assert found[protocol.name][difficulty] == pytest.approx(expected, abs=1e-12)
+
+
+def evaluate(picture_set, protocols=PROTOCOLS) -> WiderFaceMetric:
+    metric = WiderFaceMetric(protocols)
+    for truth, boxes, scores in picture_set:
+        metric.update(truth, boxes, scores)
+    return metric
+
+
+@settings(deadline=None)
+@given(picture_sets(), st.randoms(use_true_random=False))
+def test_order_and_merging_do_not_matter(picture_set, random):
+    expected = evaluate(picture_set).compute()
+    shuffled = random.sample(picture_set, len(picture_set))
+    cut = random.randint(0, len(shuffled))
+    merged = evaluate(shuffled[:cut])
+    merged.merge(pickle.loads(pickle.dumps(evaluate(shuffled[cut:]))))
+    assert len(merged) == len(picture_set)
+    assert merged.compute() == expected
+
+
+@settings(deadline=None)
+@given(picture_sets())
+def test_protocols_do_not_touch_each_other(picture_set):
+    both = evaluate(picture_set).compute()
+    for protocol in PROTOCOLS:
+        assert evaluate(picture_set, [protocol]).compute() == {protocol.name: both[protocol.name]}
+
+
+@settings(deadline=None)
+@given(picture_sets())
+def test_curves_are_precision_and_recall(picture_set):
+    for curves in evaluate(picture_set).curves().values():
+        for curve in curves.values():
+            assert curve.precision.shape == curve.recall.shape == curve.thresholds.shape == (1000,)
+            assert ((curve.precision >= 0) & (curve.precision <= 1)).all()
+            assert ((curve.recall >= 0) & (curve.recall <= 1)).all()
+            assert (np.diff(curve.recall) >= 0).all()
+
+
+# --- Cases with a known answer ----------------------------------------------------------------
+
+TWO_FACES = np.array([[0.0, 0, 9, 9], [100, 0, 9, 9]])
+ALL_COUNT = np.ones((3, 2), bool)
+
+
+def truth_of(boxes=TWO_FACES, counted=ALL_COUNT, picture_id="e/p") -> PictureTruth:
+    return PictureTruth(picture_id, np.asarray(boxes, np.float64), np.asarray(counted))
+
+
+def test_iou_counts_pixels():
+    # 10 x 10 pixels each, 5 columns shared.
+    assert box_iou(np.array([[5.0, 0, 9, 9]]), TWO_FACES).tolist() == [[50 / 150, 0.0]]
+    # One column shared, though x2 == x1.
+    assert box_iou(np.array([[9.0, 0, 9, 9]]), TWO_FACES)[0, 0] == 10 / 190
+
+
+def test_first_box_wins_a_tie():
+    same = np.array([[0.0, 0, 9, 9], [0, 0, 9, 9]])
+    index, iou = best_box(same, same)
+    assert index.tolist() == [0, 0]
+    assert iou.tolist() == [1.0, 1.0]
+
+
+def test_overlap_equal_to_the_threshold_hits():
+    # 10 x 5 pixels inside 10 x 10.
+    half = np.array([[0.0, 0, 9, 4]])
+    assert match(half, TWO_FACES, ALL_COUNT, 0.5).tolist() == [[TRUE_POSITIVE]] * 3
+    assert match(half, TWO_FACES, ALL_COUNT, 0.51).tolist() == [[FALSE_POSITIVE]] * 3
+
+
+def test_outcomes_by_difficulty():
+    predictions = np.array([[0.0, 0, 9, 9], [0, 0, 9, 9], [100, 0, 9, 9], [50, 50, 9, 9]])
+    counted = np.array([[True, False], [True, True], [False, True]])
+    assert match(predictions, TWO_FACES, counted, 0.5).tolist() == [
+        [TRUE_POSITIVE, REPEAT, NOT_COUNTED, FALSE_POSITIVE],
+        [TRUE_POSITIVE, REPEAT, TRUE_POSITIVE, FALSE_POSITIVE],
+        [NOT_COUNTED, NOT_COUNTED, TRUE_POSITIVE, FALSE_POSITIVE],
+    ]
+
+
+def test_no_second_best_box():
+    faces = np.array([[0.0, 0, 9, 9], [1, 0, 9, 9]])
+    predictions = np.array([[0.0, 0, 9, 9], [0, 0, 9, 9]])
+    assert match(predictions, faces, ALL_COUNT, 0.5)[0].tolist() == [TRUE_POSITIVE, REPEAT]
+
+
+def test_perfect_predictions():
+    metric = WiderFaceMetric()
+    metric.update(truth_of(), TWO_FACES, np.array([0.9, 0.8]))
+    assert metric.compute() == {p.name: dict.fromkeys(DIFFICULTIES, 1.0) for p in PROTOCOLS}
+
+
+def test_unsorted_predictions_are_sorted():
+    boxes = np.array([[0.0, 0, 9, 9], [300, 0, 9, 9], [100, 0, 9, 9]])
+    scores = np.array([0.1, 0.9, 0.5])
+    order = [1, 2, 0]
+    assert (
+        evaluate([(truth_of(), boxes, scores)]).compute()
+        == evaluate([(truth_of(), boxes[order], scores[order])]).compute()
+    )
+
+
+def test_faces_of_a_picture_without_predictions_are_missed():
+    metric = WiderFaceMetric([OFFICIAL])
+    metric.update(truth_of(), TWO_FACES, np.array([0.9, 0.8]))
+    metric.update(truth_of(picture_id="e/q"), np.empty((0, 4)), np.empty(0))
+    assert metric.compute()["official"]["hard"] == 0.5
+
+
+def test_predictions_in_a_picture_without_boxes_count_only_for_the_score_range():
+    nobody = truth_of(np.empty((0, 4)), np.empty((3, 0), bool), "e/q")
+    metric = WiderFaceMetric([OFFICIAL])
+    metric.update(truth_of(), TWO_FACES, np.array([0.5, 0.25]))
+    metric.update(nobody, TWO_FACES, np.array([1.0, 0.0]))
+    assert metric.compute()["official"]["easy"] == 1.0
+    recall = metric.curves()["official"]["easy"].recall
+    # t_499 = 0.5 and t_749 = 0.25.
+    assert (recall[498], recall[499], recall[748], recall[749]) == (0.0, 0.5, 0.5, 1.0)
+
+
+def test_no_face_counts_at_a_difficulty():
+    metric = WiderFaceMetric([GUIDE])
+    metric.update(truth_of(counted=[[0, 0], [1, 0], [1, 1]]), TWO_FACES, np.array([0.9, 0.8]))
+    assert metric.compute()["guide"] == {"easy": 0.0, "medium": 1.0, "hard": 1.0}
+
+
+def test_nothing_updated():
+    expected = {p.name: dict.fromkeys(DIFFICULTIES, 0.0) for p in PROTOCOLS}
+    assert WiderFaceMetric().compute() == expected
+
+
+def test_normalise():
+    assert normalise(np.array([0.75, 0.25, 0.5])).tolist() == [1.0, 0.0, 0.5]
+    # The range starts at [1, 0], so it spans at least from the least score to 0 or from 1 on.
+    assert normalise(np.array([-1.0, -2.0])).tolist() == [0.5, 0.0]
+    assert normalise(np.array([2.0, 3.0])).tolist() == [0.5, 1.0]
+    assert normalise(np.array([0.3, 0.3])).tolist() == [1.0, 1.0]
+    assert normalise(np.empty(0)).tolist() == []
+
+
+def test_thresholds():
+    thresholds = score_thresholds()
+    assert thresholds.tolist() == [1 - (k + 1) / 1000 for k in range(1000)]
+    assert thresholds[-1] == 0
+
+
+def test_average_precision_takes_the_envelope():
+    # By hand: 0.5 * max(0.5, 0.75) + 0.25 * 0.75 + 0.25 * 0.
+    recall, precision = np.array([0.5, 0.75]), np.array([0.5, 0.75])
+    assert average_precision(recall, precision) == pytest.approx(0.5625)
+
+
+def test_picture_updated_twice():
+    metric = WiderFaceMetric()
+    metric.update(truth_of(), TWO_FACES, np.array([0.9, 0.8]))
+    assert "e/p" in metric
+    with pytest.raises(ValueError, match="e/p was already updated"):
+        metric.update(truth_of(), TWO_FACES, np.array([0.9, 0.8]))
+
+
+def test_merge_refuses_a_picture_in_both_and_keeps_its_own():
+    one, other = (evaluate([(truth_of(), TWO_FACES, np.array([0.9, 0.8]))]) for _ in range(2))
+    before = one.compute()
+    with pytest.raises(ValueError, match="in both metrics, such as e/p"):
+        one.merge(other)
+    assert one.compute() == before
+
+
+def test_merge_refuses_other_protocols():
+    with pytest.raises(ValueError, match="cannot merge"):
+        WiderFaceMetric([OFFICIAL]).merge(WiderFaceMetric([GUIDE]))
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores"),
+    [
+        (TWO_FACES, [0.9]),
+        (TWO_FACES, [[0.9], [0.8]]),
+        (TWO_FACES, [0.9, np.nan]),
+        (np.where(TWO_FACES > 50, np.inf, TWO_FACES), [0.9, 0.8]),
+    ],
+)
+def test_update_refuses_bad_arrays(boxes, scores):
+    metric = WiderFaceMetric()
+    with pytest.raises(ValueError, match="e/p"):
+        metric.update(truth_of(), boxes, np.array(scores))
+    assert len(metric) == 0
+
+
+@pytest.mark.parametrize("iou_threshold", [0, -0.1, 1.1, float("nan")])
+def test_protocol_refuses_thresholds_out_of_range(iou_threshold):
+    with pytest.raises(ValueError, match="IoU threshold"):
+        Protocol("mine", iou_threshold)
+
+
+def test_protocols_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="one name"):
+        WiderFaceMetric([OFFICIAL, Protocol("official", 0.7)])

@@ -1,0 +1,263 @@
+"""Prediction files: all the habits of writing them, damaged ones, and exact round trips."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from cfdist.errors import UserError
+from cfdist.widerface.predictions import (
+    GUIDE_STYLE,
+    OFFICIAL_STYLE,
+    STYLES,
+    find_prediction_files,
+    format_rows,
+    prediction_text,
+    read_predictions_file,
+    rows,
+    rows_guide,
+    rows_official,
+)
+
+BOXES = [[1.5, 2, 30, 40], [5, 6, 70, 80.25]]
+SCORES = [0.9, 0.125]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "p.txt"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "e/p.jpg\n2\n1.5 2 30 40 0.9\n5 6 70 80.25 0.125\n",
+        "e/p.jpg\n1\n1.5 2 30 40 0.9\n5 6 70 80.25 0.125\n",
+        "e/p.jpg\n0\n1.5 2 30 40 0.9\n5 6 70 80.25 0.125\n",
+        "p\n2\n1.5 2 30 40 0.9\n5 6 70 80.25 0.125",
+        "p \n2 \n1.5 2 30 40 0.9 \n5 6 70 80.25 0.125 \n",
+        "p\r\n2\r\n1.5 2 30 40 0.9\r\n5 6 70 80.25 0.125\r\n",
+        "p\n2\n5 6 70 80.25 0.125\n1.5 2 30 40 0.9\n",
+        "p\n2\n1.5e0 2E0 3e+1 +40 9e-1\n5 6 70 8025e-2 .125\n",
+        "p\n2\n1.5\t2  30 40 0.9\n\n5 6 70 80.25 0.125\n\n \n",
+        "p\xe9\u4eba\n2\n1.5 2 30 40 0.9\n5 6 70 80.25 0.125\n",
+    ],
+    ids=[
+        "official",
+        "count-1",
+        "count-0",
+        "bare-name",
+        "trailing-spaces",
+        "crlf",
+        "unsorted",
+        "scientific",
+        "tabs-and-blank-lines",
+        "non-ascii-header",
+    ],
+)
+def test_habits_of_writing(file: Path, text: str):
+    file.write_bytes(text.encode())
+    boxes, scores = read_predictions_file(file)
+    assert (boxes.dtype, scores.dtype) == (np.float64, np.float64)
+    assert boxes.tolist() == BOXES
+    assert scores.tolist() == SCORES
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "p\n0\n", "p\r\n0", "p\n0\n\n \n", "p\n1\n"])
+def test_no_predictions(file: Path, text: str):
+    file.write_bytes(text.encode())
+    boxes, scores = read_predictions_file(file)
+    assert boxes.shape == (0, 4)
+    assert scores.shape == (0,)
+
+
+def test_equal_scores_keep_the_order_of_the_file(file: Path):
+    file.write_text("p\n3\n1 0 1 1 0.5\n2 0 1 1 0.7\n3 0 1 1 0.5\n")
+    assert read_predictions_file(file)[0][:, 0].tolist() == [2, 1, 3]
+
+
+def test_negative_sizes_are_kept(file: Path):
+    file.write_text("p\n1\n1 2 -3 -4 0.5\n")
+    assert read_predictions_file(file)[0].tolist() == [[1, 2, -3, -4]]
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("p\n3\n1 2 3 4 0.5\n1 2 3 4 0.5\n", ("line 2", "promises 3", "holds 2", "cut short")),
+        ("p\n2\n", ("promises 2", "holds 0")),
+        ("p\n", ("no second line",)),
+        ("1 2 3 4 0.5\n1 2 3 4 0.5\n", ("line 2", "1 2 3 4 0.5", "number of predictions")),
+        ("p\n-1\n", ("line 2",)),
+        ("p\n1.0\n1 2 3 4 0.5\n", ("line 2",)),
+        ("p\n" + "9" * 5000 + "\n", ("line 2",)),
+        ("p\n2\n1 2 3 4 0.5\n1 2 3 4\n", ("line 4", "4 columns")),
+        ("p\n2\n1 2 3 4 0.5 6\n1 2 3 4\n", ("line 3", "6 columns")),
+        ("p\n1\n1 2 3 0.5\n", ("line 3", "4 columns")),
+        ("p\n1\n1,2,3,4,0.5\n", ("line 3", "1 columns")),
+        ("p\n2\n\n1 2 three 4 0.5\n", ("line 4", "'three' is not a number")),
+        ("p\n1\n1 2 3 4 0.5#\n", ("line 3", "'0.5#' is not a number")),
+        ("p\n1\n1_0 2 3 4 0.5\n", ("line 3", "'1_0' is not a number")),
+        ("p\n2\n1 2 3 4 0.5\n1 nan 3 4 0.5\n", ("line 4", "'nan' is not a finite number")),
+        ("p\n1\n1 2 3 4 -inf\n", ("line 3", "'-inf' is not a finite number")),
+        ("p\n1\n1 2 3 4 1e999\n", ("line 3", "'1e999' is not a finite number")),
+    ],
+)
+def test_damaged_files(file: Path, text: str, parts: tuple[str, ...]):
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        read_predictions_file(file)
+    for part in (str(file), *parts):
+        assert part in str(caught.value)
+
+
+def test_missing_file(file: Path):
+    with pytest.raises(UserError, match="cannot read prediction file"):
+        read_predictions_file(file)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(body=st.one_of(st.binary(max_size=60), st.text("0123456789.e- \n\r\t", max_size=60)))
+@example(body=b"1 2 3\r4 5")
+@example(body=b"1 2 3 4 5\x00")
+def test_any_body_is_read_or_refused_politely(file: Path, body: bytes | str):
+    file.write_bytes(b"p\n1\n" + (body if isinstance(body, bytes) else body.encode()))
+    try:
+        boxes, scores = read_predictions_file(file)
+    except UserError as error:
+        assert str(file) in str(error)
+    else:
+        assert boxes.shape == (len(scores), 4)
+        assert np.isfinite(boxes).all()
+        assert (np.diff(scores) <= 0).all()
+
+
+# --- Writing ----------------------------------------------------------------------------------
+
+coordinate = st.floats(-1e6, 1e6, width=32)
+detection = st.tuples(*[coordinate] * 4, st.floats(0, 1, width=32))
+
+
+def detections(items) -> tuple[np.ndarray, np.ndarray]:
+    table = np.array(items, np.float32).reshape(-1, 5)
+    return table[:, :4], table[:, 4]
+
+
+def bits(table: np.ndarray) -> list[list[int]]:
+    """Float64 as integers, so that -0.0 differs from 0.0."""
+    return np.ascontiguousarray(table).view(np.int64).tolist()
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=list(STYLES))
+@settings(deadline=None)
+@given(items=st.lists(detection, max_size=20))
+@example(items=[(0.0625, 0.25, -0.04, 0.35, 0.0005), (-0.0, 1e-30, 1e6, -1e6, 0.9999999)])
+def test_rows_equal_their_text_bit_for_bit(style, items):
+    table = rows(*detections(items), style)
+    parsed = [[float(field) for field in line.split()] for line in format_rows(table, style)]
+    assert bits(table) == bits(np.array(parsed, np.float64).reshape(-1, 5))
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=list(STYLES))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(items=st.lists(detection, max_size=20))
+def test_reading_gives_what_was_written(file: Path, style, items):
+    boxes, scores = detections(items)
+    order = np.argsort(-scores, kind="stable")
+    table = rows(boxes[order], scores[order], style)
+    file.write_text(prediction_text("e/p", table, style))
+    read_boxes, read_scores = read_predictions_file(file)
+    assert bits(np.column_stack((read_boxes, read_scores))) == bits(table)
+
+
+@pytest.mark.parametrize("style", STYLES.values(), ids=list(STYLES))
+@settings(deadline=None)
+@given(items=st.lists(detection, min_size=1, max_size=20))
+def test_rounding_is_that_of_the_text(style, items):
+    """Rounding first changes no character of the text of the numbers as they came."""
+    boxes, scores = detections(items)
+    wide = boxes.astype(np.float64)
+    sizes = wide[:, 2:] - wide[:, :2] + style.size_offset
+    unrounded = np.column_stack((wide[:, :2], sizes, scores.astype(np.float64)))
+    assert format_rows(rows(boxes, scores, style), style) == format_rows(unrounded, style)
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_guide_lines_equal_the_reference(shared: Path, index: int):
+    with np.load(shared / f"golden/decode_{index}.npz") as golden:
+        reference = golden["seed_dets"]
+        lines = golden["seed_lines"].tolist()
+    assert len(lines) == 200
+    assert format_rows(rows_guide(reference[:, :4], reference[:, 4]), GUIDE_STYLE) == lines
+
+
+def test_prediction_text():
+    boxes = np.array([[10.06, 20, 30, 40.5]], np.float32)
+    scores = np.array([0.12345678], np.float32)
+    assert prediction_text("0--Parade/a", rows_official(boxes, scores), OFFICIAL_STYLE) == (
+        "0--Parade/a.jpg\n1\n10.060 20.000 19.940 20.500 0.123457\n"
+    )
+    assert prediction_text("0--Parade/a", rows_guide(boxes, scores), GUIDE_STYLE) == (
+        "0--Parade/a.jpg\n1\n10.1 20.0 20.9 21.5 0.123\n"
+    )
+    nothing = rows_official(np.empty((0, 4), np.float32), np.empty(0, np.float32))
+    assert nothing.shape == (0, 5)
+    assert prediction_text("e/p", nothing, OFFICIAL_STYLE) == "e/p.jpg\n0\n"
+
+
+@pytest.mark.parametrize(
+    ("boxes", "scores"),
+    [([[0, 0, 1, np.nan]], [0.5]), ([[0, 0, 1, 1]], [np.inf]), ([[0, 0, 1, 1]], [0.5, 0.5])],
+)
+def test_rows_refuse_bad_arrays(boxes, scores):
+    with pytest.raises(ValueError, match=r"finite|shape"):
+        rows_official(np.array(boxes, np.float32), np.array(scores, np.float32))
+
+
+# --- Finding ----------------------------------------------------------------------------------
+
+IDS = ["1--B/y", "0--A/x.1", "0--A/z"]
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def test_find_in_the_folder_itself(tmp_path: Path):
+    touch(tmp_path, "0--A/x.1.txt", "1--B/y.txt", "1--B/other.txt", "0--A/z.jpg", "notes.txt")
+    found, missing, unknown = find_prediction_files(tmp_path, iter(IDS))
+    assert found == {"1--B/y": tmp_path / "1--B/y.txt", "0--A/x.1": tmp_path / "0--A/x.1.txt"}
+    assert list(found) == IDS[:2]
+    assert missing == ["0--A/z"]
+    assert unknown == [tmp_path / "1--B/other.txt"]
+
+
+def test_find_in_a_wrapping_folder(tmp_path: Path):
+    touch(tmp_path, *(f"run/{picture_id}.txt" for picture_id in IDS), "run.log", "empty/a/b.txt")
+    found, missing, unknown = find_prediction_files(tmp_path, IDS)
+    assert found == {picture_id: tmp_path / f"run/{picture_id}.txt" for picture_id in IDS}
+    assert (missing, unknown) == ([], [])
+
+
+def test_several_wrapping_folders_are_ambiguous(tmp_path: Path):
+    touch(tmp_path, "first/0--A/z.txt", "second/0--A/z.txt")
+    with pytest.raises(UserError, match=r"several prediction folders .* first, second"):
+        find_prediction_files(tmp_path, IDS)
+
+
+def test_folder_without_any_file_of_the_set(tmp_path: Path):
+    touch(tmp_path, "0--A/other.txt", "x.txt")
+    with pytest.raises(UserError, match="no prediction file of the wanted pictures"):
+        find_prediction_files(tmp_path, IDS)
+
+
+def test_missing_folder(tmp_path: Path):
+    with pytest.raises(UserError, match="no prediction folder"):
+        find_prediction_files(tmp_path / "nowhere", IDS)
