@@ -40,6 +40,9 @@ def run_job(composed: DictConfig) -> None:
         checked = config.load(composed)
         job = importlib.import_module(f"jobs.{checked.job}")
         code = job.main(checked, output, started)
+    except KeyboardInterrupt:
+        _fail(EXIT_INTERRUPTED, f"interrupted; output_dir={output} goes on where this stopped")
+        raise
     except UserError as error:
         code = _fail(EXIT_BAD_INPUT, str(error))
     except OmegaConfBaseException as error:
@@ -68,7 +71,7 @@ def launch(hydra_main: Callable[[], None]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         return _fail(EXIT_BAD_INPUT, config.one_line(error))
     except KeyboardInterrupt:
-        return _fail(EXIT_INTERRUPTED, "interrupted; give the same output_dir to go on")
+        return EXIT_INTERRUPTED
     return max(_exit_codes, default=0)
 
 

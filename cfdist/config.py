@@ -206,7 +206,7 @@ def _check_value(key: str, value: Any, rules: Any) -> None:
     if choices and value not in choices:
         raise UserError(f"{key}={value}: choose one of {', '.join(choices)}")
     low, high = rules.get("minimum"), rules.get("maximum")
-    if low is not None and value < low or high is not None and value > high:
+    if (low is not None and value < low) or (high is not None and value > high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"
         raise UserError(f"{key}={value}: must be {bounds}")
     if "multiple" in rules and value % rules["multiple"]:

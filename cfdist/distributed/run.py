@@ -27,6 +27,8 @@ AHEAD = 2
 # A device that fails is started again in the next round, so often.
 MAX_ROUNDS = 3
 
+REDUCER = "reducer"
+
 
 @dataclass
 class Timeline:
@@ -192,8 +194,11 @@ class DevicePool:
                 ray.get(actor.close.remote())
             except ray.exceptions.RayError as error:
                 log.warning("%s gave no report: %s", name, error)
-            ray.kill(actor)
-        self.actors.clear()
+
+    def kill(self) -> None:
+        """End the actors, whatever they are doing."""
+        _kill(self.actors)
+        self.actors = {}
 
 
 class _Work:
@@ -218,9 +223,9 @@ class _Work:
     def next_chunk(self) -> list[WorkItem]:
         """The next items; empty when there are none left."""
         size = self._chunk
-        if self._free_batch:
-            # Towards the end in ever smaller pieces, so that all devices end together.
-            size = min(size, max(1, ceil(self._left / (2 * self._slots))))
+        if self._free_batch and self._left < size * self._slots:
+            # The last round is dealt out evenly, so that all devices end together.
+            size = ceil(self._left / self._slots)
         size = min(size, self._left)
         self._left -= size
         return [WorkItem(**next(self._rows)) for _ in range(size)]
@@ -261,11 +266,10 @@ def evaluate_manifest(
     import ray
 
     order = tuple(item.id for item in manifest.items)
-    needed = {id: truth[id] for id in order}
     reducer = (
         ray.remote(Reducer)
-        .options(name="reducer", num_cpus=0, max_concurrency=2 * plan.count + 1)
-        .remote(spec, needed, order, output, fingerprint, style)
+        .options(name=REDUCER, num_cpus=0, max_concurrency=2 * plan.count + 1)
+        .remote(spec, {id: truth[id] for id in order}, order, output, fingerprint, style)
     )
     pool = DevicePool(backend, spec, options, plan, reducer)
     timeline = Timeline(plan.count * plan.slots)
@@ -274,25 +278,47 @@ def evaluate_manifest(
         timeline.add(report.done + report.failed)
         on_done(report)
 
-    pool.start()
+    try:
+        pool.start()
+        resumed = len(ray.get(reducer.done.remote()))
+        on_ready(resumed)
+        ready_at = time.time()
+        timeline.started = time.perf_counter()
+        _run_rounds(manifest, pool, reducer, advance)
+        pool.close()
+        evaluation = ray.get(reducer.finish.remote())
+    finally:
+        pool.kill()
+        _kill({REDUCER: reducer})
+    return Outcome(evaluation, pool.reports, timeline, resumed, ready_at)
+
+
+def _run_rounds(
+    manifest: Manifest, pool: DevicePool, reducer, advance: Callable[[ChunkReport], None]
+) -> None:
+    """Rounds over what is missing until nothing is; raises what stopped a round for good."""
+    import ray
+
     done = ray.get(reducer.done.remote())
-    resumed = len(done)
-    on_ready(resumed)
-    ready_at = time.time()
-    timeline.started = time.perf_counter()
     for round_number in range(1, MAX_ROUNDS + 1):
         missing = [item for item in manifest.items if item.id not in done]
         if not missing:
-            break
+            return
         if round_number > 1:
             log.warning("round %d: %d pictures left", round_number, len(missing))
             pool.start()
         problems = pool.run_round(missing, advance)
-        done = ray.get(reducer.done.remote())
-        stuck = len(done) + len(missing) == len(order)
-        if problems and (stuck or round_number == MAX_ROUNDS):
+        before, done = len(done), ray.get(reducer.done.remote())
+        if problems and (len(done) == before or round_number == MAX_ROUNDS):
             raise problems[0]
-    pool.close()
-    evaluation = ray.get(reducer.finish.remote())
-    ray.kill(reducer)
-    return Outcome(evaluation, pool.reports, timeline, resumed, ready_at)
+
+
+def _kill(actors: dict[str, object]) -> None:
+    """End named actors and wait until their names are free for the next run."""
+    import ray
+
+    for actor in actors.values():
+        ray.kill(actor)
+    deadline = time.monotonic() + 10
+    while actors.keys() & set(ray.util.list_named_actors()) and time.monotonic() < deadline:
+        time.sleep(0.02)

@@ -55,7 +55,8 @@ def build_manifest(root: Path, ids: Sequence[str], limit: int | None = None) -> 
     """Hold a picture folder against the ground truth's pictures.
 
     Args:
-        root: A folder with `images/<event>/<stem>.jpg` (as `WIDER_val`), or that `images` folder.
+        root: A folder with `images/<event>/<stem>.jpg` (as `WIDER_val`), one that holds
+            `WIDER_val`, or the `images` folder itself.
         ids: The ground truth's "<event>/<stem>", in its order.
         limit: Take only the first so many of the pictures that are there.
 
@@ -67,7 +68,8 @@ def build_manifest(root: Path, ids: Sequence[str], limit: int | None = None) -> 
             f"dataset.root={root}: no such folder; give the folder that holds "
             "images/<event>/<name>.jpg (WIDER_val)"
         )
-    images = root / "images" if (root / "images").is_dir() else root
+    below = (root / "images", root / "WIDER_val" / "images")
+    images = next((folder for folder in below if folder.is_dir()), root)
     there = _scan(images)
     items = [WorkItem(id, *there.pop(id)) for id in ids if id in there]
     if not items:

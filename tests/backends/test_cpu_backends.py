@@ -1,0 +1,103 @@
+"""OpenVINO and ONNX Runtime give the same head maps, whatever the batch."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from cfdist import backends
+from cfdist.backends.base import DeviceSettings
+from cfdist.errors import UserError
+from cfdist.preprocess import to_model_input
+
+OPTIONS = {"precision": "f32", "providers": ["CPUExecutionProvider"]}
+HEADS = ("hm", "wh", "offset", "landmarks")
+
+
+def pictures(count: int, size: int = 160) -> np.ndarray:
+    """Smooth random pictures: (n, size, size, 3) u8."""
+    random = np.random.default_rng(1)
+    small = random.integers(0, 256, (count, 8, 8, 3), np.uint8)
+    return np.stack([cv2.resize(one, (size, size), interpolation=cv2.INTER_CUBIC) for one in small])
+
+
+def infer(name: str, model, warped: np.ndarray, slots: int = 1):
+    backend = backends.create(name, model, DeviceSettings(2, slots, 0, OPTIONS))
+    try:
+        return backend.infer(to_model_input(warped, backend.contract))
+    finally:
+        backend.close()
+
+
+def test_backends_agree_on_random_pictures(spec):
+    model = spec(height=160, width=160, batch=3)
+    warped = pictures(3)
+    openvino, onnxruntime = (infer(name, model, warped) for name in ("openvino", "onnxruntime"))
+    for head in HEADS:
+        a, b = getattr(openvino, head), getattr(onnxruntime, head)
+        assert a.dtype == b.dtype == np.float32
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-3)
+
+
+def test_normalisation_is_the_same_inside_and_outside_the_graph(spec):
+    model = spec(
+        height=160,
+        width=160,
+        color="BGR",
+        scale=1 / 255,
+        mean=(0.408, 0.447, 0.470),
+        std=(0.289, 0.274, 0.278),
+    )
+    warped = pictures(2)
+    openvino, onnxruntime = (infer(name, model, warped) for name in ("openvino", "onnxruntime"))
+    for head in HEADS:
+        np.testing.assert_allclose(
+            getattr(openvino, head), getattr(onnxruntime, head), rtol=0, atol=1e-3
+        )
+
+
+@pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
+def test_a_part_of_a_batch_gives_the_same_numbers(spec, name):
+    model = spec(height=160, width=160, batch=4)
+    warped = pictures(4)
+    whole = infer(name, model, warped)
+    for head in HEADS:
+        alone = getattr(infer(name, model, warped[2:3]), head)
+        np.testing.assert_allclose(alone[0], getattr(whole, head)[2], rtol=0, atol=1e-4)
+
+
+def test_results_stay_when_the_next_batch_runs(spec):
+    model = spec(height=160, width=160, batch=1)
+    backend = backends.create("openvino", model, DeviceSettings(1, 1, 0, OPTIONS))
+    first = backend.infer(pictures(1))
+    kept = first.hm.copy()
+    backend.infer(255 - pictures(1))
+    np.testing.assert_array_equal(first.hm, kept)
+
+
+def test_unknown_and_missing_backends_are_refused(monkeypatch):
+    with pytest.raises(UserError, match="backend=tensorrt: no such backend"):
+        backends.resolve("tensorrt")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="'openvino' is not installed"):
+        backends.resolve("openvino")
+
+
+def test_auto_prefers_openvino(monkeypatch):
+    assert backends.resolve("auto") == "openvino"
+    import importlib.util
+
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name: None if name == "openvino" else there(name)
+    )
+    assert backends.resolve("auto") == "onnxruntime"
+
+
+def test_a_provider_that_is_not_there_is_refused(spec):
+    backend = backends.backend_class("onnxruntime")
+    with pytest.raises(UserError, match="'NoSuchProvider' is not in the installed onnxruntime"):
+        backend.check(spec(), {"providers": ["NoSuchProvider"]})
+    with pytest.raises(UserError, match="name at least one"):
+        backend.check(spec(), {"providers": []})

@@ -1,0 +1,96 @@
+"""Which ONNX files are taken, and what is said of the others."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from cfdist.backends.onnx_file import load_onnx
+from cfdist.errors import UserError
+
+
+def small_network(path, *, input_shape=("n", 3, 64, 64), channels=(1, 2, 2, 10), dtype=1, reshape=None):
+    """An ONNX of four strided 1x1 convolutions, one a head; saves it to `path`."""
+    nodes, weights, outputs = [], [], []
+    source = "image"
+    if reshape:
+        weights.append(helper.make_tensor("shape", TensorProto.INT64, [4], reshape))
+        nodes.append(helper.make_node("Reshape", ["image", "shape"], ["fixed"]))
+        source = "fixed"
+    for i, count in enumerate(channels):
+        weights.append(
+            helper.make_tensor(f"w{i}", TensorProto.FLOAT, [count, 3, 1, 1], [0.1] * 3 * count)
+        )
+        nodes.append(helper.make_node("Conv", [source, f"w{i}"], [f"output{i + 1}"], strides=[4, 4]))
+        outputs.append(helper.make_tensor_value_info(f"output{i + 1}", TensorProto.FLOAT, [None] * 4))
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("image", dtype, input_shape)],
+        outputs,
+        weights,
+    )
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=7), path
+    )
+    return path
+
+
+def shape_of(value: onnx.ValueInfoProto) -> list:
+    return [d.dim_value or d.dim_param for d in value.type.tensor_type.shape.dim]
+
+
+def test_the_authors_file_takes_any_size_despite_its_label(spec):
+    model = load_onnx(spec(height=320, width=640))
+    assert [value.name for value in model.graph.input] == ["input.1"]
+    assert shape_of(model.graph.input[0]) == ["batch", 3, 320, 640]
+    assert [v.name for v in model.graph.output] == ["537", "538", "539", "540"]
+    assert [shape_of(v)[1:] for v in model.graph.output] == [[c, 80, 160] for c in (1, 2, 2, 10)]
+
+
+def test_outputs_are_taken_in_the_file_s_order_or_by_name(spec, tmp_path):
+    path = small_network(tmp_path / "m.onnx", channels=(10, 1, 2, 2))
+    named = ("output2", "output3", "output4", "output1")
+    model = load_onnx(spec(path, outputs=named, height=64, width=64))
+    assert [v.name for v in model.graph.output] == list(named)
+    with pytest.raises(UserError, match=r"'output1' \(hm\) has shape \(batch, 10, 16, 16\)"):
+        load_onnx(spec(path, outputs=None, height=64, width=64))
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ({"input_shape": ("n", 3, 64)}, "has rank 3, expected 4"),
+        ({"input_shape": ("n", 1, 64, 64)}, "has 1 channels"),
+        ({"dtype": TensorProto.FLOAT16}, "is FLOAT16, expected FLOAT"),
+        ({"channels": (1, 2, 2)}, "outputs are 'output1', 'output2', 'output3', expected four"),
+        ({"channels": (1, 2, 2, 8)}, r"'output4' \(landmarks\) has shape \(batch, 8, 32, 32\)"),
+        ({"reshape": [1, 3, 64, 64]}, "has shape|does not take an input"),
+    ],
+    ids=["rank", "channels", "dtype", "too few outputs", "other head", "fixed size inside"],
+)
+def test_other_networks_are_refused_by_name(spec, tmp_path, network, message):
+    path = tmp_path / "net.onnx"
+    try:
+        small_network(path, **network)
+    except Exception as error:  # the test's own network is wrong, not the refusal
+        pytest.fail(f"could not make the network: {error}")
+    with pytest.raises(UserError, match=message) as refused:
+        load_onnx(spec(path, outputs=None, height=128, width=128))
+    assert "net.onnx" in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_missing_outputs_are_named(spec, tmp_path):
+    path = small_network(tmp_path / "m.onnx")
+    with pytest.raises(UserError, match="missing '537', '538', '539', '540'"):
+        load_onnx(spec(path, height=64, width=64))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00\x01 no model", b"\xff" * 1000])
+def test_files_that_are_no_onnx_are_refused(spec, tmp_path, content):
+    path = tmp_path / "junk.onnx"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"junk\.onnx: not a valid ONNX file"):
+        load_onnx(spec(path))

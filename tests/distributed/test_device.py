@@ -1,0 +1,83 @@
+"""A device's pipeline without Ray: files in, peaks out."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from cfdist.backends.base import DeviceSettings
+from cfdist.decode import select_peaks
+from cfdist.distributed.device import Device
+from cfdist.preprocess import read_into
+from cfdist.widerface.manifest import WorkItem
+
+OPTIONS = {"precision": "f32", "providers": ["CPUExecutionProvider"]}
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory) -> list[WorkItem]:
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(3)
+    items = []
+    for i in range(7):
+        small = random.integers(0, 256, (6, 6, 3), np.uint8)
+        path = folder / f"{i}.jpg"
+        cv2.imwrite(str(path), cv2.resize(small, (100 + 20 * i, 150)))
+        items.append(WorkItem(f"e/{i}", str(path), path.stat().st_size))
+    return items
+
+
+@pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
+def device(request, spec):
+    model = spec(height=96, width=96, batch=2)
+    device = Device(request.param, model, DeviceSettings(2, 1, 0, OPTIONS), feeders=2)
+    device.warm_up(chunk=4, buffers=2)
+    yield device
+    device.close()
+
+
+def test_peaks_are_those_of_the_plain_steps(device, items):
+    result = device.find_peaks(items[:3])
+    assert result.ids == ("e/0", "e/1", "e/2")
+    assert result.sizes.tolist() == [[100, 150], [120, 150], [140, 150]]
+    assert result.failures == ()
+    for i, item in enumerate(items[:3]):
+        row = np.zeros((96, 96, 3), np.uint8)
+        read_into(item.path, row)
+        plain = select_peaks(device._infer_batch(row[None]))
+        np.testing.assert_allclose(result.peaks.score[i], plain.score[0], rtol=0, atol=1e-5)
+
+
+def test_broken_pictures_leave_the_others_alone(device, items, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    bad = WorkItem("e/bad", str(broken), 10)
+    alone = device.find_peaks([items[5]])
+
+    result = device.find_peaks([bad, items[5], WorkItem("e/gone", str(tmp_path / "no"), 0)])
+
+    assert result.ids == ("e/5",)
+    assert result.failures == (
+        ("e/bad", "not a picture that OpenCV can decode"),
+        ("e/gone", "cannot be read: No such file or directory"),
+    )
+    np.testing.assert_allclose(result.peaks.score, alone.peaks.score, rtol=0, atol=1e-5)
+
+
+def test_a_chunk_of_broken_pictures_only(device, tmp_path):
+    result = device.find_peaks([WorkItem("e/gone", str(tmp_path / "no"), 0)])
+    assert result.ids == ()
+    assert result.sizes.shape == (0, 2)
+    assert len(result.peaks.score) == 0
+    assert len(result.failures) == 1
+
+
+def test_the_report_counts_pictures_and_full_batches(device, items):
+    before = device.report()
+    pictures, batches = before.pictures, len(before.batch_ms)
+    device.find_peaks(items[:3])
+    after = device.report()
+    assert after.pictures - pictures == 3
+    assert len(after.batch_ms) - batches == 1
+    assert after.busy_seconds > 0

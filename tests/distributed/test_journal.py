@@ -1,0 +1,58 @@
+"""The journal keeps what was appended, whatever happens to the process."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cfdist.detections import Detections
+from cfdist.distributed.journal import Journal, check_identity
+from cfdist.errors import UserError
+
+
+def found(id: str) -> Detections:
+    return Detections(id, np.ones((2, 4), np.float32), np.ones(2, np.float32))
+
+
+def ids(journal: Journal) -> list[str]:
+    return [d.id for batch in journal.read() for d in batch]
+
+
+def test_what_was_appended_is_read_by_the_next_start(tmp_path):
+    first = Journal(tmp_path / "j", "run")
+    first.append([found("a/1"), Detections("a/2", error="broken")])
+    first.append([found("a/3")])
+    # not closed: the process was killed
+
+    second = Journal(tmp_path / "j", "run")
+    assert ids(second) == ["a/1", "a/2", "a/3"]
+    second.append([found("a/4")])
+    second.close()
+    assert ids(Journal(tmp_path / "j", "run")) == ["a/1", "a/2", "a/3", "a/4"]
+
+
+@pytest.mark.parametrize("cut", [1, 10, 100, 300])
+def test_a_half_written_batch_is_left_out(tmp_path, cut):
+    journal = Journal(tmp_path / "j", "run")
+    journal.append([found("a/1")])
+    segment = next((tmp_path / "j").glob("segment-*"))
+    whole = segment.stat().st_size
+    journal.append([found("a/2")])
+    content = segment.read_bytes()
+    segment.write_bytes(content[: max(whole, len(content) - cut)])
+    assert ids(Journal(tmp_path / "j", "run")) == ["a/1"]
+
+
+def test_an_empty_segment_is_no_error(tmp_path):
+    journal = Journal(tmp_path / "j", "run")
+    (tmp_path / "j" / "segment-0000.arrow").touch()
+    assert ids(journal) == []
+
+
+def test_another_run_s_journal_is_refused(tmp_path):
+    Journal(tmp_path / "j", "one")
+    for open_it in (Journal, check_identity):
+        with pytest.raises(UserError, match="holds an unfinished run of other settings"):
+            open_it(tmp_path / "j", "two")
+    check_identity(tmp_path / "j", "one")
+    check_identity(tmp_path / "none", "one")

@@ -1,0 +1,144 @@
+"""Rounds through real Ray actors: lost devices, resumed runs, sharing of work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cfdist import inputs
+from cfdist.distributed import cluster
+from cfdist.distributed.run import Timeline, evaluate_manifest
+from cfdist.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+OPTIONS = {"precision": "f32"}
+
+
+@pytest.fixture(scope="module")
+def run(compose, spec):
+    """Evaluates the first 40 sample pictures at a small input size."""
+    config = compose("dataset.limit=40")
+    truth = inputs.find_ground_truth(config.dataset)
+    manifest = inputs.find_pictures(config.dataset, truth)
+    model = spec(height=256, width=256, batch=4)
+
+    def evaluate(output: Path, devices: int = 2, on_done=lambda report: None):
+        plan = cluster.plan_devices(
+            "cpu", devices, feeders=1, streams=1, batch_pixels=4 * 256 * 256
+        )
+        return evaluate_manifest(
+            manifest,
+            truth,
+            backend="openvino",
+            spec=model,
+            options=OPTIONS,
+            plan=plan,
+            output=output,
+            fingerprint="f",
+            style="official",
+            on_ready=lambda done: None,
+            on_done=on_done,
+        )
+
+    return evaluate
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """An undisturbed run and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(folder), folder
+
+
+def same_files(a: Path, b: Path) -> bool:
+    names = sorted(p.relative_to(a) for p in a.rglob("*") if p.is_file())
+    assert names == sorted(p.relative_to(b) for p in b.rglob("*") if p.is_file())
+    return all((a / name).read_bytes() == (b / name).read_bytes() for name in names)
+
+
+def test_a_whole_run(whole):
+    outcome, folder = whole
+    assert sorted(outcome.devices) == ["device:0", "device:1"]
+    assert sum(report.pictures for report in outcome.devices.values()) == 40
+    assert all(report.pictures for report in outcome.devices.values())
+    assert outcome.evaluation.failures == ()
+    assert len(list((folder / "predictions").rglob("*.txt"))) == 40
+    assert not (folder / "journal").exists()
+
+
+def test_a_lost_device_changes_nothing_but_the_time(run, whole, tmp_path):
+    import ray
+
+    killed = []
+
+    def kill_one(report):
+        if not killed:
+            killed.append(True)
+            ray.kill(ray.get_actor("device:1"))
+
+    outcome = run(tmp_path, on_done=kill_one)
+
+    assert killed
+    assert outcome.evaluation.ap == whole[0].evaluation.ap
+    assert same_files(tmp_path, whole[1])
+
+
+def test_an_interrupted_run_does_only_the_rest(run, whole, tmp_path):
+    import ray
+
+    class Interrupted(Exception):
+        pass
+
+    seen = []
+
+    def interrupt(report):
+        seen.append(report.done)
+        if len(seen) == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        run(tmp_path, on_done=interrupt)
+    assert (tmp_path / "journal").is_dir()
+    for name in ("device:0", "device:1", "reducer"):
+        with pytest.raises(ValueError):
+            ray.get_actor(name)  # an aborted run leaves no actor behind
+
+    outcome = run(tmp_path)
+
+    assert outcome.resumed >= sum(seen)
+    inferred = sum(report.pictures for report in outcome.devices.values())
+    assert inferred == 40 - outcome.resumed
+    assert outcome.evaluation.ap == whole[0].evaluation.ap
+    assert same_files(tmp_path / "predictions", whole[1] / "predictions")
+
+
+def test_more_accelerators_than_there_are_is_the_user_s_error():
+    with pytest.raises(UserError, match="devices=2: Ray sees 0 NPU"):
+        cluster.plan_devices("npu", 2, feeders="auto", streams="auto", batch_pixels=1)
+    with pytest.raises(UserError, match="devices=auto: Ray sees 0 GPU"):
+        cluster.plan_devices("gpu", "auto", feeders="auto", streams="auto", batch_pixels=1)
+
+
+def test_cores_are_shared_between_cpu_devices():
+    import ray
+
+    cores = int(ray.cluster_resources()["CPU"])
+    one = cluster.plan_devices("cpu", 1, feeders="auto", streams="auto", batch_pixels=1)
+    assert (one.count, one.threads, one.slots, one.feeders) == (1, cores, cores, cores)
+    many = cluster.plan_devices("cpu", 2 * cores, feeders=3, streams=1, batch_pixels=1)
+    assert (many.threads, many.slots, many.feeders, many.cpus) == (1, 1, 3, 0.5)
+    listed = cluster.plan_devices("cpu", [0, 1, 2], feeders=1, streams=1, batch_pixels=1)
+    assert listed.count == 3
+    crowded = cluster.plan_devices("cpu", 1, feeders=1, streams="auto", batch_pixels=10**12)
+    assert crowded.slots == 1
+
+
+def test_the_steady_rate_leaves_out_each_lane_s_first_chunk():
+    timeline = Timeline(lanes=2, started=0.0)
+    timeline.points = [(5.0, 8), (5.1, 16), (6.1, 24), (7.1, 32)]
+    assert timeline.steady_rate == pytest.approx(8.0)
+    assert timeline.seconds == 7.1
+    assert Timeline(lanes=2, points=timeline.points[:3]).steady_rate is None
+    assert Timeline(lanes=1).seconds == 0.0

@@ -1,0 +1,107 @@
+"""What a person gets wrong on the command line: one line, exit code 2, before Ray starts."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from cfdist.inputs import SAMPLE_FOLDER
+from cfdist.widerface.sample import ensure_sample
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return ensure_sample(SAMPLE_FOLDER)
+
+
+def assert_refused(result, *words: str) -> None:
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("cfdist: ")
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["devices=0"], ["devices=0", "from 1"]),
+        (["devices=many"], ["devices=many", "a number, a list or auto"]),
+        (["devices=[1,1]"], ["devices=[1, 1]"]),
+        (["model.batch=abc"], ["model.batch=abc", "Integer"]),
+        (["model.batch=0"], ["model.batch=0", "from 1"]),
+        (["modle.batch=4"], ["modle.batch", "did you mean model.batch?"]),
+        (["+anything=4"], ["anything", "no such key"]),
+        (["model.height=801"], ["model.height=801", "multiple of 32"]),
+        (["model.nms=1.5"], ["model.nms=1.5", "from 0 to 1"]),
+        (["model.convention=other"], ["choose one of centerface, centerface_pytorch"]),
+        (["backend=tensorrt"], ["backend=tensorrt", "no such choice", "openvino"]),
+        (["backend.streams=0"], ["backend.streams=0"]),
+        (["pipeline.feeders=0"], ["pipeline.feeders=0", "from 1"]),
+        (["eval=strict"], ["eval=strict", "guide, official"]),
+        (["job=train"], ["job=train", "choose one of evaluate"]),
+        (["batch"], ["batch", "key=value"]),
+        (["dataset=wider_val"], ["dataset.ground_truth: not given"]),
+        (["model=centerface_pytorch"], ["model.path", "comes without weights"]),
+        (["model.path=none.onnx"], ["none.onnx", "does not exist"]),
+        (["job=score"], ["predictions: not given"]),
+        (["job=score", "predictions=nowhere"], ["nowhere"]),
+        (["backend=onnxruntime", "backend.providers=[NoProvider]"], ["'NoProvider'"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_settings(command, arguments, words):
+    assert_refused(command(*arguments), *words)
+
+
+def test_pictures_that_are_not_there(command, tmp_path, sample):
+    truth = f"dataset.ground_truth={sample.ground_truth}"
+    result = command("dataset=wider_val", "dataset.root=nowhere", truth)
+    assert_refused(result, "dataset.root=nowhere", "no such folder")
+    (tmp_path / "empty").mkdir()
+    result = command("dataset=wider_val", "dataset.root=empty", truth)
+    assert_refused(result, "dataset.root=empty", "none of the ground truth's")
+    assert_refused(command("dataset=wider_val", truth), "dataset.root: not given")
+
+
+def test_a_ground_truth_folder_without_one_of_its_files(command, tmp_path, sample):
+    folder = tmp_path / "gt"
+    shutil.copytree(sample.ground_truth, folder)
+    (folder / "wider_medium_val.mat").unlink()
+    result = command(
+        "dataset=wider_val", f"dataset.root={sample.root}", f"dataset.ground_truth={folder}"
+    )
+    assert_refused(result, "wider_medium_val.mat")
+
+
+def test_model_files_that_are_none(command, tmp_path):
+    own = ("model.size=null", "model.sha256=null", "model.path=junk.onnx")
+    (tmp_path / "junk.onnx").write_bytes(b"no network")
+    assert_refused(command(*own), "junk.onnx", "not a valid ONNX file")
+    assert_refused(command("model.path=junk.onnx"), "10 bytes, expected 7304518")
+
+
+def test_a_finished_run_is_never_overwritten(command, tmp_path):
+    results = tmp_path / "done" / "results.json"
+    results.parent.mkdir()
+    results.write_text("{}")
+    assert_refused(command("output_dir=done"), "output_dir=", "holds a finished run")
+    assert results.read_text() == "{}"
+
+
+def test_a_cluster_that_does_not_answer(command):
+    result = command("cluster.address=127.0.0.1:1", "dataset.limit=1", timeout=120)
+    assert_refused(result, "cluster.address=127.0.0.1:1", "no Ray cluster answers")
+
+
+def test_help_explains_every_key(command):
+    from cfdist import config
+
+    result = command("--help")
+    assert result.returncode == 0
+    for key in config._all_keys(config.Config, ""):
+        line = next(x for x in result.stdout.splitlines() if x.split()[:1] == [key])
+        assert len(line.split()) > 2, f"{key} is not explained"

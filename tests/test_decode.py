@@ -1,0 +1,180 @@
+"""Peaks, boxes and suppression against the goldens and against plain loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from cfdist.decode import HeadMaps, Peaks, decode_boxes, nms, select_peaks
+from cfdist.preprocess import letterbox_affine
+from cfdist.widerface.predictions import GUIDE_STYLE, format_rows, rows
+
+
+def golden_heads(golden) -> HeadMaps:
+    return HeadMaps(*(golden[key][None] for key in ("hm", "wh", "hm_offset", "landmarks")))
+
+
+def heads_of(hm: np.ndarray, seed: int = 0) -> HeadMaps:
+    """Head maps with the given (n, h, w) heat maps and random other heads."""
+    random = np.random.default_rng(seed)
+    n, h, w = hm.shape
+    return HeadMaps(
+        hm[:, None].astype(np.float32),
+        *(random.normal(size=(n, c, h, w)).astype(np.float32) for c in (2, 2, 10)),
+    )
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_real_head_maps_decode_like_the_reference(shared, number):
+    golden = np.load(shared / "golden" / f"decode_{number}.npz")
+    size = np.array([[golden["width"], golden["height"]]])
+
+    peaks = select_peaks(golden_heads(golden))
+    decoded = decode_boxes(peaks, "centerface_pytorch", size, (800, 800))
+
+    reference = golden["seed_dets"]
+    np.testing.assert_allclose(decoded.boxes[0], reference[:, :4], rtol=0, atol=1e-3)
+    np.testing.assert_array_equal(peaks.score[0], reference[:, 4])
+    np.testing.assert_allclose(
+        decoded.landmarks[0].reshape(200, 10), reference[:, 5:], rtol=0, atol=1e-3
+    )
+    lines = format_rows(rows(decoded.boxes[0], peaks.score[0], GUIDE_STYLE), GUIDE_STYLE)
+    assert lines == list(golden["seed_lines"])
+
+
+def test_a_batch_decodes_like_its_pictures_alone(shared):
+    goldens = [np.load(shared / "golden" / f"decode_{i}.npz") for i in range(3)]
+    sizes = np.array([[g["width"], g["height"]] for g in goldens])
+    together = HeadMaps(
+        *(
+            np.concatenate([getattr(golden_heads(g), name) for g in goldens])
+            for name in ("hm", "wh", "offset", "landmarks")
+        )
+    )
+    peaks = select_peaks(together)
+    decoded = decode_boxes(peaks, "centerface", sizes, (800, 800))
+    for i, golden in enumerate(goldens):
+        alone_peaks = select_peaks(golden_heads(golden))
+        alone = decode_boxes(alone_peaks, "centerface", sizes[i : i + 1], (800, 800))
+        np.testing.assert_array_equal(decoded.boxes[i], alone.boxes[0])
+        np.testing.assert_array_equal(decoded.landmarks[i], alone.landmarks[0])
+        np.testing.assert_array_equal(peaks.score[i], alone_peaks.score[0])
+
+
+# Few distinct values, so that plateaus and equal scores are the rule.
+heat_maps = hnp.arrays(
+    np.float32,
+    st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 9)),
+    elements=st.sampled_from([0.0, 0.125, 0.25, 0.5, 0.75, 1.0]),
+)
+
+
+@settings(deadline=None)
+@given(heat_maps, st.integers(1, 12))
+def test_peaks_are_those_of_a_plain_loop(hm, k):
+    heads = heads_of(hm)
+    peaks = select_peaks(heads, k)
+    for i, one in enumerate(hm):
+        height, width = one.shape
+        found = [
+            (-one[r, c], r * width + c)
+            for r in range(height)
+            for c in range(width)
+            if one[r, c] > 0
+            and one[r, c] == one[max(0, r - 1) : r + 2, max(0, c - 1) : c + 2].max()
+        ]
+        found = sorted(found)[:k]
+        count = len(found)
+        assert peaks.cell[i, :count].tolist() == [cell for _, cell in found]
+        assert peaks.score[i, :count].tolist() == [-negative for negative, _ in found]
+        assert not peaks.score[i, count:].any()
+        for row, (_, cell) in enumerate(found):
+            r, c = divmod(cell, width)
+            np.testing.assert_array_equal(peaks.values[i, row, 0:2], heads.wh[i, :, r, c])
+            np.testing.assert_array_equal(peaks.values[i, row, 2:4], heads.offset[i, :, r, c])
+            np.testing.assert_array_equal(peaks.values[i, row, 4:], heads.landmarks[i, :, r, c])
+
+
+def test_empty_and_nan_maps_have_no_peaks():
+    peaks = select_peaks(heads_of(np.zeros((2, 5, 5))))
+    assert not peaks.score.any()
+    assert not select_peaks(heads_of(np.full((1, 5, 5), np.nan))).score.any()
+
+
+def one_peak(cell: int, values: list[float], map_width: int = 200) -> Peaks:
+    return Peaks(
+        np.array([[0.5]], np.float32),
+        np.array([[cell]], np.int32),
+        np.array([[values]], np.float32),
+        map_width,
+    )
+
+
+def test_the_authors_convention_by_hand():
+    # Row 50, column 100; y first: height exp(log 10), width exp(log 20), offsets 0.25 and 0.75,
+    # all landmarks in the box's middle.
+    peaks = one_peak(50 * 200 + 100, [np.log(10), np.log(20), 0.25, 0.75] + [0.5] * 10)
+    decoded = decode_boxes(peaks, "centerface", np.array([[800, 800]]), (800, 800))
+    x, y = (100 + 0.75 + 0.5) * 4, (50 + 0.25 + 0.5) * 4
+    np.testing.assert_allclose(decoded.boxes[0, 0], [x - 40, y - 20, x + 40, y + 20], rtol=1e-6)
+    np.testing.assert_allclose(decoded.landmarks[0, 0], [[x, y]] * 5, rtol=1e-6)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(1, 4000),
+    st.integers(1, 4000),
+    st.integers(0, 199),
+    st.integers(0, 199),
+    st.floats(-2, 3, width=32),
+    st.floats(-2, 3, width=32),
+)
+def test_boxes_go_back_through_the_affine(width, height, row, column, log_w, log_h):
+    """Letterboxing a decoded box gives the cells that it was decoded from."""
+    peaks = one_peak(row * 200 + column, [log_w, log_h, 0.5, 0.5] + [0.0] * 10)
+    sizes = np.array([[width, height]])
+    decoded = decode_boxes(peaks, "centerface_pytorch", sizes, (800, 800))
+    affine = letterbox_affine(width, height, 800, 800)
+    corners = np.vstack([decoded.boxes[0, 0].reshape(2, 2).T.astype(float), np.ones(2)])
+    x1, y1, x2, y2 = (affine @ corners).T.reshape(-1) / 4
+    assert (x1 + x2) / 2 == pytest.approx(column + 0.5, abs=1e-2)
+    assert (y1 + y2) / 2 == pytest.approx(row + 0.5, abs=1e-2)
+    assert x2 - x1 == pytest.approx(4 * np.exp(log_w), rel=1e-3, abs=1e-3)
+    assert y2 - y1 == pytest.approx(4 * np.exp(log_h), rel=1e-3, abs=1e-3)
+
+
+def plain_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> list[bool]:
+    keep = [bool(score > 0) for score in scores]
+    areas = [(x2 - x1 + 1) * (y2 - y1 + 1) for x1, y1, x2, y2 in boxes]
+    for i in range(len(boxes)):
+        for j in range(i + 1, len(boxes)):
+            if not (keep[i] and keep[j]):
+                continue
+            w = min(boxes[i][2], boxes[j][2]) - max(boxes[i][0], boxes[j][0]) + 1
+            h = min(boxes[i][3], boxes[j][3]) - max(boxes[i][1], boxes[j][1]) + 1
+            both = max(w, 0) * max(h, 0)
+            if both >= threshold * (areas[i] + areas[j] - both):
+                keep[j] = False
+    return keep
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(*[st.integers(0, 20)] * 2, *[st.integers(0, 12)] * 2), min_size=0, max_size=25
+    ),
+    st.sampled_from([0.25, 0.3, 0.5]),
+)
+def test_suppression_is_that_of_a_plain_loop(corners, threshold):
+    boxes = np.array([[x, y, x + w, y + h] for x, y, w, h in corners], np.float32).reshape(-1, 4)
+    scores = np.linspace(1, 0.1, len(boxes), dtype=np.float32)
+    threshold = np.float32(threshold)
+    assert nms(boxes, scores, threshold).tolist() == plain_nms(boxes, scores, threshold)
+
+
+def test_rows_without_score_are_no_boxes():
+    boxes = np.array([[0, 0, 10, 10], [50, 50, 60, 60]], np.float32)
+    assert nms(boxes, np.array([0.5, 0.0], np.float32), 0.3).tolist() == [True, False]

@@ -1,0 +1,35 @@
+"""Finding and verifying a model file."""
+
+from __future__ import annotations
+
+import pytest
+
+from cfdist.errors import UserError
+from cfdist.files import sha256_of
+from cfdist.model import locate_model, verify_model
+
+
+def test_the_packaged_weights_are_the_known_ones(compose):
+    model = compose().model
+    assert verify_model(locate_model(model.path), model.size, model.sha256) == model.sha256
+
+
+def test_a_missing_file_folder_and_package_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"none\.onnx does not exist"):
+        locate_model(str(tmp_path / "none.onnx"))
+    with pytest.raises(UserError, match="is a folder"):
+        locate_model(str(tmp_path))
+    with pytest.raises(UserError, match="package 'no_such_package' .* is not installed"):
+        locate_model("package://no_such_package/x.onnx")
+
+
+def test_another_file_is_refused(tmp_path):
+    path = tmp_path / "m.onnx"
+    path.write_bytes(b"abc")
+    digest = sha256_of(path)
+    assert verify_model(path, None, None) == digest
+    assert verify_model(path, 3, digest.upper()) == digest
+    with pytest.raises(UserError, match="3 bytes, expected 4"):
+        verify_model(path, 4, None)
+    with pytest.raises(UserError, match="sha256"):
+        verify_model(path, 3, "0" * 64)

@@ -1,0 +1,183 @@
+"""Letterboxing, decoding and normalisation against the goldens and against plain OpenCV."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cfdist.preprocess import (
+    InputContract,
+    PictureError,
+    decode_picture,
+    letterbox_affine,
+    read_into,
+    to_model_input,
+    warp_into,
+)
+
+PYTORCH_CONTRACT = InputContract(
+    800,
+    800,
+    None,
+    "float32",
+    "NCHW",
+    "BGR",
+    (0.408, 0.447, 0.470),
+    (0.289, 0.274, 0.278),
+    1 / 255,
+)
+
+
+def random_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def encode(picture: np.ndarray, suffix: str = ".jpg") -> bytes:
+    return cv2.imencode(suffix, picture)[1].tobytes()
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_real_pictures_warp_like_the_reference(shared, number):
+    golden = np.load(shared / "golden" / f"decode_{number}.npz")
+    images = shared / "data" / "wider_val_mini" / "WIDER_val" / "images"
+    row = np.full((800, 800, 3), 99, np.uint8)
+
+    size = read_into(str(images / str(golden["event"]) / str(golden["image"])), row)
+
+    assert size == (golden["width"], golden["height"])
+    np.testing.assert_allclose(
+        letterbox_affine(*size, 800, 800), golden["affine"], rtol=0, atol=1e-4
+    )
+    reference = cv2.imread(str(shared / "golden" / f"warped_{number}.png"))
+    assert np.abs(row.astype(int) - reference).max() <= 1
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_normalisation_is_the_reference_s(shared, number):
+    golden = np.load(shared / "golden" / f"decode_{number}.npz")
+    warped = cv2.imread(str(shared / "golden" / f"warped_{number}.png"))
+
+    normalised = to_model_input(warped[None], PYTORCH_CONTRACT)
+
+    assert normalised.dtype == np.float32
+    assert normalised.flags.c_contiguous
+    np.testing.assert_allclose(
+        normalised[0, :, ::40, ::40], golden["normalized_sample"], rtol=0, atol=1e-6
+    )
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300))
+def test_band_warp_equals_the_whole_warp(height, width):
+    picture = random_picture(height, width, height * 1000 + width)
+    row = np.full((96, 96, 3), 123, np.uint8)
+
+    warp_into(picture, row)
+
+    affine = letterbox_affine(width, height, 96, 96)
+    whole = cv2.warpAffine(picture, affine, (96, 96), flags=cv2.INTER_LINEAR)
+    assert np.abs(row.astype(int) - whole).max() <= 1
+
+
+@given(st.integers(1, 20000), st.integers(1, 20000))
+def test_letterbox_centres_and_fits(width, height):
+    affine = letterbox_affine(width, height, 800, 800)
+    corners = affine @ np.array([[0, width, width / 2], [0, height, height / 2], [1, 1, 1]])
+    np.testing.assert_allclose(corners[:, 2], [400, 400], atol=1e-6)
+    assert corners.min() >= -1e-6
+    assert corners.max() <= 800 + 1e-6
+    assert max(corners[0, 1] - corners[0, 0], corners[1, 1] - corners[1, 0]) == pytest.approx(800)
+
+
+def test_letterbox_of_an_oblong_input_fits_too():
+    affine = letterbox_affine(100, 100, 640, 320)
+    assert affine[0, 0] == affine[1, 1] == 3.2
+    np.testing.assert_allclose(affine @ [50, 50, 1], [320, 160])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"),
+        (b"this is no picture", "not a picture"),
+        (encode(random_picture(64, 64))[:-40], "truncated JPEG"),
+        (encode(random_picture(64, 64))[:30], "truncated JPEG|not a picture"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "not a picture"),
+    ],
+    ids=["empty", "text", "cut short", "header only", "broken PNG"],
+)
+def test_unusable_files_give_their_reason(content, reason):
+    with pytest.raises(PictureError, match=reason):
+        decode_picture(content)
+
+
+def test_a_jpeg_with_trailing_bytes_is_whole():
+    picture = decode_picture(encode(random_picture(20, 30)) + b"\0" * 100)
+    assert picture.shape == (20, 30, 3)
+
+
+def test_grey_and_16_bit_pictures_become_three_8_bit_channels():
+    grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    decoded = decode_picture(encode(grey, ".png"))
+    np.testing.assert_array_equal(decoded, np.repeat(grey[..., None], 3, axis=2))
+
+    deep = grey.astype(np.uint16) * 257
+    decoded = decode_picture(encode(deep, ".png"))
+    assert decoded.dtype == np.uint8
+    assert np.abs(decoded[..., 0].astype(int) - grey).max() <= 1
+
+
+def test_exif_orientation_is_ignored():
+    jpeg = encode(random_picture(20, 40))
+    # An EXIF block that says "rotate by 90 degrees": TIFF header, one entry, orientation 6.
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+    rotated = jpeg[:2] + b"\xff\xe1" + (len(exif) + 2).to_bytes(2, "big") + exif + jpeg[2:]
+    assert cv2.imdecode(np.frombuffer(rotated, np.uint8), cv2.IMREAD_COLOR).shape == (40, 20, 3)
+
+    assert decode_picture(rotated).shape == (20, 40, 3)
+
+
+def test_a_cmyk_jpeg_is_read(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="Pillow writes the CMYK file")
+    path = tmp_path / "cmyk.jpg"
+    image.new("CMYK", (40, 20), (0, 255, 255, 0)).save(path)
+
+    picture = decode_picture(path.read_bytes())
+
+    assert picture.shape == (20, 40, 3)
+    blue, green, red = picture[10, 20]
+    assert red > 200 > 100 > max(blue, green)
+
+
+def test_a_picture_that_opencv_cannot_warp_gives_its_reason(monkeypatch):
+    def refuse(*_, **__):
+        raise cv2.error("too large")
+
+    monkeypatch.setattr(cv2, "warpAffine", refuse)
+    with pytest.raises(PictureError, match="30x20 pixels cannot be warped: too large"):
+        warp_into(random_picture(20, 30), np.zeros((64, 64, 3), np.uint8))
+
+
+def test_a_missing_file_gives_its_reason(tmp_path):
+    with pytest.raises(PictureError, match="cannot be read: No such file"):
+        read_into(str(tmp_path / "none.jpg"), np.zeros((64, 64, 3), np.uint8))
+
+
+def test_contract_layouts_and_colours():
+    warped = random_picture(32, 64)[None]
+    same = InputContract(32, 64, None)
+    assert to_model_input(warped, same) is warped
+
+    rgb = to_model_input(warped, InputContract(32, 64, None, "uint8", "NCHW", "RGB"))
+    np.testing.assert_array_equal(rgb, warped[..., ::-1].transpose(0, 3, 1, 2))
+
+    out = np.empty((1, 3, 32, 64), np.float32)
+    contract = InputContract(
+        32, 64, None, "float32", "NCHW", "RGB", (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), 0.5
+    )
+    assert to_model_input(warped, contract, out) is out
+    expected = (warped[..., ::-1] * 0.5 - np.array([1, 2, 3])) / np.array([4, 5, 6])
+    np.testing.assert_allclose(out, expected.transpose(0, 3, 1, 2), rtol=1e-6)

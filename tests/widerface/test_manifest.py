@@ -1,0 +1,47 @@
+"""Which pictures a run takes."""
+
+from __future__ import annotations
+
+import pytest
+
+from cfdist.errors import UserError
+from cfdist.widerface.manifest import build_manifest
+
+IDS = ("b/2", "a/1", "a/3")
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name in ("a/1.jpg", "b/2.jpg", "a/other.jpg", "a/1.txt"):
+        path = tmp_path / "WIDER_val" / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * 5)
+    return tmp_path / "WIDER_val"
+
+
+def test_order_is_the_ground_truth_s(root):
+    manifest = build_manifest(root, IDS)
+    assert [item.id for item in manifest.items] == ["b/2", "a/1"]
+    assert [item.size for item in manifest.items] == [5, 5]
+    assert (manifest.absent, manifest.unknown) == (1, 1)
+    for same in (root / "images", root.parent):
+        assert build_manifest(same, IDS).items == manifest.items
+
+
+def test_limit_takes_the_first(root):
+    assert [item.id for item in build_manifest(root, IDS, 1).items] == ["b/2"]
+
+
+def test_fingerprint_follows_names_and_sizes(root):
+    before = build_manifest(root, IDS).fingerprint
+    assert build_manifest(root, IDS).fingerprint == before
+    (root / "images" / "a" / "1.jpg").write_bytes(b"x" * 6)
+    assert build_manifest(root, IDS).fingerprint != before
+    assert build_manifest(root, IDS[:1]).fingerprint != before
+
+
+def test_missing_and_empty_roots_are_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder"):
+        build_manifest(tmp_path / "nowhere", IDS)
+    with pytest.raises(UserError, match="none of the ground truth's 3 pictures is there"):
+        build_manifest(tmp_path, IDS)
