@@ -10,8 +10,11 @@ import difflib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
@@ -19,6 +22,7 @@ from cfdist.errors import UserError
 
 JOBS = ("evaluate", "score")
 MAX_DEVICES = 1024
+CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 
 _SEE_HELP = "`python main.py --help` explains every key"
 
@@ -174,6 +178,13 @@ def load(composed: DictConfig) -> Config:
     config: Config = OmegaConf.to_object(composed)
     _check(config, "")
     return config
+
+
+def compose(*overrides: str) -> Config:
+    """The configuration of a command line, for programs and tests."""
+    register()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return load(hydra_compose("config", list(overrides)))
 
 
 def _composed_keys(node: DictConfig, prefix: str) -> Iterator[str]:

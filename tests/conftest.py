@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import hydra
 import pytest
 from hypothesis import settings
 
@@ -34,13 +33,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def compose() -> Callable[..., config.Config]:
     """Overrides as on the command line -> the checked configuration."""
-    config.register()
-
-    def composed(*overrides: str) -> config.Config:
-        with hydra.initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
-            return config.load(hydra.compose("config", list(overrides)))
-
-    return composed
+    return config.compose
 
 
 @pytest.fixture

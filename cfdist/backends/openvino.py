@@ -31,18 +31,8 @@ class OpenVINOBackend(Backend):
         super().__init__(spec, settings)
         self.contract = InputContract(spec.height, spec.width, None)
         self.slots = max(1, min(settings.slots, settings.threads))
-        compiled = ov.Core().compile_model(
-            _with_u8_input(spec),
-            "CPU",
-            {
-                "INFERENCE_NUM_THREADS": settings.threads,
-                "NUM_STREAMS": self.slots,
-                # Left to itself, OpenVINO computes in bf16 on processors that can: head maps then
-                # differ by up to 1.2.
-                "INFERENCE_PRECISION_HINT": settings.options["precision"],
-                # Several actors share a machine; each would pin its threads to the same cores.
-                "ENABLE_CPU_PINNING": False,
-            },
+        compiled = compile_network(
+            spec, settings.threads, self.slots, settings.options["precision"]
         )
         self._requests: queue.SimpleQueue = queue.SimpleQueue()
         for _ in range(self.slots):
@@ -62,6 +52,25 @@ class OpenVINOBackend(Backend):
             return HeadMaps(*(np.array(request.get_output_tensor(i).data) for i in range(4)))
         finally:
             self._requests.put(request)
+
+
+def compile_network(
+    spec: ModelSpec, threads: int, streams: int, precision: str
+) -> ov.CompiledModel:
+    """Compile a CenterFace ONNX for the CPU; its input is (1 to batch, H, W, 3) u8, BGR."""
+    return ov.Core().compile_model(
+        _with_u8_input(spec),
+        "CPU",
+        {
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": streams,
+            # Left to itself, OpenVINO computes in bf16 on processors that can: head maps then
+            # differ by up to 1.2.
+            "INFERENCE_PRECISION_HINT": precision,
+            # Several actors share a machine; each would pin its threads to the same cores.
+            "ENABLE_CPU_PINNING": False,
+        },
+    )
 
 
 def _with_u8_input(spec: ModelSpec) -> ov.Model:
