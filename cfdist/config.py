@@ -20,7 +20,16 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from cfdist.errors import UserError
 
-JOBS = ("evaluate", "score")
+JOBS = (
+    "evaluate",
+    "score",
+    "export",
+    "convert",
+    "compare",
+    "preprocess",
+    "infer",
+    "postprocess",
+)
 MAX_DEVICES = 1024
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 
@@ -52,15 +61,40 @@ class DatasetConfig:
 
 
 @dataclass
+class ExpectedConfig:
+    """The AP that the model should have, for the table and for `eval.gate`."""
+
+    easy: float | None = _key(
+        "expected AP of the easy faces, a fraction", None, minimum=0, maximum=1
+    )
+    medium: float | None = _key("the same for medium", None, minimum=0, maximum=1)
+    hard: float | None = _key("the same for hard", None, minimum=0, maximum=1)
+    protocol: str = _key("which protocol's AP that is", "official", choices=("official", "guide"))
+    tolerance: float = _key("how far below it the measured AP may be", 0.002, minimum=0, maximum=1)
+
+
+@dataclass
+class WeightsConfig:
+    """The weights that a model comes with."""
+
+    path: str | None = _key(
+        "a file, or package://<package>/<file> inside an installed Python package", None
+    )
+    size: int | None = _key("its size in bytes; null: any", None, minimum=1)
+    sha256: str | None = _key("its SHA-256; null: any", None)
+
+
+@dataclass
 class ModelConfig:
     """Which network: `model=centerface` (the authors' ONNX) or `model=centerface_pytorch`."""
 
     name: str = _key("name in tables and results")
     path: str | None = _key(
-        "model file, or package://<package>/<file> inside an installed Python package", None
+        "your own model file ({batch} in it stands for model.batch); null: the weights below", None
     )
-    size: int | None = _key("expected file size in bytes; null: any", None, minimum=1)
-    sha256: str | None = _key("expected SHA-256 of the file; null: any", None)
+    sha256: str | None = _key("expected SHA-256 of your own file; null: any", None)
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    checkpoint: str | None = _key("job=export, backend=torch: the .pth file", None)
     batch: int = _key("pictures a batch", 1, minimum=1, maximum=1024)
     convention: str = _key(
         "how head maps become boxes", choices=("centerface", "centerface_pytorch")
@@ -78,13 +112,14 @@ class ModelConfig:
     nms: float | None = _key(
         "IoU threshold of the suppression after decoding; null: none", None, minimum=0, maximum=1
     )
+    expected: ExpectedConfig = field(default_factory=ExpectedConfig)
 
 
 @dataclass
 class BackendConfig:
-    """What runs the network: `backend=auto`, `openvino` or `onnxruntime`."""
+    """What runs the network: `backend=auto`, `openvino`, `onnxruntime`, `torch` or `om`."""
 
-    name: str = _key("auto: openvino where installed, else onnxruntime")
+    name: str = _key("auto: om where NPUs and ais_bench are, else openvino, else onnxruntime")
     streams: Any = _key(
         "inferences a device takes at once; auto: as many as its threads and memory allow",
         "auto",
@@ -100,6 +135,11 @@ class BackendConfig:
         "onnxruntime: execution providers by falling preference",
         ["CPUExecutionProvider"],
     )
+    device: str = _key(
+        "torch: auto (CUDA where there is one), cpu or cuda",
+        "auto",
+        choices=("auto", "cpu", "cuda"),
+    )
 
 
 @dataclass
@@ -110,6 +150,87 @@ class EvalConfig:
         "official: IoU 0.5, boxes written and scored as the detector gives them; guide: IoU 0.4, "
         "boxes and scores rounded as the CenterFace script does. Both IoUs are always computed",
         choices=("official", "guide"),
+    )
+    gate: bool = _key("exit code 5 where the AP misses model.expected", False)
+
+
+@dataclass
+class ExportConfig:
+    """`job=export`: a checkpoint to ONNX."""
+
+    output: str | None = _key("the ONNX file to write; null: <output_dir>/CenterFace.onnx", None)
+    opset: int = _key("ONNX operator set; ATC of CANN 6 takes 11", 11, minimum=11, maximum=17)
+    input: str = _key(
+        "f32: normalised NCHW; u8: pictures as they are, NHWC BGR, normalised in the graph",
+        "f32",
+        choices=("f32", "u8"),
+    )
+    peaks: bool = _key("pick the peaks inside the graph: K x 15 numbers a picture come out", False)
+
+
+@dataclass
+class ConvertConfig:
+    """`job=convert`: ONNX (model.path) to OM, through ATC."""
+
+    output: str = _key("folder for the OM files", "models")
+    batches: list[int] = _key("batch sizes, one OM each", [1, 4, 8, 16, 32])
+    soc_version: str | None = _key("the chip, Ascend310P3; null: asked from npu-smi", None)
+    aipp: bool = _key("normalise on the chip: the OM takes u8 NHWC", False)
+    log: str = _key(
+        "ATC's log level", "error", choices=("debug", "info", "warning", "error", "null")
+    )
+    dry_run: bool = _key("only print the command lines", False)
+
+
+@dataclass
+class CompareConfig:
+    """`job=compare`: past one of these, the exit code is 4."""
+
+    ap: float = _key("how far the candidate's AP may be from the reference's", 0.002, minimum=0)
+    boxes: float = _key(
+        "share of the reference's boxes that the candidate must find again, at IoU 0.9",
+        0.98,
+        minimum=0,
+        maximum=1,
+    )
+    cosine: float = _key(
+        "least cosine similarity of each head's maps", 0.999, minimum=-1, maximum=1
+    )
+
+
+@dataclass
+class PreprocessConfig:
+    """`job=preprocess`: pictures to .bin files, the guide's first step."""
+
+    output: str | None = _key("folder for the .bin files; null: <output_dir>/bins", None)
+    input: str = _key(
+        "f32: normalised NCHW, as the guide; u8: NHWC BGR for an OM with AIPP",
+        "f32",
+        choices=("f32", "u8"),
+    )
+
+
+@dataclass
+class InferConfig:
+    """`job=infer`: .bin files to output files, the guide's second step."""
+
+    input: str | None = _key("folder of .bin files, as job=preprocess leaves them", None)
+    output: str | None = _key(
+        "folder that gets <name>/ and <name>_summary.json; null: <output_dir>", None
+    )
+    name: str | None = _key("folder of the output files; null: dumpout_bs<batch>", None)
+    cli: bool = _key("call `python -m ais_bench` instead of a backend", False)
+
+
+@dataclass
+class PostprocessConfig:
+    """`job=postprocess`: output files to WIDER FACE prediction files, the guide's last step."""
+
+    input: str | None = _key(
+        "folder of <name>_{0..3}.bin files, flat or sorted into event folders", None
+    )
+    output: str | None = _key(
+        "folder for the prediction files; null: <output_dir>/predictions", None
     )
 
 
@@ -154,10 +275,22 @@ class Config:
     predictions: str | None = _key(
         "job=score: folder of WIDER prediction files, <event>/<name>.txt", None
     )
+    reference: str | None = _key(
+        "job=compare: a model file, or <backend>:<file>; its suffix chooses the backend", None
+    )
+    candidate: str | None = _key(
+        "job=compare: the model to hold against it, in the same form", None
+    )
     dataset: DatasetConfig = _key("", MISSING)
     model: ModelConfig = _key("", MISSING)
     backend: BackendConfig = _key("", MISSING)
     eval: EvalConfig = _key("", MISSING)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    convert: ConvertConfig = field(default_factory=ConvertConfig)
+    compare: CompareConfig = field(default_factory=CompareConfig)
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+    infer: InferConfig = field(default_factory=InferConfig)
+    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
 
@@ -250,7 +383,7 @@ def help_text() -> str:
         "  python main.py -m model.batch=1,4,8        one run for each value",
         "",
         "Exit codes: 0 done, 1 internal error (see the run's log), 2 bad input, 3 some pictures",
-        "failed (listed in results.json).",
+        "failed (listed in results.json), 4 job=compare past a tolerance, 5 eval.gate missed.",
         "",
         *_section(Config, ""),
     ]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cfdist.preprocess import letterbox_affine
 
 STRIDE = 4  # input pixels a cell, both published networks
+PEAK_VALUES = 14  # what the heads say at a peak: size 2, offset 2, landmarks 10
 TOP_K = 200  # peaks a picture, the CenterFace evaluation script's own number
 
 _NEIGHBOURHOOD = np.ones((3, 3), np.uint8)
@@ -71,7 +72,7 @@ def select_peaks(heads: HeadMaps, k: int = TOP_K) -> Peaks:
     pictures, _, _, width = heads.hm.shape
     score = np.zeros((pictures, k), np.float32)
     cell = np.zeros((pictures, k), np.int32)
-    values = np.zeros((pictures, k, 14), np.float32)
+    values = np.zeros((pictures, k, PEAK_VALUES), np.float32)
     for i in range(pictures):
         found = _top_peaks(heads.hm[i, 0], k)
         count = len(found)
@@ -81,6 +82,32 @@ def select_peaks(heads: HeadMaps, k: int = TOP_K) -> Peaks:
         values[i, :count, 2:4] = heads.offset[i].reshape(2, -1)[:, found].T
         values[i, :count, 4:] = heads.landmarks[i].reshape(10, -1)[:, found].T
     return Peaks(score, cell, values, width)
+
+
+def graph_peaks(
+    score: NDArray[np.float32], cell: NDArray[np.integer], values: NDArray[np.float32], width: int
+) -> Peaks:
+    """What a graph that picks its own peaks gave, as `select_peaks` would have given it.
+
+    Runtimes may return equal scores in any order, and anything in the rows of score 0.
+
+    Args:
+        score: (n, K).
+        cell: (n, K).
+        values: (n, K, 14).
+        width: Columns of the output maps.
+    """
+    order = np.lexsort((cell, -score), axis=-1)
+    score = np.take_along_axis(score, order, axis=1)
+    cell = np.take_along_axis(cell, order, axis=1).astype(np.int32)
+    values = np.take_along_axis(values, order[..., None], axis=1)
+    none = score <= 0
+    return Peaks(
+        np.where(none, np.float32(0), score),
+        np.where(none, np.int32(0), cell),
+        np.where(none[..., None], np.float32(0), values),
+        width,
+    )
 
 
 def _top_peaks(hm: NDArray[np.float32], k: int) -> NDArray[np.intp]:

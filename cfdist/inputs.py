@@ -17,22 +17,31 @@ from cfdist.widerface.sample import SAMPLE_VERSION, ensure_sample
 SAMPLE_FOLDER = Path(__file__).resolve().parent.parent / ".cache" / f"sample-{SAMPLE_VERSION}"
 
 
-def model_spec(config: ModelConfig) -> ModelSpec:
+def model_spec(config: ModelConfig, file: str | None = None) -> ModelSpec:
     """The model that the configuration names, its file found and verified.
+
+    Args:
+        config: The model's section.
+        file: A model file to take instead of the configured one.
 
     Raises:
         UserError: no file given, not there, or not the expected one.
     """
-    if config.path is None:
+    size, sha256 = None, None
+    if file is None and config.path is not None:
+        file, sha256 = config.path, config.sha256
+    elif file is None:
+        file, size, sha256 = config.weights.path, config.weights.size, config.weights.sha256
+    if file is None:
         raise UserError(
             f"model.path: model={config.name} comes without weights; give the model file, "
             "model.path=FILE"
         )
-    path = locate_model(config.path)
+    path = locate_model(file.replace("{batch}", str(config.batch)))
     return ModelSpec(
         name=config.name,
         path=path,
-        sha256=verify_model(path, config.size, config.sha256),
+        sha256=verify_model(path, size, sha256),
         convention=config.convention,
         outputs=None if config.outputs is None else tuple(config.outputs),
         height=config.height,

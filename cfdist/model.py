@@ -104,12 +104,12 @@ def verify_model(path: Path, size: int | None, sha256: str | None) -> str:
     if size is not None and actual_size != size:
         raise UserError(
             f"model {path}: {actual_size} bytes, expected {size}; the file is damaged or another "
-            "model (for your own file: model.size=null model.sha256=null)"
+            "model (your own file goes into model.path)"
         )
     actual = sha256_of(path)
     if sha256 is not None and actual != sha256.lower():
         raise UserError(
             f"model {path}: sha256 {actual}, expected {sha256}; the file is damaged or another "
-            "model (for your own file: model.size=null model.sha256=null)"
+            "model"
         )
     return actual

@@ -5,14 +5,23 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cfdist import backends, inputs
 from cfdist.config import Config
 from cfdist.distributed import cluster
+from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.report import screen
-from cfdist.report.results import Results, batch_statistics, chosen_first, refuse_finished
+from cfdist.report.results import (
+    EXIT_GATE_MISSED,
+    Results,
+    batch_statistics,
+    chosen_first,
+    hold_against,
+    refuse_finished,
+)
+from cfdist.widerface.ground_truth import DIFFICULTIES
 from cfdist.widerface.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -22,10 +31,11 @@ if TYPE_CHECKING:
 def main(config: Config, output: Path, started: float) -> int:
     """Evaluate, show and write the results; returns the exit code."""
     refuse_finished(output)
+    _refuse_empty_gate(config)
     backend = backends.resolve(config.backend.name)
     options = asdict(config.backend)
     backend_class = backends.backend_class(backend)
-    spec = inputs.model_spec(config.model)
+    spec = inputs.model_spec(config.model, config.model.checkpoint if backend == "torch" else None)
     backend_class.check(spec, options)
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth)
@@ -60,7 +70,25 @@ def main(config: Config, output: Path, started: float) -> int:
         path = results.write(output)
     screen.print_results(results)
     screen.console.print(f"results: {path}", markup=False)
+    if config.eval.gate and results.expected and not results.expected["met"]:
+        return EXIT_GATE_MISSED
     return results.exit_code
+
+
+def _refuse_empty_gate(config: Config) -> None:
+    """A gate that nothing can miss would always be open.
+
+    Raises:
+        UserError: `eval.gate` without an expected AP, or on the sample set.
+    """
+    expected = config.model.expected
+    if config.eval.gate and all(getattr(expected, name) is None for name in DIFFICULTIES):
+        raise UserError(
+            f"eval.gate: model={config.model.name} has no expected AP; give "
+            "model.expected.easy=... (medium, hard)"
+        )
+    if config.eval.gate and config.dataset.name == "sample":
+        raise UserError("eval.gate: the sample set has no expected AP; use dataset=wider_val")
 
 
 def summarise(
@@ -99,6 +127,7 @@ def summarise(
                 "pictures": report.pictures,
                 "busy_share": min(1.0, report.busy_seconds / run_seconds) if run_seconds else 0.0,
                 "batch_ms": batch_statistics(report.batch_ms),
+                "device_ms": batch_statistics(report.device_ms),
             }
             for name, report in sorted(outcome.devices.items())
         ],
@@ -108,7 +137,18 @@ def summarise(
         fingerprint=fingerprint,
         config=asdict(config),
         notes=_notes(config, manifest, outcome),
+        expected=_expected(config, evaluation.ap),
     )
+
+
+def _expected(config: Config, ap: dict[str, dict[str, float]]) -> dict[str, Any] | None:
+    """What the model should reach; the sample set says nothing about that."""
+    if config.dataset.name == "sample":
+        return None
+    expected = config.model.expected
+    values = {name: getattr(expected, name) for name in DIFFICULTIES}
+    given = {name: value for name, value in values.items() if value is not None}
+    return hold_against(ap, given, expected.protocol, expected.tolerance)
 
 
 def _notes(config: Config, manifest: Manifest, outcome: Outcome) -> list[str]:

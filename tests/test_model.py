@@ -10,8 +10,9 @@ from cfdist.model import locate_model, verify_model
 
 
 def test_the_packaged_weights_are_the_known_ones(compose):
-    model = compose().model
-    assert verify_model(locate_model(model.path), model.size, model.sha256) == model.sha256
+    weights = compose().model.weights
+    path = locate_model(weights.path)
+    assert verify_model(path, weights.size, weights.sha256) == weights.sha256
 
 
 def test_a_missing_file_folder_and_package_are_named(tmp_path):
@@ -19,7 +20,7 @@ def test_a_missing_file_folder_and_package_are_named(tmp_path):
         locate_model(str(tmp_path / "none.onnx"))
     with pytest.raises(UserError, match="is a folder"):
         locate_model(str(tmp_path))
-    with pytest.raises(UserError, match="package 'no_such_package' .* is not installed"):
+    with pytest.raises(UserError, match=r"package 'no_such_package' .* is not installed"):
         locate_model("package://no_such_package/x.onnx")
 
 

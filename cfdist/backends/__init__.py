@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING
 
+from cfdist.ascend.npu_smi import list_npus
 from cfdist.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,17 +17,31 @@ if TYPE_CHECKING:
 BACKENDS = {
     "openvino": ("cfdist.backends.openvino", "OpenVINOBackend", "openvino"),
     "onnxruntime": ("cfdist.backends.onnxruntime", "OnnxRuntimeBackend", "onnxruntime"),
+    "torch": ("cfdist.backends.torch", "TorchBackend", "torch"),
+    # Not by the name ais_bench: an unrelated package has it too.
+    "om": ("cfdist.backends.om", "OmBackend", "aclruntime"),
+}
+
+CPU_PREFERENCE = ("openvino", "onnxruntime")
+
+_INSTALL = {
+    "torch": "`pip install -r requirements-torch.txt`",
+    "om": (
+        "the wheels aclruntime and ais_bench from that project's own pages, see docs/ascend.md "
+        "(ais-bench-benchmark is another tool)"
+    ),
 }
 
 
 def resolve(name: str) -> str:
-    """The backend that a name means: "auto" is OpenVINO, else ONNX Runtime.
+    """The backend that a name means; "auto": om where NPUs and ais_bench are, else OpenVINO.
 
     Raises:
         UserError: no such backend, or its package is not installed.
     """
     if name == "auto":
-        for candidate in ("openvino", "onnxruntime"):
+        candidates = ("om", *CPU_PREFERENCE) if list_npus() else CPU_PREFERENCE
+        for candidate in candidates:
             if _is_installed(candidate):
                 return candidate
         raise UserError("backend=auto: neither openvino nor onnxruntime is installed; run ./run.sh")
@@ -34,9 +49,10 @@ def resolve(name: str) -> str:
         raise UserError(f"backend={name}: no such backend; choose auto, {', '.join(BACKENDS)}")
     if not _is_installed(name):
         package = BACKENDS[name][2]
+        how = _INSTALL.get(name, "`pip install -r requirements.txt`")
         raise UserError(
-            f"backend={name}: the Python package {package!r} is not installed; install it "
-            "(`pip install -r requirements.txt`) or choose another backend"
+            f"backend={name}: the Python package {package!r} is not installed; install {how}, or "
+            "choose another backend"
         )
     return name
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from cfdist.decode import HeadMaps
+from cfdist.decode import HeadMaps, Peaks
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract
 
@@ -37,10 +37,14 @@ class Backend(ABC):
     Attributes:
         contract: What `infer` takes.
         slots: How many threads may be inside `infer` at once; more gain nothing.
+        group: How many batches `infer_many` should be given at once.
+        has_fixed_batch: A batch costs the same however few pictures are in it.
     """
 
     contract: InputContract
     slots: int = 1
+    group: int = 1
+    has_fixed_batch: bool = False
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         self.spec = spec
@@ -61,7 +65,7 @@ class Backend(ABC):
         return "cpu"
 
     @abstractmethod
-    def infer(self, inputs: NDArray) -> HeadMaps:
+    def infer(self, inputs: NDArray) -> HeadMaps | Peaks:
         """Run the model on 1 to `spec.batch` pictures.
 
         Args:
@@ -69,10 +73,11 @@ class Backend(ABC):
                 a fixed batch pads it and drops the padding's outputs.
 
         Returns:
-            Head maps of n pictures; the arrays are the caller's.
+            Head maps of n pictures, or their peaks where the model's graph picks them; the arrays
+            are the caller's.
         """
 
-    def infer_many(self, batches: Sequence[NDArray]) -> list[HeadMaps]:
+    def infer_many(self, batches: Sequence[NDArray]) -> list[HeadMaps | Peaks]:
         """Run several batches; a backend that can overlaps their copies with computing."""
         return [self.infer(inputs) for inputs in batches]
 

@@ -8,10 +8,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from cfdist.backends.base import Backend, DeviceSettings
-from cfdist.backends.onnx_file import load_onnx
-from cfdist.decode import HeadMaps
+from cfdist.backends.onnx_file import as_result, load_onnx
+from cfdist.decode import HeadMaps, Peaks
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
+from cfdist.preprocess import InputContract
 
 CPU_PROVIDER = "CPUExecutionProvider"
 
@@ -24,7 +25,12 @@ class OnnxRuntimeBackend(Backend):
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
-        self.contract = spec.float_contract()
+        network = load_onnx(spec)
+        self.contract = (
+            InputContract(spec.height, spec.width, None)
+            if network.takes_u8
+            else spec.float_contract()
+        )
         providers = list(settings.options["providers"])
         check_providers(providers)
         options = ort.SessionOptions()
@@ -34,7 +40,7 @@ class OnnxRuntimeBackend(Backend):
         # Idle threads that spin take the cores from the feeders and from other devices.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(
-            load_onnx(spec).SerializeToString(),
+            network.model.SerializeToString(),
             options,
             providers=[_with_index(name, settings.index) for name in providers],
         )
@@ -53,9 +59,9 @@ class OnnxRuntimeBackend(Backend):
         first = options["providers"][0]
         return {"CUDAExecutionProvider": "gpu", "CANNExecutionProvider": "npu"}.get(first, "cpu")
 
-    def infer(self, inputs: NDArray) -> HeadMaps:
-        """See `Backend.infer`; inputs are (n, 3, H, W) float32, normalised."""
-        return HeadMaps(*self._session.run(self._outputs, {self._input: inputs}))
+    def infer(self, inputs: NDArray) -> HeadMaps | Peaks:
+        """See `Backend.infer`; inputs are as `contract`, and so the file, says."""
+        return as_result(self._session.run(self._outputs, {self._input: inputs}), self.spec)
 
 
 def check_providers(providers: list[str]) -> None:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from openvino.preprocess import PrePostProcessor
 
 from cfdist.backends.base import Backend, DeviceSettings
-from cfdist.backends.onnx_file import load_onnx
-from cfdist.decode import HeadMaps
+from cfdist.backends.onnx_file import as_result, load_onnx
+from cfdist.decode import HeadMaps, Peaks
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract
 
@@ -43,15 +43,16 @@ class OpenVINOBackend(Backend):
         """See `Backend.check`."""
         load_onnx(spec)
 
-    def infer(self, inputs: NDArray) -> HeadMaps:
+    def infer(self, inputs: NDArray) -> HeadMaps | Peaks:
         """See `Backend.infer`; inputs are (n, H, W, 3) u8, BGR."""
         request = self._requests.get()
         try:
             request.infer([ov.Tensor(inputs, shared_memory=True)])
             # The request's own memory is overwritten by its next inference.
-            return HeadMaps(*(np.array(request.get_output_tensor(i).data) for i in range(4)))
+            outputs = [np.array(tensor.data) for tensor in request.output_tensors]
         finally:
             self._requests.put(request)
+        return as_result(outputs, self.spec)
 
 
 def compile_network(
@@ -75,7 +76,11 @@ def compile_network(
 
 def _with_u8_input(spec: ModelSpec) -> ov.Model:
     """The network with a u8 NHWC BGR input of 1 to batch pictures, normalised inside."""
-    model = ov.Core().read_model(load_onnx(spec).SerializeToString())
+    network = load_onnx(spec)
+    model = ov.Core().read_model(network.model.SerializeToString())
+    if network.takes_u8:
+        model.reshape([(1, spec.batch), spec.height, spec.width, 3])
+        return model
     model.reshape([(1, spec.batch), 3, spec.height, spec.width])
     processor = PrePostProcessor(model)
     picture = processor.input()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -14,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfdist import backends
-from cfdist.backends.base import DeviceSettings
-from cfdist.decode import HeadMaps, Peaks, select_peaks
+from cfdist.backends.base import Backend, DeviceSettings
+from cfdist.decode import PEAK_VALUES, HeadMaps, Peaks, select_peaks
 from cfdist.model import ModelSpec
 from cfdist.preprocess import PictureError, read_into, to_model_input
 from cfdist.widerface.manifest import WorkItem
@@ -39,6 +40,23 @@ class PeaksBatch:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """Pictures that were read, in a buffer that is reused.
+
+    Attributes:
+        ids: n picture ids.
+        sizes: (n, 2) int32 width and height before letterboxing, pixels.
+        warped: (n, H, W, 3) u8, BGR, letterboxed.
+        failures: (id, reason) of pictures that could not be used.
+    """
+
+    ids: tuple[str, ...]
+    sizes: NDArray[np.int32]
+    warped: NDArray[np.uint8]
+    failures: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class ChunkReport:
     """What one `process` call did, for the driver's progress and clock."""
 
@@ -54,11 +72,13 @@ class DeviceReport:
         pictures: Pictures inferred.
         busy_seconds: Time inside inference, summed over batches and divided by the slots.
         batch_ms: Host-visible time of each full batch, milliseconds.
+        device_ms: The device's own time of each batch, where it tells.
     """
 
     pictures: int = 0
     busy_seconds: float = 0.0
     batch_ms: list[float] = field(default_factory=list)
+    device_ms: list[float] = field(default_factory=list)
 
 
 class Device:
@@ -90,6 +110,7 @@ class Device:
         inputs = to_model_input(zeros, self._backend.contract)
         with ThreadPoolExecutor(self._backend.slots) as pool:
             list(pool.map(lambda _: self._backend.infer(inputs), range(self._backend.slots)))
+        self._backend.device_times_ms()  # the warm-up's are forgotten
 
     def process(self, items: Sequence[WorkItem]) -> ChunkReport:
         """Read, infer and deliver a chunk; returns once the reducer has it on disk."""
@@ -101,54 +122,56 @@ class Device:
 
     def find_peaks(self, items: Sequence[WorkItem]) -> PeaksBatch:
         """Read and infer a chunk of at most the buffers' length."""
+        with self._read(items) as pictures:
+            results = self._infer(self._backend, pictures.warped)
+            peaks = join_peaks([self._peaks_of(result) for result in results], self._spec)
+        return PeaksBatch(pictures.ids, pictures.sizes, peaks, pictures.failures)
+
+    @contextlib.contextmanager
+    def _read(self, items: Sequence[WorkItem]) -> Iterator[Pictures]:
+        """The items' pictures in a buffer that is the caller's for the `with` block."""
         buffer = self._buffers.get()
         try:
-            outcomes = list(self._feeders.map(_read_row, items, buffer[: len(items)], chunksize=1))
+            outcomes = list(self._feeders.map(_read_row, items, buffer[: len(items)]))
             read = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, tuple)]
-            if len(read) < len(items):
-                _close_gaps(buffer, read)
-            peaks = self._infer(buffer[: len(read)])
+            _close_gaps(buffer, read)
+            yield Pictures(
+                tuple(items[i].id for i in read),
+                np.array([outcomes[i] for i in read], np.int32).reshape(-1, 2),
+                buffer[: len(read)],
+                tuple((items[i].id, o) for i, o in enumerate(outcomes) if isinstance(o, str)),
+            )
         finally:
             self._buffers.put(buffer)
-        return PeaksBatch(
-            tuple(items[i].id for i in read),
-            np.array([outcomes[i] for i in read], np.int32).reshape(-1, 2),
-            peaks,
-            tuple((items[i].id, o) for i, o in enumerate(outcomes) if isinstance(o, str)),
-        )
 
-    def _infer(self, warped: NDArray[np.uint8]) -> Peaks:
-        """Peaks of (n, H, W, 3) warped pictures, batch by batch."""
+    def _infer(self, backend: Backend, warped: NDArray[np.uint8]) -> list[HeadMaps | Peaks]:
+        """Results of (n, H, W, 3) warped pictures, one entry a batch."""
         size = self._spec.batch
-        found = [
-            select_peaks(self._infer_batch(warped[start : start + size]), self._spec.top_k)
+        batches = [
+            to_model_input(warped[start : start + size], backend.contract)
             for start in range(0, len(warped), size)
         ]
-        if not found:
-            return _no_peaks(self._spec)
-        return Peaks(
-            np.concatenate([p.score for p in found]),
-            np.concatenate([p.cell for p in found]),
-            np.concatenate([p.values for p in found]),
-            found[0].map_width,
-        )
-
-    def _infer_batch(self, warped: NDArray[np.uint8]) -> HeadMaps:
-        inputs = to_model_input(warped, self._backend.contract)
+        if not batches:
+            return []
         with self._slots:
             start = time.perf_counter()
-            heads = self._backend.infer(inputs)
+            results = backend.infer_many(batches)
             seconds = time.perf_counter() - start
         with self._report_lock:
             self._report.pictures += len(warped)
             self._report.busy_seconds += seconds / self._backend.slots
-            if len(warped) == self._spec.batch:
-                self._report.batch_ms.append(seconds * 1000)
-        return heads
+            full = len(warped) // size
+            if full == len(batches):
+                self._report.batch_ms += [seconds * 1000 / full] * full
+        return results
+
+    def _peaks_of(self, result: HeadMaps | Peaks) -> Peaks:
+        return result if isinstance(result, Peaks) else select_peaks(result, self._spec.top_k)
 
     def report(self) -> DeviceReport:
         """What the device has done so far."""
         with self._report_lock:
+            self._report.device_ms += self._backend.device_times_ms()
             return self._report
 
     def close(self) -> None:
@@ -174,10 +197,15 @@ def _close_gaps(buffer: NDArray[np.uint8], read: list[int]) -> None:
             buffer[target] = buffer[source]
 
 
-def _no_peaks(spec: ModelSpec) -> Peaks:
+def join_peaks(found: Sequence[Peaks], spec: ModelSpec) -> Peaks:
+    """The peaks of several batches as those of one."""
+    if not found:
+        shape = (0, spec.top_k)
+        values = np.zeros((*shape, PEAK_VALUES), np.float32)
+        return Peaks(np.zeros(shape, np.float32), np.zeros(shape, np.int32), values, 1)
     return Peaks(
-        np.zeros((0, spec.top_k), np.float32),
-        np.zeros((0, spec.top_k), np.int32),
-        np.zeros((0, spec.top_k, 14), np.float32),
-        1,
+        np.concatenate([peaks.score for peaks in found]),
+        np.concatenate([peaks.cell for peaks in found]),
+        np.concatenate([peaks.values for peaks in found]),
+        found[0].map_width,
     )

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
+from typing import Any
 
+from cfdist import backends
 from cfdist.backends.base import DeviceSettings
 from cfdist.distributed.cluster import ACCELERATOR_RESOURCE, DevicePlan
 from cfdist.distributed.device import ChunkReport, Device, DeviceReport
@@ -28,6 +30,11 @@ AHEAD = 2
 MAX_ROUNDS = 3
 
 REDUCER = "reducer"
+
+
+def chunk_of(batch: int, group: int) -> int:
+    """Pictures that travel together: a whole number of batches, at least `group` of them."""
+    return batch * max(group, ceil(MIN_CHUNK / batch))
 
 
 @dataclass
@@ -90,13 +97,30 @@ class DevicePool:
     """The named device actors of a run and the chunks they are working on."""
 
     def __init__(
-        self, backend: str, spec: ModelSpec, options: dict, plan: DevicePlan, reducer
+        self,
+        plan: DevicePlan,
+        device_class: type,
+        arguments: tuple,
+        chunk: int,
+        *,
+        has_fixed_batch: bool,
+        reducer=None,
     ) -> None:
-        self._make = (backend, spec, options)
+        """Plan the actors; `start` starts them.
+
+        Args:
+            plan: How many, and what each gets.
+            device_class: `Device` or one with its methods.
+            arguments: What each is made with.
+            chunk: Pictures that travel together.
+            has_fixed_batch: Chunks are not made smaller towards the end.
+            reducer: The actor that takes the devices' results, if they go to one.
+        """
         self._plan = plan
+        self._make = (device_class, arguments)
         self._reducer = reducer
-        self._free_batch = plan.kind == "cpu"
-        self.chunk = spec.batch * ceil(MIN_CHUNK / spec.batch)
+        self._has_fixed_batch = has_fixed_batch
+        self.chunk = chunk
         self.actors: dict[str, object] = {}
         self.reports: dict[str, DeviceReport] = {}
 
@@ -125,10 +149,10 @@ class DevicePool:
     def _start_actor(self, name: str):
         import ray
 
-        backend, spec, options = self._make
+        device_class, arguments = self._make
         resource = ACCELERATOR_RESOURCE[self._plan.kind]
         return (
-            ray.remote(Device)
+            ray.remote(device_class)
             .options(
                 name=name,
                 num_cpus=self._plan.cpus,
@@ -137,25 +161,23 @@ class DevicePool:
                 # One call more: `report` must not wait for the pipeline.
                 max_concurrency=self._window + 1,
             )
-            .remote(
-                backend,
-                spec,
-                DeviceSettings(self._plan.threads, self._plan.slots, options=options),
-                self._plan.feeders,
-            )
+            .remote(*arguments)
         )
 
     def run_round(
-        self, items: Sequence[WorkItem], on_done: Callable[[ChunkReport], None]
+        self, items: Sequence[WorkItem], on_done: Callable[[Any], None]
     ) -> list[Exception]:
         """Hand the items out, each device as fast as it asks; returns what went wrong.
+
+        What the devices' `process` returns for a chunk goes to `on_done`.
 
         Ray's `streaming_split` deals rows out evenly ahead of time, so that a run waits for its
         slowest device; here a device gets its next chunk when it finishes one.
         """
         import ray
 
-        work = _Work(items, self.chunk, self._free_batch, self._plan.count * self._plan.slots)
+        lanes = self._plan.count * self._plan.slots
+        work = _Work(items, self.chunk, lanes, self._has_fixed_batch)
         running: dict[object, str] = {}
         problems: list[Exception] = []
         alive = deque(self.actors)
@@ -204,7 +226,9 @@ class DevicePool:
 class _Work:
     """Work items in chunks, from a Ray Dataset that is read as the devices ask."""
 
-    def __init__(self, items: Sequence[WorkItem], chunk: int, free_batch: bool, slots: int) -> None:
+    def __init__(
+        self, items: Sequence[WorkItem], chunk: int, lanes: int, has_fixed_batch: bool
+    ) -> None:
         import ray.data
 
         # The screen has its own progress bar; these would write across it.
@@ -217,15 +241,15 @@ class _Work:
         )
         self._left = len(rows)
         self._chunk = chunk
-        self._free_batch = free_batch
-        self._slots = slots
+        self._lanes = lanes
+        self._has_fixed_batch = has_fixed_batch
 
     def next_chunk(self) -> list[WorkItem]:
         """The next items; empty when there are none left."""
         size = self._chunk
-        if self._free_batch and self._left < size * self._slots:
-            # The last round is dealt out evenly, so that all devices end together.
-            size = ceil(self._left / self._slots)
+        if not self._has_fixed_batch and self._left < size * self._lanes:
+            # The last chunks are dealt out evenly, so that all devices end together.
+            size = ceil(self._left / self._lanes)
         size = min(size, self._left)
         self._left -= size
         return [WorkItem(**next(self._rows)) for _ in range(size)]
@@ -271,7 +295,16 @@ def evaluate_manifest(
         .options(name=REDUCER, num_cpus=0, max_concurrency=2 * plan.count + 1)
         .remote(spec, {id: truth[id] for id in order}, order, output, fingerprint, style)
     )
-    pool = DevicePool(backend, spec, options, plan, reducer)
+    backend_class = backends.backend_class(backend)
+    settings = DeviceSettings(plan.threads, plan.slots, options=options)
+    pool = DevicePool(
+        plan,
+        Device,
+        (backend, spec, settings, plan.feeders),
+        chunk_of(spec.batch, backend_class.group),
+        has_fixed_batch=backend_class.has_fixed_batch,
+        reducer=reducer,
+    )
     timeline = Timeline(plan.count * plan.slots)
 
     def advance(report: ChunkReport) -> None:

@@ -18,6 +18,8 @@ from cfdist.files import write_text
 
 SCHEMA_VERSION = 1
 EXIT_PICTURES_FAILED = 3
+EXIT_PAST_TOLERANCE = 4
+EXIT_GATE_MISSED = 5
 FILE_NAME = "results.json"
 
 # Distributions whose versions can change a figure.
@@ -54,6 +56,8 @@ class Results:
         simulated: No real model ran.
         fingerprint: Equal for runs of the same weights, conventions and pictures.
         notes: What a reader should know, a sentence each.
+        expected: What the AP should be: protocol, ap by difficulty, tolerance, met.
+        extra: Sections of a single job's own: name -> content.
     """
 
     job: str
@@ -71,6 +75,8 @@ class Results:
     simulated: bool = False
     fingerprint: str | None = None
     notes: Sequence[str] = field(default_factory=list)
+    expected: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -96,6 +102,8 @@ class Results:
             "versions": versions(),
             "config": self.config,
             "notes": list(self.notes),
+            "expected": self.expected,
+            **self.extra,
         }
 
     def write(self, folder: Path) -> Path:
@@ -128,6 +136,26 @@ def batch_statistics(batch_ms: Sequence[float]) -> dict[str, float] | None:
         "p99": float(np.percentile(times, 99)),
         "max": float(times.max()),
     }
+
+
+def hold_against(
+    ap: dict[str, dict[str, float]], expected: dict[str, float], protocol: str, tolerance: float
+) -> dict[str, Any] | None:
+    """The expected APs and whether the measured ones reach them.
+
+    Args:
+        ap: Protocol -> difficulty -> measured AP.
+        expected: Difficulty -> expected AP; difficulties without one are left out.
+        protocol: Which protocol's the expected ones are.
+        tolerance: How far below the expected AP a measured one may be.
+
+    Returns:
+        The results' `expected` section; `None` where nothing is expected.
+    """
+    if not expected:
+        return None
+    met = all(ap[protocol][name] >= value - tolerance for name, value in expected.items())
+    return {"protocol": protocol, "ap": expected, "tolerance": tolerance, "met": met}
 
 
 def chosen_first(ap: dict[str, dict[str, float]], protocol: str) -> dict[str, dict[str, float]]:

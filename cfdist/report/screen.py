@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cfdist.report.results import Results
+from cfdist.widerface.ground_truth import DIFFICULTIES
 
 if TYPE_CHECKING:
     from cfdist.config import Config
@@ -108,6 +109,9 @@ def print_results(results: Results) -> None:
         console.print(_speed_line(results))
         for device in results.devices:
             console.print(_device_line(device))
+    if results.expected:
+        verdict = "reached" if results.expected["met"] else "MISSED"
+        console.print(f"expected AP {verdict} (tolerance {results.expected['tolerance']})")
     for note in results.notes:
         console.print(f"note: {note}", markup=False)
     shown = list(results.failures)[:5]
@@ -120,14 +124,21 @@ def print_results(results: Results) -> None:
 def _ap_table(results: Results) -> Table:
     table = Table(title=f"WIDER FACE AP over {results.done} pictures", title_justify="left")
     table.add_column("protocol")
-    for difficulty in ("easy", "medium", "hard"):
+    for difficulty in DIFFICULTIES:
         table.add_column(difficulty, justify="right")
     for protocol, ap in results.ap.items():
         table.add_row(
             PROTOCOL_TITLES[protocol],
-            *(f"{100 * ap[difficulty]:.2f} %" for difficulty in ("easy", "medium", "hard")),
+            *(f"{100 * ap[difficulty]:.2f} %" for difficulty in DIFFICULTIES),
         )
+        if results.expected and results.expected["protocol"] == protocol:
+            table.add_row("  expected", *_expected_cells(results.expected))
     return table
+
+
+def _expected_cells(expected: dict) -> list[str]:
+    ap = expected["ap"]
+    return [f"{100 * ap[name]:.2f} %" if name in ap else "-" for name in DIFFICULTIES]
 
 
 def _speed_line(results: Results) -> str:
@@ -143,8 +154,10 @@ def _speed_line(results: Results) -> str:
 
 
 def _device_line(device: dict) -> str:
-    times = device["batch_ms"]
+    times, pure = device["batch_ms"], device["device_ms"]
     batch = "no full batch" if times is None else f"{times['median']:.1f} ms a batch (median)"
+    if pure is not None:
+        batch += f", of which {pure['median']:.1f} ms on the device"
     return (
         f"  {device['name']}: {device['pictures']} pictures, "
         f"busy {100 * device['busy_share']:.0f} %, {batch}"

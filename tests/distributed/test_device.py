@@ -9,7 +9,7 @@ import pytest
 from cfdist.backends.base import DeviceSettings
 from cfdist.decode import select_peaks
 from cfdist.distributed.device import Device
-from cfdist.preprocess import read_into
+from cfdist.preprocess import read_into, to_model_input
 from cfdist.widerface.manifest import WorkItem
 
 OPTIONS = {"precision": "f32", "providers": ["CPUExecutionProvider"]}
@@ -45,7 +45,8 @@ def test_peaks_are_those_of_the_plain_steps(device, items):
     for i, item in enumerate(items[:3]):
         row = np.zeros((96, 96, 3), np.uint8)
         read_into(item.path, row)
-        plain = select_peaks(device._infer_batch(row[None]))
+        contract = device._backend.contract
+        plain = select_peaks(device._backend.infer(to_model_input(row[None], contract)))
         np.testing.assert_allclose(result.peaks.score[i], plain.score[0], rtol=0, atol=1e-5)
 
 
@@ -76,8 +77,9 @@ def test_a_chunk_of_broken_pictures_only(device, tmp_path):
 def test_the_report_counts_pictures_and_full_batches(device, items):
     before = device.report()
     pictures, batches = before.pictures, len(before.batch_ms)
-    device.find_peaks(items[:3])
+    device.find_peaks(items[:4])
+    device.find_peaks(items[:1])  # no full batch
     after = device.report()
-    assert after.pictures - pictures == 3
-    assert len(after.batch_ms) - batches == 1
+    assert after.pictures - pictures == 5
+    assert len(after.batch_ms) - batches == 2
     assert after.busy_seconds > 0

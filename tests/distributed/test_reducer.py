@@ -55,16 +55,12 @@ def finished(reducer: Reducer, groups: list[list[int]]):
 
 
 def files_of(folder) -> dict[str, bytes]:
-    return {
-        str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
-    }
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_any_order_gives_the_same_bytes(spec, tmp_path):
     one = finished(new_reducer(spec, tmp_path / "a"), [[0, 1, 2], [3, 4, 5], [6, 7, 8]])
-    other = finished(
-        new_reducer(spec, tmp_path / "b"), [[8], [5, 0, 7], [1], [2, 8, 3], [4, 6, 4]]
-    )
+    other = finished(new_reducer(spec, tmp_path / "b"), [[8], [5, 0, 7], [1], [2, 8, 3], [4, 6, 4]])
     assert (one.ap, one.failures) == (other.ap, other.failures)
     assert one.failures == ((ORDER[4], "broken"),)
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")

@@ -88,7 +88,7 @@ def test_a_lost_device_changes_nothing_but_the_time(run, whole, tmp_path):
 def test_an_interrupted_run_does_only_the_rest(run, whole, tmp_path):
     import ray
 
-    class Interrupted(Exception):
+    class InterruptError(Exception):
         pass
 
     seen = []
@@ -96,9 +96,9 @@ def test_an_interrupted_run_does_only_the_rest(run, whole, tmp_path):
     def interrupt(report):
         seen.append(report.done)
         if len(seen) == 2:
-            raise Interrupted
+            raise InterruptError
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptError):
         run(tmp_path, on_done=interrupt)
     assert (tmp_path / "journal").is_dir()
     for name in ("device:0", "device:1", "reducer"):

@@ -78,10 +78,12 @@ def test_a_ground_truth_folder_without_one_of_its_files(command, tmp_path, sampl
 
 
 def test_model_files_that_are_none(command, tmp_path):
-    own = ("model.size=null", "model.sha256=null", "model.path=junk.onnx")
     (tmp_path / "junk.onnx").write_bytes(b"no network")
-    assert_refused(command(*own), "junk.onnx", "not a valid ONNX file")
-    assert_refused(command("model.path=junk.onnx"), "10 bytes, expected 7304518")
+    assert_refused(command("model.path=junk.onnx"), "junk.onnx", "not a valid ONNX file")
+    assert_refused(
+        command("model.path=junk.onnx", f"model.sha256={'0' * 64}"), "junk.onnx", "expected 0000"
+    )
+    assert_refused(command("model.weights.path=junk.onnx"), "10 bytes, expected 7304518")
 
 
 def test_a_finished_run_is_never_overwritten(command, tmp_path):

@@ -1,0 +1,300 @@
+"""OM files from an ONNX with ATC, the converter of Ascend's toolkit; one file a batch size."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cfdist import __version__
+from cfdist.errors import UserError
+from cfdist.files import fsync, sha256_of, write_text
+
+_LAST_LINES = 5  # of a failed ATC's output; the reason is among them
+
+
+@dataclass(frozen=True)
+class AtcModel:
+    """What one ONNX needs for all its OM files; plain data.
+
+    Attributes:
+        onnx: The ONNX file.
+        input_name: Its input's name, "image".
+        height: Input rows, pixels.
+        width: Input columns, pixels.
+        soc_version: The chip, "Ascend310P3".
+        aipp: Text of the AIPP file (`aipp_config`); `None` for an OM with float32 NCHW input.
+        log: ATC's log level.
+    """
+
+    onnx: Path
+    input_name: str
+    height: int
+    width: int
+    soc_version: str
+    aipp: str | None = None
+    log: str = "error"
+
+    def stem(self, batch: int) -> str:
+        """The OM's file name without `.om`: "CenterFace_bs16", "CenterFace_bs16_aipp"."""
+        return f"{self.onnx.stem}_bs{batch}{'_aipp' if self.aipp else ''}"
+
+    def aipp_path(self, out_dir: Path) -> Path | None:
+        """Where `convert` puts the AIPP file, one for all batch sizes; `None` without AIPP."""
+        return Path(out_dir).resolve() / f"{self.onnx.stem}.aippconfig" if self.aipp else None
+
+
+@dataclass(frozen=True)
+class ConvertResult:
+    """One OM.
+
+    Attributes:
+        batch: Its batch size.
+        om: Its path.
+        command: The command line that makes it in the folder where it is called.
+        made: Whether this call made it; else it was there already, or it is a dry run.
+    """
+
+    batch: int
+    om: Path
+    command: str
+    made: bool
+
+
+def aipp_config(
+    mean: Sequence[float],
+    std: Sequence[float],
+    scale: float,
+    color: str,
+    height: int,
+    width: int,
+) -> str:
+    """The static AIPP file with which the chip takes warped BGR bytes and normalises them itself.
+
+    The network wants (u8 * scale - mean) / std, AIPP gives (u8 - min) * var_reci: min = mean/scale,
+    rounded to an integer, and var_reci = scale/std, 7 decimals. Both apply after the chip's swap of
+    red and blue, so they are in `color` order
+    (https://www.hiascend.com/document/detail/en/canncommercial/800/devaids/atc/atlasatc_16_0022.html).
+
+    Args:
+        mean: Per channel, in `color` order, as in `cfdist.model.ModelSpec`.
+        std: Per channel, in `color` order.
+        scale: What a u8 value is multiplied with before `mean` and `std`: 1/255 or 1.
+        color: The order that the network wants; "RGB" has the chip swap.
+        height: Input rows, pixels.
+        width: Input columns, pixels.
+
+    Raises:
+        UserError: an order other than "BGR" or "RGB", or values outside AIPP's ranges.
+    """
+    if color not in ("BGR", "RGB"):
+        raise UserError(f"model.color={color}: AIPP can give a network BGR or RGB; choose one")
+    low = [round(value / scale) for value in mean]
+    # AIPP's own ranges: min_chn 0 to 255, var_reci_chn a float16.
+    if not all(0 <= value <= 255 for value in low) or not all(
+        value > 0 and scale / value <= 65504 for value in std
+    ):
+        raise UserError(
+            f"model.mean={list(mean)} model.std={list(std)}: AIPP cannot normalise like this (mean "
+            "in u8 values must be 0 to 255, std above 0); use convert.aipp=false"
+        )
+    lines = [
+        "aipp_mode:static",
+        "input_format:RGB888_U8",
+        f"src_image_size_w:{width}",
+        f"src_image_size_h:{height}",
+        "crop:false",
+        *(["rbuv_swap_switch:true"] if color == "RGB" else []),
+        *(f"min_chn_{i}:{value}" for i, value in enumerate(low)),
+        *(f"var_reci_chn_{i}:{scale / value:.7f}" for i, value in enumerate(std)),
+    ]
+    return "aipp_op{\n" + "".join(f"  {line}\n" for line in lines) + "}\n"
+
+
+def atc_command(
+    onnx: Path | str,
+    output_stem: str,
+    batch: int,
+    soc_version: str,
+    input_name: str,
+    height: int,
+    width: int,
+    aipp_path: Path | str | None = None,
+    log: str = "error",
+) -> list[str]:
+    """ATC's arguments, in the order of the published guide.
+
+    Args:
+        onnx: The ONNX file.
+        output_stem: Where to write, without `.om`.
+        batch: Static batch size.
+        soc_version: The chip, "Ascend310P3".
+        input_name: The ONNX input's name.
+        height: Input rows, pixels.
+        width: Input columns, pixels.
+        aipp_path: The AIPP file; the OM's input is then uint8 NHWC.
+        log: ATC's log level: debug, info, warning, error or null.
+    """
+    command = [
+        "atc",
+        "--framework=5",  # ONNX
+        f"--model={onnx}",
+        "--input_format=NCHW",
+        f"--input_shape={input_name}:{batch},3,{height},{width}",
+        f"--output={output_stem}",
+        f"--log={log}",
+        f"--soc_version={soc_version}",
+    ]
+    if aipp_path is not None:
+        command += [f"--insert_op_conf={aipp_path}", "--enable_small_channel=1"]
+    return command
+
+
+def convert(
+    model: AtcModel, out_dir: Path, batches: Sequence[int], dry_run: bool = False
+) -> list[ConvertResult]:
+    """Make the OM of each batch size, unless the one that is there is of the same making.
+
+    Beside each OM lies `<om>.json`: the digests of ONNX and OM, command, AIPP text and versions.
+
+    Args:
+        model: What to convert.
+        out_dir: Where the OM files go.
+        batches: Batch sizes.
+        dry_run: Only say what would be called; the AIPP file is not written either.
+
+    Raises:
+        UserError: no `atc`, or it failed (its last lines are in the message); a file that cannot
+            be read or written. OM files that are complete stay.
+    """
+    try:
+        digest = sha256_of(model.onnx)
+    except OSError as error:
+        raise UserError(
+            f"convert: {model.onnx} cannot be read ({error.strerror}); give an ONNX, as made with "
+            "job=export"
+        ) from None
+    results = []
+    for batch in batches:
+        om = Path(out_dir) / f"{model.stem(batch)}.om"
+        recipe = _recipe(model, om, batch, digest)
+        made = not dry_run and not _is_made(om, recipe)
+        if made:
+            try:
+                _make(model, om, recipe)
+            except OSError as error:
+                raise UserError(
+                    f"convert: {error.filename or om} cannot be written ({error.strerror})"
+                ) from None
+        results.append(ConvertResult(batch, om, shlex.join(recipe["command"]), made))
+    return results
+
+
+def toolkit_version() -> str | None:
+    """The version of the sourced Ascend toolkit, as its `version.info` says; `None` if unknown."""
+    for variable in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH"):
+        home = os.environ.get(variable)
+        for place in ("compiler/version.info", "version.info") if home else ():
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                for line in (Path(home) / place).read_text(encoding="utf-8").splitlines():
+                    key, _, value = line.partition("=")
+                    if key.strip().lower() == "version" and value.strip():
+                        return value.strip()
+    return None
+
+
+def _recipe(model: AtcModel, om: Path, batch: int, onnx_sha256: str) -> dict:
+    """All that decides what is in an OM."""
+    command = atc_command(
+        model.onnx.resolve(),
+        # In ATC's own folder: it is called in a temporary one.
+        om.stem,
+        batch,
+        model.soc_version,
+        model.input_name,
+        model.height,
+        model.width,
+        model.aipp_path(om.parent),
+        model.log,
+    )
+    return {"onnx_sha256": onnx_sha256, "command": command, "aipp": model.aipp}
+
+
+def _sidecar_path(om: Path) -> Path:
+    return om.with_name(om.name + ".json")
+
+
+def _is_made(om: Path, recipe: dict) -> bool:
+    """Whether the OM is there, whole, and made by the same recipe."""
+    try:
+        sidecar = json.loads(_sidecar_path(om).read_text(encoding="utf-8"))
+        same = all(sidecar[key] == value for key, value in recipe.items())
+        return same and sidecar["om_sha256"] == sha256_of(om)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _make(model: AtcModel, om: Path, recipe: dict) -> None:
+    """Call ATC in a temporary folder beside the target, then put OM and sidecar in place."""
+    om.parent.mkdir(parents=True, exist_ok=True)
+    aipp_path = model.aipp_path(om.parent)
+    if aipp_path is not None:
+        write_text(aipp_path, model.aipp)
+    # ATC also leaves kernel_meta and fusion_result.json where it is called.
+    with tempfile.TemporaryDirectory(dir=om.parent, prefix=f".{om.stem}.") as folder:
+        _call(recipe["command"], Path(folder))
+        made = Path(folder) / om.name
+        if not made.is_file():
+            raise UserError(
+                f"convert: atc said it succeeded but wrote no {om.name}; call it by hand: "
+                f"{shlex.join(recipe['command'])}"
+            )
+        fsync(made)
+        made.replace(om)
+        fsync(om.parent)
+    sidecar = recipe | {
+        "om_sha256": sha256_of(om),
+        "toolkit_version": toolkit_version(),
+        "cfdist_version": __version__,
+    }
+    write_text(_sidecar_path(om), json.dumps(sidecar, indent=2) + "\n")
+
+
+def _call(command: list[str], folder: Path) -> None:
+    """Run ATC in a folder.
+
+    Raises:
+        UserError: it is not there, or failed.
+    """
+    tool = shutil.which(command[0])
+    if tool is None:
+        raise UserError(
+            "convert: `atc` is not on PATH; source set_env.sh of the Ascend toolkit (CANN) first, "
+            "or see the commands with convert.dry_run=true"
+        )
+    try:
+        done = subprocess.run(
+            [tool, *command[1:]],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            errors="replace",
+            check=False,
+        )
+    except OSError as error:
+        raise UserError(f"convert: {tool} cannot be run ({error.strerror})") from None
+    if done.returncode != 0:
+        said = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        raise UserError(
+            f"convert: atc failed with status {done.returncode}: "
+            f"{' | '.join(said[-_LAST_LINES:]) or 'it said nothing'} (command: "
+            f"{shlex.join(command)})"
+        )

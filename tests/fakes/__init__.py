@@ -1,0 +1,1 @@
+"""Stand-ins for hardware and tools that no test machine has."""

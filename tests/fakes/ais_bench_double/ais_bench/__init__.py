@@ -1,0 +1,1 @@
+"""The package `ais_bench`, over the double of `aclruntime`."""
