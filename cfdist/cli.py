@@ -64,6 +64,7 @@ def launch(hydra_main: Callable[[], None]) -> int:
     Returns:
         The process's exit code.
     """
+    sys.argv[1:] = [_quote_braces(argument) for argument in sys.argv[1:]]
     # Hydra would print its errors itself, over several lines, and exit with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -73,6 +74,14 @@ def launch(hydra_main: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     return max(_exit_codes, default=0)
+
+
+def _quote_braces(argument: str) -> str:
+    """Quote a value such as models/CenterFace_bs{batch}.om: Hydra takes bare braces for a dict."""
+    key, equals, value = argument.partition("=")
+    if equals and "{batch}" in value and not value.startswith(("'", '"')):
+        return f"{key}='{value}'"
+    return argument
 
 
 def _fail(code: int, message: str) -> int:

@@ -41,11 +41,14 @@ def main(config: Config, output: Path, started: float) -> int:
     manifest = inputs.find_pictures(config.dataset, truth)
     fingerprint = inputs.run_fingerprint(spec, manifest, backend)
 
-    with cluster.session(config.cluster.address, config.cluster.dashboard) as dashboard:
+    kind = backend_class.device_kind(options)
+    with cluster.session(
+        config.cluster.address, config.cluster.dashboard, kind, config.devices
+    ) as dashboard:
         from cfdist.distributed.run import evaluate_manifest
 
         plan = cluster.plan_devices(
-            backend_class.device_kind(options),
+            kind,
             config.devices,
             feeders=config.pipeline.feeders,
             streams=config.backend.streams,
@@ -69,7 +72,7 @@ def main(config: Config, output: Path, started: float) -> int:
         results = summarise(config, backend, spec, manifest, outcome, fingerprint, started)
         path = results.write(output)
     screen.print_results(results)
-    screen.console.print(f"results: {path}", markup=False)
+    screen.print_path(path)
     if config.eval.gate and results.expected and not results.expected["met"]:
         return EXIT_GATE_MISSED
     return results.exit_code

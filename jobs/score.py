@@ -62,5 +62,5 @@ def main(config: Config, output: Path, started: float) -> int:
     )
     path = results.write(output)
     screen.print_results(results)
-    screen.console.print(f"results: {path}", markup=False)
+    screen.print_path(path)
     return results.exit_code

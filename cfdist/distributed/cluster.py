@@ -9,11 +9,15 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cfdist.ascend.npu_smi import list_npus
 from cfdist.errors import UserError
 from cfdist.machine import available_cores, available_memory
 
 # What an actor of each kind of device asks Ray for, beside CPUs.
 ACCELERATOR_RESOURCE = {"cpu": None, "gpu": "GPU", "npu": "NPU"}
+
+# Names the devices that a process sees; inside, they are numbered from 0.
+VISIBLE_DEVICES = {"gpu": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 
 CORES_PER_AUTO_DEVICE = 8
 
@@ -44,10 +48,21 @@ class DevicePlan:
 
 
 @contextlib.contextmanager
-def session(address: str | None, dashboard: bool) -> Iterator[str | None]:
+def session(
+    address: str | None,
+    dashboard: bool,
+    kind: str = "cpu",
+    devices: int | str | list[int] = "auto",
+) -> Iterator[str | None]:
     """Connect to the cluster at `address`, or start one on this machine; leave it at the end.
 
     A session that runs already (several jobs in one process) is used and left running.
+
+    Args:
+        address: "auto", "host:port", or `None` for a cluster of the run's own.
+        dashboard: Whether that cluster has Ray's dashboard.
+        kind: "cpu", "gpu" or "npu": what the run's devices are.
+        devices: As in the configuration; with a list, that cluster sees only those accelerators.
 
     Yields:
         The dashboard's URL, or `None` without one.
@@ -60,6 +75,8 @@ def session(address: str | None, dashboard: bool) -> Iterator[str | None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
+    # Where the toolkit's package `acl` is missing, Ray logs a traceback and goes on.
+    logging.getLogger("ray._private.accelerators.npu").setLevel(logging.CRITICAL)
     if ray.is_initialized():
         yield None
         return
@@ -68,6 +85,7 @@ def session(address: str | None, dashboard: bool) -> Iterator[str | None]:
         context = ray.init(
             address="local",
             num_cpus=available_cores(),
+            resources=_own_accelerators(kind, devices),
             include_dashboard=dashboard,
             **quiet,
         )
@@ -86,6 +104,23 @@ def session(address: str | None, dashboard: bool) -> Iterator[str | None]:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
     finally:
         ray.shutdown()
+
+
+def _own_accelerators(kind: str, devices: int | str | list[int]) -> dict[str, int] | None:
+    """What a cluster on this machine is told of its NPUs; limits it to a list of devices.
+
+    Ray finds GPUs itself, NPUs only where the toolkit's Python package or the device files are.
+    """
+    if kind == "cpu":
+        return None
+    variable = VISIBLE_DEVICES[kind]
+    if isinstance(devices, list):
+        os.environ[variable] = ",".join(map(str, devices))
+    if kind == "gpu":
+        return None
+    visible = os.environ.get(variable)
+    count = len(visible.split(",")) if visible else len(list_npus())
+    return {"NPU": count} if count else None
 
 
 def _knock(address: str) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from cfdist.config import Config
     from cfdist.distributed.cluster import DevicePlan
     from cfdist.model import ModelSpec
+    from cfdist.network.export import ExportReport
     from cfdist.widerface.manifest import Manifest
 
 PROTOCOL_TITLES = {
@@ -99,6 +101,64 @@ def print_plan(
     )
     if dashboard:
         console.print(f"dashboard: {dashboard}", markup=False)
+
+
+def print_path(path: Path) -> None:
+    """Where the results are."""
+    console.print(f"results: {path}", markup=False)
+
+
+def print_export(report: ExportReport) -> None:
+    """What was exported and how far it is from PyTorch."""
+    shape = ", ".join(map(str, report.input_shape))
+    console.print(
+        f"{report.path}: opset {report.opset}, {report.size / 1e6:.1f} MB, input "
+        f"{report.input_dtype} ({shape})",
+        markup=False,
+    )
+    table = Table(title="largest difference from PyTorch", title_justify="left")
+    table.add_column("pictures")
+    for name in report.output_shapes:
+        table.add_column(name, justify="right")
+    for kind, differences in report.differences.items():
+        table.add_row(kind, *(f"{differences[name]:.1e}" for name in report.output_shapes))
+    console.print(table)
+
+
+def print_comparison(comparison: dict[str, Any]) -> None:
+    """How far the candidate is from the reference: heads, boxes, AP, and the verdict."""
+    if comparison["heads"]:
+        table = Table(title="head maps, candidate against reference", title_justify="left")
+        for column in ("head", "largest difference", "mean difference", "cosine"):
+            table.add_column(column, justify="left" if column == "head" else "right")
+        for name, head in comparison["heads"].items():
+            table.add_row(
+                name, f"{head['max']:.2e}", f"{head['mean']:.2e}", f"{head['cosine']:.8f}"
+            )
+        console.print(table)
+    boxes = comparison["boxes"]
+    console.print(
+        f"boxes: {boxes['found']} of {boxes['reference']} of the reference found again "
+        f"({100 * boxes['found_share']:.2f} %), {boxes['confirmed']} of {boxes['candidate']} of "
+        f"the candidate confirmed ({100 * boxes['confirmed_share']:.2f} %); scores differ by "
+        f"{boxes['mean_score_difference']:.1e} on average, {boxes['largest_score_difference']:.1e} "
+        "at most"
+    )
+    table = Table(title="WIDER FACE AP", title_justify="left")
+    table.add_column("protocol")
+    table.add_column("model")
+    for difficulty in DIFFICULTIES:
+        table.add_column(difficulty, justify="right")
+    for protocol in comparison["reference"]["ap"]:
+        for model in ("reference", "candidate"):
+            ap = comparison[model]["ap"][protocol]
+            cells = (f"{100 * ap[name]:.2f} %" for name in DIFFICULTIES)
+            table.add_row(PROTOCOL_TITLES[protocol], model, *cells)
+        apart = comparison["ap_difference"][protocol]
+        table.add_row("", "difference", *(f"{100 * apart[name]:+.3f}" for name in DIFFICULTIES))
+    console.print(table)
+    past = [name for name, within in comparison["within"].items() if not within]
+    console.print(f"PAST THE TOLERANCE: {', '.join(past)}" if past else "within the tolerances")
 
 
 def print_results(results: Results) -> None:

@@ -1,0 +1,100 @@
+"""`job=export`: a checkpoint to an ONNX that was held against PyTorch before it appeared."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from cfdist import backends, inputs
+from cfdist.config import Config
+from cfdist.errors import UserError
+from cfdist.model import ModelSpec
+from cfdist.preprocess import PictureError, read_into
+from cfdist.report import screen
+from cfdist.report.results import Results, refuse_finished
+
+REAL_PICTURES = 2  # of the data set, compared besides random ones
+
+
+def main(config: Config, output: Path, started: float) -> int:
+    """Export, compare, show; returns the exit code."""
+    refuse_finished(output)
+    backends.resolve("torch")  # one line where it is not installed
+    from cfdist.backends.torch import load_spec_network
+    from cfdist.network.export import ExportMismatchError, export_onnx
+
+    spec = inputs.model_spec(config.model, config.model.checkpoint)
+    network = load_spec_network(spec)
+    target = Path(config.export.output or output / "CenterFace.onnx").expanduser()
+    if target.resolve() == spec.path:
+        raise UserError(f"export.output={target}: is the model itself; name another file")
+    ready = time.time()
+    try:
+        report = export_onnx(
+            network,
+            target,
+            opset=config.export.opset,
+            height=spec.height,
+            width=spec.width,
+            input=config.export.input,
+            peaks=config.export.peaks,
+            color=spec.color,
+            scale=spec.scale,
+            mean=spec.mean,
+            std=spec.std,
+            top_k=spec.top_k,
+            pictures=real_pictures(config, spec),
+        )
+    except ExportMismatchError as error:
+        raise UserError(str(error)) from None
+    ended = time.time()
+
+    results = Results(
+        job="export",
+        ap={},
+        total=0,
+        done=0,
+        failures=[],
+        seconds={
+            "total": ended - started,
+            "start_up": ready - started,
+            "run": ended - ready,
+            "evaluation": None,
+        },
+        model={"path": str(spec.path), "sha256": spec.sha256},
+        config=asdict(config),
+        extra={
+            "export": {
+                "path": str(report.path),
+                "opset": report.opset,
+                "bytes": report.size,
+                "input": {"dtype": report.input_dtype, "shape": report.input_shape},
+                "outputs": report.output_shapes,
+                "max_difference": report.differences,
+            }
+        },
+    )
+    screen.print_export(report)
+    screen.print_path(results.write(output))
+    return results.exit_code
+
+
+def real_pictures(config: Config, spec: ModelSpec) -> np.ndarray:
+    """The data set's first usable pictures, warped: (n, H, W, 3) u8, BGR."""
+    truth = inputs.find_ground_truth(config.dataset)
+    rows = []
+    for item in inputs.find_pictures(config.dataset, truth).items:
+        row = np.empty((spec.height, spec.width, 3), np.uint8)
+        try:
+            read_into(item.path, row)
+        except PictureError:
+            continue
+        rows.append(row)
+        if len(rows) == REAL_PICTURES:
+            break
+    if not rows:
+        raise UserError(f"dataset={config.dataset.name}: none of its pictures can be read")
+    return np.stack(rows)

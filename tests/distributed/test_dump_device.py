@@ -1,0 +1,201 @@
+"""From bins to dumps on one device, without Ray."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from cfdist import dumps
+from cfdist.ascend.atc import aipp_config
+from cfdist.backends.base import DeviceSettings
+from cfdist.distributed.dump_device import DumpDevice
+from cfdist.errors import UserError
+from cfdist.preprocess import to_model_input
+from cfdist.widerface.manifest import WorkItem
+from tests.fakes.ascend import OUTPUT_NAMES, install_double, small_network
+
+OPTIONS = {"precision": "f32", "providers": ["CPUExecutionProvider"], "device": "cpu"}
+BATCH = 4
+SIDE = 64
+
+
+@pytest.fixture
+def model(spec, tmp_path):
+    """The small network with the training code's conventions."""
+    path = tmp_path / "net.onnx"
+    path.write_bytes(small_network())
+    return spec(
+        path,
+        convention="centerface_pytorch",
+        outputs=OUTPUT_NAMES,
+        height=SIDE,
+        width=SIDE,
+        color="BGR",
+        scale=1 / 255,
+        mean=(0.4, 0.4, 0.4),
+        std=(0.289, 0.274, 0.278),
+        batch=BATCH,
+    )
+
+
+def warped(count: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
+
+
+def write_bins(folder: Path, pictures: np.ndarray, model, form: str) -> list[WorkItem]:
+    folder.mkdir()
+    arrays = to_model_input(pictures, dumps.bin_contract(model, form))
+    items = []
+    for i, array in enumerate(arrays):
+        path = folder / f"p_{i}.bin"
+        dumps.write_raw(path, array)
+        items.append(WorkItem(f"p_{i}", str(path), path.stat().st_size))
+    return items
+
+
+def run(backend: str, model, items: list[WorkItem], form: str, folder: Path, **options):
+    """What `process` reports, and the device's own report."""
+    folder.mkdir()
+    settings = DeviceSettings(1, 1, 0, {**OPTIONS, "input": form, **options})
+    device = DumpDevice(backend, model, settings, form, folder)
+    device.warm_up(BATCH, 1)
+    try:
+        return device.process(items), device.report()
+    finally:
+        device.close()
+
+
+def expected_heads(model, pictures: np.ndarray) -> list[np.ndarray]:
+    """Of each picture alone, by the reference evaluator of ONNX."""
+    from onnx.reference import ReferenceEvaluator
+
+    evaluator = ReferenceEvaluator(onnx.load(str(model.path)))
+    return evaluator.run(None, {"image": to_model_input(pictures, model.float_contract())})
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("backend", "form"),
+    [("onnxruntime", "f32"), ("onnxruntime", "u8"), ("openvino", "f32"), ("openvino", "u8")],
+)
+def test_outputs_are_the_networks(tmp_path, model, backend, form):
+    pictures = warped(BATCH + 2)
+    items = write_bins(tmp_path / "bins", pictures, model, form)
+    report, times = run(backend, model, items, form, tmp_path / "out")
+    assert report.done == tuple(item.id for item in items)
+    assert report.failures == ()
+    assert times.pictures == len(pictures)
+    assert len(times.batch_ms) == 2  # the warm-up's time is not among them
+    files = content(tmp_path / "out")
+    assert files.keys() == {f"p_{i}_{k}.bin" for i in range(len(pictures)) for k in range(4)}
+    for k, maps in enumerate(expected_heads(model, pictures)):
+        for i, array in enumerate(maps):
+            found = np.frombuffer(files[f"p_{i}_{k}.bin"], "<f4").reshape(array.shape)
+            np.testing.assert_allclose(found, array, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", dumps.FORMS)
+def test_torch_takes_both_forms(tmp_path, spec, form):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    model = spec(height=SIDE, width=SIDE, batch=BATCH)
+    items = write_bins(tmp_path / "bins", warped(3), model, form)
+    report, _ = run("torch", model, items, form, tmp_path / "out")
+    assert len(report.done) == 3
+    run("onnxruntime", model, items, form, tmp_path / "expected")
+    expected = content(tmp_path / "expected")
+    for name, found in content(tmp_path / "out").items():
+        arrays = (np.frombuffer(part, "<f4") for part in (found, expected[name]))
+        np.testing.assert_allclose(*arrays, rtol=0, atol=1e-2)
+
+
+def test_bins_that_cannot_be_read_leave_the_others_alone(tmp_path, model):
+    items = write_bins(tmp_path / "bins", warped(BATCH + 1), model, "f32")
+    Path(items[0].path).write_bytes(b"short")
+    Path(items[2].path).unlink()
+    report, _ = run("onnxruntime", model, items, "f32", tmp_path / "out")
+    assert report.done == ("p_1", "p_3", "p_4")
+    assert [id for id, _ in report.failures] == ["p_0", "p_2"]
+    assert "5 bytes, expected 49152; run job=preprocess again" in report.failures[0][1]
+    assert "No such file" in report.failures[1][1]
+    good = [item for item in items if item.id in report.done]
+    run("onnxruntime", model, good, "f32", tmp_path / "good")
+    assert content(tmp_path / "out") == content(tmp_path / "good")
+
+
+def test_a_folder_that_vanishes_is_one_line(tmp_path, model):
+    items = write_bins(tmp_path / "bins", warped(1), model, "f32")
+    settings = DeviceSettings(1, 1, 0, OPTIONS)
+    device = DumpDevice("onnxruntime", model, settings, "f32", tmp_path / "none")
+    device.warm_up(BATCH, 1)
+    with pytest.raises(UserError, match=r"p_0_0\.bin: cannot be written"):
+        device.process(items)
+
+
+def test_an_onnx_for_bytes_takes_no_float_bins(tmp_path, model):
+    network = onnx.load(str(model.path))
+    picture = network.graph.input[0]
+    picture.type.tensor_type.elem_type = TensorProto.UINT8
+    for dim, side in zip(picture.type.tensor_type.shape.dim[1:], (SIDE, SIDE, 3), strict=True):
+        dim.dim_value = side
+    casts = [
+        onnx.helper.make_node("Cast", ["image"], ["image.float"], to=TensorProto.FLOAT),
+        onnx.helper.make_node("Transpose", ["image.float"], ["image.nchw"], perm=[0, 3, 1, 2]),
+    ]
+    for node in network.graph.node:
+        node.input[:] = ["image.nchw" if name == "image" else name for name in node.input]
+    for node in reversed(casts):
+        network.graph.node.insert(0, node)
+    onnx.save(network, str(model.path))
+
+    device = DumpDevice("onnxruntime", model, DeviceSettings(1, 1, 0, OPTIONS), "f32", tmp_path)
+    with pytest.raises(UserError, match=r"net\.onnx: takes uint8 NHWC.*preprocess\.input=u8"):
+        device.warm_up(BATCH, 1)
+
+
+@pytest.mark.parametrize("aipp", [False, True])
+def test_an_om_gives_what_the_tool_itself_gives(tmp_path, monkeypatch, model, aipp):
+    """Batch, padding and names as `python -m ais_bench` has them, to the byte."""
+    from cfdist.ascend.ais_bench import run_ais_bench
+
+    install_double(monkeypatch)
+    import aclruntime
+
+    text = None
+    if aipp:
+        text = aipp_config(model.mean, model.std, model.scale, model.color, SIDE, SIDE)
+    om = tmp_path / "net.om"
+    aclruntime.make_om(model.path, om, BATCH, text)
+    model = replace(model, path=om)
+    form = "u8" if aipp else "f32"
+    items = write_bins(tmp_path / "bins", warped(BATCH + 2), model, form)
+
+    report, times = run("om", model, items, form, tmp_path / "out")
+    run_ais_bench(om, tmp_path / "bins", tmp_path / "tool", BATCH, None)
+    assert content(tmp_path / "out") == content(tmp_path / "tool")
+    assert len(report.done) == BATCH + 2
+    assert len(times.device_ms) == 2
+    there = json.loads((tmp_path / "tool_summary.json").read_text())
+    ours = dumps.summary([times.device_ms], BATCH)
+    assert ours.keys() == there.keys()
+    assert ours["NPU_compute_time"].keys() == there["NPU_compute_time"].keys()
+
+
+def test_what_an_om_with_aipp_takes_is_said(tmp_path, monkeypatch, model):
+    install_double(monkeypatch)
+    import aclruntime
+
+    text = aipp_config(model.mean, model.std, model.scale, model.color, SIDE, SIDE)
+    om = aclruntime.make_om(model.path, tmp_path / "net.om", BATCH, text)
+    model = replace(model, path=om)
+    device = DumpDevice("om", model, DeviceSettings(1, 1, 0, OPTIONS), "f32", tmp_path)
+    with pytest.raises(UserError, match=r"takes uint8 NHWC, the bins hold float32 NCHW"):
+        device.warm_up(BATCH, 1)

@@ -1,0 +1,122 @@
+"""The whole Ascend path with a strict double of the chips: ONNX, ATC, two NPUs, Ray, AP."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.ascend import GENERATIONS, install_atc, install_double
+
+# As a host with two cards prints it.
+NPU_SMI = """\
+#!/bin/sh
+cat <<'TABLE'
++-------------------+-----------------+------------------------------------------------------+
+| NPU     Name      | Health          | Power(W)     Temp(C)           Hugepages-Usage(page) |
+| Chip    Device    | Bus-Id          | AICore(%)    Memory-Usage(MB)                        |
++===================+=================+======================================================+
+| 0       310P3     | OK              | 15.8         42                0    / 0              |
+| 0       0         | 0000:82:00.0    | 0            1074 / 21534                            |
++===================+=================+======================================================+
+| 1       310P3     | OK              | 15.4         43                0    / 0              |
+| 0       1         | 0000:89:00.0    | 0            1070 / 21534                            |
++===================+=================+======================================================+
+TABLE
+"""
+
+SIZE = ("model.height=256", "model.width=256")
+
+
+@pytest.fixture(params=GENERATIONS)
+def ascend_host(request, monkeypatch, tmp_path) -> Path:
+    """A host with atc, npu-smi, two chips and one generation of ais_bench; gives the chips' log."""
+    install_double(monkeypatch, request.param)
+    install_atc(monkeypatch, tmp_path / "bin")
+    tool = tmp_path / "bin" / "npu-smi"
+    tool.write_text(NPU_SMI)
+    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    log = tmp_path / "chips.log"
+    monkeypatch.setenv("AIS_BENCH_DOUBLE_LOG", str(log))
+    monkeypatch.setenv("AIS_BENCH_DOUBLE_ENGINE", "openvino")
+    return log
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_from_onnx_to_ap_on_two_chips(command, tmp_path, ascend_host):
+    convert = ("job=convert", "convert.output=om", "convert.batches=[16]", *SIZE)
+    for form in ("convert.aipp=false", "convert.aipp=true"):
+        done = command(*convert, form)
+        assert done.returncode == 0, done.stderr
+        assert "made" in done.stdout
+    again = command(*convert, "convert.aipp=true")
+    assert "up to date" in again.stdout
+
+    cpu = command("backend=openvino", "model.batch=16", *SIZE, "output_dir=cpu")
+    assert cpu.returncode == 0, cpu.stderr
+    for name, om in (
+        ("f32", "model.path=om/centerface_bs{batch}.om"),
+        ("aipp", "model.path=om/centerface_bs{batch}_aipp.om"),
+    ):
+        ascend_host.unlink(missing_ok=True)
+        # backend=auto: there are NPUs and ais_bench.
+        npu = command(om, "devices=2", "model.batch=16", *SIZE, f"output_dir={name}")
+        assert npu.returncode == 0, npu.stderr
+
+        there, here = results(tmp_path / "cpu"), results(tmp_path / name)
+        assert here["backend"] == "om"
+        assert here["pictures"] == there["pictures"]
+        assert here["pictures"]["total"] % 16 != 0  # the last batch is padded
+        for protocol, ap in there["ap"].items():
+            for difficulty, value in ap.items():
+                assert here["ap"][protocol][difficulty] == pytest.approx(value, abs=1e-4)
+        for device in here["devices"]:
+            assert device["pictures"] > 0
+            assert 0 < device["device_ms"]["min"] <= device["batch_ms"]["max"]
+        opened = [json.loads(line) for line in ascend_host.read_text().splitlines()]
+        # Each actor sees one chip, whose index is 0 there.
+        assert sorted(entry["chip"] for entry in opened) == [0, 1]
+        assert {entry["index"] for entry in opened} == {0}
+        assert len({entry["pid"] for entry in opened}) == 2
+
+    wrong = command("model.path=om/centerface_bs16.om", "model.batch=4", *SIZE)
+    assert wrong.returncode == 2, wrong.stderr
+    assert "convert.batches=[4]" in wrong.stderr
+    assert len(wrong.stderr.splitlines()) == 1
+
+    many = command("model.path=om/centerface_bs16.om", "model.batch=16", "devices=3", *SIZE)
+    assert many.returncode == 2
+    assert "Ray sees 2 NPU" in many.stderr
+
+    listed = command(
+        "model.path=om/centerface_bs16.om", "model.batch=16", "devices=[1]", "dataset.limit=3",
+        *SIZE, "output_dir=one",
+    )  # fmt: skip
+    assert listed.returncode == 0, listed.stderr
+    assert json.loads(ascend_host.read_text().splitlines()[-1])["chip"] == 1
+
+
+def test_a_failing_atc_leaves_nothing(command, tmp_path, monkeypatch):
+    install_atc(monkeypatch, tmp_path / "bin")
+    monkeypatch.setenv("FAKE_ATC_FAIL", "E10001: the chip is not known")
+    failed = command("job=convert", "convert.output=om", "convert.soc_version=Ascend310P3", *SIZE)
+    assert failed.returncode == 2
+    assert "E10001: the chip is not known" in failed.stderr
+    assert len(failed.stderr.splitlines()) == 1
+    assert list((tmp_path / "om").glob("*.om")) == []
+
+
+def test_a_dry_run_prints_the_command_and_needs_no_atc(command):
+    done = command(
+        "job=convert", "convert.dry_run=true", "convert.soc_version=Ascend310P3",
+        "convert.batches=[1,16]",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first.startswith("atc --framework=5 --model=")
+    assert "--input_shape=input.1:16,3,800,800 --output=centerface_bs16 " in second

@@ -1,0 +1,82 @@
+"""A picture's size from its header is that of the decoded picture."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cfdist.picture_size import picture_size
+from cfdist.preprocess import PictureError, decode_picture
+
+ORIENTATION_6 = (  # an EXIF segment that says: turn by 90 degrees
+    b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
+)
+
+
+def jpeg(width: int, height: int, progressive: bool = False, grey: bool = False) -> bytes:
+    picture = np.full((height, width) if grey else (height, width, 3), 90, np.uint8)
+    options = [cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive)]
+    return cv2.imencode(".jpg", picture, options)[1].tobytes()
+
+
+def with_segments(content: bytes, segments: list[bytes], fill: int) -> bytes:
+    """The JPEG with application segments behind its start, fill bytes before each."""
+    parts = [
+        b"\xff" * (fill + 1) + b"\xe1" + (len(body) + 2).to_bytes(2, "big") + body
+        for body in segments
+    ]
+    return content[:2] + b"".join(parts) + content[2:]
+
+
+@settings(max_examples=40)
+@given(
+    width=st.integers(1, 400),
+    height=st.integers(1, 400),
+    progressive=st.booleans(),
+    grey=st.booleans(),
+    segments=st.lists(st.binary(max_size=40) | st.just(jpeg(8, 9)), max_size=3),
+    fill=st.integers(0, 2),
+)
+def test_jpeg(tmp_path_factory, width, height, progressive, grey, segments, fill):
+    content = with_segments(jpeg(width, height, progressive, grey), segments, fill)
+    path = tmp_path_factory.getbasetemp() / "picture.jpg"
+    path.write_bytes(content)
+    decoded = decode_picture(content)
+    assert picture_size(path) == (decoded.shape[1], decoded.shape[0]) == (width, height)
+
+
+def test_orientation_is_ignored(tmp_path):
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(with_segments(jpeg(60, 20), [ORIENTATION_6], 0))
+    assert cv2.imread(str(path)).shape[:2] == (60, 20)  # OpenCV itself would turn it
+    assert picture_size(path) == (60, 20)
+
+
+def test_other_formats_are_decoded(tmp_path):
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(cv2.imencode(".png", np.zeros((7, 5, 3), np.uint8))[1].tobytes())
+    assert picture_size(path) == (5, 7)
+
+
+def test_real_pictures(shared):
+    paths = sorted((shared / "data" / "wider_val_mini").rglob("*.jpg"))[::60]
+    assert len(paths) > 5
+    for path in paths:
+        height, width = cv2.imread(str(path)).shape[:2]
+        assert picture_size(path) == (width, height)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe1\0\0", b"no picture"])
+def test_what_is_no_picture(tmp_path, content):
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(content)
+    with pytest.raises(PictureError):
+        picture_size(path)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(PictureError, match="cannot be read: No such file"):
+        picture_size(tmp_path / "none.jpg")
