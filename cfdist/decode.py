@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from cfdist.preprocess import letterbox_affine
 
 STRIDE = 4  # input pixels a cell, both published networks
+# What a graph that picks its own peaks calls its outputs, see cfdist.network.export.
+PEAK_OUTPUTS = ("scores", "cells", "values")
 PEAK_VALUES = 14  # what the heads say at a peak: size 2, offset 2, landmarks 10
 TOP_K = 200  # peaks a picture, the CenterFace evaluation script's own number
 

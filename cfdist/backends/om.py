@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfdist.backends.base import Backend, DeviceSettings
-from cfdist.decode import STRIDE, HeadMaps
+from cfdist.decode import PEAK_OUTPUTS, PEAK_VALUES, STRIDE, HeadMaps, Peaks, graph_peaks
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract
@@ -58,7 +58,8 @@ class OmBackend(Backend):
             self._session = self._on_thread(_open, session_type, spec.path, settings.index)
             inputs, outputs = self._on_thread(_describe, self._session)
             self.contract = input_contract(inputs, spec)
-            self._order = output_order(outputs, spec)
+            self._peak_order = peak_order(outputs, spec)
+            self._order = self._peak_order or output_order(outputs, spec)
         except BaseException:
             self.close()
             raise
@@ -75,7 +76,7 @@ class OmBackend(Backend):
         """See `Backend.device_kind`."""
         return "npu"
 
-    def infer(self, inputs: NDArray) -> HeadMaps:
+    def infer(self, inputs: NDArray) -> HeadMaps | Peaks:
         """See `Backend.infer`; inputs are of `contract.shape(n)`, n up to the OM's batch.
 
         Raises:
@@ -84,16 +85,16 @@ class OmBackend(Backend):
         """
         feed = self._feed(inputs, self._padded)
         outputs = self._on_thread(self._session.infer, [feed], "static")
-        return self._heads(outputs, len(inputs))
+        return self._result(outputs, len(inputs))
 
-    def infer_many(self, batches: Sequence[NDArray]) -> list[HeadMaps]:
+    def infer_many(self, batches: Sequence[NDArray]) -> list[HeadMaps | Peaks]:
         """`infer` for several batches, copies and execution overlapping where the runtime can.
 
         Args:
             batches: Arrays as `infer` takes them. All their outputs are in memory at once.
 
         Returns:
-            Head maps of each batch, in order.
+            Head maps, or peaks, of each batch, in order.
         """
         pipeline = getattr(self._session, "infer_pipeline", None)
         if pipeline is None or len(batches) < 2:
@@ -102,7 +103,7 @@ class OmBackend(Backend):
         feeds = [[self._feed(inputs, None)] for inputs in batches]
         results = self._on_thread(pipeline, feeds, "static")
         return [
-            self._heads(outputs, len(inputs))
+            self._result(outputs, len(inputs))
             for outputs, inputs in zip(results, batches, strict=True)
         ]
 
@@ -141,6 +142,21 @@ class OmBackend(Backend):
         padded[: len(inputs)] = inputs
         padded[len(inputs) :] = 0
         return padded
+
+    def _result(self, outputs: Sequence[NDArray], pictures: int) -> HeadMaps | Peaks:
+        if self._peak_order:
+            return self._peaks(outputs, pictures)
+        return self._heads(outputs, pictures)
+
+    def _peaks(self, outputs: Sequence[NDArray], pictures: int) -> Peaks:
+        """Outputs of an OM that picks its own peaks, without the padding."""
+        shapes = _peak_shapes(self.spec)
+        score, cell, values = (
+            np.asarray(outputs[index]).reshape(shape)[:pictures]
+            for index, shape in zip(self._order, shapes, strict=True)
+        )
+        width = self.contract.width // STRIDE
+        return graph_peaks(score.astype(np.float32), cell, values.astype(np.float32), width)
 
     def _heads(self, outputs: Sequence[NDArray], pictures: int) -> HeadMaps:
         """Output arrays of a whole batch, flat or shaped, to head maps without the padding."""
@@ -258,6 +274,34 @@ def output_order(outputs: Sequence[Any], spec: ModelSpec) -> tuple[int, ...]:
                 f"{head}; give an OM of CenterFace, or its names in model.outputs"
             )
     return order
+
+
+def peak_order(outputs: Sequence[Any], spec: ModelSpec) -> tuple[int, ...]:
+    """Where score, cell and values are among the outputs of an OM that picks its own peaks.
+
+    Returns:
+        Three indices; empty where the OM gives something else.
+
+    Raises:
+        UserError: peaks by name, but of another `model.top_k`.
+    """
+    names = [str(getattr(tensor, "name", "") or "") for tensor in outputs]
+    order = _order_by_name(names, PEAK_OUTPUTS)
+    if len(outputs) != len(PEAK_OUTPUTS) or None in order or not order:
+        return ()
+    for index, shape in zip(order, _peak_shapes(spec), strict=True):
+        there = tuple(int(side) for side in outputs[index].shape)
+        if prod(there) != prod(shape):
+            raise UserError(
+                f"model {spec.path}: output {names[index]!r} is {there}, expected {shape}; set "
+                "model.top_k to the export's"
+            )
+    return order
+
+
+def _peak_shapes(spec: ModelSpec) -> tuple[tuple[int, ...], ...]:
+    rows = (spec.batch, spec.top_k)
+    return rows, rows, (*rows, PEAK_VALUES)
 
 
 def _check_input_size(contract: InputContract, spec: ModelSpec) -> None:

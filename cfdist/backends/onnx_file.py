@@ -10,11 +10,9 @@ import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from cfdist.decode import PEAK_VALUES, STRIDE, HeadMaps, Peaks, graph_peaks
+from cfdist.decode import PEAK_OUTPUTS, PEAK_VALUES, STRIDE, HeadMaps, Peaks, graph_peaks
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
-
-PEAK_OUTPUTS = ("scores", "cells", "values")  # of an export with peaks, see cfdist.network.export
 
 # Which axis holds the colours: float inputs are NCHW, bytes NHWC.
 _CHANNEL_AXIS = {onnx.TensorProto.FLOAT: 1, onnx.TensorProto.UINT8: 3}

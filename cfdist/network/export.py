@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cfdist.decode import STRIDE, TOP_K
+from cfdist.decode import PEAK_OUTPUTS, STRIDE, TOP_K
 from cfdist.errors import UserError
 from cfdist.files import atomic_write
 from cfdist.network.centerface import INPUT_MULTIPLE, CenterFace, fold_batch_norms
@@ -26,7 +26,6 @@ from cfdist.network.normalize import Normalize
 
 INPUT_NAME = "image"
 HEAD_NAMES = ("output1", "output2", "output3", "output4")  # hm, wh, hm_offset, landmarks
-PEAK_NAMES = ("scores", "cells", "values")
 
 # 11 is what ATC of CANN 6 takes and the first with Equal on floats and GatherElements; 17 is the
 # last for which PyTorch's TorchScript exporter has its own operators.
@@ -238,7 +237,7 @@ def _trace_to_onnx(
         if input == "u8"
         else torch.zeros(1, 3, height, width)
     )
-    outputs = PEAK_NAMES if peaks else HEAD_NAMES
+    outputs = PEAK_OUTPUTS if peaks else HEAD_NAMES
     with _quiet():
         torch.onnx.export(
             graph.eval(),

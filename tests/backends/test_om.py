@@ -397,3 +397,34 @@ def test_part_of_a_name_is_no_name():
 def test_outputs_of_another_network(outputs, message):
     with pytest.raises(UserError, match=message):
         output_order(outputs, model_spec())
+
+
+def test_an_om_that_picks_its_own_peaks(make, tmp_path):
+    pytest.importorskip("torch", reason="PyTorch is not installed (requirements-torch.txt)")
+    from cfdist.decode import Peaks, select_peaks
+    from cfdist.network.centerface import CenterFace
+    from cfdist.network.export import export_onnx
+
+    network = CenterFace.of_convention("centerface_pytorch").eval()
+    graphs = {}
+    for peaks in (False, True):
+        path = tmp_path / f"{peaks}.onnx"
+        export_onnx(network, path, height=64, width=64, peaks=peaks, top_k=20)
+        graphs[peaks] = path.read_bytes()
+    pictures = np.random.default_rng(0).normal(size=(3, 3, 64, 64)).astype(np.float32)
+
+    results = {}
+    for peaks, graph in graphs.items():
+        backend = OmBackend(make(graph, top_k=20, outputs=None), DeviceSettings())
+        results[peaks] = backend.infer(pictures)
+        backend.close()
+
+    expected, found = select_peaks(results[False], 20), results[True]
+    assert isinstance(found, Peaks)
+    np.testing.assert_allclose(found.score, expected.score, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(found.cell, expected.cell)
+    np.testing.assert_allclose(found.values, expected.values, rtol=0, atol=1e-5)
+    assert found.map_width == 16
+
+    with pytest.raises(UserError, match=r"set\s+model\.top_k"):
+        OmBackend(make(graphs[True], top_k=30, outputs=None), DeviceSettings())

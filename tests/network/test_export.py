@@ -119,7 +119,7 @@ def peak_picker(reports, tmp_path_factory):
     pool = next(node for node in model.graph.node if node.op_type == "MaxPool")
     heads = next(node for node in model.graph.node if node.op_type == "Concat")
     inputs = [pool.input[0], *heads.input]
-    part = onnx.utils.Extractor(model).extract_model(inputs, list(export.PEAK_NAMES))
+    part = onnx.utils.Extractor(model).extract_model(inputs, list(export.PEAK_OUTPUTS))
     path = tmp_path_factory.mktemp("picker") / "picker.onnx"
     onnx.save(part, str(path))
 

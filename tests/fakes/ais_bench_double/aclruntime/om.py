@@ -66,7 +66,7 @@ def describe(tensors: list[list]) -> list[TensorDesc]:
         items = 1
         for side in shape:
             items *= side
-        size = items * {"uint8": 1, "float16": 2, "float32": 4}[kind]
+        size = items * {"uint8": 1, "float16": 2, "float32": 4, "int64": 8}[kind]
         rows.append(TensorDesc(name, dtype[kind], layout, list(shape), size, size))
     return rows
 
@@ -202,5 +202,7 @@ def _outputs(model: onnx.ModelProto, fp16: bool) -> list[list]:
         index = list(node.output).index(output.name)
         name = f"{node.name or node.op_type}:{index}:{output.name}"
         shape = [dim.dim_value for dim in output.type.tensor_type.shape.dim]
-        rows.append([name, "float16" if fp16 else "float32", FORMAT_ND, shape])
+        whole = output.type.tensor_type.elem_type == onnx.TensorProto.INT64
+        kind = "int64" if whole else "float16" if fp16 else "float32"
+        rows.append([name, kind, FORMAT_ND, shape])
     return rows
