@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import multiprocessing
 import os
 import shutil
+import time
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import scipy.io
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cfdist.errors import UserError
-from cfdist.widerface import sample
-from cfdist.widerface.sample import Cover, Look, Scene, ensure_sample
+from cfdist.widerface import sample, sample_photo
+from cfdist.widerface.sample import ensure_sample
+from cfdist.widerface.sample_drawing import encode_jpeg
+from cfdist.widerface.sample_scenes import DIFFICULTY_HEIGHTS, SCENES, Scene, render_picture
 
 MATS = ["face", "easy", "medium", "hard"]
 FEW = (
@@ -108,7 +108,7 @@ def test_difficulties_nest_and_follow_face_height(whole_set: Path) -> None:
         assert easy <= medium <= hard <= set(range(1, len(of_picture) + 1))
         for level, chosen in (("easy", easy), ("medium", medium), ("hard", hard)):
             heights = of_picture[np.array(sorted(chosen), int) - 1, 3]
-            assert (heights >= sample.DIFFICULTY_HEIGHTS[level]).all()
+            assert (heights >= DIFFICULTY_HEIGHTS[level]).all()
     totals = [sum(cell.size for cell in lists[name]) for name in MATS[1:]]
     assert totals[0] >= 150
     assert totals[1] >= 2 * totals[0]
@@ -151,7 +151,7 @@ def test_the_same_bytes_each_time_whatever_the_threads(tmp_path: Path, few_scene
         cv2.setNumThreads(1)
         first = ensure_sample(tmp_path / "first").root
         cv2.setNumThreads(4)
-        sample._cutout.cache_clear()
+        sample_photo.cutout.cache_clear()
         second = ensure_sample(tmp_path / "second").root
     finally:
         cv2.setNumThreads(threads)
@@ -160,11 +160,11 @@ def test_the_same_bytes_each_time_whatever_the_threads(tmp_path: Path, few_scene
 
 
 def test_a_picture_does_not_depend_on_the_others(whole_set: Path) -> None:
-    scene = next(scene for scene in sample.SCENES if scene.event == "Edges")
-    number = list(dict.fromkeys(s.event for s in sample.SCENES)).index("Edges")
-    picture = sample.render_picture(scene, number, 1)
+    scene = next(scene for scene in SCENES if scene.event == "Edges")
+    number = list(dict.fromkeys(s.event for s in SCENES)).index("Edges")
+    picture = render_picture(scene, number, 1)
     path = whole_set / "WIDER_val" / "images" / picture.event / f"{picture.name}.jpg"
-    assert path.read_bytes() == sample.encode_jpeg(picture.pixels, sample._JPEG_QUALITY)
+    assert path.read_bytes() == encode_jpeg(picture.pixels, sample._JPEG_QUALITY)
 
 
 def test_a_second_call_makes_nothing(
@@ -182,9 +182,7 @@ def test_a_second_call_makes_nothing(
         ensure_sample(tmp_path / "elsewhere")
 
 
-def test_an_interrupted_run_leaves_nothing_and_harms_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     render = sample.render_set
 
     def interrupted():
@@ -196,12 +194,26 @@ def test_an_interrupted_run_leaves_nothing_and_harms_nothing(
         ensure_sample(tmp_path / "set")
     assert list(tmp_path.iterdir()) == []
 
-    # A process that was killed cannot clean up after itself.
-    leftover = tmp_path / ".set.0123456789ab.partial" / "WIDER_val" / "images" / "0--Crowds"
-    leftover.mkdir(parents=True)
-    (leftover / "0_Crowds_1.jpg").write_bytes(b"half a pict")
-    monkeypatch.setattr(sample, "render_set", lambda: render(FEW))
-    assert sample.is_complete(ensure_sample(tmp_path / "set").root)
+
+def test_what_a_killed_process_left_is_removed_after_an_hour(
+    tmp_path: Path, few_scenes: None
+) -> None:
+    def leave(name: str, minutes: int) -> Path:
+        event = tmp_path / name / "WIDER_val" / "images" / "0--Crowds"
+        event.mkdir(parents=True)
+        (event / "0_Crowds_1.jpg").write_bytes(b"half a pict")
+        os.utime(tmp_path / name, (time.time() - 60 * minutes,) * 2)
+        return tmp_path / name
+
+    leave(".set[1].0123456789ab.partial", minutes=61)
+    kept = [
+        leave(".set[1].ba9876543210.partial", minutes=59),
+        leave(".set1.0123456789ab.partial", minutes=61),
+        leave(".set[1].notes.partial", minutes=61),
+    ]
+    root = ensure_sample(tmp_path / "set[1]").root
+    assert sample.is_complete(root)
+    assert sorted(tmp_path.iterdir()) == sorted([root, *kept])
 
 
 @pytest.mark.parametrize("damage", ["picture", "mat", "version", "marker text"])
@@ -282,99 +294,7 @@ def test_a_matplotlib_without_its_sample_data_is_named(
         raise FileNotFoundError
 
     monkeypatch.setattr(matplotlib.cbook, "get_sample_data", missing)
-    sample._photo.cache_clear()
-    sample._cutout.cache_clear()
+    sample_photo.photograph.cache_clear()
+    sample_photo.cutout.cache_clear()
     with pytest.raises(UserError, match=r"grace_hopper\.jpg.*install matplotlib with pip"):
         ensure_sample(tmp_path / "set")
-
-
-looks = st.builds(Look, mirrored=st.booleans(), angle=st.floats(-60, 60), stretch=st.floats(0.5, 2))
-
-
-@given(looks, st.floats(-50, 500), st.floats(-50, 500), st.floats(5, 400))
-def test_face_extent_bounds_the_transformed_ellipse(
-    look: Look, x: float, y: float, face_height: float
-) -> None:
-    affine = sample.person_affine((x, y), face_height, look)
-    left, top, width, height = sample.FACE_BOX
-    turn = np.linspace(0, 2 * np.pi, 20_000)
-    outline = np.stack(
-        [left + width / 2 * (1 + np.cos(turn)), top + height / 2 * (1 + np.sin(turn))]
-    )
-    moved = affine[:, :2] @ outline + affine[:, 2:]
-    expected = np.concatenate([moved.min(axis=1), moved.max(axis=1)])
-    np.testing.assert_allclose(sample.face_extent(affine), expected, atol=1e-4)
-
-
-def test_an_upright_face_has_the_asked_height_and_place() -> None:
-    extent = sample.face_extent(sample.person_affine((100, 80), 40, Look(mirrored=True)))
-    width = 40 * sample.FACE_BOX[2] / sample.FACE_BOX[3]
-    np.testing.assert_allclose(extent, [100 - width / 2, 60, 100 + width / 2, 100])
-
-
-@given(
-    st.tuples(st.floats(-300, 300), st.floats(-300, 300)),
-    st.tuples(st.floats(1, 200), st.floats(1, 200)),
-)
-def test_clipped_boxes_stay_inside_and_know_their_share(
-    corner: tuple[float, float], size: tuple[float, float]
-) -> None:
-    extent = np.array([*corner, *np.add(corner, size)])
-    (x, y, width, height), seen = sample.clipped_box(extent, (120, 160))
-    assert x >= 0
-    assert y >= 0
-    assert x + width <= 160
-    assert y + height <= 120
-    assert 0 <= seen <= 1 + 1e-9
-    if (extent >= 0).all() and (extent <= [160, 120, 160, 120]).all() and width and height:
-        assert seen == pytest.approx(1)
-        np.testing.assert_allclose([x, y, x + width, y + height], extent, atol=0.5)
-    if seen == 0:
-        assert (width, height) == (0, 0)
-
-
-def test_painted_faces_are_where_the_boxes_say() -> None:
-    """A green cover over the whole face, nothing else green: its pixels are the box."""
-    cover = Cover((0, 0, 1, 1), (0, 255, 0))
-    for x, y, face_height in ((60, 70, 40), (120.4, 90.7, 63), (15, 60, 50), (150.5, 30.5, 9)):
-        affine = sample.person_affine((x, y), face_height, Look())
-        rng = np.random.default_rng(0)
-        person = sample._hold_in_front(rng, sample._cutout(False)[sample._level(affine)], cover)
-        canvas = np.zeros((180, 200, 3), np.float32)
-        sample._paste(canvas, person, affine, Look())
-        green = canvas[..., 1] - canvas[..., [0, 2]].max(axis=2) > 128
-        found = cv2.boundingRect(green.astype(np.uint8))
-        box, _ = sample.clipped_box(sample.face_extent(affine), canvas.shape[:2])
-        np.testing.assert_allclose(found, box, atol=1)
-
-
-def test_a_face_mostly_outside_is_boxed_but_not_counted() -> None:
-    faces = sample.Faces(
-        boxes=np.array([[0, 0, 20, 60], [5, 5, 50, 60], [5, 5, 8, 9]], np.int32),
-        seen=np.array([0.3, 1.0, 1.0]),
-        occlusion=np.array([2, 0, 0], np.uint8),
-        pose=np.zeros(3, np.uint8),
-    )
-    for difficulty in sample.DIFFICULTY_HEIGHTS:
-        assert faces.counted(difficulty).tolist() == [False, True, False]
-
-
-@pytest.mark.parametrize(
-    ("sides", "seen", "label"),
-    [(None, 1.0, 0), ((0, 0.8, 1, 1.2), 1.0, 1), ((0, 0.5, 1, 1.2), 1.0, 2), (None, 0.6, 2)],
-)
-def test_occlusion_labels(sides: tuple | None, seen: float, label: int) -> None:
-    cover = Cover(sides, (0, 0, 0)) if sides else None
-    assert sample._occlusion_label(cover, seen) == label
-
-
-def test_nobody_in_front_hides_a_face() -> None:
-    for scene in sample.SCENES:
-        if scene.at_edges or scene.density == 0:
-            continue
-        placed = list(sample._rows(scene))
-        assert placed
-        for (y, height), (next_y, next_height) in itertools.pairwise(placed):
-            # The widest jitter of both rows, cap above the face included.
-            cap = next_y - 0.1 * next_height - 1.12 * next_height * 210 / sample.FACE_BOX[3]
-            assert cap > y + 0.1 * height + 0.4 * 1.12 * height
