@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from cfdist.config import DatasetConfig, ModelConfig
@@ -38,10 +38,15 @@ def model_spec(config: ModelConfig, file: str | None = None) -> ModelSpec:
             "model.path=FILE"
         )
     path = locate_model(file.replace("{batch}", str(config.batch)))
+    return replace(conventions(config), path=path, sha256=verify_model(path, size, sha256))
+
+
+def conventions(config: ModelConfig) -> ModelSpec:
+    """How the model is fed and read, without its file."""
     return ModelSpec(
         name=config.name,
-        path=path,
-        sha256=verify_model(path, size, sha256),
+        path=Path(),
+        sha256="",
         convention=config.convention,
         outputs=None if config.outputs is None else tuple(config.outputs),
         height=config.height,
@@ -100,8 +105,8 @@ def run_fingerprint(spec: ModelSpec, manifest: Manifest, backend: str) -> str:
 
     The batch is not in it: the same pictures give the same detections at any batch size.
     """
-    conventions = asdict(spec)
+    model = asdict(spec)
     for key in ("path", "batch"):
-        del conventions[key]
-    identity = {"model": conventions, "pictures": manifest.fingerprint, "backend": backend}
+        del model[key]
+    identity = {"model": model, "pictures": manifest.fingerprint, "backend": backend}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -141,6 +141,12 @@ def _knock(address: str) -> None:
         ) from None
 
 
+def user_error(error: Exception) -> Exception:
+    """The `UserError` inside an error that came through Ray, which makes a traceback of it."""
+    cause = getattr(error, "cause", None)
+    return UserError(str(cause)) if isinstance(cause, UserError) else error
+
+
 def plan_devices(
     kind: str,
     devices: int | str | list[int],

@@ -43,11 +43,12 @@ class ComparingDevice(Device):
         feeders: int,
     ) -> None:
         super().__init__(*reference, settings, feeders)
-        self._candidate = backends.create(*candidate, settings)
+        self._load_candidate = (*candidate, settings)
 
     def warm_up(self, chunk: int, buffers: int, reducer=None) -> None:
         """See `Device.warm_up`."""
         super().warm_up(chunk, buffers, reducer)
+        self._candidate = backends.create(*self._load_candidate)
         spec = self._spec
         zeros = np.zeros((spec.batch, spec.height, spec.width, 3), np.uint8)
         self._candidate.infer(to_model_input(zeros, self._candidate.contract))

@@ -91,18 +91,26 @@ class Device:
     def __init__(
         self, backend: str, spec: ModelSpec, settings: DeviceSettings, feeders: int
     ) -> None:
+        """Remember what to load; `warm_up` loads it, so that its errors reach the driver."""
         cv2.setNumThreads(1)  # the feeders are the parallelism; OpenCV's pool would fight them
-        self._backend = backends.create(backend, spec, settings)
+        self._load = (backend, spec, settings)
         self._spec = spec
         self._feeders = ThreadPoolExecutor(feeders, thread_name_prefix="feeder")
-        self._slots = threading.BoundedSemaphore(self._backend.slots)
         self._buffers: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
         self._report = DeviceReport()
         self._report_lock = threading.Lock()
         self._reducer = None
 
     def warm_up(self, chunk: int, buffers: int, reducer=None) -> None:
-        """Make the buffers and run each slot once, so that the first batch costs like any other."""
+        """Load the model, make the buffers, and run each slot once.
+
+        The first batch then costs like any other.
+
+        Raises:
+            UserError: the model does not fit the device or the run.
+        """
+        self._backend = backends.create(*self._load)
+        self._slots = threading.BoundedSemaphore(self._backend.slots)
         self._reducer = reducer
         for _ in range(buffers):
             self._buffers.put(np.zeros((chunk, self._spec.height, self._spec.width, 3), np.uint8))
@@ -160,9 +168,9 @@ class Device:
         with self._report_lock:
             self._report.pictures += len(warped)
             self._report.busy_seconds += seconds / self._backend.slots
-            full = len(warped) // size
-            if full == len(batches):
-                self._report.batch_ms += [seconds * 1000 / full] * full
+            # A part of a batch is no batch, unless it costs as much.
+            if backend.has_fixed_batch or len(warped) % size == 0:
+                self._report.batch_ms += [seconds * 1000 / len(batches)] * len(batches)
         return results
 
     def _peaks_of(self, result: HeadMaps | Peaks) -> Peaks:

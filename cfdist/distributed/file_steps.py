@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 
 from cfdist.decode import select_peaks
+from cfdist.distributed.cluster import user_error
 from cfdist.distributed.device import PeaksBatch
 from cfdist.distributed.reducer import decode_detections
 from cfdist.dumps import SUFFIX, Dump, read_dumps, write_raw
-from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.picture_size import picture_size
 from cfdist.preprocess import InputContract, PictureError, read_into, to_model_input
@@ -72,12 +72,6 @@ def _collect(pending: dict[Any, int]) -> tuple[int, Failures]:
         raise user_error(error) from None
 
 
-def user_error(error: Exception) -> Exception:
-    """The `UserError` inside an error that came through Ray, which makes a traceback of it."""
-    cause = getattr(error, "cause", None)
-    return UserError(str(cause)) if isinstance(cause, UserError) else error
-
-
 def write_bins(
     items: Sequence[WorkItem], contract: InputContract, folder: Path, temporary: Path
 ) -> Failures:
@@ -97,6 +91,7 @@ def write_bins(
     """
     cv2.setNumThreads(1)  # the tasks are the parallelism
     row = np.empty((contract.height, contract.width, 3), np.uint8)
+    inputs = np.empty(contract.shape(1), contract.dtype)
     failures: Failures = []
     for item in items:
         try:
@@ -105,7 +100,7 @@ def write_bins(
             failures.append((item.id, str(error)))
             continue
         name = Path(item.id).name + SUFFIX
-        write_raw(temporary / name, to_model_input(row[None], contract)[0])
+        write_raw(temporary / name, to_model_input(row[None], contract, inputs))
         os.replace(temporary / name, folder / name)
     return failures
 

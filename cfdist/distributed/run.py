@@ -13,7 +13,7 @@ from typing import Any
 
 from cfdist import backends
 from cfdist.backends.base import DeviceSettings
-from cfdist.distributed.cluster import ACCELERATOR_RESOURCE, DevicePlan
+from cfdist.distributed.cluster import ACCELERATOR_RESOURCE, DevicePlan, user_error
 from cfdist.distributed.device import ChunkReport, Device, DeviceReport
 from cfdist.distributed.reducer import Evaluation, Reducer
 from cfdist.model import ModelSpec
@@ -125,19 +125,27 @@ class DevicePool:
         self.reports: dict[str, DeviceReport] = {}
 
     def start(self) -> None:
-        """Start the actors that are not there, and wait until each has run its model once."""
+        """Start the actors that are not there, and wait until each has run its model once.
+
+        Raises:
+            UserError: a device refuses the model.
+            Exception: what else loading it ran into.
+        """
         import ray
 
         names = [f"device:{i}" for i in range(self._plan.count)]
         fresh = [name for name in names if name not in self.actors]
         for name in fresh:
             self.actors[name] = self._start_actor(name)
-        ray.get(
-            [
-                self.actors[name].warm_up.remote(self.chunk, self._window, self._reducer)
-                for name in fresh
-            ]
-        )
+        try:
+            ray.get(
+                [
+                    self.actors[name].warm_up.remote(self.chunk, self._window, self._reducer)
+                    for name in fresh
+                ]
+            )
+        except ray.exceptions.RayTaskError as error:
+            raise user_error(error) from None
         for name in fresh:
             self.reports.setdefault(name, DeviceReport())
 
@@ -195,7 +203,7 @@ class DevicePool:
                     if self.actors.pop(name, None) is not None:
                         log.warning("%s was lost: %s", name, error)
                 except ray.exceptions.RayTaskError as error:
-                    problems.append(error)
+                    problems.append(user_error(error))
                     log.error("%s failed", name, exc_info=error)
                 if name in self.actors:
                     self._hand_out(name, work, running)
