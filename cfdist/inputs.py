@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,7 +15,16 @@ from cfdist.widerface.ground_truth import GroundTruth, load_ground_truth
 from cfdist.widerface.manifest import Manifest, build_manifest
 from cfdist.widerface.sample import SAMPLE_VERSION, ensure_sample
 
-SAMPLE_FOLDER = Path(__file__).resolve().parent.parent / ".cache" / f"sample-{SAMPLE_VERSION}"
+
+def _cache_folder() -> Path:
+    """The checkout's own cache; the user's where the checkout cannot be written to."""
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / ".cache").is_dir() or os.access(checkout, os.W_OK):
+        return checkout / ".cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cfdist"
+
+
+SAMPLE_FOLDER = _cache_folder() / f"sample-{SAMPLE_VERSION}"
 
 
 def model_spec(config: ModelConfig, file: str | None = None) -> ModelSpec:
@@ -67,7 +77,12 @@ def find_ground_truth(config: DatasetConfig) -> GroundTruth:
     Raises:
         UserError: no folder given, or not the four files in it.
     """
-    if config.name == "sample":
+    if config.kind == "sample" and config.ground_truth is not None:
+        raise UserError(
+            "dataset.ground_truth: the sample set has its own; for your pictures add "
+            "dataset=wider_val"
+        )
+    if config.kind == "sample":
         return load_ground_truth(ensure_sample(sample_folder(config)).ground_truth)
     if config.ground_truth is None:
         raise UserError(
@@ -83,7 +98,7 @@ def find_pictures(config: DatasetConfig, truth: GroundTruth) -> Manifest:
     Raises:
         UserError: no folder given, or no picture of the ground truth in it.
     """
-    if config.name == "sample":
+    if config.kind == "sample":
         root = ensure_sample(sample_folder(config)).root
     elif config.root is None:
         raise UserError(

@@ -14,7 +14,7 @@ from cfdist.distributed import cluster
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.report import screen
-from cfdist.report.results import EXIT_PAST_TOLERANCE, Results, chosen_first, refuse_finished
+from cfdist.report.results import EXIT_PAST_TOLERANCE, Results, chosen_first
 from cfdist.widerface.ground_truth import DIFFICULTIES, GroundTruth
 from cfdist.widerface.metric import WiderFaceMetric
 from cfdist.widerface.predictions import STYLES, rows
@@ -25,7 +25,6 @@ KINDS = ("npu", "gpu", "cpu")  # what the rarer device is, both models run besid
 
 def main(config: Config, output: Path, started: float) -> int:
     """Compare, show and write the results; returns the exit code."""
-    refuse_finished(output)
     options = asdict(config.backend)
     reference = find_side(config, "reference")
     candidate = find_side(config, "candidate")

@@ -17,12 +17,11 @@ from cfdist.errors import UserError
 from cfdist.files import atomic_write
 from cfdist.model import ModelSpec
 from cfdist.report import screen
-from cfdist.report.results import Results, refuse_finished
+from cfdist.report.results import Results
 
 
 def main(config: Config, output: Path, started: float) -> int:
     """Convert, show; returns the exit code."""
-    refuse_finished(output)
     spec = inputs.model_spec(config.model)
     folder = Path(config.convert.output).expanduser()
     model = atc_model(config, spec, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cfdist import backends, inputs
 from cfdist.config import Config
 from cfdist.distributed import cluster
+from cfdist.distributed.journal import check_identity
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.report import screen
@@ -19,8 +21,8 @@ from cfdist.report.results import (
     batch_statistics,
     chosen_first,
     hold_against,
-    refuse_finished,
 )
+from cfdist.run_folder import JOURNAL, LOG
 from cfdist.widerface.ground_truth import DIFFICULTIES
 from cfdist.widerface.manifest import Manifest
 
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
 
 def main(config: Config, output: Path, started: float) -> int:
     """Evaluate, show and write the results; returns the exit code."""
-    refuse_finished(output)
     _refuse_empty_gate(config)
     backend = backends.resolve(config.backend.name)
     options = asdict(config.backend)
@@ -41,6 +42,7 @@ def main(config: Config, output: Path, started: float) -> int:
     manifest = inputs.find_pictures(config.dataset, truth)
     fingerprint = inputs.run_fingerprint(spec, manifest, backend)
 
+    check_identity(output / JOURNAL, fingerprint)
     kind = backend_class.device_kind(options)
     with cluster.session(
         config.cluster.address, config.cluster.dashboard, kind, config.devices
@@ -71,6 +73,7 @@ def main(config: Config, output: Path, started: float) -> int:
             )
         results = summarise(config, backend, spec, manifest, outcome, fingerprint, started)
         path = results.write(output)
+        shutil.rmtree(output / JOURNAL)
     screen.print_results(results)
     screen.print_path(path)
     if config.eval.gate and results.expected and not results.expected["met"]:
@@ -90,7 +93,7 @@ def _refuse_empty_gate(config: Config) -> None:
             f"eval.gate: model={config.model.name} has no expected AP; give "
             "model.expected.easy=... (medium, hard)"
         )
-    if config.eval.gate and config.dataset.name == "sample":
+    if config.eval.gate and config.dataset.kind == "sample":
         raise UserError("eval.gate: the sample set has no expected AP; use dataset=wider_val")
 
 
@@ -107,7 +110,7 @@ def summarise(
     total_seconds = time.time() - started
     run_seconds = outcome.timeline.seconds
     evaluation = outcome.evaluation
-    inferred = sum(report.pictures for report in outcome.devices.values())
+    finished = outcome.timeline.points[-1][1] if outcome.timeline.points else 0
     return Results(
         job="evaluate",
         ap=chosen_first(evaluation.ap, config.eval.protocol),
@@ -122,7 +125,7 @@ def summarise(
         },
         throughput={
             "steady": outcome.timeline.steady_rate,
-            "end_to_end": inferred / total_seconds,
+            "end_to_end": finished / total_seconds,
         },
         devices=[
             {
@@ -146,7 +149,7 @@ def summarise(
 
 def _expected(config: Config, ap: dict[str, dict[str, float]]) -> dict[str, Any] | None:
     """What the model should reach; the sample set says nothing about that."""
-    if config.dataset.name == "sample":
+    if config.dataset.kind == "sample":
         return None
     expected = config.model.expected
     values = {name: getattr(expected, name) for name in DIFFICULTIES}
@@ -156,7 +159,7 @@ def _expected(config: Config, ap: dict[str, dict[str, float]]) -> dict[str, Any]
 
 def _notes(config: Config, manifest: Manifest, outcome: Outcome) -> list[str]:
     notes = []
-    if config.dataset.name == "sample":
+    if config.dataset.kind == "sample":
         notes.append(
             "this is the embedded sample set, a check that everything works; its AP says nothing "
             "about WIDER FACE (for that: dataset=wider_val dataset.root=... "
@@ -173,6 +176,11 @@ def _notes(config: Config, manifest: Manifest, outcome: Outcome) -> list[str]:
         )
     if outcome.resumed:
         notes.append(f"{outcome.resumed} pictures were done by an earlier, interrupted run")
+    for name in sorted(set(outcome.lost)):
+        notes.append(
+            f"{name} died {outcome.lost.count(name)} times and was replaced (see {LOG}); its "
+            "figures are those of the last one"
+        )
     if outcome.evaluation.failures:
         notes.append("failed pictures are left out of the AP")
     return notes

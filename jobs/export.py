@@ -14,14 +14,13 @@ from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.preprocess import PictureError, read_into
 from cfdist.report import screen
-from cfdist.report.results import Results, refuse_finished
+from cfdist.report.results import Results
 
 REAL_PICTURES = 2  # of the data set, compared besides random ones
 
 
 def main(config: Config, output: Path, started: float) -> int:
     """Export, compare, show; returns the exit code."""
-    refuse_finished(output)
     backends.resolve("torch")  # one line where it is not installed
     from cfdist.backends.torch import load_spec_network
     from cfdist.network.export import ExportMismatchError, export_onnx

@@ -19,7 +19,7 @@ from cfdist.errors import UserError
 from cfdist.files import write_text
 from cfdist.model import ModelSpec
 from cfdist.report import screen
-from cfdist.report.results import Results, batch_statistics, refuse_finished
+from cfdist.report.results import Results, batch_statistics
 from cfdist.widerface.manifest import WorkItem
 
 KEY = "infer.input"
@@ -63,7 +63,6 @@ class Run:
 
 def main(config: Config, output: Path, started: float) -> int:
     """Write the output files, their summary and the results; returns the exit code."""
-    refuse_finished(output)
     if config.infer.input is None:
         raise UserError(f"{KEY}: not given; name the folder of .bin files (job=preprocess)")
     parent = Path(config.infer.output or output).expanduser().absolute()

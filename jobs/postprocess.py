@@ -15,14 +15,13 @@ from cfdist.distributed import cluster
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.report import screen
-from cfdist.report.results import Results, refuse_finished
+from cfdist.report.results import Results
 
 KEY = "postprocess.input"
 
 
 def main(config: Config, output: Path, started: float) -> int:
     """Write the prediction files and the results; returns the exit code."""
-    refuse_finished(output)
     if config.postprocess.input is None:
         raise UserError(f"{KEY}: not given; name the folder of the files that job=infer left")
     source = Path(config.postprocess.input).expanduser().absolute()

@@ -14,7 +14,7 @@ from cfdist.distributed import cluster
 from cfdist.errors import UserError
 from cfdist.preprocess import InputContract
 from cfdist.report import screen
-from cfdist.report.results import Results, refuse_finished
+from cfdist.report.results import Results
 from cfdist.widerface.manifest import WorkItem
 
 KEY = "preprocess.output"
@@ -22,7 +22,6 @@ KEY = "preprocess.output"
 
 def main(config: Config, output: Path, started: float) -> int:
     """Write the bins that are not there yet, and the results; returns the exit code."""
-    refuse_finished(output)
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth)
     dumps.ids_by_stem(item.id for item in manifest.items)

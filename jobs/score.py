@@ -9,20 +9,20 @@ from pathlib import Path
 from cfdist import inputs
 from cfdist.config import Config
 from cfdist.errors import UserError
+from cfdist.machine import available_cores
 from cfdist.report import screen
-from cfdist.report.results import Results, chosen_first, refuse_finished
-from cfdist.widerface.metric import WiderFaceMetric
-from cfdist.widerface.predictions import find_prediction_files, read_predictions_file
+from cfdist.report.results import Results, chosen_first
+from cfdist.widerface.predictions import find_prediction_files
+from cfdist.widerface.scoring import score_files
 
 
 def main(config: Config, output: Path, started: float) -> int:
     """Score, show and write the results; returns the exit code."""
-    refuse_finished(output)
     if config.predictions is None:
         raise UserError("predictions: not given; name the folder of <event>/<name>.txt files")
     truth = inputs.find_ground_truth(config.dataset)
     # With the pictures' folder at hand, they are what is expected; without it, the whole set.
-    if config.dataset.root is not None or config.dataset.name == "sample":
+    if config.dataset.root is not None or config.dataset.kind == "sample":
         manifest = inputs.find_pictures(config.dataset, truth)
         expected = [item.id for item in manifest.items]
     else:
@@ -30,9 +30,7 @@ def main(config: Config, output: Path, started: float) -> int:
     files, missing, unknown = find_prediction_files(Path(config.predictions).expanduser(), expected)
 
     ready = time.time()
-    metric = WiderFaceMetric()
-    for id, path in files.items():
-        metric.update(truth[id], *read_predictions_file(path))
+    metric = score_files(truth, files, available_cores())
     read = time.time()
     ap = metric.compute()
     ended = time.time()

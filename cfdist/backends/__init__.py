@@ -51,7 +51,7 @@ def resolve(name: str) -> str:
         package = BACKENDS[name][2]
         how = _INSTALL.get(name, "`pip install -r requirements.txt`")
         raise UserError(
-            f"backend={name}: the Python package {package!r} is not installed; install {how}, or "
+            f"backend={name}: the Python package {package!r} is not installed; get it: {how}, or "
             "choose another backend"
         )
     return name

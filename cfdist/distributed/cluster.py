@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cfdist.ascend.npu_smi import list_npus
-from cfdist.errors import UserError
+from cfdist.errors import UserError, raise_terminated
 from cfdist.machine import available_cores, available_memory
 
 # What an actor of each kind of device asks Ray for, beside CPUs.
@@ -100,6 +102,9 @@ def session(
                 f"({reason[0] if reason else type(error).__name__}); start one with "
                 "`ray start --head`, or leave cluster.address out"
             ) from None
+    # Ray has put its own handler in place, which ends in a crash report.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, raise_terminated)
     try:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
     finally:

@@ -12,9 +12,9 @@ import pyarrow as pa
 from cfdist.detections import Detections, from_arrow, to_arrow
 from cfdist.errors import UserError
 from cfdist.files import fsync, write_text
+from cfdist.run_folder import JOURNAL_IDENTITY
 
 _SEGMENT = "segment-{:04d}.arrow"
-_IDENTITY = "run.json"
 
 
 class Journal:
@@ -31,7 +31,7 @@ class Journal:
         """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        identity = folder / _IDENTITY
+        identity = folder / JOURNAL_IDENTITY
         if identity.exists():
             check_identity(folder, fingerprint)
         else:
@@ -70,7 +70,7 @@ def check_identity(folder: Path, fingerprint: str) -> None:
     Raises:
         UserError: `folder` holds a journal and its run is not the one of `fingerprint`.
     """
-    identity = folder / _IDENTITY
+    identity = folder / JOURNAL_IDENTITY
     if not identity.exists():
         return
     try:

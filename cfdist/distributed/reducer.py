@@ -17,13 +17,10 @@ from cfdist.distributed.device import PeaksBatch
 from cfdist.distributed.journal import Journal
 from cfdist.files import atomic_write
 from cfdist.model import ModelSpec
+from cfdist.run_folder import JOURNAL, PARQUET, PREDICTIONS
 from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.metric import WiderFaceMetric
 from cfdist.widerface.predictions import STYLES, prediction_text, rows
-
-PREDICTIONS = "predictions"
-PARQUET = "predictions.parquet"
-JOURNAL = "journal"
 
 
 @dataclass(frozen=True)
@@ -132,14 +129,16 @@ class Reducer:
         path.write_text(prediction_text(id, table, STYLES[self._style]), encoding="utf-8")
 
     def finish(self) -> Evaluation:
-        """Compute the APs and bring the final files into place; the journal goes."""
+        """Compute the APs and bring the final files into place.
+
+        The journal stays until the results are written: a run that is killed in between goes on.
+        """
         start = time.perf_counter()
         self._journal.close()
         self._write_parquet()
         shutil.rmtree(self._output / PREDICTIONS, ignore_errors=True)
         os.replace(self._partial, self._output / PREDICTIONS)
         ap = self._metric.compute()
-        shutil.rmtree(self._journal.folder)
         return Evaluation(ap, tuple(sorted(self._failures.items())), time.perf_counter() - start)
 
     def _write_parquet(self) -> None:

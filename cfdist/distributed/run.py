@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
@@ -26,8 +26,12 @@ log = logging.getLogger(__name__)
 MIN_CHUNK = 8
 # Chunks a device holds beyond those in inference: one being read, one on its way out.
 AHEAD = 2
-# A device that fails is started again in the next round, so often.
+# What a round could not do is tried again, so often.
 MAX_ROUNDS = 3
+# A device that dies is started again at once, so often in a run, all devices together.
+MAX_RESTARTS = 3
+
+MIN_STEADY_SECONDS = 1.0
 
 REDUCER = "reducer"
 
@@ -63,15 +67,20 @@ class Timeline:
 
     @property
     def steady_rate(self) -> float | None:
-        """Pictures a second once every lane has finished a chunk; `None` for too short a run.
+        """Pictures a second once every lane has finished a chunk.
+
+        `None` where less than half of the pictures, or less than a second, is left then.
 
         The first chunk of each lane is left out whole: all of them end at about the same time,
         so that counting from the first one's end would count the others' work without its time.
         """
-        if len(self.points) < 2 * self.lanes:
+        if len(self.points) <= self.lanes:
             return None
         (first_time, first), (last_time, last) = self.points[self.lanes - 1], self.points[-1]
-        return (last - first) / (last_time - first_time)
+        seconds = last_time - first_time
+        if last - first < last / 2 or seconds < MIN_STEADY_SECONDS:
+            return None
+        return (last - first) / seconds
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,7 @@ class Outcome:
         timeline: The pictures' progress.
         resumed: Pictures that an earlier, interrupted run had done.
         ready_at: Wall clock when the devices were ready for their first picture.
+        lost: Names of devices that died and were replaced, one entry each time.
     """
 
     evaluation: Evaluation
@@ -91,6 +101,7 @@ class Outcome:
     timeline: Timeline
     resumed: int
     ready_at: float
+    lost: tuple[str, ...]
 
 
 class DevicePool:
@@ -123,6 +134,7 @@ class DevicePool:
         self.chunk = chunk
         self.actors: dict[str, object] = {}
         self.reports: dict[str, DeviceReport] = {}
+        self.lost: list[str] = []
 
     def start(self) -> None:
         """Start the actors that are not there, and wait until each has run its model once.
@@ -186,7 +198,7 @@ class DevicePool:
 
         lanes = self._plan.count * self._plan.slots
         work = _Work(items, self.chunk, lanes, self._has_fixed_batch)
-        running: dict[object, str] = {}
+        running: dict[object, tuple[str, object]] = {}
         problems: list[Exception] = []
         alive = deque(self.actors)
         for _ in range(self._window):
@@ -195,13 +207,14 @@ class DevicePool:
         while running:
             finished, _ = ray.wait(list(running), num_returns=1)
             for ref in finished:
-                name = running.pop(ref)
+                name, ref_actor = running.pop(ref)
                 try:
                     on_done(ray.get(ref))
                 except ray.exceptions.RayActorError as error:
                     problems.append(error)
-                    if self.actors.pop(name, None) is not None:
-                        log.warning("%s was lost: %s", name, error)
+                    if self._restart(name, ref_actor, error):
+                        for _ in range(self._window - 1):
+                            self._hand_out(name, work, running)
                 except ray.exceptions.RayTaskError as error:
                     problems.append(user_error(error))
                     log.error("%s failed", name, exc_info=error)
@@ -209,10 +222,24 @@ class DevicePool:
                     self._hand_out(name, work, running)
         return problems
 
-    def _hand_out(self, name: str, work: _Work, running: dict[object, str]) -> None:
+    def _hand_out(self, name: str, work: _Work, running: dict[object, tuple[str, object]]) -> None:
         chunk = work.next_chunk()
         if chunk:
-            running[self.actors[name].process.remote(chunk)] = name
+            actor = self.actors[name]
+            running[actor.process.remote(chunk)] = (name, actor)
+
+    def _restart(self, name: str, actor: object, error: Exception) -> bool:
+        """Replace a dead actor; says whether there is a new one that waits for work."""
+        if self.actors.get(name) is not actor:
+            return False  # another of its chunks has said so already
+        log.warning("%s was lost: %s", name, error)
+        self.lost.append(name)
+        del self.actors[name]
+        if len(self.lost) > MAX_RESTARTS:
+            return False
+        _wait_until_free([name])
+        self.start()
+        return True
 
     def close(self) -> None:
         """Collect the devices' reports and give the devices back."""
@@ -251,13 +278,15 @@ class _Work:
         self._chunk = chunk
         self._lanes = lanes
         self._has_fixed_batch = has_fixed_batch
+        self._last_share: int | None = None
 
     def next_chunk(self) -> list[WorkItem]:
         """The next items; empty when there are none left."""
         size = self._chunk
-        if not self._has_fixed_batch and self._left < size * self._lanes:
-            # The last chunks are dealt out evenly, so that all devices end together.
-            size = ceil(self._left / self._lanes)
+        if not self._has_fixed_batch and self._left <= size * self._lanes:
+            # The last chunks, one a lane, are of one size, so that all lanes end together.
+            self._last_share = self._last_share or ceil(self._left / self._lanes)
+            size = self._last_share
         size = min(size, self._left)
         self._left -= size
         return [WorkItem(**next(self._rows)) for _ in range(size)]
@@ -331,7 +360,7 @@ def evaluate_manifest(
     finally:
         pool.kill()
         _kill({REDUCER: reducer})
-    return Outcome(evaluation, pool.reports, timeline, resumed, ready_at)
+    return Outcome(evaluation, pool.reports, timeline, resumed, ready_at, tuple(pool.lost))
 
 
 def _run_rounds(
@@ -348,8 +377,20 @@ def _run_rounds(
         if round_number > 1:
             log.warning("round %d: %d pictures left", round_number, len(missing))
             pool.start()
-        problems = pool.run_round(missing, advance)
+        counted = 0
+
+        def count(report: ChunkReport) -> None:
+            nonlocal counted
+            counted += report.done + report.failed
+            advance(report)
+
+        problems = pool.run_round(missing, count)
         before, done = len(done), ray.get(reducer.done.remote())
+        # A device may have died between a chunk's delivery and its report.
+        reported = sum(1 for item in missing if item.id in done)
+        unreported = reported - counted
+        if unreported > 0:
+            advance(ChunkReport(unreported, 0))
         if problems and (len(done) == before or round_number == MAX_ROUNDS):
             raise problems[0]
 
@@ -360,6 +401,13 @@ def _kill(actors: dict[str, object]) -> None:
 
     for actor in actors.values():
         ray.kill(actor)
+    _wait_until_free(actors)
+
+
+def _wait_until_free(names: Iterable[str]) -> None:
+    """Ray gives an actor's name back some time after its end."""
+    import ray
+
     deadline = time.monotonic() + 10
-    while actors.keys() & set(ray.util.list_named_actors()) and time.monotonic() < deadline:
+    while set(names) & set(ray.util.list_named_actors()) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 import cfdist
-from cfdist.errors import UserError
 from cfdist.files import write_text
+from cfdist.run_folder import RESULTS
 
 SCHEMA_VERSION = 1
 EXIT_PICTURES_FAILED = 3
 EXIT_PAST_TOLERANCE = 4
 EXIT_GATE_MISSED = 5
-FILE_NAME = "results.json"
 
 # Distributions whose versions can change a figure.
 _DISTRIBUTIONS = (
@@ -108,7 +107,7 @@ class Results:
 
     def write(self, folder: Path) -> Path:
         """Write `results.json`, whole or not at all."""
-        path = folder / FILE_NAME
+        path = folder / RESULTS
         write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
         return path
 
@@ -161,16 +160,3 @@ def hold_against(
 def chosen_first(ap: dict[str, dict[str, float]], protocol: str) -> dict[str, dict[str, float]]:
     """The APs with the chosen protocol's first."""
     return {name: ap[name] for name in sorted(ap, key=lambda name: name != protocol)}
-
-
-def refuse_finished(folder: Path) -> None:
-    """Never overwrite a finished run.
-
-    Raises:
-        UserError: the folder holds one.
-    """
-    if (folder / FILE_NAME).exists():
-        raise UserError(
-            f"output_dir={folder}: holds a finished run ({FILE_NAME}); choose another output_dir "
-            "or remove it"
-        )

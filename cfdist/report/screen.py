@@ -37,12 +37,15 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 class _RateColumn(ProgressColumn):
-    """Finished pictures a second."""
+    """Finished pictures a second, since the first was handed out."""
 
     def render(self, task: Task) -> Text:
-        """The recent rate, or the whole run's at its end."""
-        speed = task.finished_speed or task.speed
-        return Text(f"{speed:.1f} pictures/s" if speed else "- pictures/s")
+        """The rate so far."""
+        seconds = task.finished_time or task.elapsed
+        done = task.completed - task.fields["before"]
+        if not seconds or not done:
+            return Text("- pictures/s")
+        return Text(f"{done / seconds:.1f} pictures/s")
 
 
 class PictureProgress:
@@ -59,7 +62,9 @@ class PictureProgress:
             TimeRemainingColumn(),
             console=console,
         )
-        self._task = self._progress.add_task("loading the model", total=total, start=False)
+        self._task = self._progress.add_task(
+            "loading the model", total=total, start=False, before=0
+        )
 
     def __enter__(self) -> PictureProgress:
         """Show the bar."""
@@ -72,7 +77,7 @@ class PictureProgress:
 
     def start(self, done: int) -> None:
         """The devices are ready; so many pictures were done before."""
-        self._progress.update(self._task, description="pictures", completed=done)
+        self._progress.update(self._task, description="pictures", completed=done, before=done)
         self._progress.start_task(self._task)
 
     def advance(self, pictures: int, failed: int) -> None:
@@ -91,8 +96,9 @@ def print_plan(
     dashboard: str | None,
 ) -> None:
     """What is about to run, on one line, and where to watch it."""
-    pictures = f"{len(manifest.items)} pictures of dataset={config.dataset.name}"
-    if config.dataset.name == "sample":
+    count = len(manifest.items)
+    pictures = f"{count} picture{'s' if count > 1 else ''} of dataset={config.dataset.name}"
+    if config.dataset.kind == "sample":
         pictures += " (the embedded sample set; no data set named)"
     console.print(
         f"{spec.name} on {backend}, {plan.count} device{'s' if plan.count > 1 else ''} x "

@@ -90,9 +90,15 @@ def _scan(images: Path) -> dict[str, tuple[str, int]]:
             with os.scandir(event.path) as files:
                 for file in files:
                     stem, suffix = os.path.splitext(file.name)
-                    if suffix.lower() == SUFFIX and file.is_file():
-                        found[f"{event.name}/{stem}"] = (
-                            os.path.abspath(file.path),
-                            file.stat().st_size,
-                        )
+                    if suffix.lower() == SUFFIX:
+                        path = os.path.abspath(file.path)
+                        found[f"{event.name}/{stem}"] = (path, _size(file))
     return found
+
+
+def _size(entry: os.DirEntry) -> int:
+    """The file's bytes; 0 for what cannot be read, which fails when it is its turn."""
+    try:
+        return entry.stat().st_size
+    except OSError:
+        return 0

@@ -85,7 +85,7 @@ def ensure_sample(directory: Path | str) -> SamplePaths:
         except OSError as error:
             raise UserError(
                 f"cannot write the sample set to {directory}: {error.strerror or error}; "
-                "name a folder that can be written to"
+                "name one that can, dataset.root=FOLDER"
             ) from error
     return paths
 
@@ -112,7 +112,7 @@ def _refuse_foreign(directory: Path) -> None:
     if foreign:
         raise UserError(
             f"{directory} is there and is not a sample set of this program: "
-            "name a new or an empty folder for the sample set, or remove it"
+            "for pictures of your own add dataset=wider_val; for the sample set name a new folder"
         )
 
 

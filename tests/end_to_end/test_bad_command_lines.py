@@ -29,6 +29,13 @@ def assert_refused(result, *words: str) -> None:
     ("arguments", "words"),
     [
         (["devices=0"], ["devices=0", "from 1"]),
+        (["devices=null"], ["devices=null", "number or auto"]),
+        (["pipeline.feeders=null"], ["pipeline.feeders=null"]),
+        (["model.std=[1,0,1]"], ["model.std", "above 0"]),
+        (["--devices", "2"], ["--devices", "no such option"]),
+        (["output_dir="], ["output_dir", "must not be empty"]),
+        (["dataset.ground_truth=gt"], ["add dataset=wider_val"]),
+        (["job=score", "predictions=a 'b' =(c"], ["a 'b' =(c"]),
         (["devices=many"], ["devices=many", "a number, a list or auto"]),
         (["devices=[1,1]"], ["devices=[1, 1]"]),
         (["model.batch=abc"], ["model.batch=abc", "Integer"]),
@@ -92,6 +99,32 @@ def test_a_finished_run_is_never_overwritten(command, tmp_path):
     results.write_text("{}")
     assert_refused(command("output_dir=done"), "output_dir=", "holds a finished run")
     assert results.read_text() == "{}"
+
+
+def test_an_output_folder_that_cannot_be(command, tmp_path):
+    (tmp_path / "file").touch()
+    assert_refused(command("output_dir=file"), "output_dir=", "cannot be made")
+    assert_refused(command("output_dir=/proc/nowhere"), "/proc/nowhere", "cannot be made")
+
+
+def test_a_stranger_s_folder_is_left_alone(command, tmp_path):
+    mine = tmp_path / "d" / "predictions" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    assert_refused(command("output_dir=d"), "holds 'predictions'", "choose another")
+    assert mine.read_text() == "mine"
+
+
+def test_a_folder_in_use_is_refused(command, tmp_path):
+    from cfdist.run_folder import claim
+
+    with claim(tmp_path / "busy", "job: evaluate"):
+        assert_refused(command("output_dir=busy"), "another run is using it")
+
+
+def test_a_refused_run_leaves_no_folder(command, tmp_path):
+    assert_refused(command("backend.providers=[No]", "backend=onnxruntime"), "'No'")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_cluster_that_does_not_answer(command):

@@ -1,0 +1,65 @@
+"""Ctrl-C, SIGTERM, kill -9: a run goes on where it stopped, with the same settings only."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+
+RUN = ("model.height=256", "model.width=256", "cluster.dashboard=false", "output_dir=out")
+
+
+def start(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, str(PROJECT / "main.py"), *RUN],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_progress(folder: Path) -> None:
+    """Until something is in the journal."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if any(p.stat().st_size > 20_000 for p in (folder / "out").glob("journal/segment-*")):
+            return
+        time.sleep(0.02)
+    pytest.fail("the run did not begin")
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)],
+)
+def test_an_interrupted_command_goes_on(command, tmp_path, number, code):
+    process = start(tmp_path)
+    wait_for_progress(tmp_path)
+    os.kill(process.pid, number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error
+    if number != signal.SIGKILL:
+        assert len(error.splitlines()) == 1, error
+        assert "goes on where this stopped" in error
+
+    other = command(*RUN, "model.nms=null")
+    assert other.returncode == 2
+    assert "holds an unfinished run of other settings" in other.stderr
+
+    again = command(*RUN)
+    assert again.returncode == 0, again.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["pictures"]["done"] == 69
+    assert any("were done by an earlier" in note for note in results["notes"])
+    assert len(list((tmp_path / "out" / "predictions").rglob("*.txt"))) == 69
+    assert not (tmp_path / "out" / "journal").exists()

@@ -1,0 +1,41 @@
+"""Scoring on several processes gives the figures of one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cfdist.errors import UserError
+from cfdist.widerface import scoring
+from cfdist.widerface.ground_truth import GroundTruth, PictureTruth
+
+
+@pytest.fixture
+def predictions(tmp_path):
+    random = np.random.default_rng(1)
+    truth, files = [], {}
+    for i in range(20):
+        boxes = random.integers(1, 50, (5, 4)).astype(float)
+        truth.append(PictureTruth(f"e/{i}", boxes, np.ones((3, 5), bool)))
+        lines = [f"{x} {y} {w} {h} {random.random():.3f}" for x, y, w, h in boxes + 1]
+        files[f"e/{i}"] = tmp_path / f"{i}.txt"
+        files[f"e/{i}"].write_text("\n".join([f"e/{i}.jpg", "5", *lines]))
+    return GroundTruth(truth), files
+
+
+def test_processes_do_not_change_the_figures(monkeypatch, predictions):
+    truth, files = predictions
+    one = scoring.score_files(truth, files, cores=8)
+    monkeypatch.setattr(scoring, "FILES_A_PROCESS", 6)
+    several = scoring.score_files(truth, files, cores=8)
+    assert len(one) == len(several) == 20
+    assert one.compute() == several.compute()
+    assert one.compute()["official"]["hard"] > 0
+
+
+def test_a_bad_file_is_named_from_any_process(monkeypatch, predictions):
+    truth, files = predictions
+    files["e/7"].write_text("e/7.jpg\n1\n1 2 3 4 nan\n")
+    monkeypatch.setattr(scoring, "FILES_A_PROCESS", 6)
+    with pytest.raises(UserError, match=r"7\.txt.*line 3"):
+        scoring.score_files(truth, files, cores=2)
