@@ -281,7 +281,7 @@ def test_what_somebody_else_put_there_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"cannot write .*file/set: .*name a folder"):
+    with pytest.raises(UserError, match=r"cannot write .*file/set: .*name one that can"):
         ensure_sample(tmp_path / "file" / "set")
 
 
