@@ -22,6 +22,10 @@ _JPEG_SCAN = b"\xff\xda"
 _JPEG_END = b"\xff\xd9"
 
 
+# Grey levels between what float32 arithmetic may lose and what another normalisation would show.
+MAX_LEVEL_ERROR = 0.01
+
+
 class PictureError(Exception):
     """A picture that cannot be used; the message is the reason, without the file's name."""
 
@@ -193,6 +197,37 @@ def to_model_input(
                 target -= np.float32(contract.mean[channel])
                 target /= np.float32(contract.std[channel])
     return out
+
+
+def to_warped(inputs: NDArray[np.float32], contract: InputContract) -> NDArray[np.uint8]:
+    """Undo `to_model_input`: the warped pictures that a float32 input was made of, exactly.
+
+    Args:
+        inputs: Array of `contract.shape(n)`, float32.
+        contract: How it was made; float32.
+
+    Returns:
+        (n, H, W, 3) u8, BGR.
+
+    Raises:
+        ValueError: the values are not those of pictures under this contract.
+    """
+    channels_last = inputs if contract.layout == "NHWC" else inputs.transpose(0, 2, 3, 1)
+    warped = np.empty(channels_last.shape, np.uint8)
+    ordered = warped if contract.color == "BGR" else warped[..., ::-1]
+    for channel in range(3):
+        values = channels_last[..., channel] * np.float32(contract.std[channel])
+        values += np.float32(contract.mean[channel])
+        values /= np.float32(contract.scale)
+        levels = np.rint(values)
+        apart = np.abs(values - levels).max(initial=0)
+        if not (apart < MAX_LEVEL_ERROR and levels.min() >= 0 and levels.max() <= 255):
+            raise ValueError(
+                "its values are not those of a picture under this model's color, scale, mean "
+                "and std"
+            )
+        ordered[..., channel] = levels
+    return warped
 
 
 def _reason(error: cv2.error) -> str:

@@ -29,6 +29,8 @@ def main(config: Config, output: Path, started: float) -> int:
     made = atc.convert(model, folder, config.convert.batches, dry_run=config.convert.dry_run)
     ended = time.time()
 
+    if config.convert.dry_run:
+        _print_what_is_needed(spec, model, folder)
     for result in made:
         if config.convert.dry_run:
             screen.console.print(result.command, markup=False)
@@ -53,6 +55,20 @@ def main(config: Config, output: Path, started: float) -> int:
     )
     results.write(output)
     return results.exit_code
+
+
+def _print_what_is_needed(spec: ModelSpec, model: atc.AtcModel, folder: Path) -> None:
+    """Comments on the files that the printed commands name and that a dry run does not write."""
+    if model.onnx != spec.path:
+        screen.console.print(
+            f"# {model.onnx}: {spec.path} with its input declared as (batch, 3, {spec.height}, "
+            f"{spec.width})",
+            markup=False,
+        )
+    if model.aipp is not None:
+        screen.console.print(f"# {model.aipp_path(folder)}:", markup=False)
+        for line in model.aipp.splitlines():
+            screen.console.print(f"#   {line}", markup=False)
 
 
 def atc_model(config: Config, spec: ModelSpec, folder: Path) -> atc.AtcModel:
@@ -97,9 +113,11 @@ def _with_true_shape(spec: ModelSpec, model: onnx.ModelProto, folder: Path, dry_
         and not value.type.tensor_type.shape.dim[0].dim_value
         for value in declared
     )
-    if same or dry_run:
+    copy = folder.absolute() / spec.path.name
+    if same:
         return spec.path
-    copy = folder / spec.path.name
+    if dry_run:
+        return copy
     if copy.resolve() == spec.path:
         raise UserError(
             f"convert.output={folder}: holds the ONNX itself, whose declared shape has to be "

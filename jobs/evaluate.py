@@ -6,24 +6,20 @@ import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cfdist import backends, inputs
 from cfdist.config import Config
 from cfdist.distributed import cluster
 from cfdist.distributed.journal import check_identity
-from cfdist.errors import UserError
 from cfdist.model import ModelSpec
-from cfdist.report import screen
+from cfdist.report import gate, screen
 from cfdist.report.results import (
-    EXIT_GATE_MISSED,
     Results,
     batch_statistics,
     chosen_first,
-    hold_against,
 )
 from cfdist.run_folder import JOURNAL, LOG
-from cfdist.widerface.ground_truth import DIFFICULTIES
 from cfdist.widerface.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -32,7 +28,7 @@ if TYPE_CHECKING:
 
 def main(config: Config, output: Path, started: float) -> int:
     """Evaluate, show and write the results; returns the exit code."""
-    _refuse_empty_gate(config)
+    gate.refuse_empty(config)
     backend = backends.resolve(config.backend.name)
     options = asdict(config.backend)
     backend_class = backends.backend_class(backend)
@@ -76,25 +72,7 @@ def main(config: Config, output: Path, started: float) -> int:
         shutil.rmtree(output / JOURNAL)
     screen.print_results(results)
     screen.print_path(path)
-    if config.eval.gate and results.expected and not results.expected["met"]:
-        return EXIT_GATE_MISSED
-    return results.exit_code
-
-
-def _refuse_empty_gate(config: Config) -> None:
-    """A gate that nothing can miss would always be open.
-
-    Raises:
-        UserError: `eval.gate` without an expected AP, or on the sample set.
-    """
-    expected = config.model.expected
-    if config.eval.gate and all(getattr(expected, name) is None for name in DIFFICULTIES):
-        raise UserError(
-            f"eval.gate: model={config.model.name} has no expected AP; give "
-            "model.expected.easy=... (medium, hard)"
-        )
-    if config.eval.gate and config.dataset.kind == "sample":
-        raise UserError("eval.gate: the sample set has no expected AP; use dataset=wider_val")
+    return gate.exit_code(config, results)
 
 
 def summarise(
@@ -143,18 +121,8 @@ def summarise(
         fingerprint=fingerprint,
         config=asdict(config),
         notes=_notes(config, manifest, outcome),
-        expected=_expected(config, evaluation.ap),
+        expected=gate.expected(config, evaluation.ap),
     )
-
-
-def _expected(config: Config, ap: dict[str, dict[str, float]]) -> dict[str, Any] | None:
-    """What the model should reach; the sample set says nothing about that."""
-    if config.dataset.kind == "sample":
-        return None
-    expected = config.model.expected
-    values = {name: getattr(expected, name) for name in DIFFICULTIES}
-    given = {name: value for name, value in values.items() if value is not None}
-    return hold_against(ap, given, expected.protocol, expected.tolerance)
 
 
 def _notes(config: Config, manifest: Manifest, outcome: Outcome) -> list[str]:

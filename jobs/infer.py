@@ -143,7 +143,7 @@ def _find_bins(folder: Path, spec: ModelSpec) -> Bins:
 def _run_backend(config: Config, backend: str, spec: ModelSpec, bins: Bins, folder: Path) -> Run:
     """Infer on devices of a backend; the folder of the output files appears whole."""
     backend_class = backends.backend_class(backend)
-    options = {**asdict(config.backend), "input": bins.form}
+    options = asdict(config.backend)
     kind = backend_class.device_kind(options)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

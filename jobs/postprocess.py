@@ -32,6 +32,11 @@ def main(config: Config, output: Path, started: float) -> int:
     fingerprint = _check_records(source, found, spec)
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth)
+    if fingerprint is not None and fingerprint != manifest.fingerprint:
+        raise UserError(
+            f"{KEY}={source}: made from another list of pictures than this run's, or from files of "
+            "another size; give the same dataset.* as then"
+        )
     stems = dumps.ids_by_stem(item.id for item in manifest.items)
     usable, failures = dumps.match_dumps(found, manifest.items, spec)
     if not usable:
@@ -47,8 +52,6 @@ def main(config: Config, output: Path, started: float) -> int:
     notes = ["job=score gives the AP of these files"]
     if unknown := len(found.keys() - stems.keys()):
         notes.append(f"output files of {unknown} other names belong to no picture; left out")
-    if fingerprint is not None and fingerprint != manifest.fingerprint:
-        notes.append("the output files were made from another list of pictures than this run's")
     results = Results(
         job="postprocess",
         ap={},

@@ -10,7 +10,7 @@ from cfdist import inputs
 from cfdist.config import Config
 from cfdist.errors import UserError
 from cfdist.machine import available_cores
-from cfdist.report import screen
+from cfdist.report import gate, screen
 from cfdist.report.results import Results, chosen_first
 from cfdist.widerface.predictions import find_prediction_files
 from cfdist.widerface.scoring import score_files
@@ -18,6 +18,7 @@ from cfdist.widerface.scoring import score_files
 
 def main(config: Config, output: Path, started: float) -> int:
     """Score, show and write the results; returns the exit code."""
+    gate.refuse_empty(config)
     if config.predictions is None:
         raise UserError("predictions: not given; name the folder of <event>/<name>.txt files")
     truth = inputs.find_ground_truth(config.dataset)
@@ -57,8 +58,9 @@ def main(config: Config, output: Path, started: float) -> int:
         },
         config=asdict(config),
         notes=notes,
+        expected=gate.expected(config, ap),
     )
     path = results.write(output)
     screen.print_results(results)
     screen.print_path(path)
-    return results.exit_code
+    return gate.exit_code(config, results)

@@ -15,20 +15,12 @@ from cfdist.preprocess import (
     letterbox_affine,
     read_into,
     to_model_input,
+    to_warped,
     warp_into,
 )
 
-PYTORCH_CONTRACT = InputContract(
-    800,
-    800,
-    None,
-    "float32",
-    "NCHW",
-    "BGR",
-    (0.408, 0.447, 0.470),
-    (0.289, 0.274, 0.278),
-    1 / 255,
-)
+PYTORCH_VALUES = ((0.408, 0.447, 0.470), (0.289, 0.274, 0.278), 1 / 255)  # mean, std, scale
+PYTORCH_CONTRACT = InputContract(800, 800, None, "float32", "NCHW", "BGR", *PYTORCH_VALUES)
 
 
 def random_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -181,3 +173,29 @@ def test_contract_layouts_and_colours():
     assert to_model_input(warped, contract, out) is out
     expected = (warped[..., ::-1] * 0.5 - np.array([1, 2, 3])) / np.array([4, 5, 6])
     np.testing.assert_allclose(out, expected.transpose(0, 3, 1, 2), rtol=1e-6)
+
+
+@settings(max_examples=30)
+@given(
+    st.sampled_from(["BGR", "RGB"]),
+    st.sampled_from(["NCHW", "NHWC"]),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+def test_warped_pictures_come_back_exactly(color, layout, raw, seed):
+    values = ((0.0,) * 3, (1.0,) * 3, 1.0) if raw else PYTORCH_VALUES
+    contract = InputContract(16, 32, None, "float32", layout, color, *values)
+    warped = np.stack([random_picture(16, 32, seed), random_picture(16, 32, seed + 1)])
+    np.testing.assert_array_equal(to_warped(to_model_input(warped, contract), contract), warped)
+
+
+def test_floats_of_another_normalisation_are_refused():
+    warped = random_picture(16, 32)[None]
+    raw = InputContract(16, 32, None, "float32", "NCHW", "BGR")
+    normalised = InputContract(16, 32, None, "float32", "NCHW", "BGR", *PYTORCH_VALUES)
+    with pytest.raises(ValueError, match="not those of a picture"):
+        to_warped(to_model_input(warped, normalised), raw)
+    with pytest.raises(ValueError, match="not those of a picture"):
+        to_warped(to_model_input(warped, raw), normalised)
+    with pytest.raises(ValueError, match="not those of a picture"):
+        to_warped(np.full((1, 3, 16, 32), np.nan, np.float32), raw)

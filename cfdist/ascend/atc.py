@@ -174,6 +174,8 @@ def convert(
         UserError: no `atc`, or it failed (its last lines are in the message); a file that cannot
             be read or written. OM files that are complete stay.
     """
+    if dry_run:
+        return [_plan(model, Path(out_dir), batch) for batch in batches]
     try:
         digest = sha256_of(model.onnx)
     except OSError as error:
@@ -185,7 +187,7 @@ def convert(
     for batch in batches:
         om = Path(out_dir) / f"{model.stem(batch)}.om"
         recipe = _recipe(model, om, batch, digest)
-        made = not dry_run and not _is_made(om, recipe)
+        made = not _is_made(om, recipe)
         if made:
             try:
                 _make(model, om, recipe)
@@ -195,6 +197,17 @@ def convert(
                 ) from None
         results.append(ConvertResult(batch, om, shlex.join(recipe["command"]), made))
     return results
+
+
+def _plan(model: AtcModel, out_dir: Path, batch: int) -> ConvertResult:
+    """What a dry run says: the command, with the OM's own place instead of a temporary one."""
+    om = out_dir / f"{model.stem(batch)}.om"
+    command = _recipe(model, om, batch, "")["command"]
+    command = [
+        f"--output={om.absolute().with_suffix('')}" if part.startswith("--output=") else part
+        for part in command
+    ]
+    return ConvertResult(batch, om, shlex.join(command), made=False)
 
 
 def toolkit_version() -> str | None:

@@ -24,20 +24,15 @@ class OpenVINOBackend(Backend):
     stream gives 5 to 15 % more pictures a second than one stream of all threads.
 
     Options: `precision`, "f32", or "bf16" where the processor has it: faster, but no longer the
-    model's numbers; `input`, "u8" (where not given) or "f32": the network's own normalised floats,
-    for pictures that were normalised before (`job=infer`).
+    model's numbers.
     """
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
+        self.contract = InputContract(spec.height, spec.width, None)
         self.slots = max(1, min(settings.slots, settings.threads))
-        form = settings.options.get("input", "u8")
         compiled = compile_network(
-            spec, settings.threads, self.slots, settings.options["precision"], form
-        )
-        takes_u8 = compiled.input(0).element_type == ov.Type.u8
-        self.contract = (
-            InputContract(spec.height, spec.width, None) if takes_u8 else spec.float_contract()
+            spec, settings.threads, self.slots, settings.options["precision"]
         )
         self._requests: queue.SimpleQueue = queue.SimpleQueue()
         for _ in range(self.slots):
@@ -49,7 +44,7 @@ class OpenVINOBackend(Backend):
         load_onnx(spec)
 
     def infer(self, inputs: NDArray) -> HeadMaps | Peaks:
-        """See `Backend.infer`; inputs are (n, H, W, 3) u8, BGR, or as `input` says."""
+        """See `Backend.infer`; inputs are (n, H, W, 3) u8, BGR."""
         request = self._requests.get()
         try:
             request.infer([ov.Tensor(inputs, shared_memory=True)])
@@ -61,15 +56,11 @@ class OpenVINOBackend(Backend):
 
 
 def compile_network(
-    spec: ModelSpec, threads: int, streams: int, precision: str, form: str = "u8"
+    spec: ModelSpec, threads: int, streams: int, precision: str
 ) -> ov.CompiledModel:
-    """Compile a CenterFace ONNX for the CPU.
-
-    Its input is (1 to batch, H, W, 3) u8, BGR, or, for the form "f32" of a network that takes
-    floats, (1 to batch, 3, H, W) float32, normalised.
-    """
+    """Compile a CenterFace ONNX for the CPU; its input is (1 to batch, H, W, 3) u8, BGR."""
     return ov.Core().compile_model(
-        _read_network(spec, form),
+        _with_u8_input(spec),
         "CPU",
         {
             "INFERENCE_NUM_THREADS": threads,
@@ -83,16 +74,14 @@ def compile_network(
     )
 
 
-def _read_network(spec: ModelSpec, form: str) -> ov.Model:
-    """The network for 1 to batch pictures; for the form "u8" it normalises them itself."""
+def _with_u8_input(spec: ModelSpec) -> ov.Model:
+    """The network for 1 to batch pictures, which it normalises itself."""
     network = load_onnx(spec)
     model = ov.Core().read_model(network.model.SerializeToString())
     if network.takes_u8:
         model.reshape([(1, spec.batch), spec.height, spec.width, 3])
         return model
     model.reshape([(1, spec.batch), 3, spec.height, spec.width])
-    if form == "f32":
-        return model
     processor = PrePostProcessor(model)
     picture = processor.input()
     picture.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))

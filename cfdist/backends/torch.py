@@ -22,24 +22,19 @@ from cfdist.preprocess import InputContract
 class TorchBackend(Backend):
     """A checkpoint (`.pth`), or the original authors' ONNX, run by PyTorch in float32.
 
-    Options: `device`, "cpu", "cuda" or "auto" (CUDA where there is one); `input`, "u8" (where not
-    given) or "f32": the network's own normalised floats, for pictures that were normalised before
-    (`job=infer`).
+    Options: `device`, "cpu", "cuda" or "auto" (CUDA where there is one).
     """
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
-        takes_u8 = settings.options.get("input", "u8") == "u8"
-        self.contract = (
-            InputContract(spec.height, spec.width, None) if takes_u8 else spec.float_contract()
-        )
+        self.contract = InputContract(spec.height, spec.width, None)
         self._device = choose_device(settings.options["device"], settings.index)
         torch.set_num_threads(settings.threads)
         _compute_in_full_precision()
         network = fold_batch_norms(load_spec_network(spec))
-        normalize = [Normalize(spec.color, spec.scale, spec.mean, spec.std)] if takes_u8 else []
+        normalize = Normalize(spec.color, spec.scale, spec.mean, spec.std)
         # Folded and channels last: measured on a CPU 5 to 8 times the plain network's speed.
-        self._model = nn.Sequential(*normalize, network).to(
+        self._model = nn.Sequential(normalize, network).to(
             self._device, memory_format=torch.channels_last
         )
 
@@ -57,7 +52,7 @@ class TorchBackend(Backend):
         return "gpu" if has_cuda else "cpu"
 
     def infer(self, inputs: NDArray) -> HeadMaps:
-        """See `Backend.infer`; inputs are (n, H, W, 3) u8, BGR, or as `input` says."""
+        """See `Backend.infer`; inputs are (n, H, W, 3) u8, BGR."""
         with torch.inference_mode():
             heads = self._model(torch.from_numpy(inputs).to(self._device))
             return HeadMaps(*(head.contiguous().cpu().numpy() for head in heads))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import time
@@ -24,7 +25,7 @@ from cfdist.distributed.run import MAX_ROUNDS, DevicePool, chunk_of
 from cfdist.dumps import bin_contract, read_bin_into, stem_of, write_dump
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
-from cfdist.preprocess import to_model_input
+from cfdist.preprocess import InputContract, to_model_input, to_warped
 from cfdist.widerface.manifest import WorkItem
 
 
@@ -77,12 +78,13 @@ class DumpDevice:
         self._backend = backends.create(*self._load)
         self._slots = threading.BoundedSemaphore(self._backend.slots)
         held = bin_contract(self._spec, self._form)
-        contract = self._backend.contract
-        if held.dtype == "float32" and contract.dtype != "float32":
-            raise UserError(
-                f"model {self._spec.path}: takes {contract.dtype} {contract.layout}, the bins hold "
-                "float32 NCHW; make them with job=preprocess preprocess.input=u8"
-            )
+        self._read: Callable[[str, NDArray], None] = read_bin_into
+        if held.dtype == "float32" and self._backend.contract.dtype == "uint8":
+            # What the bins were made of: then the model, which normalises itself, computes just
+            # what it does without files in between.
+            self._read = functools.partial(_read_floats_into, held)
+            held = bin_contract(self._spec, "u8")
+        self._holds_warped = held.is_warped_bytes
         for _ in range(buffers):
             self._buffers.put(np.zeros(held.shape(self._spec.batch), held.dtype))
         zeros = np.zeros(held.shape(self._spec.batch), held.dtype)
@@ -107,7 +109,8 @@ class DumpDevice:
         buffer = self._buffers.get()
         try:
             for start in range(0, len(items), self._spec.batch):
-                read = _read_batch(items[start : start + self._spec.batch], buffer, failures)
+                batch = items[start : start + self._spec.batch]
+                read = _read_batch(batch, buffer, failures, self._read)
                 if not read:
                     continue
                 heads = self._infer(buffer)
@@ -123,7 +126,7 @@ class DumpDevice:
     def _infer(self, batch: NDArray) -> HeadMaps:
         """Head maps of a whole batch of what the bins hold."""
         inputs = batch
-        if self._form == "u8":  # just the warped pictures
+        if self._holds_warped:
             inputs = to_model_input(batch, self._backend.contract)
         with self._slots:
             start = time.perf_counter()
@@ -213,7 +216,19 @@ def infer_bins(
     return pool.reports, failures
 
 
-def _read_batch(items: Sequence[WorkItem], buffer: NDArray, failures: Failures) -> list[WorkItem]:
+def _read_floats_into(contract: InputContract, path: str, row: NDArray[np.uint8]) -> None:
+    """Read a float32 bin, and put the picture that it was made of into its place in a batch."""
+    floats = np.empty(contract.shape(1), np.float32)
+    read_bin_into(path, floats[0])
+    row[:] = to_warped(floats, contract)[0]
+
+
+def _read_batch(
+    items: Sequence[WorkItem],
+    buffer: NDArray,
+    failures: Failures,
+    read_into: Callable[[str, NDArray], None],
+) -> list[WorkItem]:
     """Read bins into the first rows of a batch.
 
     The rest is filled up with the first, as ais_bench does.
@@ -224,7 +239,7 @@ def _read_batch(items: Sequence[WorkItem], buffer: NDArray, failures: Failures) 
     read: list[WorkItem] = []
     for item in items:
         try:
-            read_bin_into(item.path, buffer[len(read)])
+            read_into(item.path, buffer[len(read)])
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             failures.append((item.id, f"{item.path}: {reason}; run job=preprocess again"))

@@ -19,7 +19,6 @@ from cfdist.run_folder import RESULTS
 SCHEMA_VERSION = 1
 EXIT_PICTURES_FAILED = 3
 EXIT_PAST_TOLERANCE = 4
-EXIT_GATE_MISSED = 5
 
 # Distributions whose versions can change a figure.
 _DISTRIBUTIONS = (
@@ -135,26 +134,6 @@ def batch_statistics(batch_ms: Sequence[float]) -> dict[str, float] | None:
         "p99": float(np.percentile(times, 99)),
         "max": float(times.max()),
     }
-
-
-def hold_against(
-    ap: dict[str, dict[str, float]], expected: dict[str, float], protocol: str, tolerance: float
-) -> dict[str, Any] | None:
-    """The expected APs and whether the measured ones reach them.
-
-    Args:
-        ap: Protocol -> difficulty -> measured AP.
-        expected: Difficulty -> expected AP; difficulties without one are left out.
-        protocol: Which protocol's the expected ones are.
-        tolerance: How far below the expected AP a measured one may be.
-
-    Returns:
-        The results' `expected` section; `None` where nothing is expected.
-    """
-    if not expected:
-        return None
-    met = all(ap[protocol][name] >= value - tolerance for name, value in expected.items())
-    return {"protocol": protocol, "ap": expected, "tolerance": tolerance, "met": met}
 
 
 def chosen_first(ap: dict[str, dict[str, float]], protocol: str) -> dict[str, dict[str, float]]:

@@ -62,7 +62,7 @@ def write_bins(folder: Path, pictures: np.ndarray, model, form: str) -> list[Wor
 def run(backend: str, model, items: list[WorkItem], form: str, folder: Path, **options):
     """What `process` reports, and the device's own report."""
     folder.mkdir()
-    settings = DeviceSettings(1, 1, 0, {**OPTIONS, "input": form, **options})
+    settings = DeviceSettings(1, 1, 0, {**OPTIONS, **options})
     device = DumpDevice(backend, model, settings, form, folder)
     device.warm_up(BATCH, 1)
     try:
@@ -140,7 +140,7 @@ def test_a_folder_that_vanishes_is_one_line(tmp_path, model):
         device.process(items)
 
 
-def test_an_onnx_for_bytes_takes_no_float_bins(tmp_path, model):
+def test_an_onnx_for_bytes_takes_float_bins_too(tmp_path, model):
     network = onnx.load(str(model.path))
     picture = network.graph.input[0]
     picture.type.tensor_type.elem_type = TensorProto.UINT8
@@ -156,9 +156,10 @@ def test_an_onnx_for_bytes_takes_no_float_bins(tmp_path, model):
         network.graph.node.insert(0, node)
     onnx.save(network, str(model.path))
 
-    device = DumpDevice("onnxruntime", model, DeviceSettings(1, 1, 0, OPTIONS), "f32", tmp_path)
-    with pytest.raises(UserError, match=r"net\.onnx: takes uint8 NHWC.*preprocess\.input=u8"):
-        device.warm_up(BATCH, 1)
+    for form in ("u8", "f32"):
+        items = write_bins(tmp_path / f"bins-{form}", warped(BATCH), model, form)
+        run("onnxruntime", model, items, form, tmp_path / form)
+    assert content(tmp_path / "u8") == content(tmp_path / "f32")
 
 
 @pytest.mark.parametrize("aipp", [False, True])
@@ -189,13 +190,15 @@ def test_an_om_gives_what_the_tool_itself_gives(tmp_path, monkeypatch, model, ai
     assert ours["NPU_compute_time"].keys() == there["NPU_compute_time"].keys()
 
 
-def test_what_an_om_with_aipp_takes_is_said(tmp_path, monkeypatch, model):
+def test_an_om_with_aipp_takes_float_bins_too(tmp_path, monkeypatch, model):
+    """The pictures' bytes come back out of the normalised floats."""
     install_double(monkeypatch)
     import aclruntime
 
     text = aipp_config(model.mean, model.std, model.scale, model.color, SIDE, SIDE)
     om = aclruntime.make_om(model.path, tmp_path / "net.om", BATCH, text)
     model = replace(model, path=om)
-    device = DumpDevice("om", model, DeviceSettings(1, 1, 0, OPTIONS), "f32", tmp_path)
-    with pytest.raises(UserError, match=r"takes uint8 NHWC, the bins hold float32 NCHW"):
-        device.warm_up(BATCH, 1)
+    for form in ("u8", "f32"):
+        items = write_bins(tmp_path / f"bins-{form}", warped(BATCH), model, form)
+        run("om", model, items, form, tmp_path / form)
+    assert content(tmp_path / "u8") == content(tmp_path / "f32")

@@ -111,12 +111,43 @@ def test_a_failing_atc_leaves_nothing(command, tmp_path, monkeypatch):
     assert list((tmp_path / "om").glob("*.om")) == []
 
 
-def test_a_dry_run_prints_the_command_and_needs_no_atc(command):
+def test_a_dry_run_prints_the_command_and_needs_no_atc(command, tmp_path):
     done = command(
         "job=convert", "convert.dry_run=true", "convert.soc_version=Ascend310P3",
         "convert.batches=[1,16]",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    first, second = done.stdout.splitlines()
+    note, first, second = done.stdout.splitlines()
+    assert note.startswith("# ")
     assert first.startswith("atc --framework=5 --model=")
-    assert "--input_shape=input.1:16,3,800,800 --output=centerface_bs16 " in second
+    output = tmp_path / "models" / "centerface_bs16"
+    assert f"--input_shape=input.1:16,3,800,800 --output={output} " in second
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("ascend_host", ["later"], indirect=True)
+def test_610_real_pictures_on_two_chips(command, tmp_path, ascend_host, shared):
+    """610 = 38 * 16 + 2: the last batch is mostly padding. At a small input, to be quick."""
+    data = shared / "data" / "wider_val_mini"
+    common = (
+        "dataset=wider_val", f"dataset.root={data / 'WIDER_val'}",
+        f"dataset.ground_truth={data / 'ground_truth'}", "model.batch=16", "devices=2", *SIZE,
+    )  # fmt: skip
+    done = command(
+        "job=convert", "convert.output=om", "convert.batches=[16]", "convert.aipp=true", *SIZE
+    )
+    assert done.returncode == 0, done.stderr
+    for name, backend in (
+        ("cpu", ("backend=openvino",)),
+        ("npu", ("backend=om", "model.path=om/centerface_bs{batch}_aipp.om")),
+    ):
+        done = command(*common, *backend, f"output_dir={name}")
+        assert done.returncode == 0, done.stderr
+    cpu, npu = results(tmp_path / "cpu"), results(tmp_path / "npu")
+    assert npu["pictures"] == {"total": 610, "done": 610, "failed": 0}
+    assert sum(device["pictures"] for device in npu["devices"]) == 610
+    for protocol, ap in cpu["ap"].items():
+        for difficulty, value in ap.items():
+            assert npu["ap"][protocol][difficulty] == pytest.approx(value, abs=1e-4)
+    chips = [json.loads(line)["chip"] for line in ascend_host.read_text().splitlines()]
+    assert sorted(chips) == [0, 1]

@@ -72,7 +72,8 @@ def sort_by_event(source: Path, target: Path, ids: tuple[str, ...]) -> None:
 
 @pytest.mark.usefixtures("ray_session")
 @pytest.mark.parametrize(
-    ("backend", "form", "devices"), [("onnxruntime", "f32", 2), ("openvino", "u8", 1)]
+    ("backend", "form", "devices"),
+    [("onnxruntime", "f32", 2), ("openvino", "u8", 1), ("openvino", "f32", 1)],
 )
 def test_four_steps_give_the_files_of_the_run_in_memory(run, tmp_path, backend, form, devices):
     overrides = (*COMMON, f"backend={backend}", "model.batch=5", f"devices={devices}")
