@@ -200,14 +200,11 @@ def convert(
 
 
 def _plan(model: AtcModel, out_dir: Path, batch: int) -> ConvertResult:
-    """What a dry run says: the command, with the OM's own place instead of a temporary one."""
+    """What a dry run says: the very command; ATC leaves the OM in the folder where it is called."""
     om = out_dir / f"{model.stem(batch)}.om"
-    command = _recipe(model, om, batch, "")["command"]
-    command = [
-        f"--output={om.absolute().with_suffix('')}" if part.startswith("--output=") else part
-        for part in command
-    ]
-    return ConvertResult(batch, om, shlex.join(command), made=False)
+    return ConvertResult(
+        batch, om, shlex.join(_recipe(model, om, batch, "")["command"]), made=False
+    )
 
 
 def toolkit_version() -> str | None:

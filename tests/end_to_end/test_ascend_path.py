@@ -120,8 +120,7 @@ def test_a_dry_run_prints_the_command_and_needs_no_atc(command, tmp_path):
     note, first, second = done.stdout.splitlines()
     assert note.startswith("# ")
     assert first.startswith("atc --framework=5 --model=")
-    output = tmp_path / "models" / "centerface_bs16"
-    assert f"--input_shape=input.1:16,3,800,800 --output={output} " in second
+    assert "--input_shape=input.1:16,3,800,800 --output=centerface_bs16 " in second
     assert not (tmp_path / "models").exists()
 
 
