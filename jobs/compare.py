@@ -14,7 +14,7 @@ from cfdist.distributed import cluster
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.report import screen
-from cfdist.report.results import EXIT_PAST_TOLERANCE, Results, chosen_first
+from cfdist.report.results import EXIT_PAST_TOLERANCE, Results, chosen_first, phase_seconds
 from cfdist.widerface.ground_truth import DIFFICULTIES, GroundTruth
 from cfdist.widerface.metric import WiderFaceMetric
 from cfdist.widerface.predictions import STYLES, rows
@@ -68,12 +68,7 @@ def main(config: Config, output: Path, started: float) -> int:
         total=len(manifest.items),
         done=len(manifest.items) - len(tally.failures),
         failures=sorted(tally.failures.items()),
-        seconds={
-            "total": ended - started,
-            "start_up": ready - started,
-            "run": ran - ready,
-            "evaluation": ended - ran,
-        },
+        seconds=phase_seconds(started, ready, ran, ended),
         batch=reference[1].batch,
         config=asdict(config),
         extra={"comparison": comparison},

@@ -17,7 +17,7 @@ from cfdist.errors import UserError
 from cfdist.files import atomic_write
 from cfdist.model import ModelSpec
 from cfdist.report import screen
-from cfdist.report.results import Results
+from cfdist.report.results import Results, phase_seconds
 
 
 def main(config: Config, output: Path, started: float) -> int:
@@ -43,12 +43,7 @@ def main(config: Config, output: Path, started: float) -> int:
         total=0,
         done=0,
         failures=[],
-        seconds={
-            "total": ended - started,
-            "start_up": ready - started,
-            "run": ended - ready,
-            "evaluation": None,
-        },
+        seconds=phase_seconds(started, ready, ended),
         model={"path": str(spec.path), "sha256": spec.sha256},
         config=asdict(config),
         extra={"convert": [asdict(result) | {"om": str(result.om)} for result in made]},

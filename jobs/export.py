@@ -14,7 +14,7 @@ from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.preprocess import PictureError, read_into
 from cfdist.report import screen
-from cfdist.report.results import Results
+from cfdist.report.results import Results, phase_seconds
 
 REAL_PICTURES = 2  # of the data set, compared besides random ones
 
@@ -57,12 +57,7 @@ def main(config: Config, output: Path, started: float) -> int:
         total=0,
         done=0,
         failures=[],
-        seconds={
-            "total": ended - started,
-            "start_up": ready - started,
-            "run": ended - ready,
-            "evaluation": None,
-        },
+        seconds=phase_seconds(started, ready, ended),
         model={"path": str(spec.path), "sha256": spec.sha256},
         config=asdict(config),
         extra={

@@ -19,7 +19,7 @@ from cfdist.errors import UserError
 from cfdist.files import write_text
 from cfdist.model import ModelSpec
 from cfdist.report import screen
-from cfdist.report.results import Results, batch_statistics
+from cfdist.report.results import Results, batch_statistics, phase_seconds
 from cfdist.widerface.manifest import WorkItem
 
 KEY = "infer.input"
@@ -89,12 +89,7 @@ def main(config: Config, output: Path, started: float) -> int:
         total=total,
         done=total - len(failures),
         failures=failures,
-        seconds={
-            "total": ended - started,
-            "start_up": run.ready_at - started,
-            "run": ended - run.ready_at,
-            "evaluation": 0.0,
-        },
+        seconds=phase_seconds(started, run.ready_at, ended),
         throughput={"steady": None, "end_to_end": (total - len(failures)) / (ended - started)},
         devices=run.devices,
         model={"path": str(spec.path), "sha256": spec.sha256},

@@ -15,7 +15,7 @@ from cfdist.distributed import cluster
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.report import screen
-from cfdist.report.results import Results
+from cfdist.report.results import Results, phase_seconds
 
 KEY = "postprocess.input"
 
@@ -58,12 +58,7 @@ def main(config: Config, output: Path, started: float) -> int:
         total=len(manifest.items),
         done=len(manifest.items) - len(failures),
         failures=sorted(failures),
-        seconds={
-            "total": ended - started,
-            "start_up": ready - started,
-            "run": ended - ready,
-            "evaluation": None,
-        },
+        seconds=phase_seconds(started, ready, ended),
         config=asdict(config),
         notes=notes,
     )

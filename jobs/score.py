@@ -11,7 +11,7 @@ from cfdist.config import Config
 from cfdist.errors import UserError
 from cfdist.machine import available_cores
 from cfdist.report import gate, screen
-from cfdist.report.results import Results, chosen_first
+from cfdist.report.results import Results, chosen_first, phase_seconds
 from cfdist.widerface.predictions import find_prediction_files
 from cfdist.widerface.scoring import score_files
 
@@ -50,12 +50,7 @@ def main(config: Config, output: Path, started: float) -> int:
         total=len(expected),
         done=len(files),
         failures=[(id, "no prediction file") for id in missing],
-        seconds={
-            "total": ended - started,
-            "start_up": ready - started,
-            "run": read - ready,
-            "evaluation": ended - read,
-        },
+        seconds=phase_seconds(started, ready, read, ended),
         config=asdict(config),
         notes=notes,
         expected=gate.expected(config, ap),

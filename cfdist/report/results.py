@@ -136,6 +136,25 @@ def batch_statistics(batch_ms: Sequence[float]) -> dict[str, float] | None:
     }
 
 
+def phase_seconds(
+    started: float, ready: float, ran: float, ended: float | None = None
+) -> dict[str, float | None]:
+    """The results' `seconds` from times on one clock.
+
+    Args:
+        started: The command's start.
+        ready: When its work began.
+        ran: When its work ended.
+        ended: When the evaluation after it ended; `None` where there is none.
+    """
+    return {
+        "total": (ran if ended is None else ended) - started,
+        "start_up": ready - started,
+        "run": ran - ready,
+        "evaluation": None if ended is None else ended - ran,
+    }
+
+
 def chosen_first(ap: dict[str, dict[str, float]], protocol: str) -> dict[str, dict[str, float]]:
     """The APs with the chosen protocol's first."""
     return {name: ap[name] for name in sorted(ap, key=lambda name: name != protocol)}

@@ -3,29 +3,11 @@
 from __future__ import annotations
 
 import json
-import stat
 from pathlib import Path
 
 import pytest
 
-from tests.fakes.ascend import GENERATIONS, install_atc, install_double
-
-# As a host with two cards prints it.
-NPU_SMI = """\
-#!/bin/sh
-cat <<'TABLE'
-+-------------------+-----------------+------------------------------------------------------+
-| NPU     Name      | Health          | Power(W)     Temp(C)           Hugepages-Usage(page) |
-| Chip    Device    | Bus-Id          | AICore(%)    Memory-Usage(MB)                        |
-+===================+=================+======================================================+
-| 0       310P3     | OK              | 15.8         42                0    / 0              |
-| 0       0         | 0000:82:00.0    | 0            1074 / 21534                            |
-+===================+=================+======================================================+
-| 1       310P3     | OK              | 15.4         43                0    / 0              |
-| 0       1         | 0000:89:00.0    | 0            1070 / 21534                            |
-+===================+=================+======================================================+
-TABLE
-"""
+from tests.fakes.ascend import GENERATIONS, install_atc, install_double, install_npu_smi
 
 SIZE = ("model.height=256", "model.width=256")
 
@@ -35,9 +17,7 @@ def ascend_host(request, monkeypatch, tmp_path) -> Path:
     """A host with atc, npu-smi, two chips and one generation of ais_bench; gives the chips' log."""
     install_double(monkeypatch, request.param)
     install_atc(monkeypatch, tmp_path / "bin")
-    tool = tmp_path / "bin" / "npu-smi"
-    tool.write_text(NPU_SMI)
-    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
+    install_npu_smi(monkeypatch, tmp_path / "bin")
     log = tmp_path / "chips.log"
     monkeypatch.setenv("AIS_BENCH_DOUBLE_LOG", str(log))
     monkeypatch.setenv("AIS_BENCH_DOUBLE_ENGINE", "openvino")

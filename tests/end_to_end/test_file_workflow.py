@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,22 +17,10 @@ from cfdist.inputs import SAMPLE_FOLDER
 from cfdist.widerface.ground_truth import load_ground_truth
 from cfdist.widerface.sample import ensure_sample
 from jobs import evaluate, infer, postprocess, preprocess, score
-from tests.fakes.ascend import install_double, small_network
+from tests.fakes.ascend import install_double, install_npu_smi, small_network
 
 SIZE = ("model.height=128", "model.width=160")
 COMMON = ("dataset.limit=12", "eval=guide", *SIZE)
-
-NPU_SMI = """\
-#!/bin/sh
-cat <<'TABLE'
-| NPU     Name      | Health          | Power(W)     Temp(C)           Hugepages-Usage(page) |
-| Chip    Device    | Bus-Id          | AICore(%)    Memory-Usage(MB)                        |
-+===================+=================+======================================================+
-| 0       310P3     | OK              | 15.8         42                0    / 0              |
-| 0       0         | 0000:82:00.0    | 0            1074 / 21534                            |
-+===================+=================+======================================================+
-TABLE
-"""
 
 
 @pytest.fixture(scope="module")
@@ -369,12 +356,7 @@ def test_what_goes_wrong_is_one_line_and_exit_code_2(command, made, tmp_path):
 def ascend_host(monkeypatch, tmp_path) -> None:
     """A host with one chip and ais_bench."""
     install_double(monkeypatch)
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    tool = folder / "npu-smi"
-    tool.write_text(NPU_SMI)
-    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    install_npu_smi(monkeypatch, tmp_path / "bin", chips=1)
 
 
 @pytest.mark.usefixtures("ascend_host")

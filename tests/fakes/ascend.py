@@ -18,6 +18,27 @@ GENERATIONS = ("0.0.2", "later")
 OUTPUT_NAMES = ("output1", "output2", "output3", "output4")
 
 
+NPU_SMI_CARD = """\
+| {card}       310P3     | OK              | 15.8         42                0    / 0              |
+| 0       {card}         | 0000:8{card}:00.0    | 0            1074 / 21534                    |
++===================+=================+======================================================+
+"""
+
+
+def install_npu_smi(monkeypatch: pytest.MonkeyPatch, folder: Path, chips: int = 2) -> None:
+    """Put an `npu-smi` on PATH whose table shows so many 310P3 cards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table = """\
+| NPU     Name      | Health          | Power(W)     Temp(C)           Hugepages-Usage(page) |
+| Chip    Device    | Bus-Id          | AICore(%)    Memory-Usage(MB)                        |
++===================+=================+======================================================+
+""" + "".join(NPU_SMI_CARD.format(card=card) for card in range(chips))
+    script = folder / "npu-smi"
+    script.write_text(f"#!/bin/sh\ncat <<'TABLE'\n{table}TABLE\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
 def install_double(monkeypatch: pytest.MonkeyPatch, generation: str = "later") -> None:
     """Make `ais_bench` of one generation importable, in this process and in its children."""
     for name in [n for n in sys.modules if n.split(".")[0] in ("ais_bench", "aclruntime")]:
