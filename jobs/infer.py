@@ -89,7 +89,7 @@ def main(config: Config, output: Path, started: float) -> int:
         total=total,
         done=total - len(failures),
         failures=failures,
-        seconds=phase_seconds(started, run.ready_at, ended),
+        seconds=phase_seconds(started, run.ready_at, ended, ended),
         throughput={"steady": None, "end_to_end": (total - len(failures)) / (ended - started)},
         devices=run.devices,
         model={"path": str(spec.path), "sha256": spec.sha256},
