@@ -129,7 +129,10 @@ class ModelConfig:
 
 @dataclass
 class BackendConfig:
-    """What runs the network: `backend=auto`, `openvino`, `onnxruntime`, `torch` or `om`."""
+    """What runs the network: `backend=auto`, `openvino`, `onnxruntime`, `torch`, `om`.
+
+    Or nothing does: `backend=simulated`.
+    """
 
     name: str = _key("auto: om where NPUs and ais_bench are, else openvino, else onnxruntime")
     streams: Any = _key(
@@ -151,6 +154,12 @@ class BackendConfig:
         "torch: auto (CUDA where there is one), cpu or cuda",
         "auto",
         choices=("auto", "cpu", "cuda"),
+    )
+    latency_ms: float | None = _key(
+        "simulated: milliseconds a batch, 0 is instant; null: the preset's", None, minimum=0
+    )
+    preset: str | None = _key(
+        "simulated: the chip whose published times are taken", None, choices=("310P3",)
     )
 
 

@@ -32,7 +32,7 @@ def main(config: Config, output: Path, started: float) -> int:
     backend = backends.resolve(config.backend.name)
     options = asdict(config.backend)
     backend_class = backends.backend_class(backend)
-    spec = inputs.model_spec(config.model, config.model.checkpoint if backend == "torch" else None)
+    spec = _model_spec(config, backend)
     backend_class.check(spec, options)
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth)
@@ -75,6 +75,12 @@ def main(config: Config, output: Path, started: float) -> int:
     return gate.exit_code(config, results)
 
 
+def _model_spec(config: Config, backend: str) -> ModelSpec:
+    if backends.backend_class(backend).is_simulated:
+        return inputs.conventions(config.model)
+    return inputs.model_spec(config.model, config.model.checkpoint if backend == "torch" else None)
+
+
 def summarise(
     config: Config,
     backend: str,
@@ -85,13 +91,14 @@ def summarise(
     started: float,
 ) -> Results:
     """The run's figures as they are written and shown."""
+    simulated = backends.backend_class(backend).is_simulated
     total_seconds = time.time() - started
     run_seconds = outcome.timeline.seconds
     evaluation = outcome.evaluation
     finished = outcome.timeline.points[-1][1] if outcome.timeline.points else 0
     return Results(
         job="evaluate",
-        ap=chosen_first(evaluation.ap, config.eval.protocol),
+        ap={} if simulated else chosen_first(evaluation.ap, config.eval.protocol),
         total=len(manifest.items),
         done=len(manifest.items) - len(evaluation.failures),
         failures=evaluation.failures,
@@ -115,13 +122,14 @@ def summarise(
             }
             for name, report in sorted(outcome.devices.items())
         ],
-        model={"path": str(spec.path), "sha256": spec.sha256},
+        model=None if simulated else {"path": str(spec.path), "sha256": spec.sha256},
         backend=backend,
         batch=spec.batch,
         fingerprint=fingerprint,
         config=asdict(config),
+        simulated=simulated,
         notes=_notes(config, manifest, outcome),
-        expected=gate.expected(config, evaluation.ap),
+        expected=None if simulated else gate.expected(config, evaluation.ap),
     )
 
 

@@ -20,6 +20,7 @@ BACKENDS = {
     "torch": ("cfdist.backends.torch", "TorchBackend", "torch"),
     # Not by the name ais_bench: an unrelated package has it too.
     "om": ("cfdist.backends.om", "OmBackend", "aclruntime"),
+    "simulated": ("cfdist.backends.simulated", "SimulatedBackend", "numpy"),
 }
 
 CPU_PREFERENCE = ("openvino", "onnxruntime")

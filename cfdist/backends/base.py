@@ -39,12 +39,14 @@ class Backend(ABC):
         slots: How many threads may be inside `infer` at once; more gain nothing.
         group: How many batches `infer_many` should be given at once.
         has_fixed_batch: A batch costs the same however few pictures are in it.
+        is_simulated: No model runs: there is no file, and nothing is found.
     """
 
     contract: InputContract
     slots: int = 1
     group: int = 1
     has_fixed_batch: bool = False
+    is_simulated: bool = False
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         self.spec = spec

@@ -1,0 +1,98 @@
+"""No model: a device that takes as long as a chip would and finds nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfdist.backends.base import Backend, DeviceSettings
+from cfdist.decode import STRIDE, HeadMaps
+from cfdist.errors import UserError
+from cfdist.model import ModelSpec
+from cfdist.preprocess import InputContract
+
+# Images a second of one chip by batch size, 800x800, pure inference: the table that the Ascend
+# guide for CenterFace publishes (Ascend 310P3, CANN 6.0.RC1).
+PUBLISHED_RATES = {
+    "310P3": {1: 439.9085, 4: 412.4094, 8: 375.9275, 16: 369.6435, 32: 371.7701},
+}
+
+
+class SimulatedBackend(Backend):
+    """Waits for each batch as long as a chip would, then returns head maps without a face.
+
+    It says how many chips a host can feed. As a static OM does, it takes the same time for a part
+    of a batch as for a whole one.
+
+    Options: `latency_ms`, milliseconds a batch (0: instant), or `None` for those of `preset`, a
+    key of `PUBLISHED_RATES`.
+    """
+
+    has_fixed_batch = True
+    is_simulated = True
+
+    def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
+        super().__init__(spec, settings)
+        self.contract = InputContract(spec.height, spec.width, spec.batch)
+        self.slots = settings.slots
+        self._seconds = batch_milliseconds(spec.batch, settings.options) / 1000
+        rows, columns = spec.height // STRIDE, spec.width // STRIDE
+        # One cell, seen as a whole map: nothing is computed from them but that there is no face.
+        nothing = np.zeros((1, 1, 1, 1), np.float32)
+        self._heads = [
+            np.broadcast_to(nothing, (spec.batch, channels, rows, columns))
+            for channels in HeadMaps.CHANNELS
+        ]
+        self._times_ms: list[float] = []
+        self._lock = threading.Lock()
+
+    @classmethod
+    def check(cls, spec: ModelSpec, options: dict[str, Any]) -> None:
+        """See `Backend.check`.
+
+        Raises:
+            UserError: neither a latency nor a preset is given.
+        """
+        batch_milliseconds(spec.batch, options)
+
+    def infer(self, inputs: NDArray) -> HeadMaps:
+        """See `Backend.infer`; inputs are (n, H, W, 3) u8, BGR, and are not looked at."""
+        start = time.perf_counter()
+        if self._seconds:
+            time.sleep(self._seconds)
+        with self._lock:
+            self._times_ms.append((time.perf_counter() - start) * 1000)
+        return HeadMaps(*(maps[: len(inputs)] for maps in self._heads))
+
+    def device_times_ms(self) -> list[float]:
+        """See `Backend.device_times_ms`."""
+        with self._lock:
+            times, self._times_ms = self._times_ms, []
+        return times
+
+
+def batch_milliseconds(batch: int, options: dict[str, Any]) -> float:
+    """What a batch takes, milliseconds.
+
+    Between the batch sizes of a preset's table the time is interpolated linearly; above the
+    largest and below the smallest the pictures a second stay those of the nearest.
+
+    Raises:
+        UserError: neither a latency nor a preset is given.
+    """
+    if options["latency_ms"] is not None:
+        return float(options["latency_ms"])
+    if options["preset"] is None:
+        raise UserError(
+            "backend.latency_ms: no latency given; set it to milliseconds a batch (0: instant), "
+            f"or backend.preset to one of {', '.join(PUBLISHED_RATES)}"
+        )
+    rates = PUBLISHED_RATES[options["preset"]]
+    sizes = sorted(rates)
+    nearest = min(max(batch, sizes[0]), sizes[-1])
+    at_nearest = np.interp(nearest, sizes, [1000 * size / rates[size] for size in sizes])
+    return float(at_nearest) * batch / nearest
