@@ -43,3 +43,11 @@ def available_memory() -> int:
         return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
     except (OSError, ValueError):
         return free
+
+
+def peak_memory() -> int:
+    """Most resident memory that this process has had so far, bytes."""
+    import resource
+
+    # Linux counts kilobytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -12,6 +12,7 @@ from cfdist import backends, inputs
 from cfdist.config import Config
 from cfdist.distributed import cluster
 from cfdist.distributed.journal import check_identity
+from cfdist.distributed.memory import refuse_too_large
 from cfdist.model import ModelSpec
 from cfdist.report import gate, screen
 from cfdist.report.results import (
@@ -35,14 +36,17 @@ def main(config: Config, output: Path, started: float) -> int:
     spec = _model_spec(config, backend)
     backend_class.check(spec, options)
     truth = inputs.find_ground_truth(config.dataset)
-    manifest = inputs.find_pictures(config.dataset, truth)
+    manifest = inputs.find_pictures(config.dataset, truth).repeated(config.dataset.repeat)
     fingerprint = inputs.run_fingerprint(spec, manifest, backend)
 
     check_identity(output / JOURNAL, fingerprint)
     kind = backend_class.device_kind(options)
+    if config.cluster.address is None:
+        refuse_too_large(spec, backend_class, kind)
     with cluster.session(
         config.cluster.address, config.cluster.dashboard, kind, config.devices
     ) as dashboard:
+        from cfdist.distributed.picture_cache import choose_cache
         from cfdist.distributed.run import evaluate_manifest
 
         plan = cluster.plan_devices(
@@ -51,6 +55,11 @@ def main(config: Config, output: Path, started: float) -> int:
             feeders=config.pipeline.feeders,
             streams=config.backend.streams,
             batch_pixels=spec.batch * spec.height * spec.width,
+        )
+        if config.cluster.address is None:
+            refuse_too_large(spec, backend_class, kind, plan.count, plan.slots)
+        pictures = choose_cache(
+            config.preprocess.cache, config.preprocess.cache_gb, manifest, spec.height, spec.width
         )
         screen.print_plan(config, backend, spec, manifest, plan, dashboard)
         with screen.PictureProgress(len(manifest.items)) as progress:
@@ -66,6 +75,7 @@ def main(config: Config, output: Path, started: float) -> int:
                 style=config.eval.protocol,
                 on_ready=progress.start,
                 on_done=lambda report: progress.advance(report.done + report.failed, report.failed),
+                pictures=pictures,
             )
         results = summarise(config, backend, spec, manifest, outcome, fingerprint, started)
         path = results.write(output)

@@ -9,7 +9,8 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from cfdist.ascend.npu_smi import list_npus
 from cfdist.errors import UserError, raise_terminated
@@ -22,6 +23,11 @@ ACCELERATOR_RESOURCE = {"cpu": None, "gpu": "GPU", "npu": "NPU"}
 VISIBLE_DEVICES = {"gpu": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 
 CORES_PER_AUTO_DEVICE = 8
+
+# Chunks a device holds beyond those in inference: one being read, one on its way out.
+AHEAD = 2
+
+_AUTOSCALER = os.path.join("autoscaler", "_private", "monitor.py")
 
 # What one more picture in flight costs a CPU backend: activations of the float32 network, bytes an
 # input pixel (OpenVINO 2026.4: 1.2 GB for 16 pictures of 800x800).
@@ -48,9 +54,85 @@ class DevicePlan:
     feeders: int
     cpus: float
 
+    @property
+    def window(self) -> int:
+        """Chunks a device holds at once, at most."""
+        return self.slots + AHEAD
+
+
+@dataclass
+class KeptSession:
+    """A Ray session that stays open for all members of a sweep.
+
+    Attributes:
+        settings: What it was started with; a member that wants others gets a new one.
+        stack: Ends it.
+        dashboard: The dashboard's URL, or `None` without one.
+        actors: Name -> (idle actor, what it was made as), see `cfdist.distributed.actors`.
+        pictures: What `cfdist.distributed.picture_cache` keeps for the members to come.
+    """
+
+    settings: tuple
+    stack: contextlib.ExitStack
+    dashboard: str | None
+    actors: dict[str, tuple[Any, tuple]] = field(default_factory=dict)
+    pictures: Any = None
+
+
+_keeps_sessions = False
+_kept: KeptSession | None = None
+
+
+def keep_sessions() -> None:
+    """From now on `session` leaves what it has started open, until `close_kept_session`."""
+    global _keeps_sessions
+    _keeps_sessions = True
+
+
+def kept_session() -> KeptSession | None:
+    """The open session of a sweep; `None` where each run has its own."""
+    return _kept
+
+
+def close_kept_session() -> None:
+    """End the session that the members of a sweep have shared, if there is one."""
+    global _kept
+    kept, _kept = _kept, None
+    if kept is not None:
+        kept.stack.close()
+
 
 @contextlib.contextmanager
 def session(
+    address: str | None,
+    dashboard: bool,
+    kind: str = "cpu",
+    devices: int | str | list[int] = "auto",
+) -> Iterator[str | None]:
+    """The Ray session of a run: its own, or the one that the members of a sweep share.
+
+    Args and yields are those of `own_session`.
+
+    Raises:
+        UserError: no cluster answers at `address`.
+    """
+    global _kept
+    if not _keeps_sessions:
+        with own_session(address, dashboard, kind, devices) as url:
+            yield url
+        return
+    settings = (address, dashboard, kind, devices if isinstance(devices, list) else None)
+    if _kept is not None and _kept.settings != settings:
+        close_kept_session()
+    if _kept is None:
+        with contextlib.ExitStack() as stack:
+            url = stack.enter_context(own_session(address, dashboard, kind, devices))
+            _kept = KeptSession(settings, stack.pop_all(), url)
+    yield _kept.dashboard
+
+
+@contextlib.contextmanager
+def own_session(
     address: str | None,
     dashboard: bool,
     kind: str = "cpu",
@@ -108,7 +190,22 @@ def session(
     try:
         yield f"http://{context.dashboard_url}" if context.dashboard_url else None
     finally:
+        if address is None:
+            _end_autoscaler()
         ray.shutdown()
+
+
+def _end_autoscaler() -> None:
+    """End the autoscaler of a cluster of one machine, which has nothing to scale.
+
+    It does not heed Ray's request to end, and `ray.shutdown` waits a second before it insists.
+    """
+    import psutil
+
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if any(part.endswith(_AUTOSCALER) for part in process.cmdline()):
+                process.kill()
 
 
 def _own_accelerators(kind: str, devices: int | str | list[int]) -> dict[str, int] | None:

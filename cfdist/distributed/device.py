@@ -1,14 +1,16 @@
-"""One actor per device: files in, peaks out; reading, inference and sending overlap."""
+"""One actor per device: files in, detections out; reading, inference and sending overlap."""
 
 from __future__ import annotations
 
 import contextlib
 import queue
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,21 +18,28 @@ from numpy.typing import NDArray
 
 from cfdist import backends
 from cfdist.backends.base import Backend, DeviceSettings
-from cfdist.decode import PEAK_VALUES, HeadMaps, Peaks, select_peaks
+from cfdist.decode import PEAK_VALUES, HeadMaps, Peaks, decode_boxes, nms, select_peaks
+from cfdist.detections import Detections, to_arrow
+from cfdist.distributed.picture_cache import KeptPictures, KeptRow, Place, resolve_places
+from cfdist.errors import UserError
+from cfdist.machine import peak_memory
 from cfdist.model import ModelSpec
 from cfdist.preprocess import PictureError, read_into, to_model_input
 from cfdist.widerface.manifest import WorkItem
 
+# How runtimes say that memory is short.
+_OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|failed to allocate", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class PeaksBatch:
-    """What leaves a device: the peaks of some pictures, and the pictures that failed.
+    """The peaks of some pictures, and the pictures that failed.
 
     Attributes:
-        ids: n picture ids.
+        ids: n keys of work items.
         sizes: (n, 2) int32 picture width and height, pixels.
         peaks: Of n pictures.
-        failures: (id, reason) of pictures that could not be used.
+        failures: (key, reason) of pictures that could not be used.
     """
 
     ids: tuple[str, ...]
@@ -44,12 +53,14 @@ class Pictures:
     """Pictures that were read, in a buffer that is reused.
 
     Attributes:
-        ids: n picture ids.
+        read: Which n of the chunk's items they are.
+        ids: Their keys.
         sizes: (n, 2) int32 width and height before letterboxing, pixels.
         warped: (n, H, W, 3) u8, BGR, letterboxed.
-        failures: (id, reason) of pictures that could not be used.
+        failures: (key, reason) of pictures that could not be used.
     """
 
+    read: tuple[int, ...]
     ids: tuple[str, ...]
     sizes: NDArray[np.int32]
     warped: NDArray[np.uint8]
@@ -58,10 +69,17 @@ class Pictures:
 
 @dataclass(frozen=True)
 class ChunkReport:
-    """What one `process` call did, for the driver's progress and clock."""
+    """What one `process` call did, for the driver's progress and clock.
+
+    Attributes:
+        done: Pictures whose detections are on disk.
+        failed: Pictures that could not be used.
+        read: With `keep`, row by row of the kept pictures, which of the items it is.
+    """
 
     done: int
     failed: int
+    read: tuple[int, ...] = ()
 
 
 @dataclass
@@ -70,15 +88,19 @@ class DeviceReport:
 
     Attributes:
         pictures: Pictures inferred.
+        decoded: Picture files read and decoded; the others were kept from an earlier run.
         busy_seconds: Time inside inference, summed over batches and divided by the slots.
         batch_ms: Host-visible time of each full batch, milliseconds.
         device_ms: The device's own time of each batch, where it tells.
+        peak_memory: Most resident memory that the process had, bytes.
     """
 
     pictures: int = 0
+    decoded: int = 0
     busy_seconds: float = 0.0
     batch_ms: list[float] = field(default_factory=list)
     device_ms: list[float] = field(default_factory=list)
+    peak_memory: int = 0
 
 
 class Device:
@@ -95,6 +117,7 @@ class Device:
         cv2.setNumThreads(1)  # the feeders are the parallelism; OpenCV's pool would fight them
         self._load = (backend, spec, settings)
         self._spec = spec
+        self._feeder_count = feeders
         self._feeders = ThreadPoolExecutor(feeders, thread_name_prefix="feeder")
         self._buffers: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
         self._report = DeviceReport()
@@ -109,48 +132,106 @@ class Device:
         Raises:
             UserError: the model does not fit the device or the run.
         """
-        self._backend = backends.create(*self._load)
-        self._slots = threading.BoundedSemaphore(self._backend.slots)
-        self._reducer = reducer
-        for _ in range(buffers):
-            self._buffers.put(np.zeros((chunk, self._spec.height, self._spec.width, 3), np.uint8))
-        zeros = np.zeros((self._spec.batch, self._spec.height, self._spec.width, 3), np.uint8)
-        inputs = to_model_input(zeros, self._backend.contract)
-        with ThreadPoolExecutor(self._backend.slots) as pool:
-            list(pool.map(lambda _: self._backend.infer(inputs), range(self._backend.slots)))
+        with _memory_as_user_error(self._spec.batch):
+            self._backend = backends.create(*self._load)
+            self._slots = threading.BoundedSemaphore(self._backend.slots)
+            self._reducer = reducer
+            shape = (self._spec.height, self._spec.width, 3)
+            for _ in range(buffers):
+                self._buffers.put(np.zeros((chunk, *shape), np.uint8))
+            zeros = np.zeros((self._spec.batch, *shape), np.uint8)
+            inputs = to_model_input(zeros, self._backend.contract)
+            with ThreadPoolExecutor(self._backend.slots) as pool:
+                list(pool.map(lambda _: self._backend.infer(inputs), range(self._backend.slots)))
         self._backend.device_times_ms()  # the warm-up's are forgotten
 
-    def process(self, items: Sequence[WorkItem]) -> ChunkReport:
-        """Read, infer and deliver a chunk; returns once the reducer has it on disk."""
+    def process(
+        self,
+        items: Sequence[WorkItem],
+        places: Sequence[Place | None] = (),
+        keep: bool = False,
+    ) -> ChunkReport | tuple[ChunkReport, KeptPictures]:
+        """Read, infer, decode and deliver a chunk; returns once the reducer has it on disk.
+
+        Args:
+            items: The pictures.
+            places: For each the place of its picture in the object store, `None` where it is to be
+                read; empty where all are.
+            keep: Return the letterboxed pictures as well, for a further pass or run.
+        """
         import ray
 
-        result = self.find_peaks(items)
-        ray.get(self._reducer.add.remote(result))
-        return ChunkReport(len(result.ids), len(result.failures))
+        kept = resolve_places(places) if places else None
+        with self._read(items, kept, keep) as pictures:
+            result = self._peaks(pictures)
+        detections = to_arrow(decode_detections(result, self._spec))
+        ray.get(self._reducer.add.remote(detections))
+        report = ChunkReport(len(result.ids), len(result.failures), pictures.read)
+        return (report, KeptPictures(pictures.sizes, pictures.warped)) if keep else report
 
     def find_peaks(self, items: Sequence[WorkItem]) -> PeaksBatch:
         """Read and infer a chunk of at most the buffers' length."""
         with self._read(items) as pictures:
-            results = self._infer(self._backend, pictures.warped)
-            peaks = join_peaks([self._peaks_of(result) for result in results], self._spec)
+            return self._peaks(pictures)
+
+    def _peaks(self, pictures: Pictures) -> PeaksBatch:
+        results = self._infer(self._backend, pictures.warped)
+        peaks = join_peaks([self._peaks_of(result) for result in results], self._spec)
         return PeaksBatch(pictures.ids, pictures.sizes, peaks, pictures.failures)
 
     @contextlib.contextmanager
-    def _read(self, items: Sequence[WorkItem]) -> Iterator[Pictures]:
-        """The items' pictures in a buffer that is the caller's for the `with` block."""
+    def _read(
+        self,
+        items: Sequence[WorkItem],
+        kept: Sequence[KeptRow | None] | None = None,
+        keep: bool = False,
+    ) -> Iterator[Pictures]:
+        """The items' pictures, in a buffer that is the caller's for the `with` block.
+
+        With `keep` it is the caller's for good.
+        """
         buffer = self._buffers.get()
+        target = np.empty_like(buffer[: len(items)]) if keep else buffer
         try:
-            outcomes = list(self._feeders.map(_read_row, items, buffer[: len(items)]))
+            outcomes = self._fill(items, kept or [None] * len(items), target)
             read = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, tuple)]
-            _close_gaps(buffer, read)
+            _close_gaps(target, read)
             yield Pictures(
-                tuple(items[i].id for i in read),
+                tuple(read),
+                tuple(items[i].key for i in read),
                 np.array([outcomes[i] for i in read], np.int32).reshape(-1, 2),
-                buffer[: len(read)],
-                tuple((items[i].id, o) for i, o in enumerate(outcomes) if isinstance(o, str)),
+                target[: len(read)],
+                tuple((items[i].key, o) for i, o in enumerate(outcomes) if isinstance(o, str)),
             )
         finally:
             self._buffers.put(buffer)
+
+    def _fill(
+        self,
+        items: Sequence[WorkItem],
+        kept: Sequence[KeptRow | None],
+        rows: NDArray[np.uint8],
+    ) -> list[tuple[int, int] | str]:
+        """Each picture into its row, by all feeders; returns its size, or why it failed."""
+        outcomes: list[Any] = [None] * len(items)
+        # Each feeder takes the next picture when it has done one: `next` is atomic.
+        numbers = iter(range(len(items)))
+
+        def feed(_: int) -> int:
+            decoded = 0
+            for i in numbers:
+                if kept[i] is None:
+                    outcomes[i] = _read_row(items[i], rows[i])
+                    decoded += 1
+                else:
+                    outcomes[i] = kept[i].copy_into(rows[i])
+            return decoded
+
+        feeders = range(min(self._feeder_count, len(items)))
+        decoded = sum(self._feeders.map(feed, feeders))
+        with self._report_lock:
+            self._report.decoded += decoded
+        return outcomes
 
     def _infer(self, backend: Backend, warped: NDArray[np.uint8]) -> list[HeadMaps | Peaks]:
         """Results of (n, H, W, 3) warped pictures, one entry a batch."""
@@ -180,12 +261,43 @@ class Device:
         """What the device has done so far."""
         with self._report_lock:
             self._report.device_ms += self._backend.device_times_ms()
+            self._report.peak_memory = peak_memory()
             return self._report
 
     def close(self) -> None:
         """Give the device and the threads back."""
         self._feeders.shutdown()
         self._backend.close()
+
+
+def decode_detections(result: PeaksBatch, spec: ModelSpec) -> list[Detections]:
+    """Peaks as detections in picture pixels, suppression included; failed pictures at the end."""
+    # The columns past the last peak of any picture hold nothing.
+    count = int(np.count_nonzero(result.peaks.score > 0, axis=1).max(initial=0))
+    peaks = Peaks(
+        result.peaks.score[:, :count],
+        result.peaks.cell[:, :count],
+        result.peaks.values[:, :count],
+        result.peaks.map_width,
+    )
+    decoded = decode_boxes(peaks, spec.convention, result.sizes, (spec.width, spec.height))
+    detections = []
+    for i, id in enumerate(result.ids):
+        scores = peaks.score[i]
+        keep = scores > 0
+        if not np.isfinite(decoded.boxes[i][keep]).all():
+            detections.append(Detections(id, error="the model's outputs are not finite numbers"))
+            continue
+        if spec.nms is not None:
+            keep = nms(decoded.boxes[i], scores, spec.nms)
+        width, height = map(int, result.sizes[i])
+        detections.append(
+            Detections(
+                id, decoded.boxes[i][keep], scores[keep], decoded.landmarks[i][keep], width, height
+            )
+        )
+    detections += [Detections(id, error=reason) for id, reason in result.failures]
+    return detections
 
 
 def _read_row(item: WorkItem, row: NDArray[np.uint8]) -> tuple[int, int] | str:
@@ -198,11 +310,11 @@ def _read_row(item: WorkItem, row: NDArray[np.uint8]) -> tuple[int, int] | str:
         return "does not fit into memory"
 
 
-def _close_gaps(buffer: NDArray[np.uint8], read: list[int]) -> None:
+def _close_gaps(rows: NDArray[np.uint8], read: list[int]) -> None:
     """Move the rows that were read to the front."""
     for target, source in enumerate(read):
         if target != source:
-            buffer[target] = buffer[source]
+            rows[target] = rows[source]
 
 
 def join_peaks(found: Sequence[Peaks], spec: ModelSpec) -> Peaks:
@@ -217,3 +329,22 @@ def join_peaks(found: Sequence[Peaks], spec: ModelSpec) -> Peaks:
         np.concatenate([peaks.values for peaks in found]),
         found[0].map_width,
     )
+
+
+@contextlib.contextmanager
+def _memory_as_user_error(batch: int) -> Iterator[None]:
+    """A device that has no room for the batch is no fault of the program.
+
+    Raises:
+        UserError: in place of the runtime's own error.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+            reason = (str(error).strip().splitlines() or ["out of memory"])[0]
+            raise UserError(
+                f"model.batch={batch}: does not fit the device's memory ({reason}); choose a "
+                "smaller model.batch, or fewer backend.streams"
+            ) from None
+        raise

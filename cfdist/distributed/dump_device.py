@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from cfdist import backends
 from cfdist.backends.base import DeviceSettings
 from cfdist.decode import HeadMaps
+from cfdist.distributed.chunks import Work, chunk_of
 from cfdist.distributed.cluster import DevicePlan
 from cfdist.distributed.device import DeviceReport
+from cfdist.distributed.device_pool import DevicePool
 from cfdist.distributed.file_steps import Failures
-from cfdist.distributed.run import MAX_ROUNDS, DevicePool, chunk_of
+from cfdist.distributed.run import MAX_ROUNDS
 from cfdist.dumps import bin_contract, read_bin_into, stem_of, write_dump
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
@@ -204,7 +206,7 @@ def infer_bins(
         on_ready(0)
         for round_number in range(1, MAX_ROUNDS + 1):
             before = len(left)
-            problems = pool.run_round(list(left.values()), take_in)
+            problems = pool.run_round(Work(list(left.values())), take_in)
             if not left:
                 break
             if len(left) == before or round_number == MAX_ROUNDS:

@@ -16,8 +16,7 @@ import numpy as np
 
 from cfdist.decode import select_peaks
 from cfdist.distributed.cluster import user_error
-from cfdist.distributed.device import PeaksBatch
-from cfdist.distributed.reducer import decode_detections
+from cfdist.distributed.device import PeaksBatch, decode_detections
 from cfdist.dumps import SUFFIX, Dump, read_dumps, write_raw
 from cfdist.model import ModelSpec
 from cfdist.picture_size import picture_size

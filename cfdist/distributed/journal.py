@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
-from cfdist.detections import Detections, from_arrow, to_arrow
 from cfdist.errors import UserError
 from cfdist.files import fsync, write_text
 from cfdist.run_folder import JOURNAL_IDENTITY
@@ -39,14 +38,13 @@ class Journal:
         self._file = None
         self._writer: pa.RecordBatchStreamWriter | None = None
 
-    def read(self) -> Iterator[list[Detections]]:
-        """What earlier writes left, batch by batch."""
+    def read(self) -> Iterator[pa.Table]:
+        """What earlier writes left, batch by batch, in memory that is mapped from the files."""
         for segment in sorted(self.folder.glob("segment-*.arrow")):
             yield from _read_segment(segment)
 
-    def append(self, detections: Sequence[Detections]) -> None:
-        """Write detections and return once they are on the disk."""
-        table = to_arrow(detections)
+    def append(self, table: pa.Table) -> None:
+        """Write a table of detections and return once it is on the disk."""
         if self._writer is None:
             number = len(list(self.folder.glob("segment-*.arrow")))
             self._file = (self.folder / _SEGMENT.format(number)).open("xb")
@@ -84,11 +82,11 @@ def check_identity(folder: Path, fingerprint: str) -> None:
         )
 
 
-def _read_segment(path: Path) -> Iterator[list[Detections]]:
-    with open(path, "rb") as file:
-        try:
+def _read_segment(path: Path) -> Iterator[pa.Table]:
+    try:
+        with pa.memory_map(str(path)) as file:
             reader = pa.ipc.open_stream(file)
             while True:
-                yield from_arrow(pa.Table.from_batches([reader.read_next_batch()]))
-        except (StopIteration, pa.ArrowInvalid, OSError):
-            return  # the end, or a batch that was being written when the process was killed
+                yield pa.Table.from_batches([reader.read_next_batch()])
+    except (StopIteration, pa.ArrowInvalid, OSError):
+        return  # the end, or a batch that was being written when the process was killed

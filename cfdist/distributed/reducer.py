@@ -1,4 +1,4 @@
-"""The one actor that gathers: decoding, journal, prediction files and metric."""
+"""The one actor that gathers: journal, prediction files and metric."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+import pyarrow as pa
 
-from cfdist.decode import decode_boxes, nms
-from cfdist.detections import Detections, to_arrow
-from cfdist.distributed.device import PeaksBatch
+from cfdist.detections import Detections, from_arrow, to_arrow
 from cfdist.distributed.journal import Journal
 from cfdist.files import atomic_write
-from cfdist.model import ModelSpec
+from cfdist.machine import peak_memory
 from cfdist.run_folder import JOURNAL, PARQUET, PREDICTIONS
 from cfdist.widerface.ground_truth import GroundTruth
+from cfdist.widerface.manifest import picture_of
 from cfdist.widerface.metric import WiderFaceMetric
 from cfdist.widerface.predictions import STYLES, prediction_text, rows
+
+# Pictures that are held at once when the final file is written.
+_ROW_GROUP = 512
 
 
 @dataclass(frozen=True)
@@ -31,33 +33,13 @@ class Evaluation:
         ap: Protocol name -> difficulty -> average precision, a fraction.
         failures: (picture id, reason), by id.
         seconds: What the evaluation and the last files took.
+        peak_memory: Most resident memory that the process had, bytes.
     """
 
     ap: dict[str, dict[str, float]]
     failures: tuple[tuple[str, str], ...]
     seconds: float
-
-
-def decode_detections(result: PeaksBatch, spec: ModelSpec) -> list[Detections]:
-    """A device's peaks as detections in picture pixels, suppression included."""
-    decoded = decode_boxes(result.peaks, spec.convention, result.sizes, (spec.width, spec.height))
-    detections = []
-    for i, id in enumerate(result.ids):
-        scores = result.peaks.score[i]
-        keep = scores > 0
-        if not np.isfinite(decoded.boxes[i][keep]).all():
-            detections.append(Detections(id, error="the model's outputs are not finite numbers"))
-            continue
-        if spec.nms is not None:
-            keep = nms(decoded.boxes[i], scores, spec.nms)
-        width, height = map(int, result.sizes[i])
-        detections.append(
-            Detections(
-                id, decoded.boxes[i][keep], scores[keep], decoded.landmarks[i][keep], width, height
-            )
-        )
-    detections += [Detections(id, error=reason) for id, reason in result.failures]
-    return detections
+    peak_memory: int
 
 
 class Reducer:
@@ -65,7 +47,6 @@ class Reducer:
 
     def __init__(
         self,
-        spec: ModelSpec,
         truth: GroundTruth,
         order: tuple[str, ...],
         output: Path,
@@ -75,14 +56,12 @@ class Reducer:
         """Open the run's journal and take in what an earlier start left.
 
         Args:
-            spec: How peaks become boxes.
             truth: The ground truth.
             order: The run's picture ids in the order of the final files.
             output: The run's folder.
             fingerprint: What the run is, for the journal.
             style: A key of `STYLES`: how boxes are written, and so rounded before they are scored.
         """
-        self._spec = spec
         self._truth = truth
         self._order = order
         self._output = output
@@ -92,41 +71,55 @@ class Reducer:
         self._done: set[str] = set()
         self._lock = threading.Lock()
         self._partial = output / f".{PREDICTIONS}.partial"
-        self._partial.mkdir(parents=True, exist_ok=True)
+        self._folders: set[str] = set()
         self._journal = Journal(output / JOURNAL, fingerprint)
-        for detections in self._journal.read():
-            self._take_in(detections)
+        for table in self._journal.read():
+            self._take_in(from_arrow(table))
 
     def done(self) -> set[str]:
-        """Ids of the pictures that are on disk, failed ones included."""
+        """Keys of the work items that are on disk, failed ones included."""
         return self._done
 
-    def add(self, result: PeaksBatch) -> None:
-        """Take a device's result; returns once it is on disk. What is known already is dropped."""
-        detections = decode_detections(result, self._spec)
+    def add(self, detections: pa.Table) -> None:
+        """Take a device's result; returns once it is on disk. What is known already is dropped.
+
+        Args:
+            detections: As `cfdist.detections.to_arrow` makes it; ids are keys of work items.
+        """
         with self._lock:
-            new = [d for d in detections if d.id not in self._done]
-            if new:
-                self._journal.append(new)
-                self._take_in(new)
+            is_new = [key not in self._done for key in detections.column("id").to_pylist()]
+            if not all(is_new):
+                detections = detections.filter(pa.array(is_new, pa.bool_()))
+            if len(detections):
+                self._journal.append(detections)
+                self._take_in(from_arrow(detections))
 
     def _take_in(self, detections: list[Detections]) -> None:
-        for found in detections:
-            if found.id in self._done:
-                continue
-            self._done.add(found.id)
-            if found.error is not None:
-                self._failures[found.id] = found.error
-                continue  # the AP is that of the pictures that could be used
-            # What is scored is what is written, so that the files give the same AP.
-            table = rows(found.boxes, found.scores, STYLES[self._style])
-            self._metric.update(self._truth[found.id], table[:, :4], table[:, 4])
-            self._write_text(found.id, table)
+        new = [found for found in detections if found.id not in self._done]
+        self._done.update(found.id for found in new)
+        self._failures |= {found.id: found.error for found in new if found.error is not None}
+        # The AP is that of the pictures that could be used.
+        usable = [found for found in new if found.error is None]
+        # What is scored is what is written, so that the files give the same AP.
+        style = STYLES[self._style]
+        tables = [rows(found.boxes, found.scores, style) for found in usable]
+        ids = [picture_of(found.id) for found in usable]
+        self._metric.update_many(
+            [self._truth[id] for id in ids],
+            [table[:, :4] for table in tables],
+            [table[:, 4] for table in tables],
+            replace=True,  # by a further pass over the pictures, with the same
+        )
+        for id, table in zip(ids, tables, strict=True):
+            self._write_text(id, prediction_text(id, table, style))
 
-    def _write_text(self, id: str, table: np.ndarray) -> None:
-        path = self._partial / f"{id}.txt"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(prediction_text(id, table, STYLES[self._style]), encoding="utf-8")
+    def _write_text(self, id: str, text: str) -> None:
+        event = id.partition("/")[0]
+        if event not in self._folders:
+            (self._partial / event).mkdir(parents=True, exist_ok=True)
+            self._folders.add(event)
+        with open(f"{self._partial}/{id}.txt", "wb") as file:
+            file.write(text.encode())
 
     def finish(self) -> Evaluation:
         """Compute the APs and bring the final files into place.
@@ -137,19 +130,30 @@ class Reducer:
         self._journal.close()
         self._write_parquet()
         shutil.rmtree(self._output / PREDICTIONS, ignore_errors=True)
+        self._partial.mkdir(parents=True, exist_ok=True)
         os.replace(self._partial, self._output / PREDICTIONS)
         ap = self._metric.compute()
-        return Evaluation(ap, tuple(sorted(self._failures.items())), time.perf_counter() - start)
+        failures = tuple(sorted((picture_of(key), why) for key, why in self._failures.items()))
+        return Evaluation(ap, failures, time.perf_counter() - start, peak_memory())
 
     def _write_parquet(self) -> None:
-        import pyarrow as pa
+        """All pictures in order, from the journal; of repeated passes the first."""
         import pyarrow.parquet as pq
 
-        rows: dict[str, Detections] = {}
-        for detections in self._journal.read():
-            for found in detections:
-                rows.setdefault(found.id, found)
-        table = to_arrow([rows[id] for id in self._order if id in rows])
-        assert isinstance(table, pa.Table)
-        with atomic_write(self._output / PARQUET) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+        position = {id: i for i, id in enumerate(self._order)}
+        # The journal is mapped into memory, not read: what is held here is where rows are.
+        tables = list(self._journal.read())
+        places: dict[str, tuple[int, int]] = {}
+        for number, table in enumerate(tables):
+            for row, key in enumerate(table.column("id").to_pylist()):
+                if key in position:
+                    places.setdefault(key, (number, row))
+        found = sorted(places, key=position.__getitem__)
+        with (
+            atomic_write(self._output / PARQUET) as temporary,
+            pq.ParquetWriter(temporary, to_arrow([]).schema, compression="zstd") as writer,
+        ):
+            for start in range(0, len(found), _ROW_GROUP):
+                group = [places[id] for id in found[start : start + _ROW_GROUP]]
+                slices = [tables[number].slice(row, 1) for number, row in group]
+                writer.write_table(pa.concat_tables(slices).combine_chunks())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cfdist.errors import UserError
@@ -21,11 +21,23 @@ class WorkItem:
         id: "<event>/<stem>", the name that ground truth and predictions share.
         path: The picture file.
         size: Its size in bytes.
+        turn: Which pass over the data set this is, from 1 on.
     """
 
     id: str
     path: str
     size: int
+    turn: int = 1
+
+    @property
+    def key(self) -> str:
+        """Names the item in its run: the picture's id, from the second pass on with the pass."""
+        return self.id if self.turn == 1 else f"{self.id}/{self.turn}"
+
+
+def picture_of(key: str) -> str:
+    """The picture's id of a `WorkItem.key`; ids have one slash, as file names have none."""
+    return "/".join(key.split("/", 2)[:2])
 
 
 @dataclass(frozen=True)
@@ -42,11 +54,21 @@ class Manifest:
     absent: int
     unknown: int
 
+    def repeated(self, turns: int) -> Manifest:
+        """The same pictures so often, pass after pass."""
+        items = [replace(item, turn=turn) for turn in range(1, turns + 1) for item in self.items]
+        return replace(self, items=tuple(items))
+
+    @property
+    def pictures(self) -> tuple[WorkItem, ...]:
+        """The items of the first pass: each picture once."""
+        return tuple(item for item in self.items if item.turn == 1)
+
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the pictures' ids and sizes, in order."""
+        """SHA-256 of the pictures' ids and sizes, in order; repeated passes do not count."""
         digest = hashlib.sha256()
-        for item in self.items:
+        for item in self.pictures:
             digest.update(f"{item.id}\0{item.size}\n".encode())
         return digest.hexdigest()
 

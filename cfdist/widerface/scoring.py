@@ -63,6 +63,10 @@ def _score_share(items: list[tuple[str, Path]]) -> WiderFaceMetric:
 
 def _score(truth: GroundTruth, items: list[tuple[str, Path]]) -> WiderFaceMetric:
     metric = WiderFaceMetric()
-    for id, path in items:
-        metric.update(truth[id], *read_predictions_file(path))
+    found = [read_predictions_file(path) for _, path in items]
+    metric.update_many(
+        [truth[id] for id, _ in items],
+        [boxes for boxes, _ in found],
+        [scores for _, scores in found],
+    )
     return metric

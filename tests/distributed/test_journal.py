@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cfdist.detections import Detections
+from cfdist.detections import Detections, to_arrow
 from cfdist.distributed.journal import Journal, check_identity
 from cfdist.errors import UserError
 
@@ -15,18 +15,18 @@ def found(id: str) -> Detections:
 
 
 def ids(journal: Journal) -> list[str]:
-    return [d.id for batch in journal.read() for d in batch]
+    return [id for table in journal.read() for id in table.column("id").to_pylist()]
 
 
 def test_what_was_appended_is_read_by_the_next_start(tmp_path):
     first = Journal(tmp_path / "j", "run")
-    first.append([found("a/1"), Detections("a/2", error="broken")])
-    first.append([found("a/3")])
+    first.append(to_arrow([found("a/1"), Detections("a/2", error="broken")]))
+    first.append(to_arrow([found("a/3")]))
     # not closed: the process was killed
 
     second = Journal(tmp_path / "j", "run")
     assert ids(second) == ["a/1", "a/2", "a/3"]
-    second.append([found("a/4")])
+    second.append(to_arrow([found("a/4")]))
     second.close()
     assert ids(Journal(tmp_path / "j", "run")) == ["a/1", "a/2", "a/3", "a/4"]
 
@@ -34,10 +34,10 @@ def test_what_was_appended_is_read_by_the_next_start(tmp_path):
 @pytest.mark.parametrize("cut", [1, 10, 100, 300])
 def test_a_half_written_batch_is_left_out(tmp_path, cut):
     journal = Journal(tmp_path / "j", "run")
-    journal.append([found("a/1")])
+    journal.append(to_arrow([found("a/1")]))
     segment = next((tmp_path / "j").glob("segment-*"))
     whole = segment.stat().st_size
-    journal.append([found("a/2")])
+    journal.append(to_arrow([found("a/2")]))
     content = segment.read_bytes()
     segment.write_bytes(content[: max(whole, len(content) - cut)])
     assert ids(Journal(tmp_path / "j", "run")) == ["a/1"]

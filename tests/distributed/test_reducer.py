@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cfdist.decode import HeadMaps, Peaks, select_peaks
-from cfdist.detections import from_arrow
-from cfdist.distributed.device import PeaksBatch
-from cfdist.distributed.reducer import Reducer, decode_detections
+from cfdist.detections import from_arrow, to_arrow
+from cfdist.distributed.device import PeaksBatch, decode_detections
+from cfdist.distributed.reducer import Reducer
 from cfdist.widerface.ground_truth import GroundTruth, PictureTruth
 from cfdist.widerface.metric import WiderFaceMetric
 from cfdist.widerface.predictions import read_predictions_file
@@ -43,14 +43,24 @@ def batch(numbers: list[int], failed: tuple[int, ...] = ()) -> PeaksBatch:
     )
 
 
-def new_reducer(spec, output, style: str = "official") -> Reducer:
+@pytest.fixture
+def table(spec):
+    """`batch`, as a device sends it."""
+
+    def make(numbers: list[int], failed: tuple[int, ...] = ()):
+        return to_arrow(decode_detections(batch(numbers, failed), spec(height=80, width=80)))
+
+    return make
+
+
+def new_reducer(output, style: str = "official") -> Reducer:
     output.mkdir(exist_ok=True)
-    return Reducer(spec(height=80, width=80), truth(), ORDER, output, "f", style)
+    return Reducer(truth(), ORDER, output, "f", style)
 
 
-def finished(reducer: Reducer, groups: list[list[int]]):
+def finished(reducer: Reducer, groups: list[list[int]], table):
     for numbers in groups:
-        reducer.add(batch(numbers, failed=(4,)))
+        reducer.add(table(numbers, failed=(4,)))
     return reducer.finish()
 
 
@@ -63,9 +73,11 @@ def files_of(folder) -> dict[str, bytes]:
     }
 
 
-def test_any_order_gives_the_same_bytes(spec, tmp_path):
-    one = finished(new_reducer(spec, tmp_path / "a"), [[0, 1, 2], [3, 4, 5], [6, 7, 8]])
-    other = finished(new_reducer(spec, tmp_path / "b"), [[8], [5, 0, 7], [1], [2, 8, 3], [4, 6, 4]])
+def test_any_order_gives_the_same_bytes(table, tmp_path):
+    one = finished(new_reducer(tmp_path / "a"), [[0, 1, 2], [3, 4, 5], [6, 7, 8]], table)
+    other = finished(
+        new_reducer(tmp_path / "b"), [[8], [5, 0, 7], [1], [2, 8, 3], [4, 6, 4]], table
+    )
     assert (one.ap, one.failures) == (other.ap, other.failures)
     assert one.failures == ((ORDER[4], "broken"),)
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
@@ -73,8 +85,8 @@ def test_any_order_gives_the_same_bytes(spec, tmp_path):
 
 
 @pytest.mark.parametrize("style", ["official", "guide"])
-def test_the_files_score_as_the_run_did(spec, tmp_path, style):
-    evaluation = finished(new_reducer(spec, tmp_path / "a", style), [list(range(COUNT))])
+def test_the_files_score_as_the_run_did(table, tmp_path, style):
+    evaluation = finished(new_reducer(tmp_path / "a", style), [list(range(COUNT))], table)
     metric = WiderFaceMetric()
     for id in ORDER:
         path = tmp_path / "a" / "predictions" / f"{id}.txt"
@@ -85,8 +97,8 @@ def test_the_files_score_as_the_run_did(spec, tmp_path, style):
     assert metric.compute() == evaluation.ap
 
 
-def test_parquet_holds_all_pictures_in_order(spec, tmp_path):
-    finished(new_reducer(spec, tmp_path / "a"), [[5, 6, 7, 8], [0, 1, 2, 3, 4]])
+def test_parquet_holds_all_pictures_in_order(table, tmp_path):
+    finished(new_reducer(tmp_path / "a"), [[5, 6, 7, 8], [0, 1, 2, 3, 4]], table)
     rows = from_arrow(pq.read_table(tmp_path / "a" / "predictions.parquet"))
     assert [row.id for row in rows] == list(ORDER)
     assert rows[4].error == "broken"
@@ -94,15 +106,15 @@ def test_parquet_holds_all_pictures_in_order(spec, tmp_path):
     assert len(rows[0].landmarks) == len(rows[0].boxes) == len(rows[0].scores) > 0
 
 
-def test_an_interrupted_run_goes_on(spec, tmp_path):
-    whole = finished(new_reducer(spec, tmp_path / "a"), [list(range(COUNT))])
-    first = new_reducer(spec, tmp_path / "b")
-    first.add(batch([0, 1, 4], failed=(4,)))
+def test_an_interrupted_run_goes_on(table, tmp_path):
+    whole = finished(new_reducer(tmp_path / "a"), [list(range(COUNT))], table)
+    first = new_reducer(tmp_path / "b")
+    first.add(table([0, 1, 4], failed=(4,)))
     del first
 
-    second = new_reducer(spec, tmp_path / "b")
+    second = new_reducer(tmp_path / "b")
     assert second.done() == {ORDER[0], ORDER[1], ORDER[4]}
-    resumed = finished(second, [[1, 2, 3], [5, 6, 7, 8]])
+    resumed = finished(second, [[1, 2, 3], [5, 6, 7, 8]], table)
 
     assert resumed.ap == whole.ap
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")

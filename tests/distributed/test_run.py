@@ -8,7 +8,8 @@ import pytest
 
 from cfdist import inputs
 from cfdist.distributed import cluster
-from cfdist.distributed.run import Timeline, _Work, evaluate_manifest
+from cfdist.distributed.chunks import Shares, Work
+from cfdist.distributed.run import Timeline, evaluate_manifest
 from cfdist.errors import UserError
 from cfdist.widerface.manifest import WorkItem
 
@@ -165,9 +166,10 @@ def test_the_steady_rate_leaves_out_each_lane_s_first_chunk():
     ],
 )
 def test_the_last_chunks_are_of_one_size(items, chunk, lanes, fixed, expected):
-    work = _Work([WorkItem(f"e/{i}", "", 0) for i in range(items)], chunk, lanes, fixed)
+    work = Work([WorkItem(f"e/{i}", "", 0) for i in range(items)])
+    shares = Shares(work, chunk, lanes, fixed)
     chunks = []
-    while found := work.next_chunk():
+    while found := shares.next_chunk():
         chunks.append(found)
     assert [len(one) for one in chunks] == expected
     assert [item.id for one in chunks for item in one] == [f"e/{i}" for i in range(items)]

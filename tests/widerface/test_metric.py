@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from cfdist.widerface import metric as metric_module
 from cfdist.widerface.ground_truth import DIFFICULTIES, PictureTruth, load_ground_truth
 from cfdist.widerface.metric import (
     FALSE_POSITIVE,
@@ -21,11 +22,12 @@ from cfdist.widerface.metric import (
     PROTOCOLS,
     REPEAT,
     TRUE_POSITIVE,
+    Pictures,
     Protocol,
     WiderFaceMetric,
     average_precision,
-    best_box,
     box_iou,
+    find_hits,
     match,
     normalise,
     score_thresholds,
@@ -62,8 +64,8 @@ def test_golden_average_precision(shared: Path, prediction_folders, name: str):
     files, missing, unknown = find_prediction_files(prediction_folders[name], truth.ids)
     assert (len(files), missing, unknown) == (3226, [], [])
     metric = WiderFaceMetric(PROTOCOLS)
-    for picture_id, path in files.items():
-        metric.update(truth[picture_id], *read_predictions_file(path))
+    boxes, scores = zip(*map(read_predictions_file, files.values()), strict=True)
+    metric.update_many([truth[picture_id] for picture_id in files], boxes, scores)
     for protocol, average_precisions in metric.compute().items():
         found = [average_precisions[difficulty] for difficulty in DIFFICULTIES]
         np.testing.assert_allclose(found, GOLDEN_AP[name][protocol], rtol=0, atol=1e-14)
@@ -155,8 +157,8 @@ def pictures(draw, picture_id: str = "e/p"):
 
 
 @st.composite
-def picture_sets(draw):
-    count = draw(st.integers(0, 4))
+def picture_sets(draw, least: int = 0):
+    count = draw(st.integers(least, 4))
     return [draw(pictures(f"e/{index}")) for index in range(count)]
 
 
@@ -171,15 +173,40 @@ def test_iou_equals_the_loop(picture):
     assert ((found >= 0) & (found <= 1)).all()
 
 
+def together(picture_set) -> Pictures:
+    truths, boxes, scores = zip(*picture_set, strict=True)
+    return Pictures(
+        np.concatenate(boxes),
+        np.concatenate(scores),
+        np.concatenate([truth.boxes for truth in truths]),
+        np.concatenate([truth.counted for truth in truths], axis=1),
+        np.array([len(found) for found in scores]),
+        np.array([len(truth.boxes) for truth in truths]),
+    )
+
+
+def loop_match_unsorted(truth, boxes, scores, difficulty: int, iou_threshold: float) -> list[int]:
+    """Outcomes at one difficulty in the order of the predictions."""
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    counted = truth.counted[difficulty]
+    outcomes = loop_match([boxes[i] for i in order], truth.boxes, counted, iou_threshold)
+    return [outcome for _, outcome in sorted(zip(order, outcomes, strict=True))]
+
+
 @settings(max_examples=300, deadline=None)
-@given(pictures(), st.sampled_from([0.1, 0.4, 0.5, 1.0]))
-def test_match_equals_the_loop(picture, iou_threshold):
-    truth, boxes, _ = picture
-    outcome = match(boxes, truth.boxes, truth.counted, iou_threshold)
-    assert outcome.dtype == np.int8
-    assert outcome.shape == (3, len(boxes))
-    for row, counted in zip(outcome, truth.counted, strict=True):
-        assert row.tolist() == loop_match(boxes, truth.boxes, counted, iou_threshold)
+@given(picture_sets(least=1), st.lists(st.sampled_from([0.1, 0.4, 0.5, 1.0]), max_size=3))
+def test_match_equals_the_loop(picture_set, iou_thresholds):
+    outcomes = match(together(picture_set), iou_thresholds)
+    assert outcomes.dtype == np.int8
+    assert outcomes.shape[:2] == (len(iou_thresholds), 3)
+    for rows, iou_threshold in zip(outcomes, iou_thresholds, strict=True):
+        for difficulty, row in enumerate(rows):
+            expected = [
+                outcome
+                for picture in picture_set
+                for outcome in loop_match_unsorted(*picture, difficulty, iou_threshold)
+            ]
+            assert row.tolist() == expected
 
 
 @settings(max_examples=30, deadline=None)
@@ -197,6 +224,43 @@ def evaluate(picture_set, protocols=PROTOCOLS) -> WiderFaceMetric:
     for truth, boxes, scores in picture_set:
         metric.update(truth, boxes, scores)
     return metric
+
+
+def curve_numbers(metric: WiderFaceMetric) -> dict:
+    return {
+        (protocol, difficulty): (curve.precision.tolist(), curve.recall.tolist())
+        for protocol, curves in metric.curves().items()
+        for difficulty, curve in curves.items()
+    }
+
+
+def evaluate_together(picture_set, pairs_at_once: int) -> WiderFaceMetric:
+    metric = WiderFaceMetric()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metric_module, "PAIRS_AT_ONCE", pairs_at_once)
+        metric.update_many(*(zip(*picture_set, strict=True) if picture_set else ([], [], [])))
+    return metric
+
+
+@settings(deadline=None)
+@given(picture_sets(), st.sampled_from([1, 7, 30, 1 << 16]))
+def test_pictures_together_equal_one_by_one(picture_set, pairs_at_once):
+    metric = evaluate_together(picture_set, pairs_at_once)
+    assert len(metric) == len(picture_set)
+    assert curve_numbers(metric) == curve_numbers(evaluate(picture_set))
+    assert metric.compute() == evaluate(picture_set).compute()
+
+
+@settings(deadline=None)
+@given(picture_sets(least=1), st.data())
+def test_a_replaced_picture_leaves_no_trace(picture_set, data):
+    replaced = data.draw(st.integers(0, len(picture_set) - 1))
+    later = data.draw(pictures(picture_set[replaced][0].id))
+    metric = evaluate(picture_set)
+    metric.update(*later, replace=True)
+    expected = [*picture_set[:replaced], later, *picture_set[replaced + 1 :]]
+    assert len(metric) == len(picture_set)
+    assert curve_numbers(metric) == curve_numbers(evaluate(expected))
 
 
 @settings(deadline=None)
@@ -240,6 +304,12 @@ def truth_of(boxes=TWO_FACES, counted=ALL_COUNT, picture_id="e/p") -> PictureTru
     return PictureTruth(picture_id, np.asarray(boxes, np.float64), np.asarray(counted))
 
 
+def one_picture(predictions, faces=TWO_FACES, counted=ALL_COUNT, scores=None) -> Pictures:
+    """One picture; without scores, the predictions come by falling score."""
+    scores = np.arange(len(predictions), 0.0, -1) if scores is None else scores
+    return together([(truth_of(faces, counted), predictions, scores)])
+
+
 def test_iou_counts_pixels():
     # 10 x 10 pixels each, 5 columns shared.
     assert box_iou(np.array([[5.0, 0, 9, 9]]), TWO_FACES).tolist() == [[50 / 150, 0.0]]
@@ -249,22 +319,32 @@ def test_iou_counts_pixels():
 
 def test_first_box_wins_a_tie():
     same = np.array([[0.0, 0, 9, 9], [0, 0, 9, 9]])
-    index, iou = best_box(same, same)
-    assert index.tolist() == [0, 0]
+    prediction, face, iou = find_hits(one_picture(same, same), 0.5)
+    assert prediction.tolist() == [0, 1]
+    assert face.tolist() == [0, 0]
     assert iou.tolist() == [1.0, 1.0]
+
+
+def test_hits_come_by_face_and_falling_score():
+    predictions = TWO_FACES[[1, 0, 0, 0]]
+    picture = one_picture(predictions, scores=np.array([0.9, 0.2, 0.8, 0.2]))
+    prediction, face, _ = find_hits(picture, 0.5)
+    assert prediction.tolist() == [2, 1, 3, 0]
+    assert face.tolist() == [0, 0, 0, 1]
 
 
 def test_overlap_equal_to_the_threshold_hits():
     # 10 x 5 pixels inside 10 x 10.
     half = np.array([[0.0, 0, 9, 4]])
-    assert match(half, TWO_FACES, ALL_COUNT, 0.5).tolist() == [[TRUE_POSITIVE]] * 3
-    assert match(half, TWO_FACES, ALL_COUNT, 0.51).tolist() == [[FALSE_POSITIVE]] * 3
+    hit, miss = match(one_picture(half), [0.5, 0.51]).tolist()
+    assert hit == [[TRUE_POSITIVE]] * 3
+    assert miss == [[FALSE_POSITIVE]] * 3
 
 
 def test_outcomes_by_difficulty():
     predictions = np.array([[0.0, 0, 9, 9], [0, 0, 9, 9], [100, 0, 9, 9], [50, 50, 9, 9]])
     counted = np.array([[True, False], [True, True], [False, True]])
-    assert match(predictions, TWO_FACES, counted, 0.5).tolist() == [
+    assert match(one_picture(predictions, counted=counted), [0.5])[0].tolist() == [
         [TRUE_POSITIVE, REPEAT, NOT_COUNTED, FALSE_POSITIVE],
         [TRUE_POSITIVE, REPEAT, TRUE_POSITIVE, FALSE_POSITIVE],
         [NOT_COUNTED, NOT_COUNTED, TRUE_POSITIVE, FALSE_POSITIVE],
@@ -274,7 +354,18 @@ def test_outcomes_by_difficulty():
 def test_no_second_best_box():
     faces = np.array([[0.0, 0, 9, 9], [1, 0, 9, 9]])
     predictions = np.array([[0.0, 0, 9, 9], [0, 0, 9, 9]])
-    assert match(predictions, faces, ALL_COUNT, 0.5)[0].tolist() == [TRUE_POSITIVE, REPEAT]
+    picture = one_picture(predictions, faces)
+    assert match(picture, [0.5])[0, 0].tolist() == [TRUE_POSITIVE, REPEAT]
+
+
+def test_a_crowded_picture_is_matched_in_parts(monkeypatch):
+    random = np.random.default_rng(1)
+    predictions, faces = (random.integers(1, 40, (count, 4)).astype(float) for count in (300, 60))
+    picture = one_picture(predictions, faces, random.random((3, 60)) < 0.5, random.random(300))
+    whole = match(picture, [0.5, 0.4])
+    monkeypatch.setattr(metric_module, "PAIRS_AT_ONCE", 100)
+    np.testing.assert_array_equal(match(picture, [0.5, 0.4]), whole)
+    assert set(np.unique(whole)) == {NOT_COUNTED, FALSE_POSITIVE, REPEAT, TRUE_POSITIVE}
 
 
 def test_perfect_predictions():
@@ -351,6 +442,35 @@ def test_picture_updated_twice():
         metric.update(truth_of(), TWO_FACES, np.array([0.9, 0.8]))
 
 
+def test_a_picture_twice_in_one_call():
+    truths = [truth_of(), truth_of(picture_id="e/q"), truth_of()]
+    boxes, scores = [TWO_FACES] * 3, [np.array([0.1, 0.2]), np.array([0.3, 0.4]), np.ones(2)]
+    metric = WiderFaceMetric()
+    with pytest.raises(ValueError, match="e/p was already updated"):
+        metric.update_many(truths, boxes, scores)
+    assert len(metric) == 0
+    metric.update_many(truths, boxes, scores, replace=True)
+    last = zip(truths[1:], boxes[1:], scores[1:], strict=True)
+    assert curve_numbers(metric) == curve_numbers(evaluate(last))
+
+
+def test_one_bad_picture_keeps_all_out(monkeypatch):
+    truths = [truth_of(picture_id=f"e/{i}") for i in range(4)]
+    scores = [np.array([0.9, 0.8]), np.empty(0), np.array([0.9, np.inf]), np.array([0.9, 0.8])]
+    boxes = [TWO_FACES[: len(found)] for found in scores]
+    metric = WiderFaceMetric()
+    for pairs_at_once in (1, 1 << 16):
+        monkeypatch.setattr(metric_module, "PAIRS_AT_ONCE", pairs_at_once)
+        with pytest.raises(ValueError, match="e/2: a prediction is not finite"):
+            metric.update_many(truths, boxes, scores)
+    assert len(metric) == 0
+
+
+def test_lists_of_different_length_are_refused():
+    with pytest.raises(ValueError, match="shorter"):
+        WiderFaceMetric().update_many([truth_of()], [TWO_FACES], [])
+
+
 def test_merge_refuses_a_picture_in_both_and_keeps_its_own():
     one, other = (evaluate([(truth_of(), TWO_FACES, np.array([0.9, 0.8]))]) for _ in range(2))
     before = one.compute()
@@ -369,6 +489,9 @@ def test_merge_refuses_other_protocols():
     [
         (TWO_FACES, [0.9]),
         (TWO_FACES, [[0.9], [0.8]]),
+        (TWO_FACES.T, [0.9, 0.8]),
+        (TWO_FACES[:, :3], [0.9, 0.8]),
+        (TWO_FACES, []),
         (TWO_FACES, [0.9, np.nan]),
         (np.where(TWO_FACES > 50, np.inf, TWO_FACES), [0.9, 0.8]),
     ],

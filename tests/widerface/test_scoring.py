@@ -8,6 +8,8 @@ import pytest
 from cfdist.errors import UserError
 from cfdist.widerface import scoring
 from cfdist.widerface.ground_truth import GroundTruth, PictureTruth
+from cfdist.widerface.metric import WiderFaceMetric
+from cfdist.widerface.predictions import read_predictions_file
 
 
 @pytest.fixture
@@ -31,6 +33,14 @@ def test_processes_do_not_change_the_figures(monkeypatch, predictions):
     assert len(one) == len(several) == 20
     assert one.compute() == several.compute()
     assert one.compute()["official"]["hard"] > 0
+
+
+def test_figures_are_those_of_one_picture_after_the_other(predictions):
+    truth, files = predictions
+    metric = WiderFaceMetric()
+    for id, path in files.items():
+        metric.update(truth[id], *read_predictions_file(path))
+    assert scoring.score_files(truth, files, cores=1).compute() == metric.compute()
 
 
 def test_a_bad_file_is_named_from_any_process(monkeypatch, predictions):

@@ -1,0 +1,209 @@
+"""The device actors of a run, each given work as fast as it asks."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from cfdist.distributed.actors import (
+    REDUCER,
+    DeviceActor,
+    end_other_actors,
+    kill_actors,
+    leave_actors,
+    take_actor,
+    wait_until_free,
+)
+from cfdist.distributed.chunks import Shares, Work
+from cfdist.distributed.cluster import ACCELERATOR_RESOURCE, DevicePlan, user_error
+from cfdist.distributed.device import DeviceReport
+from cfdist.distributed.picture_cache import PictureCache
+from cfdist.widerface.manifest import WorkItem
+
+log = logging.getLogger(__name__)
+
+# A device that dies is started again at once, so often in a run, all devices together.
+MAX_RESTARTS = 3
+
+
+class DevicePool:
+    """The device actors of a run and the chunks they are working on."""
+
+    def __init__(
+        self,
+        plan: DevicePlan,
+        device_class: type,
+        arguments: tuple,
+        chunk: int,
+        *,
+        has_fixed_batch: bool,
+        reducer=None,
+        pictures: PictureCache | None = None,
+    ) -> None:
+        """Plan the actors; `start` starts them.
+
+        Args:
+            plan: How many, and what each gets.
+            device_class: `Device` or one with its methods.
+            arguments: What each is made with.
+            chunk: Pictures that travel together.
+            has_fixed_batch: Chunks are not made smaller towards the end.
+            reducer: The actor that takes the devices' results, if they go to one.
+            pictures: Where letterboxed pictures are kept, for a `Device`.
+        """
+        self._plan = plan
+        self._make = (device_class, arguments)
+        self._reducer = reducer
+        self._has_fixed_batch = has_fixed_batch
+        self._pictures = pictures
+        self.chunk = chunk
+        self.actors: dict[str, object] = {}
+        self.reports: dict[str, DeviceReport] = {}
+        self.lost: list[str] = []
+        self._loading: dict[str, object] = {}
+
+    def begin(self) -> None:
+        """Start the actors that are not there, and let each load its model."""
+        names = [f"device:{i}" for i in range(self._plan.count)]
+        end_other_actors([*names, REDUCER])
+        for name in names:
+            if name not in self.actors:
+                actor = take_actor(name, DeviceActor, self._actor_options())
+                self.actors[name] = actor
+                self._loading[name] = actor.load.remote(
+                    *self._make, self.chunk, self._plan.window, self._reducer
+                )
+
+    def start(self) -> None:
+        """Start the actors that are not there, and wait until each has run its model once.
+
+        Raises:
+            UserError: a device refuses the model.
+            Exception: what else loading it ran into.
+        """
+        import ray
+
+        self.begin()
+        loading, self._loading = self._loading, {}
+        try:
+            ray.get(list(loading.values()))
+        except ray.exceptions.RayTaskError as error:
+            raise user_error(error) from None
+        for name in loading:
+            self.reports.setdefault(name, DeviceReport())
+
+    def _actor_options(self) -> dict[str, Any]:
+        resource = ACCELERATOR_RESOURCE[self._plan.kind]
+        return {
+            "num_cpus": self._plan.cpus,
+            "num_gpus": 1 if resource == "GPU" else 0,
+            "resources": {"NPU": 1} if resource == "NPU" else None,
+            # One call more: `report` must not wait for the pipeline.
+            "max_concurrency": self._plan.window + 1,
+        }
+
+    def run_round(self, work: Work, on_done: Callable[[Any], None]) -> list[Exception]:
+        """Hand work out, each device as fast as it asks; returns what went wrong.
+
+        What the devices' `process` returns for a chunk goes to `on_done`.
+
+        Ray's `streaming_split` deals rows out evenly ahead of time, so that a run waits for its
+        slowest device; here a device gets its next chunk when it finishes one.
+        """
+        import ray
+
+        lanes = self._plan.count * self._plan.slots
+        shares = Shares(work, self.chunk, lanes, self._has_fixed_batch)
+        running: dict[object, _Handed] = {}
+        problems: list[Exception] = []
+        alive = deque(self.actors)
+        for _ in range(self._plan.window):
+            for name in alive:
+                self._hand_out(name, shares, running)
+        while running:
+            finished, _ = ray.wait(list(running), num_returns=1)
+            for ref in finished:
+                handed = running.pop(ref)
+                try:
+                    report = ray.get(ref)
+                    if handed.kept is not None:
+                        self._pictures.add(handed.items, report.read, handed.kept)
+                    on_done(report)
+                except ray.exceptions.RayError as error:
+                    self._note_failure(handed, error, problems)
+                    if isinstance(error, ray.exceptions.RayActorError) and self._restart(
+                        handed, error
+                    ):
+                        for _ in range(self._plan.window - 1):
+                            self._hand_out(handed.name, shares, running)
+                if handed.name in self.actors:
+                    self._hand_out(handed.name, shares, running)
+        return problems
+
+    def _hand_out(self, name: str, shares: Shares, running: dict[object, _Handed]) -> None:
+        items = shares.next_chunk()
+        if not items:
+            return
+        actor = self.actors[name]
+        if self._pictures is None:
+            running[actor.process.remote(items)] = _Handed(name, actor, items)
+        elif self._pictures.reserve(items):
+            report, kept = actor.process.options(num_returns=2).remote(items, (), True)
+            running[report] = _Handed(name, actor, items, kept)
+        else:
+            places = self._pictures.places(items)
+            running[actor.process.remote(items, places)] = _Handed(name, actor, items)
+
+    def _note_failure(self, handed: _Handed, error: Exception, problems: list[Exception]) -> None:
+        if handed.kept is not None:
+            self._pictures.add(handed.items, (), None)
+        problems.append(user_error(error))
+        log.error("%s failed", handed.name, exc_info=error)
+
+    def _restart(self, handed: _Handed, error: Exception) -> bool:
+        """Replace a dead actor; says whether there is a new one that waits for work."""
+        name = handed.name
+        if self.actors.get(name) is not handed.actor:
+            return False  # another of its chunks has said so already
+        log.warning("%s was lost: %s", name, error)
+        self.lost.append(name)
+        del self.actors[name]
+        if len(self.lost) > MAX_RESTARTS:
+            return False
+        wait_until_free([name])
+        self.start()
+        return True
+
+    def close(self) -> None:
+        """Collect the devices' reports and give the devices back."""
+        import ray
+
+        for name, actor in self.actors.items():
+            try:
+                self.reports[name] = ray.get(actor.report.remote())
+                ray.get(actor.close.remote())
+            except ray.exceptions.RayError as error:
+                log.warning("%s gave no report: %s", name, error)
+
+    def release(self) -> None:
+        """Give the actors back after a whole run; the next member of a sweep takes them."""
+        leave_actors(self.actors, DeviceActor, self._actor_options())
+        self.actors = {}
+
+    def kill(self) -> None:
+        """End the actors, whatever they are doing."""
+        kill_actors(self.actors)
+        self.actors = {}
+
+
+@dataclass(frozen=True)
+class _Handed:
+    """A chunk that a device is working on; `kept` refers to its pictures if they are to stay."""
+
+    name: str
+    actor: Any
+    items: list[WorkItem]
+    kept: Any = None
