@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from pathlib import Path
 
 
@@ -51,3 +52,17 @@ def peak_memory() -> int:
 
     # Linux counts kilobytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def process_age() -> float:
+    """Seconds since this process was started."""
+    try:
+        # The command's name, in parentheses, may hold spaces; the start is the 20th field after it.
+        after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+        return uptime - int(after_name[19]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        import psutil
+
+        # Elsewhere; on Linux this rests on a boot time in whole seconds.
+        return time.time() - psutil.Process().create_time()

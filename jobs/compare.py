@@ -90,6 +90,7 @@ def find_side(config: Config, side: str) -> tuple[str, ModelSpec]:
         raise UserError(f"{side}: not given; name a model file, {side}=FILE")
     prefix, colon, rest = given.partition(":")
     if colon and prefix in backends.BACKENDS:
+        backends.refuse_simulated(prefix, f"{side}={given}")
         return backends.resolve(prefix), inputs.model_spec(config.model, rest)
     spec = inputs.model_spec(config.model, given)
     backend = BACKEND_OF_SUFFIX.get(spec.path.suffix.lower())
@@ -118,7 +119,7 @@ class Tally:
 
     def add(self, batch: Any) -> None:
         """Take in a `ComparedBatch`."""
-        from cfdist.distributed.reducer import decode_detections
+        from cfdist.distributed.device import decode_detections
 
         if batch.heads is None:
             self.has_heads = False
@@ -173,8 +174,9 @@ class Tally:
 def _run(config, options, plan, reference, candidate, manifest, tally, progress) -> None:
     """Run the pictures through the comparing devices; raises what a device ran into."""
     from cfdist.backends.base import DeviceSettings
+    from cfdist.distributed.chunks import Work, chunk_of
     from cfdist.distributed.comparing_device import ComparedBatch, ComparingDevice
-    from cfdist.distributed.run import DevicePool, chunk_of
+    from cfdist.distributed.device_pool import DevicePool
 
     classes = [backends.backend_class(backend) for backend, _ in (reference, candidate)]
     pool = DevicePool(
@@ -182,7 +184,7 @@ def _run(config, options, plan, reference, candidate, manifest, tally, progress)
         ComparingDevice,
         (reference, candidate, DeviceSettings(plan.threads, 1, options=options), plan.feeders),
         chunk_of(reference[1].batch, max(one.group for one in classes)),
-        has_fixed_batch=any(one.has_fixed_batch for one in classes),
+        unit=reference[1].batch if any(one.has_fixed_batch for one in classes) else 1,
     )
 
     def take(batch: ComparedBatch) -> None:
@@ -193,7 +195,7 @@ def _run(config, options, plan, reference, candidate, manifest, tally, progress)
     try:
         pool.start()
         progress.start(0)
-        problems = pool.run_round(manifest.items, take)
+        problems = pool.run_round(Work(manifest.items), take)
         if problems:
             raise problems[0]
     finally:

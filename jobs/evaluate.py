@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,9 @@ from cfdist.config import Config
 from cfdist.distributed import cluster
 from cfdist.distributed.journal import check_identity
 from cfdist.distributed.memory import refuse_too_large
+from cfdist.machine import peak_memory
 from cfdist.model import ModelSpec
+from cfdist.phases import Phases
 from cfdist.report import gate, screen
 from cfdist.report.results import (
     Results,
@@ -26,9 +27,14 @@ from cfdist.widerface.manifest import Manifest
 if TYPE_CHECKING:
     from cfdist.distributed.run import Outcome
 
+# The phases before the first picture.
+START_UP = ("imports", "checks", "ray", "devices")
+
 
 def main(config: Config, output: Path, started: float) -> int:
     """Evaluate, show and write the results; returns the exit code."""
+    phases = Phases(started)
+    phases.end("imports")
     gate.refuse_empty(config)
     backend = backends.resolve(config.backend.name)
     options = asdict(config.backend)
@@ -43,9 +49,11 @@ def main(config: Config, output: Path, started: float) -> int:
     kind = backend_class.device_kind(options)
     if config.cluster.address is None:
         refuse_too_large(spec, backend_class, kind)
+    phases.end("checks")
     with cluster.session(
         config.cluster.address, config.cluster.dashboard, kind, config.devices
     ) as dashboard:
+        phases.end("ray")
         from cfdist.distributed.picture_cache import choose_cache
         from cfdist.distributed.run import evaluate_manifest
 
@@ -63,6 +71,11 @@ def main(config: Config, output: Path, started: float) -> int:
         )
         screen.print_plan(config, backend, spec, manifest, plan, dashboard)
         with screen.PictureProgress(len(manifest.items)) as progress:
+
+            def on_ready(done: int) -> None:
+                phases.end("devices")
+                progress.start(done)
+
             outcome = evaluate_manifest(
                 manifest,
                 truth,
@@ -73,13 +86,15 @@ def main(config: Config, output: Path, started: float) -> int:
                 output=output,
                 fingerprint=fingerprint,
                 style=config.eval.protocol,
-                on_ready=progress.start,
+                on_ready=on_ready,
                 on_done=lambda report: progress.advance(report.done + report.failed, report.failed),
                 pictures=pictures,
             )
-        results = summarise(config, backend, spec, manifest, outcome, fingerprint, started)
-        path = results.write(output)
-        shutil.rmtree(output / JOURNAL)
+        phases.end("run")
+    phases.end("shut_down")
+    results = summarise(config, backend, spec, manifest, outcome, fingerprint, phases)
+    path = results.write(output)
+    shutil.rmtree(output / JOURNAL)
     screen.print_results(results)
     screen.print_path(path)
     return gate.exit_code(config, results)
@@ -98,11 +113,23 @@ def summarise(
     manifest: Manifest,
     outcome: Outcome,
     fingerprint: str,
-    started: float,
+    phases: Phases,
 ) -> Results:
-    """The run's figures as they are written and shown."""
+    """The run's figures as they are written and shown.
+
+    Args:
+        config: The run's.
+        backend: The resolved backend.
+        spec: The model.
+        manifest: The pictures.
+        outcome: What the devices and the reducer gave.
+        fingerprint: The run's.
+        phases: "imports", "checks", "ray" and "devices" before the first picture, "run" with the
+            evaluation, "shut_down" after it.
+    """
     simulated = backends.backend_class(backend).is_simulated
-    total_seconds = time.time() - started
+    start_up = {name: phases.seconds.get(name, 0.0) for name in START_UP}
+    total_seconds = sum(phases.seconds.values())
     run_seconds = outcome.timeline.seconds
     evaluation = outcome.evaluation
     finished = outcome.timeline.points[-1][1] if outcome.timeline.points else 0
@@ -114,9 +141,10 @@ def summarise(
         failures=evaluation.failures,
         seconds={
             "total": total_seconds,
-            "start_up": outcome.ready_at - started,
+            "start_up": sum(start_up.values()),
             "run": run_seconds,
             "evaluation": evaluation.seconds,
+            "shut_down": phases.seconds.get("shut_down", 0.0),
         },
         throughput={
             "steady": outcome.timeline.steady_rate,
@@ -139,8 +167,20 @@ def summarise(
         config=asdict(config),
         simulated=simulated,
         notes=_notes(config, manifest, outcome),
+        extra={
+            "start_up_seconds": start_up | {"first_chunk": outcome.timeline.first_seconds},
+            "pictures_decoded": sum(report.decoded for report in outcome.devices.values()),
+            "peak_memory_mb": _peak_memory(outcome),
+        },
         expected=None if simulated else gate.expected(config, evaluation.ap),
     )
+
+
+def _peak_memory(outcome: Outcome) -> dict[str, float]:
+    """Most resident memory of the driver, the reducer and each device, megabytes."""
+    peaks = {"driver": peak_memory(), "reducer": outcome.evaluation.peak_memory}
+    peaks |= {name: report.peak_memory for name, report in sorted(outcome.devices.items())}
+    return {name: peak / 1e6 for name, peak in peaks.items()}
 
 
 def _notes(config: Config, manifest: Manifest, outcome: Outcome) -> list[str]:

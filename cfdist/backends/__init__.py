@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from cfdist.backends.base import Backend, DeviceSettings
     from cfdist.model import ModelSpec
 
+SIMULATED = "simulated"
+
 # name -> (module, class, the package it needs)
 BACKENDS = {
     "openvino": ("cfdist.backends.openvino", "OpenVINOBackend", "openvino"),
@@ -20,7 +22,7 @@ BACKENDS = {
     "torch": ("cfdist.backends.torch", "TorchBackend", "torch"),
     # Not by the name ais_bench: an unrelated package has it too.
     "om": ("cfdist.backends.om", "OmBackend", "aclruntime"),
-    "simulated": ("cfdist.backends.simulated", "SimulatedBackend", "numpy"),
+    SIMULATED: ("cfdist.backends.simulated", "SimulatedBackend", "numpy"),
 }
 
 CPU_PREFERENCE = ("openvino", "onnxruntime")
@@ -67,6 +69,23 @@ def backend_class(name: str) -> type[Backend]:
 def create(name: str, spec: ModelSpec, settings: DeviceSettings) -> Backend:
     """Load a model on one device with a resolved backend."""
     return backend_class(name)(spec, settings)
+
+
+def refuse_simulated(name: str, key: str) -> None:
+    """Refuse the backend that finds nothing where what is found is kept or judged.
+
+    Args:
+        name: A backend.
+        key: Where in the configuration it makes no sense.
+
+    Raises:
+        UserError: it is the simulated one.
+    """
+    if name == SIMULATED:
+        raise UserError(
+            f"{key}: the {SIMULATED} backend runs no model and finds nothing that could be kept or "
+            "judged; choose another, such as backend=auto"
+        )
 
 
 def _is_installed(name: str) -> bool:

@@ -41,10 +41,12 @@ class SimulatedBackend(Backend):
         self.slots = settings.slots
         self._seconds = batch_milliseconds(spec.batch, settings.options) / 1000
         rows, columns = spec.height // STRIDE, spec.width // STRIDE
-        # One cell, seen as a whole map: nothing is computed from them but that there is no face.
-        nothing = np.zeros((1, 1, 1, 1), np.float32)
+        # One picture's maps, seen as those of a whole batch.
         self._heads = [
-            np.broadcast_to(nothing, (spec.batch, channels, rows, columns))
+            np.broadcast_to(
+                np.zeros((1, channels, rows, columns), np.float32),
+                (spec.batch, channels, rows, columns),
+            )
             for channels in HeadMaps.CHANNELS
         ]
         self._times_ms: list[float] = []

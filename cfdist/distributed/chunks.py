@@ -10,8 +10,12 @@ from math import ceil
 
 from cfdist.widerface.manifest import WorkItem
 
-# Ray takes a fraction of a millisecond a call: small batches travel together.
+# Ray takes a millisecond or two of processor time a chunk, over all its processes: small batches
+# travel together, and more of them where a device is quick.
 MIN_CHUNK = 8
+MAX_CHUNK = 32
+# A chunk should keep its device busy about so long.
+CHUNK_SECONDS = 0.1
 
 # Work items of one object in Ray's store.
 BLOCK_ROWS = 10_000
@@ -20,6 +24,25 @@ BLOCK_ROWS = 10_000
 def chunk_of(batch: int, group: int) -> int:
     """Pictures that travel together: a whole number of batches, at least `group` of them."""
     return batch * max(group, ceil(MIN_CHUNK / batch))
+
+
+def largest_chunk(chunk: int) -> int:
+    """What chunks grow to on a quick device, see `chunk_for_rate`."""
+    return chunk * max(1, MAX_CHUNK // chunk)
+
+
+def chunk_for_rate(chunk: int, rate: float) -> int:
+    """How many pictures to hand out at once.
+
+    Args:
+        chunk: The least, from `chunk_of`.
+        rate: Pictures a second that one device has done so far.
+
+    Returns:
+        A multiple of `chunk`, at most `largest_chunk(chunk)`.
+    """
+    times = int(rate * CHUNK_SECONDS / chunk)
+    return min(chunk * max(1, times), largest_chunk(chunk))
 
 
 class Work:
@@ -54,21 +77,27 @@ class Work:
 class Shares:
     """Work in chunks, as the devices ask for them."""
 
-    def __init__(self, work: Work, chunk: int, lanes: int, has_fixed_batch: bool) -> None:
+    def __init__(self, work: Work, lanes: int, unit: int) -> None:
+        """Begin with the first item.
+
+        Args:
+            work: What there is to do.
+            lanes: Chunks that are worked on at the same time, over all devices.
+            unit: The last chunks are made smaller in steps of so many items.
+        """
         self._items = iter(work)
         self._left = work.count
-        self._chunk = chunk
         self._lanes = lanes
-        self._has_fixed_batch = has_fixed_batch
+        self._unit = unit
         self._last_share: int | None = None
 
-    def next_chunk(self) -> list[WorkItem]:
-        """The next items; empty when there are none left."""
-        size = self._chunk
-        if not self._has_fixed_batch and self._left <= size * self._lanes:
+    def next_chunk(self, size: int) -> list[WorkItem]:
+        """The next items, `size` or fewer; empty when there are none left."""
+        if self._last_share is None and self._left <= size * self._lanes:
             # The last chunks, one a lane, are of one size, so that all lanes end together.
-            self._last_share = self._last_share or ceil(self._left / self._lanes)
-            size = self._last_share
+            self._last_share = ceil(self._left / self._lanes / self._unit) * self._unit
+        if self._last_share is not None:
+            size = min(size, self._last_share)
         size = min(size, self._left)
         self._left -= size
         return list(itertools.islice(self._items, size))

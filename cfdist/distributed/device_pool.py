@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from cfdist.distributed.actors import (
     take_actor,
     wait_until_free,
 )
-from cfdist.distributed.chunks import Shares, Work
+from cfdist.distributed.chunks import Shares, Work, chunk_for_rate
 from cfdist.distributed.cluster import ACCELERATOR_RESOURCE, DevicePlan, user_error
 from cfdist.distributed.device import DeviceReport
 from cfdist.distributed.picture_cache import PictureCache
@@ -39,7 +40,8 @@ class DevicePool:
         arguments: tuple,
         chunk: int,
         *,
-        has_fixed_batch: bool,
+        unit: int = 1,
+        max_chunk: int | None = None,
         reducer=None,
         pictures: PictureCache | None = None,
     ) -> None:
@@ -50,16 +52,18 @@ class DevicePool:
             device_class: `Device` or one with its methods.
             arguments: What each is made with.
             chunk: Pictures that travel together.
-            has_fixed_batch: Chunks are not made smaller towards the end.
+            unit: Chunks are made smaller towards the end in steps of so many.
+            max_chunk: What chunks grow to on a quick device; `None`: they do not.
             reducer: The actor that takes the devices' results, if they go to one.
             pictures: Where letterboxed pictures are kept, for a `Device`.
         """
         self._plan = plan
         self._make = (device_class, arguments)
         self._reducer = reducer
-        self._has_fixed_batch = has_fixed_batch
+        self._unit = unit
+        self._max_chunk = max_chunk or chunk
         self._pictures = pictures
-        self.chunk = chunk
+        self._chunk = chunk
         self.actors: dict[str, object] = {}
         self.reports: dict[str, DeviceReport] = {}
         self.lost: list[str] = []
@@ -74,7 +78,7 @@ class DevicePool:
                 actor = take_actor(name, DeviceActor, self._actor_options())
                 self.actors[name] = actor
                 self._loading[name] = actor.load.remote(
-                    *self._make, self.chunk, self._plan.window, self._reducer
+                    *self._make, self._max_chunk, self._plan.window, self._reducer
                 )
 
     def start(self) -> None:
@@ -115,14 +119,15 @@ class DevicePool:
         """
         import ray
 
-        lanes = self._plan.count * self._plan.slots
-        shares = Shares(work, self.chunk, lanes, self._has_fixed_batch)
+        shares = Shares(work, self._plan.count * self._plan.slots, self._unit)
+        started, pictures = time.perf_counter(), 0
+        size = self._chunk
         running: dict[object, _Handed] = {}
         problems: list[Exception] = []
         alive = deque(self.actors)
         for _ in range(self._plan.window):
             for name in alive:
-                self._hand_out(name, shares, running)
+                self._hand_out(name, shares, size, running)
         while running:
             finished, _ = ray.wait(list(running), num_returns=1)
             for ref in finished:
@@ -132,19 +137,28 @@ class DevicePool:
                     if handed.kept is not None:
                         self._pictures.add(handed.items, report.read, handed.kept)
                     on_done(report)
+                    pictures += len(handed.items)
+                    size = self._next_size(pictures, time.perf_counter() - started)
                 except ray.exceptions.RayError as error:
                     self._note_failure(handed, error, problems)
                     if isinstance(error, ray.exceptions.RayActorError) and self._restart(
                         handed, error
                     ):
                         for _ in range(self._plan.window - 1):
-                            self._hand_out(handed.name, shares, running)
+                            self._hand_out(handed.name, shares, size, running)
                 if handed.name in self.actors:
-                    self._hand_out(handed.name, shares, running)
+                    self._hand_out(handed.name, shares, size, running)
         return problems
 
-    def _hand_out(self, name: str, shares: Shares, running: dict[object, _Handed]) -> None:
-        items = shares.next_chunk()
+    def _next_size(self, pictures: int, seconds: float) -> int:
+        """Pictures of the next chunks, after so many in so much time."""
+        rate = pictures / max(seconds, 1e-3) / self._plan.count
+        return min(chunk_for_rate(self._chunk, rate), self._max_chunk)
+
+    def _hand_out(
+        self, name: str, shares: Shares, size: int, running: dict[object, _Handed]
+    ) -> None:
+        items = shares.next_chunk(size)
         if not items:
             return
         actor = self.actors[name]

@@ -190,7 +190,7 @@ def infer_bins(
         DumpDevice,
         (backend, spec, settings, form, folder),
         chunk_of(spec.batch, 1),
-        has_fixed_batch=True,
+        unit=spec.batch,
     )
     left = {item.id: item for item in items}
     failures: Failures = []

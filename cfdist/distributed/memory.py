@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cfdist.backends.base import Backend
-from cfdist.distributed.chunks import chunk_of
+from cfdist.distributed.chunks import chunk_of, largest_chunk
 from cfdist.distributed.cluster import ACTIVATION_BYTES_PER_PIXEL, AHEAD
 from cfdist.errors import UserError
 from cfdist.machine import available_memory
@@ -25,7 +25,8 @@ def needed_bytes(spec: ModelSpec, backend: type[Backend], kind: str, count: int,
         slots: Inferences each takes at once.
     """
     pixels = spec.height * spec.width
-    buffers = (slots + AHEAD) * chunk_of(spec.batch, backend.group) * pixels * _PICTURE
+    chunk = largest_chunk(chunk_of(spec.batch, backend.group))
+    buffers = (slots + AHEAD) * chunk * pixels * _PICTURE
     if backend.is_simulated:
         return int(count * buffers)
     batches = slots * backend.group * spec.batch * pixels * (_FLOATS + _HEADS)

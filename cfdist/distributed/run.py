@@ -18,7 +18,7 @@ from cfdist.distributed.actors import (
     leave_actors,
     take_actor,
 )
-from cfdist.distributed.chunks import Work, chunk_of
+from cfdist.distributed.chunks import Work, chunk_of, largest_chunk
 from cfdist.distributed.cluster import DevicePlan
 from cfdist.distributed.device import ChunkReport, Device, DeviceReport
 from cfdist.distributed.device_pool import DevicePool
@@ -61,6 +61,11 @@ class Timeline:
         return self.points[-1][0] - self.started if self.points else 0.0
 
     @property
+    def first_seconds(self) -> float | None:
+        """From the first work handed out to the first chunk finished."""
+        return self.points[0][0] - self.started if self.points else None
+
+    @property
     def steady_rate(self) -> float | None:
         """Pictures a second once every lane has finished a chunk.
 
@@ -87,7 +92,6 @@ class Outcome:
         devices: Device name -> its report.
         timeline: The pictures' progress.
         resumed: Pictures that an earlier, interrupted run had done.
-        ready_at: Wall clock when the devices were ready for their first picture.
         lost: Names of devices that died and were replaced, one entry each time.
     """
 
@@ -95,7 +99,6 @@ class Outcome:
     devices: dict[str, DeviceReport]
     timeline: Timeline
     resumed: int
-    ready_at: float
     lost: tuple[str, ...]
 
 
@@ -140,12 +143,14 @@ def evaluate_manifest(
     reducer = take_actor(REDUCER, ReducerActor, reducer_options)
     backend_class = backends.backend_class(backend)
     settings = DeviceSettings(plan.threads, plan.slots, options=options)
+    chunk = chunk_of(spec.batch, backend_class.group)
     pool = DevicePool(
         plan,
         Device,
         (backend, spec, settings, plan.feeders),
-        chunk_of(spec.batch, backend_class.group),
-        has_fixed_batch=backend_class.has_fixed_batch,
+        chunk,
+        unit=spec.batch if backend_class.has_fixed_batch else 1,
+        max_chunk=largest_chunk(chunk),
         reducer=reducer,
         pictures=pictures,
     )
@@ -164,7 +169,6 @@ def evaluate_manifest(
         work = Work([item for item in manifest.items if item.key not in done])
         pool.start()
         on_ready(len(done))
-        ready_at = time.time()
         timeline.started = time.perf_counter()
         _run_rounds(manifest, work, pool, reducer, advance)
         pool.close()
@@ -177,7 +181,7 @@ def evaluate_manifest(
         else:
             pool.kill()
             kill_actors({REDUCER: reducer})
-    return Outcome(evaluation, pool.reports, timeline, len(done), ready_at, tuple(pool.lost))
+    return Outcome(evaluation, pool.reports, timeline, len(done), tuple(pool.lost))
 
 
 def _run_rounds(

@@ -5,10 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cfdist import inputs
 from cfdist.distributed import cluster
-from cfdist.distributed.chunks import Shares, Work
+from cfdist.distributed.chunks import (
+    MAX_CHUNK,
+    Shares,
+    Work,
+    chunk_for_rate,
+    chunk_of,
+    largest_chunk,
+)
 from cfdist.distributed.run import Timeline, evaluate_manifest
 from cfdist.errors import UserError
 from cfdist.widerface.manifest import WorkItem
@@ -156,20 +165,32 @@ def test_the_steady_rate_leaves_out_each_lane_s_first_chunk():
 
 
 @pytest.mark.parametrize(
-    ("items", "chunk", "lanes", "fixed", "expected"),
+    ("items", "chunk", "lanes", "unit", "expected"),
     [
-        (32, 16, 2, False, [16, 16]),
-        (69, 16, 2, False, [16, 16, 16, 11, 10]),
-        (8, 8, 4, False, [2, 2, 2, 2]),
-        (3, 8, 4, False, [1, 1, 1]),
-        (40, 16, 2, True, [16, 16, 8]),
+        (32, 16, 2, 1, [16, 16]),
+        (69, 16, 2, 1, [16, 16, 16, 11, 10]),
+        (8, 8, 4, 1, [2, 2, 2, 2]),
+        (3, 8, 4, 1, [1, 1, 1]),
+        (40, 16, 2, 16, [16, 16, 8]),
+        (40, 16, 2, 4, [16, 12, 12]),
+        (9, 16, 2, 4, [8, 1]),
     ],
 )
-def test_the_last_chunks_are_of_one_size(items, chunk, lanes, fixed, expected):
+def test_the_last_chunks_are_of_one_size(items, chunk, lanes, unit, expected):
     work = Work([WorkItem(f"e/{i}", "", 0) for i in range(items)])
-    shares = Shares(work, chunk, lanes, fixed)
+    shares = Shares(work, lanes, unit)
     chunks = []
-    while found := shares.next_chunk():
+    while found := shares.next_chunk(chunk):
         chunks.append(found)
     assert [len(one) for one in chunks] == expected
     assert [item.id for one in chunks for item in one] == [f"e/{i}" for i in range(items)]
+
+
+@given(batch=st.integers(1, 200), group=st.integers(1, 4), rate=st.floats(0, 1e6, allow_nan=False))
+def test_chunks_are_whole_batches_that_fit_the_buffers(batch, group, rate):
+    chunk = chunk_of(batch, group)
+    size = chunk_for_rate(chunk, rate)
+    assert size % (batch * group) == 0 or size % batch == 0
+    assert batch * group <= chunk <= size <= largest_chunk(chunk)
+    assert chunk_for_rate(chunk, 0.0) == chunk
+    assert largest_chunk(chunk) <= max(chunk, MAX_CHUNK)
