@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -83,13 +84,24 @@ def find_ground_truth(config: DatasetConfig) -> GroundTruth:
             "dataset=wider_val"
         )
     if config.kind == "sample":
-        return load_ground_truth(ensure_sample(sample_folder(config)).ground_truth)
+        return _load_ground_truth(ensure_sample(sample_folder(config)).ground_truth)
     if config.ground_truth is None:
         raise UserError(
             "dataset.ground_truth: not given; name the folder with wider_face_val.mat and "
             "wider_{easy,medium,hard}_val.mat"
         )
-    return load_ground_truth(Path(config.ground_truth).expanduser())
+    return _load_ground_truth(Path(config.ground_truth).expanduser())
+
+
+def _load_ground_truth(folder: Path) -> GroundTruth:
+    """The files' content, read once by all runs of a sweep."""
+    files = sorted(folder.glob("*.mat"))
+    return _ground_truth_of(folder, tuple(file.stat().st_mtime_ns for file in files))
+
+
+@functools.lru_cache(maxsize=1)
+def _ground_truth_of(folder: Path, _changed: tuple[int, ...]) -> GroundTruth:
+    return load_ground_truth(folder)
 
 
 def find_pictures(config: DatasetConfig, truth: GroundTruth) -> Manifest:

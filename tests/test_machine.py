@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+
 import pytest
 
 from cfdist.machine import available_cores, available_memory
@@ -31,3 +35,26 @@ def test_quota(tmp_path, files, expected):
 
 def test_memory():
     assert available_memory() > 0
+
+
+def python(code: str) -> list[float]:
+    """Numbers that a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return [float(word) for word in done.stdout.split()]
+
+
+def test_a_process_knows_its_age():
+    start = time.perf_counter()
+    (age,) = python(
+        "import time; time.sleep(0.5); from cfdist.machine import process_age; print(process_age())"
+    )
+    # The kernel counts in hundredths of a second.
+    assert 0.48 <= age <= time.perf_counter() - start + 0.02
+
+
+def test_peak_memory_is_in_bytes_and_does_not_fall():
+    before, after = python(
+        "from cfdist.machine import peak_memory as peak; before = peak();"
+        "block = bytearray(200_000_000); del block; print(before, peak())"
+    )
+    assert 150e6 < after - before < 250e6

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import cv2
 import numpy as np
 import pytest
@@ -21,6 +23,15 @@ from cfdist.preprocess import (
 
 PYTORCH_VALUES = ((0.408, 0.447, 0.470), (0.289, 0.274, 0.278), 1 / 255)  # mean, std, scale
 PYTORCH_CONTRACT = InputContract(800, 800, None, "float32", "NCHW", "BGR", *PYTORCH_VALUES)
+
+
+JPEG_SAMPLINGS = {
+    "4:4:4": 0x111111,
+    "4:2:2": 0x211111,
+    "4:2:0": 0x221111,
+    "4:4:0": 0x121111,
+    "4:1:1": 0x411111,
+}
 
 
 def random_picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -199,3 +210,56 @@ def test_floats_of_another_normalisation_are_refused():
         to_warped(to_model_input(warped, raw), normalised)
     with pytest.raises(ValueError, match="not those of a picture"):
         to_warped(np.full((1, 3, 16, 32), np.nan, np.float32), raw)
+
+
+@settings(max_examples=60)
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    quality=st.integers(1, 100),
+    sampling=st.sampled_from(sorted(JPEG_SAMPLINGS.values())),
+    progressive=st.booleans(),
+    restart=st.integers(0, 3),
+    grey=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_jpegs_decode_to_opencv_s_very_bytes(
+    height, width, quality, sampling, progressive, restart, grey, seed
+):
+    picture = cv2.blur(random_picture(height, width, seed), (3, 3))
+    flags = [
+        cv2.IMWRITE_JPEG_QUALITY, quality,
+        cv2.IMWRITE_JPEG_SAMPLING_FACTOR, sampling,
+        cv2.IMWRITE_JPEG_PROGRESSIVE, int(progressive),
+        cv2.IMWRITE_JPEG_RST_INTERVAL, restart,
+    ]  # fmt: skip
+    content = cv2.imencode(".jpg", picture[..., 0] if grey else picture, flags)[1].tobytes()
+
+    reference = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(decode_picture(content), reference)
+
+
+def test_real_jpegs_decode_to_opencv_s_very_bytes(shared):
+    paths = sorted((shared / "data" / "wider_val_mini" / "WIDER_val" / "images").rglob("*.jpg"))
+    for path in paths[::20]:
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        np.testing.assert_array_equal(
+            decode_picture(path.read_bytes()), cv2.imread(str(path), flags)
+        )
+
+
+def test_a_jpeg_of_four_channels_is_opencv_s_to_decode():
+    image = pytest.importorskip("PIL.Image", reason="Pillow writes the CMYK picture")
+    picture = np.random.default_rng(1).integers(0, 256, (20, 30, 4), np.uint8)
+    buffer = io.BytesIO()
+    image.fromarray(picture, "CMYK").save(buffer, "JPEG")
+    reference = cv2.imdecode(np.frombuffer(buffer.getvalue(), np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(decode_picture(buffer.getvalue()), reference)
+
+
+def test_a_damaged_jpeg_is_what_opencv_makes_of_it():
+    content = bytearray(encode(cv2.blur(random_picture(64, 64), (5, 5))))
+    middle = len(content) // 2
+    content[middle : middle + 8] = bytes(8)
+    reference = cv2.imdecode(np.frombuffer(bytes(content), np.uint8), cv2.IMREAD_COLOR)
+    np.testing.assert_array_equal(decode_picture(bytes(content)), reference)

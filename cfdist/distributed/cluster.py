@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -105,7 +106,7 @@ def close_kept_session() -> None:
 @contextlib.contextmanager
 def session(
     address: str | None,
-    dashboard: bool,
+    dashboard: bool | str,
     kind: str = "cpu",
     devices: int | str | list[int] = "auto",
 ) -> Iterator[str | None]:
@@ -134,7 +135,7 @@ def session(
 @contextlib.contextmanager
 def own_session(
     address: str | None,
-    dashboard: bool,
+    dashboard: bool | str,
     kind: str = "cpu",
     devices: int | str | list[int] = "auto",
 ) -> Iterator[str | None]:
@@ -144,7 +145,7 @@ def own_session(
 
     Args:
         address: "auto", "host:port", or `None` for a cluster of the run's own.
-        dashboard: Whether that cluster has Ray's dashboard.
+        dashboard: Whether that cluster has Ray's dashboard; "auto": where somebody looks on.
         kind: "cpu", "gpu" or "npu": what the run's devices are.
         devices: As in the configuration; with a list, that cluster sees only those accelerators.
 
@@ -170,7 +171,7 @@ def own_session(
             address="local",
             num_cpus=available_cores(),
             resources=_own_accelerators(kind, devices),
-            include_dashboard=dashboard,
+            include_dashboard=sys.stdout.isatty() if dashboard == "auto" else dashboard,
             **quiet,
         )
     else:

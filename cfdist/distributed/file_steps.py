@@ -16,6 +16,7 @@ import numpy as np
 
 from cfdist.decode import select_peaks
 from cfdist.distributed.cluster import user_error
+from cfdist.distributed.actors import end_other_actors
 from cfdist.distributed.device import PeaksBatch, decode_detections
 from cfdist.dumps import SUFFIX, Dump, read_dumps, write_raw
 from cfdist.model import ModelSpec
@@ -43,6 +44,8 @@ def run_chunks(
     """
     import ray
 
+    # What earlier members of a sweep have left would hold the cores.
+    end_other_actors(())
     task = ray.remote(num_cpus=1)(function)
     shared = [ray.put(argument) for argument in arguments]
     limit = TASKS_PER_CORE * max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -11,6 +11,7 @@ from typing import Any
 
 from cfdist import backends
 from cfdist.backends.base import DeviceSettings
+from cfdist.cpu_time import process_times, seconds_between
 from cfdist.distributed.actors import (
     REDUCER,
     ReducerActor,
@@ -93,6 +94,8 @@ class Outcome:
         timeline: The pictures' progress.
         resumed: Pictures that an earlier, interrupted run had done.
         lost: Names of devices that died and were replaced, one entry each time.
+        cpu_seconds: Processor time from the first to the last picture, of this process and all
+            that it has started: Ray's too, unless the cluster was there already.
     """
 
     evaluation: Evaluation
@@ -100,6 +103,7 @@ class Outcome:
     timeline: Timeline
     resumed: int
     lost: tuple[str, ...]
+    cpu_seconds: float
 
 
 def evaluate_manifest(
@@ -169,8 +173,10 @@ def evaluate_manifest(
         work = Work([item for item in manifest.items if item.key not in done])
         pool.start()
         on_ready(len(done))
+        cpu_before = process_times()
         timeline.started = time.perf_counter()
         _run_rounds(manifest, work, pool, reducer, advance)
+        cpu_seconds = seconds_between(cpu_before, process_times())
         pool.close()
         evaluation = ray.get(reducer.finish.remote())
         is_whole = True
@@ -181,7 +187,7 @@ def evaluate_manifest(
         else:
             pool.kill()
             kill_actors({REDUCER: reducer})
-    return Outcome(evaluation, pool.reports, timeline, len(done), tuple(pool.lost))
+    return Outcome(evaluation, pool.reports, timeline, len(done), tuple(pool.lost), cpu_seconds)
 
 
 def _run_rounds(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfdist.backends.base import Backend, DeviceSettings
+from cfdist.backends.base import Backend
 from cfdist.distributed import cluster
 from cfdist.distributed.looping_device import (
     LoopReport,
@@ -88,9 +88,7 @@ def test_rates_are_those_of_the_time_that_all_were_running():
 
 
 @given(
-    st.lists(
-        st.lists(st.floats(1e-3, 10.0), min_size=1, max_size=8), min_size=1, max_size=4
-    ),
+    st.lists(st.lists(st.floats(1e-3, 10.0), min_size=1, max_size=8), min_size=1, max_size=4),
     st.integers(1, 32),
 )
 def test_rates_count_no_more_than_was_done(times, batch):
@@ -130,7 +128,5 @@ def test_devices_loop_in_actors_of_their_own(spec):
         assert report.batch_ms.min() >= min(report.device_ms) >= 5
     # What a device refuses reaches the caller, and the names are free again.
     with pytest.raises(UserError, match="latency_ms: no latency given"):
-        loop_devices(
-            backend="simulated", options={"latency_ms": None, "preset": None}, **arguments
-        )
+        loop_devices(backend="simulated", options={"latency_ms": None, "preset": None}, **arguments)
     loop_devices(backend="simulated", options={"latency_ms": 0.0, "preset": None}, **arguments)

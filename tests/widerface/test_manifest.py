@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cfdist.errors import UserError
-from cfdist.widerface.manifest import build_manifest
+from cfdist.widerface.manifest import Manifest, WorkItem, build_manifest, picture_of
 
 IDS = ("b/2", "a/1", "a/3")
 
@@ -45,3 +45,16 @@ def test_missing_and_empty_roots_are_named(tmp_path):
         build_manifest(tmp_path / "nowhere", IDS)
     with pytest.raises(UserError, match="none of the ground truth's 3 pictures is there"):
         build_manifest(tmp_path, IDS)
+
+
+def test_further_passes_have_keys_of_their_own():
+    items = (WorkItem("e/a", "a.jpg", 1), WorkItem("e/b", "b.jpg", 2))
+    manifest = Manifest(items, absent=0, unknown=0)
+
+    twice = manifest.repeated(2)
+
+    assert [item.key for item in twice.items] == ["e/a", "e/b", "e/a/2", "e/b/2"]
+    assert [picture_of(item.key) for item in twice.items] == ["e/a", "e/b"] * 2
+    assert twice.pictures == items
+    assert twice.fingerprint == manifest.fingerprint
+    assert manifest.repeated(1) == manifest

@@ -1,0 +1,34 @@
+"""A batch that the machine cannot hold is refused with what it needs and what there is."""
+
+from __future__ import annotations
+
+import pytest
+
+from cfdist.backends.openvino import OpenVINOBackend
+from cfdist.backends.simulated import SimulatedBackend
+from cfdist.distributed import memory
+from cfdist.errors import UserError
+
+
+def test_what_is_needed_grows_with_batch_devices_and_slots(spec):
+    def needed(batch: int, count: int = 1, slots: int = 1, kind: str = "cpu") -> int:
+        return memory.needed_bytes(spec(batch=batch), OpenVINOBackend, kind, count, slots)
+
+    assert needed(64) == 2 * needed(32)
+    assert needed(32, count=3) == 3 * needed(32)
+    assert needed(32, slots=2) > needed(32)
+    assert needed(32, kind="gpu") < needed(32)  # the activations are on the card
+    # 16 pictures of 800x800 were measured to take 1.2 GB of activations.
+    assert needed(16) > 1.2e9
+
+
+def test_simulated_devices_only_need_their_buffers(spec):
+    pixels = 800 * 800 * 3
+    assert memory.needed_bytes(spec(batch=32), SimulatedBackend, "cpu", 2, 1) == 2 * 3 * 32 * pixels
+
+
+def test_too_large_a_batch_is_the_user_s_error(spec, monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda: 2_000_000_000)
+    memory.refuse_too_large(spec(batch=4), OpenVINOBackend, "cpu")
+    with pytest.raises(UserError, match=r"model.batch=64: 2 devices .* 11.9 GB .* 2.0 GB are free"):
+        memory.refuse_too_large(spec(batch=64), OpenVINOBackend, "cpu", count=2)

@@ -1,0 +1,110 @@
+"""What is kept of letterboxed pictures, and that a bound is a bound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cfdist import inputs
+from cfdist.distributed import cluster, picture_cache
+from cfdist.distributed.picture_cache import KeptPictures, KeptRow, PictureCache, choose_cache
+from cfdist.distributed.run import evaluate_manifest
+from cfdist.errors import UserError
+from cfdist.widerface.manifest import Manifest, WorkItem
+
+PICTURE = 8 * 4 * 3  # bytes
+
+
+def items(*names: str) -> list[WorkItem]:
+    return [WorkItem(f"e/{name}", f"{name}.jpg", 1) for name in names]
+
+
+def test_a_kept_row_is_copied_with_its_size():
+    warped = np.arange(2 * PICTURE, dtype=np.uint8).reshape(2, 8, 4, 3)
+    pictures = KeptPictures(np.array([[10, 20], [30, 40]], np.int32), warped)
+    row = np.zeros((8, 4, 3), np.uint8)
+    assert KeptRow(pictures, 1).copy_into(row) == (30, 40)
+    np.testing.assert_array_equal(row, warped[1])
+
+
+def test_the_bound_holds_and_failed_pictures_free_their_room():
+    cache = PictureCache(8, 4, limit=5 * PICTURE)
+    first, second = items("a", "b", "c"), items("d", "e", "f")
+    assert cache.reserve(first)
+    assert not cache.reserve(second)  # six pictures are more than five
+    cache.add(first, (0, 2), "object")  # b could not be read
+
+    assert cache.used == 2 * PICTURE
+    assert cache.places(first) == [("object", 0), None, ("object", 1)]
+    assert not cache.reserve(first)  # a and c are there
+    assert cache.reserve(second)
+    cache.add(second, (), None)  # the device died
+    assert cache.used == 2 * PICTURE
+    assert len(cache) == 2
+
+
+def test_a_single_run_keeps_nothing_by_itself():
+    manifest = Manifest(tuple(items("a")), 0, 0)
+    assert choose_cache("auto", None, manifest, 8, 4) is None
+    assert choose_cache(False, None, manifest, 8, 4) is None
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_too_much_to_keep_is_refused_with_both_figures(monkeypatch):
+    manifest = Manifest(tuple(items("a", "b")), 0, 0)
+    monkeypatch.setattr(picture_cache, "available_memory", lambda: 2 * PICTURE)
+    with pytest.raises(UserError, match=r"preprocess.cache=true: 2 pictures take .* may be kept"):
+        choose_cache(True, None, manifest, 8, 4)
+    with pytest.raises(UserError, match=r"preprocess.cache_gb=1e\+09: Ray's object store has"):
+        choose_cache(True, 1e9, manifest, 8, 4)
+    assert choose_cache(True, 1e-6, manifest, 8, 4).limit == 1000
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_second_pass_decodes_no_picture_and_finds_the_same(compose, spec, tmp_path):
+    config = compose("dataset.limit=20")
+    truth = inputs.find_ground_truth(config.dataset)
+    once = inputs.find_pictures(config.dataset, truth)
+    model = spec(height=256, width=256, batch=4)
+
+    def evaluate(manifest: Manifest, folder: Path, pictures: PictureCache | None):
+        folder.mkdir()
+        plan = cluster.plan_devices("cpu", 2, feeders=1, streams=1, batch_pixels=4 * 256 * 256)
+        outcome = evaluate_manifest(
+            manifest,
+            truth,
+            backend="openvino",
+            spec=model,
+            options={"precision": "f32"},
+            plan=plan,
+            output=folder,
+            fingerprint="f",
+            style="official",
+            on_ready=lambda done: None,
+            on_done=lambda report: None,
+            pictures=pictures,
+        )
+        return outcome, sum(report.decoded for report in outcome.devices.values())
+
+    pictures = PictureCache(256, 256, limit=10**9)
+    plain, plain_decoded = evaluate(once, tmp_path / "plain", None)
+    first, decoded = evaluate(once, tmp_path / "first", pictures)
+    again, decoded_again = evaluate(once.repeated(2), tmp_path / "again", pictures)
+
+    assert (plain_decoded, decoded, decoded_again) == (20, 20, 0)
+    assert len(pictures) == 20
+    assert pictures.used == 20 * 256 * 256 * 3
+    assert plain.evaluation.ap == first.evaluation.ap == again.evaluation.ap
+    assert again.timeline.points[-1][1] == 40
+    contents = [
+        {p.relative_to(folder): p.read_bytes() for p in (folder / "predictions").rglob("*.txt")}
+        for folder in (tmp_path / "plain", tmp_path / "first", tmp_path / "again")
+    ]
+    assert len(contents[0]) == 20
+    assert contents[0] == contents[1] == contents[2]
+    parquet = [
+        (tmp_path / name / "predictions.parquet").read_bytes() for name in ("plain", "again")
+    ]
+    assert parquet[0] == parquet[1]
