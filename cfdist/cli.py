@@ -11,9 +11,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -22,7 +22,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cfdist import config
 from cfdist.errors import TerminatedError, UserError, raise_terminated
-from cfdist.run_folder import LOG, claim
+from cfdist.machine import process_age
+from cfdist.run_folder import LOG, claim, finished_results
 
 EXIT_INTERNAL = 1
 EXIT_BAD_INPUT = 2
@@ -33,7 +34,7 @@ EXIT_TERMINATED = 143
 STARTED_VARIABLE = "CFDIST_STARTED"
 
 # What Hydra's grammar takes as it is, or the person has quoted already.
-_PLAIN_VALUE = re.compile(r"[\w./:~+-]*|'.*'|\".*\"")
+_PLAIN_VALUE = re.compile(r"[\w./:+-]*|'.*'|\".*\"")
 
 HYDRA_OPTIONS = frozenset(
     """-h --help --hydra-help --version -c --cfg --resolve -p --package -r --run -m --multirun
@@ -43,7 +44,31 @@ HYDRA_OPTIONS = frozenset(
 
 log = logging.getLogger(__name__)
 
-_exit_codes: list[int] = []
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job of this command ended.
+
+    Attributes:
+        number: Its number in a multirun, from 0; `None` for the only job of a command.
+        overrides: What was set for it, `key=value` as Hydra writes it.
+        folder: Its folder; `None` where the settings were refused before it was known.
+        exit_code: What the process would end with.
+        reason: Why it has no results, one line; `None` where it has.
+    """
+
+    number: int | None
+    overrides: tuple[str, ...]
+    folder: Path | None
+    exit_code: int
+    reason: str | None = None
+
+
+# One for each job of this command that came to an end.
+outcomes: list[Outcome] = []
+
+# What is held until the command's end, such as a sweep's folder.
+held = contextlib.ExitStack()
 
 
 def run_job(composed: DictConfig) -> None:
@@ -53,45 +78,61 @@ def run_job(composed: DictConfig) -> None:
     the others.
     """
     started = _start_time()
-    output = None
+    output, reason = None, None
     try:
         checked = config.load(composed)
         output = run_output(checked.output_dir)
-        checked.output_dir = str(output)
-        with claim(output, OmegaConf.to_yaml(composed, resolve=True)):
-            code = _run(checked, output, started)
+        checked.output_dir = composed.output_dir = str(output)
+        code, reason = _run(checked, OmegaConf.to_yaml(composed, resolve=True), output, started)
     except KeyboardInterrupt as interruption:
-        where = f"; output_dir={output} goes on where this stopped" if output else ""
-        _fail(_interrupted(interruption), f"interrupted{where}")
+        again = output.parent if output and _member_number() is not None else output
+        where = f"; output_dir={again} goes on where this stopped" if again else ""
+        fail(_interrupted(interruption), f"interrupted{where}")
         raise
     except UserError as error:
-        code = _fail(EXIT_BAD_INPUT, str(error))
+        code, reason = EXIT_BAD_INPUT, str(error)
     except OmegaConfBaseException as error:
-        code = _fail(EXIT_BAD_INPUT, config.one_line(error))
-    _exit_codes.append(code)
+        code, reason = EXIT_BAD_INPUT, config.one_line(error)
+    if reason is not None:
+        fail(code, reason)
+    overrides = tuple(HydraConfig.get().overrides.task)
+    outcomes.append(Outcome(_member_number(), overrides, output, code, reason))
 
 
-def _run(checked: config.Config, output: Path, started: float) -> int:
-    try:
-        return importlib.import_module(f"jobs.{checked.job}").main(checked, output, started)
-    except UserError:
-        raise
-    except Exception as error:
-        log.exception("the job failed")
-        last = (str(error).strip().splitlines() or [""])[-1]
-        return _fail(
-            EXIT_INTERNAL,
-            f"internal error: {type(error).__name__}: {last}; the traceback is in {output / LOG}",
-        )
+def _run(
+    checked: config.Config, config_yaml: str, output: Path, started: float
+) -> tuple[int, str | None]:
+    """The job's exit code, and the reason where it broke down."""
+    if _member_number() is not None and (results := finished_results(output, config_yaml)):
+        from cfdist.report.sweep import verdict
+
+        print(f"{output}: done by an earlier command")
+        return verdict(results)[0], None
+    with claim(output, config_yaml):
+        try:
+            job = importlib.import_module(f"jobs.{checked.job}")
+            return job.main(checked, output, started), None
+        except UserError:
+            raise
+        except Exception as error:
+            log.exception("the job failed")
+            last = (str(error).strip().splitlines() or [""])[-1]
+            return EXIT_INTERNAL, (
+                f"internal error: {type(error).__name__}: {last}; the traceback is in "
+                f"{output / LOG}"
+            )
 
 
 def run_output(output_dir: str) -> Path:
     """The run's folder: `output_dir`, or in a multirun the job's own folder in it."""
     folder = Path(output_dir).expanduser().absolute()
+    number = _member_number()
+    return folder if number is None else folder / str(number)
+
+
+def _member_number() -> int | None:
     hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.MULTIRUN:
-        return folder / str(hydra_config.job.num)
-    return folder
+    return hydra_config.job.num if hydra_config.mode == RunMode.MULTIRUN else None
 
 
 def _start_time() -> float:
@@ -101,12 +142,12 @@ def _start_time() -> float:
     installed the environment before), now for the further ones of a multirun.
     """
     told = os.environ.pop(STARTED_VARIABLE, None)
-    if _exit_codes:
+    if outcomes:
         return time.time()
     with contextlib.suppress(ValueError):
         if told:
             return float(told)
-    return psutil.Process().create_time()
+    return time.time() - process_age()
 
 
 def launch(hydra_main: Callable[[], None]) -> int:
@@ -120,16 +161,17 @@ def launch(hydra_main: Callable[[], None]) -> int:
     signal.signal(signal.SIGTERM, raise_terminated)
     try:
         sys.argv[1:] = prepare_arguments(sys.argv[1:])
-        hydra_main()
+        with held:
+            hydra_main()
     except UserError as error:
-        return _fail(EXIT_BAD_INPUT, str(error))
+        return fail(EXIT_BAD_INPUT, str(error))
     except (HydraException, OmegaConfBaseException) as error:
-        return _fail(EXIT_BAD_INPUT, config.one_line(error))
+        return fail(EXIT_BAD_INPUT, config.one_line(error))
     except KeyboardInterrupt as interruption:
         return _interrupted(interruption)
     except OSError as error:
-        return _fail(EXIT_BAD_INPUT, f"{error.filename or 'output_dir'}: {error.strerror}")
-    return max(_exit_codes, default=0)
+        return fail(EXIT_BAD_INPUT, f"{error.filename or 'output_dir'}: {error.strerror}")
+    return max((outcome.exit_code for outcome in outcomes), default=0)
 
 
 def _interrupted(interruption: KeyboardInterrupt) -> int:
@@ -144,7 +186,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         UserError: an option that does not exist.
     """
     paths = config.path_keys()
-    is_multirun = any(argument in ("-m", "--multirun") for argument in arguments)
+    is_multirun = _asks_for_multirun(arguments)
     prepared = []
     for argument in arguments:
         if argument.startswith("-") and argument.partition("=")[0] not in HYDRA_OPTIONS:
@@ -161,6 +203,23 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     return prepared
 
 
-def _fail(code: int, message: str) -> int:
+def _asks_for_multirun(arguments: list[str]) -> bool:
+    """Whether by an option, or by an experiment that is a sweep."""
+    for argument in arguments:
+        if argument in ("-m", "--multirun", "hydra.mode=MULTIRUN"):
+            return True
+        group, _, name = argument.partition("=")
+        experiment = config.CONFIG_FOLDER / group / f"{name}.yaml"
+        if (
+            group == "experiment"
+            and experiment.is_file()
+            and OmegaConf.select(OmegaConf.load(experiment), "hydra.mode") == "MULTIRUN"
+        ):
+            return True
+    return False
+
+
+def fail(code: int, message: str) -> int:
+    """Say what went wrong, on one line; returns the exit code."""
     print(f"cfdist: {message}", file=sys.stderr)
     return code

@@ -24,6 +24,7 @@ from cfdist.errors import UserError
 JOBS = (
     "evaluate",
     "score",
+    "benchmark",
     "export",
     "convert",
     "compare",
@@ -68,6 +69,9 @@ class DatasetConfig:
         "folder with wider_face_val.mat and wider_{easy,medium,hard}_val.mat", None
     )
     limit: int | None = _key("take only the first N pictures; null: all", None, minimum=1)
+    repeat: int = _key(
+        "job=evaluate, benchmark: passes over the pictures, for longer measurements", 1, minimum=1
+    )
 
 
 @dataclass
@@ -156,7 +160,10 @@ class BackendConfig:
         choices=("auto", "cpu", "cuda"),
     )
     latency_ms: float | None = _key(
-        "simulated: milliseconds a batch, 0 is instant; null: the preset's", None, minimum=0
+        "simulated: milliseconds a batch, 0 is instant; null: the preset's",
+        None,
+        minimum=0,
+        maximum=3_600_000,
     )
     preset: str | None = _key(
         "simulated: the chip whose published times are taken", None, choices=("310P3",)
@@ -173,6 +180,41 @@ class EvalConfig:
         choices=("official", "guide"),
     )
     gate: bool = _key("exit code 5 where the AP misses model.expected", False)
+
+
+@dataclass
+class BenchmarkConfig:
+    """`job=benchmark`: how fast the devices are, how fast the host, and both together."""
+
+    parts: list[str] = _key(
+        "which to run: inference, the model alone; host, reading the pictures alone; end_to_end, "
+        "both, as job=evaluate",
+        ["inference", "host", "end_to_end"],
+        choices=("inference", "host", "end_to_end"),
+        required=True,
+    )
+    loops: int = _key(
+        "inference: batches in each slot of a device, after a warm-up",
+        20,
+        minimum=1,
+        maximum=1_000_000,
+    )
+    input: str = _key("inference: what the model is given", "zeros", choices=("zeros", "random"))
+    feeders: Any = _key(
+        "host: how many threads read, a number or a list; auto: 1, 2, 4, ... as far as the cores "
+        "go, and as many as the run has",
+        "auto",
+        minimum=1,
+        maximum=1024,
+        auto=True,
+        counts=True,
+    )
+    pictures: int = _key(
+        "host, end_to_end: the first N of the data set, which is repeated where it has fewer",
+        300,
+        minimum=1,
+        maximum=1_000_000,
+    )
 
 
 @dataclass
@@ -221,7 +263,17 @@ class CompareConfig:
 
 @dataclass
 class PreprocessConfig:
-    """`job=preprocess`: pictures to .bin files, the guide's first step."""
+    """Letterboxed pictures: what is kept of them, and `job=preprocess`, the guide's first step."""
+
+    cache: Any = _key(
+        "keep letterboxed pictures in Ray's object store: auto (what fits, for the further runs of "
+        "a sweep), true (also for the further passes of dataset.repeat; all must fit) or false",
+        "auto",
+        choices=("auto", True, False),
+    )
+    cache_gb: float | None = _key(
+        "gigabytes that they may take; null: 60 % of the object store", None, minimum=0
+    )
 
     output: str | None = _path("folder for the .bin files; null: <output_dir>/bins", None)
     input: str = _key(
@@ -262,7 +314,12 @@ class ClusterConfig:
     address: str | None = _key(
         "a running Ray cluster (auto, or host:port); null: one on this machine for this run", None
     )
-    dashboard: bool = _key("start Ray's dashboard with the run's own cluster", True)
+    dashboard: Any = _key(
+        "start Ray's dashboard with the run's own cluster, which takes about two seconds: true, "
+        "false, or auto: where the command runs in a terminal",
+        "auto",
+        choices=("auto", True, False),
+    )
 
 
 @dataclass
@@ -308,6 +365,7 @@ class Config:
     model: ModelConfig = _key("", MISSING)
     backend: BackendConfig = _key("", MISSING)
     eval: EvalConfig = _key("", MISSING)
+    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
     convert: ConvertConfig = field(default_factory=ConvertConfig)
     compare: CompareConfig = field(default_factory=CompareConfig)
@@ -372,10 +430,12 @@ def _check_value(key: str, value: Any, rules: Any) -> None:
         if value == "auto" or isinstance(value, list):
             return
     choices = rules.get("choices")
-    if choices and value not in choices:
-        raise UserError(f"{key}={value}: choose one of {', '.join(choices)}")
+    for entry in value if isinstance(value, list) else [value]:
+        if choices and entry not in choices:
+            raise UserError(f"{key}={entry}: choose one of {_listed(choices)}")
     low, high = rules.get("minimum"), rules.get("maximum")
-    if (low is not None and value < low) or (high is not None and value > high):
+    # Written so that NaN, which compares with nothing, is in no range.
+    if not (low is None or value >= low) or not (high is None or value <= high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}"
         raise UserError(f"{key}={value}: must be {bounds}")
     if "multiple" in rules and value % rules["multiple"]:
@@ -388,9 +448,19 @@ def _check_value(key: str, value: Any, rules: Any) -> None:
         raise UserError(f"{key}: must not be empty")
 
 
+def _listed(choices: tuple) -> str:
+    """Choices as a person writes them: true, not True."""
+    return ", ".join(c if isinstance(c, str) else str(c).lower() for c in choices)
+
+
 def _check_auto(key: str, value: Any, rules: Any) -> None:
-    kinds = "a number, a list or auto" if rules.get("listable") else "a number or auto"
-    if isinstance(value, list) and rules.get("listable"):
+    has_lists = rules.get("listable") or rules.get("counts")
+    kinds = "a number, a list or auto" if has_lists else "a number or auto"
+    if isinstance(value, list) and rules.get("counts"):
+        low, high = rules["minimum"], rules["maximum"]
+        if not value or not all(type(entry) is int and low <= entry <= high for entry in value):
+            raise UserError(f"{key}={value}: a list must hold whole numbers from {low} to {high}")
+    elif isinstance(value, list) and rules.get("listable"):
         indices = all(type(entry) is int and entry >= 0 for entry in value)
         if not value or not indices or len(set(value)) != len(value):
             raise UserError(f"{key}={value}: a list must hold different device numbers, 0 and up")
@@ -409,7 +479,11 @@ def help_text() -> str:
         "  python main.py model.batch=16 devices=2",
         "  python main.py dataset=wider_val dataset.root=WIDER_val dataset.ground_truth=gt",
         "  python main.py job=score predictions=DIR dataset=wider_val dataset.ground_truth=gt",
-        "  python main.py -m model.batch=1,4,8        one run for each value",
+        "  python main.py -m model.batch=1,4,8        a sweep: one run for each value",
+        "  python main.py experiment=published_table  the sweep of the Ascend guide's table",
+        "",
+        "A sweep leaves each run in <output_dir>/<number>, the summary in <output_dir>: sweep.csv,",
+        "sweep.md (with the published figures beside) and throughput.png.",
         "",
         "Exit codes: 0 done, 1 internal error (see the run's log), 2 bad input, 3 some pictures",
         "failed (listed in results.json), 4 job=compare past a tolerance, 5 eval.gate missed.",
@@ -428,7 +502,7 @@ def _section(schema: type, prefix: str) -> list[str]:
             continue
         extras = []
         if "choices" in item.metadata:
-            extras.append("one of " + ", ".join(item.metadata["choices"]))
+            extras.append("one of " + _listed(item.metadata["choices"]))
         if item.default is not MISSING and not callable(item.default_factory):
             extras.append(f"default {'null' if item.default is None else item.default}")
         note = f" [{'; '.join(extras)}]" if extras else ""
@@ -454,6 +528,8 @@ def one_line(error: Exception) -> str:
         return _no_such_key(found[1])
     if found := re.match(r"Error merging override (\S*)", message):
         reason = str(error.__cause__ or "does not fit").splitlines()[0]
+        if "is not a ListConfig" in reason:
+            reason = "must be a list, such as [a,b]"
         return f"{found[1]}: {reason}; {_SEE_HELP}"
     if message.startswith("Error parsing override"):
         found = re.match(r"Error parsing override '(.*?)'", message)
@@ -490,6 +566,9 @@ def register() -> None:
     """Make the schema, the help page and the resolvers known to Hydra."""
     # Two runs that start in the same second get folders of their own.
     OmegaConf.register_new_resolver("process_id", lambda: os.getpid(), replace=True)
+    OmegaConf.register_new_resolver(
+        "absolute", lambda path: str(Path(path).expanduser().absolute()), replace=True
+    )
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     page = help_text().replace("$", "$$")

@@ -1,12 +1,14 @@
-"""A run's own folder: claimed by one process, never a stranger's, never a finished run's."""
+"""A run's or a sweep's own folder: claimed by one process, never a stranger's or a finished one."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from cfdist.errors import UserError
 from cfdist.files import write_text
@@ -19,7 +21,14 @@ JOURNAL_IDENTITY = "run.json"  # inside the journal: whose it is
 PREDICTIONS = "predictions"
 PARQUET = "predictions.parquet"
 
+# Written when all members of a sweep have ended, the CSV last.
+SWEEP_CSV = "sweep.csv"
+SWEEP_MARKDOWN = "sweep.md"
+SWEEP_PLOT = "throughput.png"
+SWEEP_FILES = (SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT)
+
 _LOCK = ".lock"
+_HYDRAS_RECORD = "multirun.yaml"  # Hydra writes it into every sweep's folder
 
 
 @contextlib.contextmanager
@@ -32,6 +41,69 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
         UserError: the folder cannot be made, is in use, or holds a finished run or other files.
     """
     is_new = not folder.exists()
+    with _locked(folder):
+        try:
+            _refuse_occupied(folder)
+            write_text(folder / CONFIG, config_yaml)
+            with _logging_to(folder / LOG):
+                yield
+        except UserError:
+            if is_new:
+                _remove(folder, (CONFIG, LOG, _LOCK))
+            raise
+
+
+@contextlib.contextmanager
+def claim_sweep(folder: Path) -> Iterator[None]:
+    """Hold a sweep's folder for the `with` block; its members claim their own folders in it.
+
+    A folder that was made for a sweep of which nothing is left goes again.
+
+    Raises:
+        UserError: the folder cannot be made, is in use, or holds a finished sweep or a single run.
+    """
+    is_new = not folder.exists()
+    with _locked(folder):
+        for name in SWEEP_FILES:
+            if (folder / name).exists():
+                raise UserError(
+                    f"output_dir={folder}: holds a finished sweep ({name}); choose another "
+                    f"output_dir, or remove {', '.join(SWEEP_FILES)} to run again what failed"
+                )
+        for name in (RESULTS, PREDICTIONS, PARQUET, JOURNAL):
+            if (folder / name).exists():
+                raise UserError(
+                    f"output_dir={folder}: holds a single run ({name}); choose another output_dir "
+                    "for the sweep"
+                )
+        try:
+            yield
+        finally:
+            if is_new and {path.name for path in folder.iterdir()} <= {_LOCK, _HYDRAS_RECORD}:
+                _remove(folder, (_LOCK, _HYDRAS_RECORD))
+
+
+def finished_results(folder: Path, config_yaml: str) -> dict[str, Any] | None:
+    """The results that a run with this very configuration left in a folder, if one has."""
+    if not (folder / RESULTS).is_file() or not (folder / CONFIG).is_file():
+        return None
+    if (folder / CONFIG).read_text(encoding="utf-8") != config_yaml:
+        return None
+    return read_results(folder)
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The content of a run's `results.json`."""
+    return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Make a folder and hold it alone.
+
+    Raises:
+        UserError: it cannot be made, or is in use.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK).open("a")
@@ -46,15 +118,7 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
             raise UserError(
                 f"output_dir={folder}: another run is using it; wait for it or choose another"
             ) from None
-        try:
-            _refuse_occupied(folder)
-            write_text(folder / CONFIG, config_yaml)
-            with _logging_to(folder / LOG):
-                yield
-        except UserError:
-            if is_new:
-                _remove(folder)
-            raise
+        yield
 
 
 def _refuse_occupied(folder: Path) -> None:
@@ -63,6 +127,12 @@ def _refuse_occupied(folder: Path) -> None:
             f"output_dir={folder}: holds a finished run ({RESULTS}); choose another output_dir or "
             "remove it"
         )
+    for name in (*SWEEP_FILES, _HYDRAS_RECORD):
+        if (folder / name).exists():
+            raise UserError(
+                f"output_dir={folder}: holds a sweep ({name}); choose another output_dir for a "
+                "single run"
+            )
     if (folder / JOURNAL / JOURNAL_IDENTITY).is_file():
         return  # an interrupted run, which goes on
     for name in (PREDICTIONS, PARQUET, JOURNAL):
@@ -87,9 +157,9 @@ def _logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: Path, names: tuple[str, ...]) -> None:
     """Remove what a refused run left in the folder that was made for it."""
-    for name in (CONFIG, LOG, _LOCK):
+    for name in names:
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()

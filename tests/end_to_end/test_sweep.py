@@ -1,0 +1,184 @@
+"""Sweeps: one summary at the end, whatever became of the members."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import pytest
+
+from tests.conftest import PROJECT
+
+SIMULATED = ("backend=simulated", "cluster.dashboard=false", "output_dir=out")
+
+
+def table_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "sweep.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def assert_refused(result, *words: str) -> None:
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("cfdist: ")
+    for word in words:
+        assert word in line
+
+
+def test_a_member_that_fails_stops_no_other_and_is_in_the_summary(command, tmp_path):
+    sweep = ("-m", "model.batch=1,0,2", "backend.latency_ms=60", *SIMULATED)
+    result = command(*sweep)
+
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert line == "cfdist: model.batch=0: must be from 1 to 1024"
+    out = tmp_path / "out"
+    rows = table_of(out)
+    assert [row["model.batch"] for row in rows] == ["1", "0", "2"]
+    assert [row["state"] for row in rows] == ["done", "failed", "done"]
+    assert [row["simulated"] for row in rows] == ["true", "false", "true"]
+    assert rows[1]["reason"] == "model.batch=0: must be from 1 to 1024"
+    assert [row["ap_easy"] for row in rows] == [""] * 3
+    assert float(rows[0]["steady_pictures_per_s"]) > 0
+    assert float(rows[2]["steady_pictures_per_s"]) > 0
+    assert not (out / "1").exists()
+    page = (out / "sweep.md").read_text()
+    assert "**Simulated**" in page
+    assert "must be from 1 to 1024" in page
+    assert cv2.imread(str(out / "throughput.png")).shape == (600, 960, 3)
+    shown = result.stdout[result.stdout.index("sweep of 3 runs, SIMULATED") :]
+    assert "failed: run 1 (model.batch=0): model.batch=0: must be from 1 to 1024" in shown
+    assert f"sweep: {out / 'sweep.md'}" in shown
+
+    before = content_of(out)
+    assert_refused(command(*sweep), "holds a finished sweep (sweep.csv)", "choose another")
+    assert_refused(command(*SIMULATED), "holds a sweep (sweep.csv)")
+    assert_refused(command("-m", *SIMULATED[:2], "output_dir=out/0"), "holds a single run")
+    assert content_of(out) == before
+
+    # Without its summary a sweep is unfinished: what is done counts, what is not is tried again.
+    for name in ("sweep.csv", "sweep.md", "throughput.png"):
+        (out / name).unlink()
+    again = command(*sweep)
+    assert again.returncode == 2
+    assert again.stdout.count("done by an earlier command") == 2
+    assert content_of(out) == before
+
+
+def test_the_published_table_in_one_word(command, tmp_path):
+    result = command(
+        "experiment=published_table", "backend.latency_ms=0", "dataset.limit=8", *SIMULATED
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    rows = table_of(tmp_path / "out")
+    assert [row["model.batch"] for row in rows] == ["1", "4", "8", "16", "32"]
+    assert {row["protocol"] for row in rows} == {"guide"}
+    assert [float(row["published_images_per_s"]) for row in rows] == [
+        439.9085, 412.4094, 375.9275, 369.6435, 371.7701,
+    ]  # fmt: skip
+    assert "one Ascend 310P3" in (tmp_path / "out" / "sweep.md").read_text()
+    assert not (tmp_path / "out" / "throughput.png").exists()  # too few pictures for a rate
+
+
+def test_settings_on_the_command_line_win_over_the_experiment_s(command, tmp_path):
+    result = command(
+        *("experiment=published_table", "model.batch=3", "eval=official", "devices=1,2"),
+        *("backend.latency_ms=0", "dataset.limit=8", *SIMULATED),
+    )
+    assert result.returncode == 0, result.stderr
+    rows = table_of(tmp_path / "out")
+    assert [(row["batch"], row["devices"], row["protocol"]) for row in rows] == [
+        ("3", "1", "official"),
+        ("3", "2", "official"),
+    ]
+    assert "model.batch" not in rows[0]
+
+
+def test_an_interrupted_sweep_goes_on(command, tmp_path):
+    sweep = ("-m", "backend.latency_ms=0,100", *SIMULATED)
+    process = subprocess.Popen(
+        [sys.executable, str(PROJECT / "main.py"), *sweep],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A background job of a shell, as the tests may be, ignores Ctrl-C, and so would its child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    deadline = time.monotonic() + 120
+    while not any(p.stat().st_size for p in (tmp_path / "out" / "1").glob("journal/segment-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the second member did not begin"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert (
+        error == f"cfdist: interrupted; output_dir={tmp_path / 'out'} goes on where this stopped\n"
+    )
+    assert not (tmp_path / "out" / "sweep.csv").exists()
+    first = (tmp_path / "out" / "0" / "results.json").read_bytes()
+
+    again = command(*sweep)
+    assert again.returncode == 0, again.stderr
+    assert f"{tmp_path / 'out' / '0'}: done by an earlier command" in again.stdout
+    assert (tmp_path / "out" / "0" / "results.json").read_bytes() == first
+    assert [row["state"] for row in table_of(tmp_path / "out")] == ["done", "done"]
+    assert "were done by an earlier" in (tmp_path / "out" / "sweep.md").read_text()
+
+
+def test_members_of_other_settings_are_left_alone(command, tmp_path):
+    member = tmp_path / "out" / "0"
+    member.mkdir(parents=True)
+    (member / "results.json").write_text("{}")
+    (member / "config.yaml").write_text("job: evaluate\n")
+    before = content_of(tmp_path / "out")
+    result = command("-m", "model.batch=1,2", "backend.providers=[No]", "backend=onnxruntime",
+                     "output_dir=out")  # fmt: skip
+    assert result.returncode == 2
+    refused, second = result.stderr.splitlines()
+    assert "out/0: holds a finished run" in refused
+    assert "'No'" in second
+    after = content_of(tmp_path / "out")
+    assert {name: after[name] for name in before} == before
+    assert "sweep.csv" not in after
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["model.batch=1,abc"], ["model.batch=abc", "Integer"]),
+        (["modle.batch=1,2"], ["modle.batch", "did you mean model.batch?"]),
+        (["model.batch=1,2", "output_dir="], ["output_dir", "must not be empty"]),
+        (["model.batch=1,2", "output_dir=/proc/no"], ["/proc/no", "cannot be made"]),
+        (["experiment=none"], ["experiment=none", "there are published_table"]),
+    ],
+)
+def test_a_sweep_that_is_refused_leaves_nothing(command, tmp_path, arguments, words):
+    assert_refused(command("-m", *arguments), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_whose_members_are_all_refused_leaves_nothing(command, tmp_path):
+    result = command("-m", "model.batch=0,-1")
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert len(result.stderr.splitlines()) == 2
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,79 @@
+"""Who may use a run's and a sweep's folder."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cfdist import run_folder
+from cfdist.errors import UserError
+from cfdist.run_folder import claim, claim_sweep, finished_results
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_sweep_that_left_nothing_leaves_no_folder(tmp_path):
+    folder = tmp_path / "outputs" / "now"
+    with claim_sweep(folder):
+        (folder / "multirun.yaml").touch()
+    assert names(tmp_path) == set()
+
+
+@pytest.mark.parametrize("name", ["0", "sweep.md"])
+def test_what_a_sweep_left_stays(tmp_path, name):
+    folder = tmp_path / "out"
+    with claim_sweep(folder):
+        (folder / name).touch()
+    assert name in names(folder)
+
+
+def test_a_folder_that_was_there_stays(tmp_path):
+    with claim_sweep(tmp_path):
+        (tmp_path / "multirun.yaml").touch()
+    with claim_sweep(tmp_path):  # an interrupted sweep goes on
+        pass
+    assert "multirun.yaml" in names(tmp_path)
+
+
+@pytest.mark.parametrize("name", run_folder.SWEEP_FILES)
+def test_a_finished_sweep_is_refused_for_sweeps_and_runs(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match="holds a finished sweep"), claim_sweep(tmp_path):
+        pass
+    with pytest.raises(UserError, match="holds a sweep"), claim(tmp_path, ""):
+        pass
+
+
+@pytest.mark.parametrize("name", ["results.json", "predictions", "journal"])
+def test_a_single_run_s_folder_is_refused_for_sweeps(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match="holds a single run"), claim_sweep(tmp_path):
+        pass
+
+
+def test_an_interrupted_sweep_s_folder_is_refused_for_runs(tmp_path):
+    (tmp_path / "multirun.yaml").touch()
+    with pytest.raises(UserError, match="holds a sweep"), claim(tmp_path, ""):
+        pass
+
+
+def test_two_sweeps_never_share_a_folder(tmp_path):
+    with (
+        claim_sweep(tmp_path),
+        pytest.raises(UserError, match="another run is using it"),
+        claim_sweep(tmp_path),
+    ):
+        pass
+
+
+def test_only_results_of_the_very_settings_count_as_finished(tmp_path):
+    settings = "model:\n  batch: 4\n"
+    assert finished_results(tmp_path, settings) is None
+    with claim(tmp_path, settings):
+        assert finished_results(tmp_path, settings) is None
+        (tmp_path / "results.json").write_text(json.dumps({"job": "evaluate"}))
+    assert finished_results(tmp_path, settings) == {"job": "evaluate"}
+    assert finished_results(tmp_path, settings.replace("4", "8")) is None
