@@ -170,6 +170,9 @@ def summarise(
         extra={
             "start_up_seconds": start_up | {"first_chunk": outcome.timeline.first_seconds},
             "pictures_decoded": sum(report.decoded for report in outcome.devices.values()),
+            "cpu_ms_per_picture": 1000 * outcome.cpu_seconds / finished
+            if finished and config.cluster.address is None
+            else None,
             "peak_memory_mb": _peak_memory(outcome),
         },
         expected=None if simulated else gate.expected(config, evaluation.ap),

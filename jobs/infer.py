@@ -69,6 +69,7 @@ def main(config: Config, output: Path, started: float) -> int:
     folder = parent / (config.infer.name or f"dumpout_bs{config.model.batch}")
     dumps.refuse_existing(folder, "infer.output, infer.name")
     backend = backends.resolve("om" if config.infer.cli else config.backend.name)
+    backends.refuse_simulated(backend, f"backend={backend}")
     spec = inputs.model_spec(config.model, config.model.checkpoint if backend == "torch" else None)
     bins = _find_bins(Path(config.infer.input).expanduser().absolute(), spec)
     backends.backend_class(backend).check(spec, asdict(config.backend))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cfdist import backends
 from cfdist.config import Config
 from cfdist.errors import UserError
 from cfdist.report.results import Results
@@ -16,8 +17,10 @@ def refuse_empty(config: Config) -> None:
     """A gate that nothing can miss would always be open.
 
     Raises:
-        UserError: `eval.gate` without an expected AP, or on the sample set.
+        UserError: `eval.gate` without an expected AP, on the sample set, or without a model.
     """
+    if config.eval.gate:
+        backends.refuse_simulated(config.backend.name, "eval.gate")
     expected = config.model.expected
     if config.eval.gate and all(getattr(expected, name) is None for name in DIFFICULTIES):
         raise UserError(

@@ -44,7 +44,7 @@ class Results:
         total: Pictures asked for.
         done: Pictures evaluated.
         failures: (picture id, reason).
-        seconds: "total", "start_up", "run", "evaluation" -> seconds.
+        seconds: "total", "start_up", "run", "evaluation" -> seconds; job=evaluate also "shut_down".
         config: The resolved configuration.
         throughput: "steady" and "end_to_end", pictures a second.
         devices: One entry a device: name, pictures, busy_share, batch_ms.

@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from cfdist.backends import SIMULATED
 from cfdist.report.results import Results
 from cfdist.widerface.ground_truth import DIFFICULTIES
 
@@ -61,6 +62,9 @@ class PictureProgress:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             console=console,
+            # Drawing takes processor time from the feeders: seldom, and only where one looks on.
+            auto_refresh=console.is_terminal,
+            refresh_per_second=4,
         )
         self._task = self._progress.add_task(
             "loading the model", total=total, start=False, before=0
@@ -100,13 +104,35 @@ def print_plan(
     pictures = f"{count} picture{'s' if count > 1 else ''} of dataset={config.dataset.name}"
     if config.dataset.kind == "sample":
         pictures += " (the embedded sample set; no data set named)"
+    if backend == SIMULATED:
+        print_simulated()
     console.print(
-        f"{spec.name} on {backend}, {plan.count} device{'s' if plan.count > 1 else ''} x "
-        f"{plan.threads} thread{'s' if plan.threads > 1 else ''}, batch {spec.batch}: {pictures}",
+        f"{spec.name} on {backend}, {on_devices(plan)}, batch {spec.batch}: {pictures}",
         markup=False,
     )
+    print_dashboard(dashboard)
+
+
+def on_devices(plan: DevicePlan) -> str:
+    """How many devices of how many threads."""
+    return (
+        f"{plan.count} device{'s' if plan.count > 1 else ''} x "
+        f"{plan.threads} thread{'s' if plan.threads > 1 else ''}"
+    )
+
+
+def print_dashboard(dashboard: str | None) -> None:
+    """Where to watch the run."""
     if dashboard:
         console.print(f"dashboard: {dashboard}", markup=False)
+
+
+def print_simulated() -> None:
+    """That what follows is no chip's and no model's."""
+    console.print(
+        "[bold]SIMULATED[/bold]: no model runs and nothing is found; the devices only wait as long "
+        "as a chip would, so that the figures are those of this host"
+    )
 
 
 def print_path(path: Path) -> None:
@@ -169,6 +195,8 @@ def print_comparison(comparison: dict[str, Any]) -> None:
 
 def print_results(results: Results) -> None:
     """The short table: APs, throughput, devices, failures."""
+    if results.simulated:
+        print_simulated()
     if results.ap:
         console.print(_ap_table(results))
     if results.throughput:
@@ -178,6 +206,11 @@ def print_results(results: Results) -> None:
     if results.expected:
         verdict = "reached" if results.expected["met"] else "MISSED"
         console.print(f"expected AP {verdict} (tolerance {results.expected['tolerance']})")
+    print_remarks(results)
+
+
+def print_remarks(results: Results) -> None:
+    """The notes, and the first of the pictures that failed."""
     for note in results.notes:
         console.print(f"note: {note}", markup=False)
     shown = list(results.failures)[:5]
