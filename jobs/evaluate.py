@@ -21,7 +21,7 @@ from cfdist.report.results import (
     batch_statistics,
     chosen_first,
 )
-from cfdist.run_folder import JOURNAL, LOG
+from cfdist.run_folder import JOURNAL, LOG, PARQUET, PREDICTIONS
 from cfdist.widerface.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -93,6 +93,10 @@ def main(config: Config, output: Path, started: float) -> int:
         phases.end("run")
     phases.end("shut_down")
     results = summarise(config, backend, spec, manifest, outcome, fingerprint, phases)
+    if backend_class.is_simulated:
+        # They would look like a detector's that has found nothing.
+        shutil.rmtree(output / PREDICTIONS)
+        (output / PARQUET).unlink()
     path = results.write(output)
     shutil.rmtree(output / JOURNAL)
     screen.print_results(results)
@@ -166,7 +170,7 @@ def summarise(
         fingerprint=fingerprint,
         config=asdict(config),
         simulated=simulated,
-        notes=_notes(config, manifest, outcome),
+        notes=_notes(config, manifest, outcome, simulated),
         extra={
             "start_up_seconds": start_up | {"first_chunk": outcome.timeline.first_seconds},
             "pictures_decoded": sum(report.decoded for report in outcome.devices.values()),
@@ -186,9 +190,9 @@ def _peak_memory(outcome: Outcome) -> dict[str, float]:
     return {name: peak / 1e6 for name, peak in peaks.items()}
 
 
-def _notes(config: Config, manifest: Manifest, outcome: Outcome) -> list[str]:
+def _notes(config: Config, manifest: Manifest, outcome: Outcome, simulated: bool) -> list[str]:
     notes = []
-    if config.dataset.kind == "sample":
+    if config.dataset.kind == "sample" and not simulated:
         notes.append(
             "this is the embedded sample set, a check that everything works; its AP says nothing "
             "about WIDER FACE (for that: dataset=wider_val dataset.root=... "

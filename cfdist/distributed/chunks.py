@@ -15,7 +15,7 @@ from cfdist.widerface.manifest import WorkItem
 MIN_CHUNK = 8
 MAX_CHUNK = 32
 # A chunk should keep its device busy about so long.
-CHUNK_SECONDS = 0.1
+CHUNK_SECONDS = 0.15
 
 # Work items of one object in Ray's store.
 BLOCK_ROWS = 10_000

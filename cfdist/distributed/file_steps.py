@@ -15,8 +15,8 @@ import cv2
 import numpy as np
 
 from cfdist.decode import select_peaks
-from cfdist.distributed.cluster import user_error
 from cfdist.distributed.actors import end_other_actors
+from cfdist.distributed.cluster import user_error
 from cfdist.distributed.device import PeaksBatch, decode_detections
 from cfdist.dumps import SUFFIX, Dump, read_dumps, write_raw
 from cfdist.model import ModelSpec

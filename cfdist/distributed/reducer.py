@@ -75,6 +75,7 @@ class Reducer:
         self._journal = Journal(output / JOURNAL, fingerprint)
         for table in self._journal.read():
             self._take_in(from_arrow(table))
+        self._take_in(from_arrow(to_arrow([])))  # what is imported late is there in time
 
     def done(self) -> set[str]:
         """Keys of the work items that are on disk, failed ones included."""
