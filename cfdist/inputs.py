@@ -9,6 +9,7 @@ import os
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from cfdist.backends import backend_class
 from cfdist.config import DatasetConfig, ModelConfig
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec, locate_model, verify_model
@@ -50,6 +51,17 @@ def model_spec(config: ModelConfig, file: str | None = None) -> ModelSpec:
         )
     path = locate_model(file.replace("{batch}", str(config.batch)))
     return replace(conventions(config), path=path, sha256=verify_model(path, size, sha256))
+
+
+def spec_for_backend(config: ModelConfig, backend: str) -> ModelSpec:
+    """The model as a resolved backend takes it: its checkpoint, its file, or none if simulated.
+
+    Raises:
+        UserError: no file given, not there, or not the expected one.
+    """
+    if backend_class(backend).is_simulated:
+        return conventions(config)
+    return model_spec(config, config.checkpoint if backend == "torch" else None)
 
 
 def conventions(config: ModelConfig) -> ModelSpec:

@@ -118,11 +118,7 @@ def _find_model(config: Config) -> Model:
     backend = backends.resolve(config.backend.name)
     backend_class = backends.backend_class(backend)
     options = asdict(config.backend)
-    if backend_class.is_simulated:
-        spec = inputs.conventions(config.model)
-    else:
-        checkpoint = config.model.checkpoint if backend == "torch" else None
-        spec = inputs.model_spec(config.model, checkpoint)
+    spec = inputs.spec_for_backend(config.model, backend)
     backend_class.check(spec, options)
     kind = backend_class.device_kind(options)
     if config.cluster.address is None:

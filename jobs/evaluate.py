@@ -39,7 +39,7 @@ def main(config: Config, output: Path, started: float) -> int:
     backend = backends.resolve(config.backend.name)
     options = asdict(config.backend)
     backend_class = backends.backend_class(backend)
-    spec = _model_spec(config, backend)
+    spec = inputs.spec_for_backend(config.model, backend)
     backend_class.check(spec, options)
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth).repeated(config.dataset.repeat)
@@ -102,12 +102,6 @@ def main(config: Config, output: Path, started: float) -> int:
     screen.print_results(results)
     screen.print_path(path)
     return gate.exit_code(config, results)
-
-
-def _model_spec(config: Config, backend: str) -> ModelSpec:
-    if backends.backend_class(backend).is_simulated:
-        return inputs.conventions(config.model)
-    return inputs.model_spec(config.model, config.model.checkpoint if backend == "torch" else None)
 
 
 def summarise(
@@ -209,6 +203,13 @@ def _notes(config: Config, manifest: Manifest, outcome: Outcome, simulated: bool
         )
     if outcome.resumed:
         notes.append(f"{outcome.resumed} pictures were done by an earlier, interrupted run")
+    decoded = sum(report.decoded for report in outcome.devices.values())
+    inferred = sum(report.pictures for report in outcome.devices.values())
+    if decoded < inferred:
+        notes.append(
+            f"{inferred - decoded} pictures were not decoded again but taken from Ray's object "
+            "store (preprocess.cache)"
+        )
     for name in sorted(set(outcome.lost)):
         notes.append(
             f"{name} died {outcome.lost.count(name)} times and was replaced (see {LOG}); its "

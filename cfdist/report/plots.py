@@ -71,11 +71,15 @@ def lines_of(rows: Sequence[Row], axis: str) -> dict[str, Line]:
     """
     values = [row.swept.get(axis, row.batch) for row in rows]
     numeric = all(_is_number(value) for value in values)
+    has_steady = any(row.steady is not None for row in rows)
     lines: dict[str, Line] = {}
     for row, value in zip(rows, values, strict=True):
         settings = [f"{key}={text}" for key, text in row.swept.items() if key != axis]
         mark = " (simulated)" if row.simulated else ""
-        for kind, rate in (("steady", row.steady), ("pure inference", row.pure_inference)):
+        # Runs too short for a steady rate have at least that of the whole command.
+        whole = None if has_steady else row.end_to_end
+        rates = {"steady": row.steady, "end to end": whole, "pure inference": row.pure_inference}
+        for kind, rate in rates.items():
             if rate is not None:
                 point = (float(value) if numeric else str(value), rate)
                 label = ", ".join([*settings, kind]) + mark

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import pytest
 
+from cfdist.run_folder import read_results
 from tests.conftest import PROJECT
 
 SIMULATED = ("backend=simulated", "cluster.dashboard=false", "output_dir=out")
@@ -93,7 +94,7 @@ def test_the_published_table_in_one_word(command, tmp_path):
         439.9085, 412.4094, 375.9275, 369.6435, 371.7701,
     ]  # fmt: skip
     assert "one Ascend 310P3" in (tmp_path / "out" / "sweep.md").read_text()
-    assert not (tmp_path / "out" / "throughput.png").exists()  # too few pictures for a rate
+    assert (tmp_path / "out" / "throughput.png").is_file()
 
 
 def test_settings_on_the_command_line_win_over_the_experiment_s(command, tmp_path):
@@ -182,3 +183,17 @@ def test_a_sweep_whose_members_are_all_refused_leaves_nothing(command, tmp_path)
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 2
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_second_member_decodes_no_picture_and_finds_the_same(command, tmp_path):
+    small = ("model.height=256", "model.width=256", "dataset.limit=24", "output_dir=out")
+    result = command("-m", "model.batch=1,4", "backend=openvino", "cluster.dashboard=false", *small)
+
+    assert result.returncode == 0, result.stderr
+    first, second = (read_results(tmp_path / "out" / name) for name in "01")
+    assert (first["pictures_decoded"], second["pictures_decoded"]) == (24, 0)
+    assert any("24 pictures were not decoded again" in note for note in second["notes"])
+    assert first["ap"] == second["ap"]
+    # One Ray session and its processes: the second member starts nothing.
+    assert first["start_up_seconds"]["ray"] > 1 > second["start_up_seconds"]["ray"]
+    assert (tmp_path / "out" / "throughput.png").is_file()
