@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cfdist import config
+from cfdist.distributed import cluster
 from cfdist.errors import TerminatedError, UserError, raise_terminated
 from cfdist.machine import process_age
 from cfdist.run_folder import LOG, claim, finished_results
@@ -116,6 +117,9 @@ def _run(
             raise
         except Exception as error:
             log.exception("the job failed")
+            # The next member of a sweep gets a new session: this one may be what is broken.
+            with contextlib.suppress(Exception):
+                cluster.close_kept_session()
             last = (str(error).strip().splitlines() or [""])[-1]
             return EXIT_INTERNAL, (
                 f"internal error: {type(error).__name__}: {last}; the traceback is in "
