@@ -91,8 +91,15 @@ def letterbox_affine(
     )
 
 
-def decode_picture(content: bytes) -> NDArray[np.uint8]:
-    """Decode a picture file's bytes to (h, w, 3) u8, BGR, in stored orientation.
+def decode_picture(content: bytes, channels: Literal[3, 4] = 3) -> NDArray[np.uint8]:
+    """Decode a picture file's bytes, in stored orientation.
+
+    Args:
+        content: The whole file.
+        channels: 4 adds a channel whose values mean nothing, see `warp_into`.
+
+    Returns:
+        (h, w, channels) u8, BGR first.
 
     Raises:
         PictureError: empty, truncated, not a picture, or more than the decoder takes.
@@ -105,7 +112,7 @@ def decode_picture(content: bytes) -> NDArray[np.uint8]:
     if content.startswith(_JPEG_START):
         if not content.endswith(_JPEG_END) and content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN):
             raise PictureError("truncated JPEG (no end marker behind the last scan)")
-        picture = _decode_jpeg(content)
+        picture = _decode_jpeg(content, channels)
         if picture is not None:
             return picture
     try:
@@ -114,10 +121,10 @@ def decode_picture(content: bytes) -> NDArray[np.uint8]:
         raise PictureError(f"cannot be decoded: {_reason(error)}") from None
     if picture is None:
         raise PictureError("not a picture that OpenCV can decode")
-    return picture
+    return picture if channels == 3 else cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA)
 
 
-def _decode_jpeg(content: bytes) -> NDArray[np.uint8] | None:
+def _decode_jpeg(content: bytes, channels: Literal[3, 4]) -> NDArray[np.uint8] | None:
     """What `cv2.imdecode` gives, in 7/8 of its time; `None` for what is left to it.
 
     Both hand the work to libjpeg-turbo with the same settings. What is damaged or unusual
@@ -127,7 +134,7 @@ def _decode_jpeg(content: bytes) -> NDArray[np.uint8] | None:
         height, width, color, _ = simplejpeg.decode_jpeg_header(content)
         if color not in _JPEG_COLORS or height * width > _MAX_PIXELS:
             return None
-        return simplejpeg.decode_jpeg(content, "BGR")
+        return simplejpeg.decode_jpeg(content, "BGR" if channels == 3 else "BGRX")
     except ValueError:
         return None
 
@@ -135,10 +142,11 @@ def _decode_jpeg(content: bytes) -> NDArray[np.uint8] | None:
 def warp_into(picture: NDArray[np.uint8], row: NDArray[np.uint8]) -> None:
     """Letterbox a picture into `row`, one picture's place in a batch, black borders included.
 
-    Only the band that the picture covers is interpolated; the rest is filled with zeros.
+    Only the band that the picture covers is interpolated; the rest is filled with zeros. OpenCV
+    warps four channels to the same values in half the time that three take it.
 
     Args:
-        picture: (h, w, 3) u8.
+        picture: (h, w, 3) u8, or (h, w, 4), of which the last channel is left out.
         row: (H, W, 3) u8, C-contiguous, overwritten whole.
 
     Raises:
@@ -155,9 +163,10 @@ def warp_into(picture: NDArray[np.uint8], row: NDArray[np.uint8]) -> None:
     band = affine.copy()
     band[1, 2] -= top
     try:
-        cv2.warpAffine(
-            picture, band, (width, bottom - top), dst=row[top:bottom], flags=cv2.INTER_LINEAR
-        )
+        if picture.shape[2] == 3:
+            picture = cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA)
+        warped = cv2.warpAffine(picture, band, (width, bottom - top), flags=cv2.INTER_LINEAR)
+        cv2.cvtColor(warped, cv2.COLOR_BGRA2BGR, dst=row[top:bottom])
     except cv2.error as error:
         raise PictureError(
             f"{picture.shape[1]}x{picture.shape[0]} pixels cannot be warped: {_reason(error)}"
@@ -182,7 +191,7 @@ def read_into(path: str, row: NDArray[np.uint8]) -> tuple[int, int]:
             content = file.read()
     except OSError as error:
         raise PictureError(f"cannot be read: {error.strerror or error}") from None
-    picture = decode_picture(content)
+    picture = decode_picture(content, channels=4)
     warp_into(picture, row)
     return picture.shape[1], picture.shape[0]
 

@@ -85,6 +85,23 @@ def test_band_warp_equals_the_whole_warp(height, width):
     assert np.abs(row.astype(int) - whole).max() <= 1
 
 
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([33, 96, 320]))
+def test_four_channels_are_warped_to_the_same_values_as_three(height, width, size):
+    picture = random_picture(height, width, height * 1000 + width)
+    affine = letterbox_affine(width, height, size, size)
+    three = cv2.warpAffine(picture, affine, (size, size), flags=cv2.INTER_LINEAR)
+    padded = np.dstack([picture, random_picture(height, width)[..., :1]])
+    four = cv2.warpAffine(padded, affine, (size, size), flags=cv2.INTER_LINEAR)
+
+    np.testing.assert_array_equal(four[..., :3], three)
+
+    rows = np.full((2, size, size, 3), 123, np.uint8)
+    warp_into(picture, rows[0])
+    warp_into(padded, rows[1])
+    np.testing.assert_array_equal(rows[0], rows[1])
+
+
 @given(st.integers(1, 20000), st.integers(1, 20000))
 def test_letterbox_centres_and_fits(width, height):
     affine = letterbox_affine(width, height, 800, 800)
@@ -131,6 +148,16 @@ def test_grey_and_16_bit_pictures_become_three_8_bit_channels():
     decoded = decode_picture(encode(deep, ".png"))
     assert decoded.dtype == np.uint8
     assert np.abs(decoded[..., 0].astype(int) - grey).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_a_fourth_channel_leaves_the_three_as_they_are(suffix):
+    content = encode(random_picture(20, 30), suffix)
+
+    four = decode_picture(content, channels=4)
+
+    assert four.shape == (20, 30, 4)
+    np.testing.assert_array_equal(four[..., :3], decode_picture(content))
 
 
 def test_exif_orientation_is_ignored():
