@@ -75,29 +75,35 @@ class Work:
 
 
 class Shares:
-    """Work in chunks, as the devices ask for them."""
+    """Work in chunks, as the devices ask for them.
 
-    def __init__(self, work: Work, lanes: int, unit: int) -> None:
+    Each lane begins with as little as fills its device once, so that all are busy soon. Towards the
+    end the chunks become smaller, half of an equal share of what is left ("guided self-scheduling",
+    Polychronopoulos and Kuck 1987), so that all lanes end together.
+    """
+
+    def __init__(self, work: Work, lanes: int, unit: int, first: int) -> None:
         """Begin with the first item.
 
         Args:
             work: What there is to do.
             lanes: Chunks that are worked on at the same time, over all devices.
-            unit: The last chunks are made smaller in steps of so many items.
+            unit: Chunks are made smaller in steps of so many items.
+            first: Items of each lane's first chunk, at most.
         """
         self._items = iter(work)
         self._left = work.count
         self._lanes = lanes
         self._unit = unit
-        self._last_share: int | None = None
+        self._first = first
+        self._begun = 0
 
     def next_chunk(self, size: int) -> list[WorkItem]:
         """The next items, `size` or fewer; empty when there are none left."""
-        if self._last_share is None and self._left <= size * self._lanes:
-            # The last chunks, one a lane, are of one size, so that all lanes end together.
-            self._last_share = ceil(self._left / self._lanes / self._unit) * self._unit
-        if self._last_share is not None:
-            size = min(size, self._last_share)
-        size = min(size, self._left)
+        if self._begun < self._lanes:
+            size = min(size, self._first)
+            self._begun += 1
+        share = ceil(self._left / (2 * self._lanes) / self._unit) * self._unit
+        size = min(size, share, self._left)
         self._left -= size
         return list(itertools.islice(self._items, size))

@@ -41,6 +41,7 @@ class DevicePool:
         chunk: int,
         *,
         unit: int = 1,
+        first: int | None = None,
         max_chunk: int | None = None,
         reducer=None,
         pictures: PictureCache | None = None,
@@ -53,6 +54,7 @@ class DevicePool:
             arguments: What each is made with.
             chunk: Pictures that travel together.
             unit: Chunks are made smaller towards the end in steps of so many.
+            first: Pictures that a device begins with; `None`: a chunk.
             max_chunk: What chunks grow to on a quick device; `None`: they do not.
             reducer: The actor that takes the devices' results, if they go to one.
             pictures: Where letterboxed pictures are kept, for a `Device`.
@@ -61,6 +63,7 @@ class DevicePool:
         self._make = (device_class, arguments)
         self._reducer = reducer
         self._unit = unit
+        self._first = first or chunk
         self._max_chunk = max_chunk or chunk
         self._pictures = pictures
         self._chunk = chunk
@@ -119,7 +122,7 @@ class DevicePool:
         """
         import ray
 
-        shares = Shares(work, self._plan.count * self._plan.slots, self._unit)
+        shares = Shares(work, self._plan.count * self._plan.slots, self._unit, self._first)
         started, pictures = time.perf_counter(), 0
         size = self._chunk
         running: dict[object, _Handed] = {}

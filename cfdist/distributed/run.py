@@ -154,6 +154,7 @@ def evaluate_manifest(
         (backend, spec, settings, plan.feeders),
         chunk,
         unit=spec.batch if backend_class.has_fixed_batch else 1,
+        first=spec.batch * backend_class.group,
         max_chunk=largest_chunk(chunk),
         reducer=reducer,
         pictures=pictures,

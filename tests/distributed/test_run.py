@@ -165,20 +165,20 @@ def test_the_steady_rate_leaves_out_each_lane_s_first_chunk():
 
 
 @pytest.mark.parametrize(
-    ("items", "chunk", "lanes", "unit", "expected"),
+    ("items", "chunk", "lanes", "unit", "first", "expected"),
     [
-        (32, 16, 2, 1, [16, 16]),
-        (69, 16, 2, 1, [16, 16, 16, 11, 10]),
-        (8, 8, 4, 1, [2, 2, 2, 2]),
-        (3, 8, 4, 1, [1, 1, 1]),
-        (40, 16, 2, 16, [16, 16, 8]),
-        (40, 16, 2, 4, [16, 12, 12]),
-        (9, 16, 2, 4, [8, 1]),
+        (100, 16, 2, 1, 16, [16, 16, 16, 13, 10, 8, 6, 4, 3, 2, 2, 1, 1, 1, 1]),
+        (8, 8, 4, 1, 8, [1] * 8),
+        (3, 8, 4, 1, 8, [1, 1, 1]),
+        (40, 16, 1, 4, 16, [16, 12, 8, 4]),
+        (40, 16, 2, 16, 16, [16, 16, 8]),
+        (9, 16, 2, 4, 16, [4, 4, 1]),
+        (48, 8, 2, 1, 2, [2, 2, 8, 8, 7, 6, 4, 3, 2, 2, 1, 1, 1, 1]),
     ],
 )
-def test_the_last_chunks_are_of_one_size(items, chunk, lanes, unit, expected):
+def test_lanes_begin_and_end_with_small_chunks(items, chunk, lanes, unit, first, expected):
     work = Work([WorkItem(f"e/{i}", "", 0) for i in range(items)])
-    shares = Shares(work, lanes, unit)
+    shares = Shares(work, lanes, unit, first)
     chunks = []
     while found := shares.next_chunk(chunk):
         chunks.append(found)
