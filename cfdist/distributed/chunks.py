@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from math import ceil
 
@@ -78,32 +78,57 @@ class Shares:
     """Work in chunks, as the devices ask for them.
 
     Each lane begins with as little as fills its device once, so that all are busy soon. Towards the
-    end the chunks become smaller, half of an equal share of what is left ("guided self-scheduling",
-    Polychronopoulos and Kuck 1987), so that all lanes end together.
+    end the chunks become smaller, a quarter of an equal share of what is left ("guided
+    self-scheduling", Polychronopoulos and Kuck 1987), and a device that holds its fair part of what
+    is not finished gets no more, so that all devices end together.
     """
 
-    def __init__(self, work: Work, lanes: int, unit: int, first: int) -> None:
+    def __init__(
+        self, work: Work, devices: Iterable[str], slots: int, unit: int, first: int
+    ) -> None:
         """Begin with the first item.
 
         Args:
             work: What there is to do.
-            lanes: Chunks that are worked on at the same time, over all devices.
+            devices: Their names.
+            slots: Chunks that each of them infers at the same time: its lanes.
             unit: Chunks are made smaller in steps of so many items.
             first: Items of each lane's first chunk, at most.
         """
         self._items = iter(work)
         self._left = work.count
-        self._lanes = lanes
+        self._held = dict.fromkeys(devices, 0)
+        self._finished = dict.fromkeys(self._held, 0)
+        self._lanes = len(self._held) * slots
         self._unit = unit
         self._first = first
         self._begun = 0
 
-    def next_chunk(self, size: int) -> list[WorkItem]:
-        """The next items, `size` or fewer; empty when there are none left."""
+    def next_chunk(self, device: str, size: int) -> list[WorkItem]:
+        """The next items for a device, `size` or fewer; empty when it should get none now."""
         if self._begun < self._lanes:
             size = min(size, self._first)
             self._begun += 1
-        share = ceil(self._left / (2 * self._lanes) / self._unit) * self._unit
-        size = min(size, share, self._left)
+        share = ceil(self._left / (4 * self._lanes) / self._unit) * self._unit
+        size = min(size, share, self._room(device), self._left)
         self._left -= size
+        self._held[device] += size
         return list(itertools.islice(self._items, size))
+
+    def give_back(self, device: str, size: int, is_finished: bool) -> None:
+        """Note that a device has no longer a chunk of so many items, finished or not."""
+        self._held[device] -= size
+        self._finished[device] += size if is_finished else 0
+
+    def _room(self, device: str) -> int:
+        """What the device may take without holding more than its part of what is not finished.
+
+        Parts are as what each has finished, one chunk at least. A device that holds nothing always
+        gets some.
+        """
+        held = self._held[device]
+        # Of the last unit a part may be left, which takes a device as long as a whole one.
+        unfinished = ceil(self._left / self._unit) + sum(self._held.values()) / self._unit
+        paces = {name: max(done, self._first) for name, done in self._finished.items()}
+        fair = unfinished * paces[device] / sum(paces.values())
+        return self._unit * max(round(fair - held / self._unit), 0 if held else 1)

@@ -122,7 +122,7 @@ class DevicePool:
         """
         import ray
 
-        shares = Shares(work, self._plan.count * self._plan.slots, self._unit, self._first)
+        shares = Shares(work, self.actors, self._plan.slots, self._unit, self._first)
         started, pictures = time.perf_counter(), 0
         size = self._chunk
         running: dict[object, _Handed] = {}
@@ -137,12 +137,14 @@ class DevicePool:
                 handed = running.pop(ref)
                 try:
                     report = ray.get(ref)
+                    shares.give_back(handed.name, len(handed.items), is_finished=True)
                     if handed.kept is not None:
                         self._pictures.add(handed.items, report.read, handed.kept)
                     on_done(report)
                     pictures += len(handed.items)
                     size = self._next_size(pictures, time.perf_counter() - started)
                 except ray.exceptions.RayError as error:
+                    shares.give_back(handed.name, len(handed.items), is_finished=False)
                     self._note_failure(handed, error, problems)
                     if isinstance(error, ray.exceptions.RayActorError) and self._restart(
                         handed, error
@@ -161,7 +163,7 @@ class DevicePool:
     def _hand_out(
         self, name: str, shares: Shares, size: int, running: dict[object, _Handed]
     ) -> None:
-        items = shares.next_chunk(size)
+        items = shares.next_chunk(name, size)
         if not items:
             return
         actor = self.actors[name]

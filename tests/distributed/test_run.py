@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+from math import ceil
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,6 @@ from cfdist.distributed import cluster
 from cfdist.distributed.chunks import (
     MAX_CHUNK,
     Shares,
-    Work,
     chunk_for_rate,
     chunk_of,
     largest_chunk,
@@ -164,26 +165,105 @@ def test_the_steady_rate_leaves_out_each_lane_s_first_chunk():
     assert Timeline(lanes=1).seconds == 0.0
 
 
+class Listed(list):
+    """Work that needs no Ray."""
+
+    count = property(len)
+
+
+def items_of(count: int) -> Listed:
+    return Listed(WorkItem(f"e/{i}", "", 0) for i in range(count))
+
+
 @pytest.mark.parametrize(
-    ("items", "chunk", "lanes", "unit", "first", "expected"),
+    ("items", "chunk", "slots", "unit", "first", "expected"),
     [
-        (100, 16, 2, 1, 16, [16, 16, 16, 13, 10, 8, 6, 4, 3, 2, 2, 1, 1, 1, 1]),
+        (100, 16, 2, 1, 16, [13, 11, 10, 9, 8, 7, 6, 5, 4, 4, 3, 3, 3, 2, 2, 2, *[1] * 8]),
         (8, 8, 4, 1, 8, [1] * 8),
         (3, 8, 4, 1, 8, [1, 1, 1]),
-        (40, 16, 1, 4, 16, [16, 12, 8, 4]),
+        (40, 16, 1, 4, 16, [12, 8, 8, 4, 4, 4]),
         (40, 16, 2, 16, 16, [16, 16, 8]),
         (9, 16, 2, 4, 16, [4, 4, 1]),
-        (48, 8, 2, 1, 2, [2, 2, 8, 8, 7, 6, 4, 3, 2, 2, 1, 1, 1, 1]),
+        (48, 4, 2, 1, 2, [2, 2, *[4] * 5, 3, 3, 3, 2, 2, 2, 2, *[1] * 7]),
     ],
 )
-def test_lanes_begin_and_end_with_small_chunks(items, chunk, lanes, unit, first, expected):
-    work = Work([WorkItem(f"e/{i}", "", 0) for i in range(items)])
-    shares = Shares(work, lanes, unit, first)
+def test_lanes_begin_and_end_with_small_chunks(items, chunk, slots, unit, first, expected):
+    shares = Shares(items_of(items), ["device"], slots, unit, first)
     chunks = []
-    while found := shares.next_chunk(chunk):
+    while found := shares.next_chunk("device", chunk):
         chunks.append(found)
     assert [len(one) for one in chunks] == expected
     assert [item.id for one in chunks for item in one] == [f"e/{i}" for i in range(items)]
+
+
+def finish_times(
+    seconds: list[float], items: int, unit: int, chunk: int, window: int
+) -> tuple[list[float], list[int]]:
+    """Plays a round: devices that take so many seconds an item, one chunk after the other.
+
+    Returns:
+        When each device had nothing left to do, and how many items it did.
+    """
+    shares = Shares(items_of(items), map(str, range(len(seconds))), 1, unit, unit)
+    ends, done = [0.0] * len(seconds), [0] * len(seconds)
+    running: list[tuple[float, int, int]] = []  # a heap of (end, device, items)
+
+    def hand_out(device: int, now: float) -> None:
+        count = len(shares.next_chunk(str(device), chunk))
+        if count:
+            # A part of a unit takes as long as a whole one.
+            work = -(-count // unit) * unit * seconds[device]
+            ends[device] = max(now, ends[device]) + work
+            heapq.heappush(running, (ends[device], device, count))
+
+    for _ in range(window):
+        for device in range(len(seconds)):
+            hand_out(device, 0.0)
+    while running:
+        now, device, count = heapq.heappop(running)
+        done[device] += count
+        shares.give_back(str(device), count, is_finished=True)
+        hand_out(device, now)
+    return ends, done
+
+
+@given(
+    devices=st.integers(1, 16),
+    items=st.integers(1, 3000),
+    unit=st.integers(1, 16),
+    units=st.integers(1, 4),
+    window=st.integers(1, 4),
+)
+def test_equal_devices_end_together(devices, items, unit, units, window):
+    ends, done = finish_times([1.0] * devices, items, unit, unit * units, window)
+    assert sum(done) == items
+    fewest_units = ceil(ceil(items / unit) / devices)
+    assert max(ends) <= (fewest_units + 1) * unit
+
+
+@given(
+    seconds=st.lists(st.floats(0.1, 10), min_size=2, max_size=8),
+    units=st.integers(1, 4),
+    window=st.integers(2, 4),
+)
+def test_devices_of_any_speeds_end_about_together(seconds, units, window):
+    items = 4000
+    ends, done = finish_times(seconds, items, 4, 4 * units, window)
+    assert sum(done) == items
+    ideal = items / sum(1 / each for each in seconds)
+    # What a device is given before its speed is known may be too much.
+    before = 4 * (1 + units * window) * max(seconds)
+    assert max(ends) <= max(ideal * 1.02 + 3 * 4 * max(seconds), before)
+
+
+def test_what_failed_does_not_count_as_finished():
+    shares = Shares(items_of(40), "ab", 1, 1, 5)
+    lost = shares.next_chunk("a", 8)
+    assert [len(lost), len(shares.next_chunk("b", 8))] == [5, 5]
+    shares.give_back("a", len(lost), is_finished=False)
+    # "b" is as fast as "a" as far as is known: of 35 that are not finished, each has half.
+    assert len(shares.next_chunk("a", 100)) == ceil(30 / 8)
+    assert len(shares.next_chunk("b", 100)) == ceil(26 / 8)
 
 
 @given(batch=st.integers(1, 200), group=st.integers(1, 4), rate=st.floats(0, 1e6, allow_nan=False))
