@@ -184,10 +184,10 @@ def _run(config, options, plan, reference, candidate, manifest, tally, progress)
         ComparingDevice,
         (reference, candidate, DeviceSettings(plan.threads, 1, options=options), plan.feeders),
         chunk_of(reference[1].batch, max(one.group for one in classes)),
-        unit=reference[1].batch if any(one.has_fixed_batch for one in classes) else 1,
+        unit=reference[1].batch,
     )
 
-    def take(batch: ComparedBatch) -> None:
+    def take(_: str, batch: ComparedBatch) -> None:
         tally.add(batch)
         failed = len(batch.reference.failures)
         progress.advance(len(batch.reference.ids) + failed, failed)

@@ -118,7 +118,12 @@ class Shares:
     def give_back(self, device: str, size: int, is_finished: bool) -> None:
         """Note that a device has no longer a chunk of so many items, finished or not."""
         self._held[device] -= size
-        self._finished[device] += size if is_finished else 0
+        if is_finished and device in self._finished:
+            self._finished[device] += size
+
+    def leave_out(self, device: str) -> None:
+        """Count no longer on a device that is lost for good."""
+        self._finished.pop(device, None)
 
     def _room(self, device: str) -> int:
         """What the device may take without holding more than its part of what is not finished.

@@ -12,6 +12,7 @@ from cfdist.backends.base import DeviceSettings
 from cfdist.comparison import HeadDifference, compare_heads
 from cfdist.decode import HeadMaps
 from cfdist.distributed.device import Device, PeaksBatch, join_peaks
+from cfdist.distributed.memory import memory_as_user_error
 from cfdist.model import ModelSpec
 from cfdist.preprocess import to_model_input
 from cfdist.widerface.manifest import WorkItem
@@ -48,10 +49,11 @@ class ComparingDevice(Device):
     def warm_up(self, chunk: int, buffers: int, reducer=None) -> None:
         """See `Device.warm_up`."""
         super().warm_up(chunk, buffers, reducer)
-        self._candidate = backends.create(*self._load_candidate)
         spec = self._spec
-        zeros = np.zeros((spec.batch, spec.height, spec.width, 3), np.uint8)
-        self._candidate.infer(to_model_input(zeros, self._candidate.contract))
+        with memory_as_user_error(spec.batch):
+            self._candidate = backends.create(*self._load_candidate)
+            zeros = np.zeros((spec.batch, spec.height, spec.width, 3), np.uint8)
+            self._candidate.infer(to_model_input(zeros, self._candidate.contract))
 
     def process(self, items: Sequence[WorkItem]) -> ComparedBatch:
         """Read a chunk once, and infer it twice."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import re
 import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +20,8 @@ from cfdist import backends
 from cfdist.backends.base import Backend, DeviceSettings
 from cfdist.decode import PEAK_VALUES, HeadMaps, Peaks, decode_boxes, nms, select_peaks
 from cfdist.detections import Detections, to_arrow
+from cfdist.distributed.memory import memory_as_user_error
 from cfdist.distributed.picture_cache import KeptPictures, KeptRow, Place, resolve_places
-from cfdist.errors import UserError
 from cfdist.machine import peak_memory
 from cfdist.model import ModelSpec
 from cfdist.preprocess import PictureError, read_into, to_model_input
@@ -31,9 +30,6 @@ from cfdist.widerface.manifest import WorkItem
 # A feeder that comes back from OpenCV waits so long at most for a thread that is busy in Python
 # (Python's own 5 ms would leave cores idle for 3 % of the time).
 SWITCH_SECONDS = 0.0005
-
-# How runtimes say that memory is short.
-_OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|failed to allocate", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,8 @@ class DeviceReport:
 
     Attributes:
         pictures: Pictures inferred.
-        decoded: Picture files read and decoded; the others were kept from an earlier run.
+        decoded: Picture files read and decoded; the others were kept from an earlier run, or
+            failed.
         busy_seconds: Time inside inference, summed over batches and divided by the slots.
         batch_ms: Host-visible time of each full batch, milliseconds.
         device_ms: The device's own time of each batch, where it tells.
@@ -138,7 +135,7 @@ class Device:
         Raises:
             UserError: the model does not fit the device or the run.
         """
-        with _memory_as_user_error(self._spec.batch):
+        with memory_as_user_error(self._spec.batch):
             self._backend = backends.create(*self._load)
             self._slots = threading.BoundedSemaphore(self._backend.slots)
             self._reducer = reducer
@@ -224,20 +221,21 @@ class Device:
         # Each feeder takes the next picture when it has done one: `next` is atomic.
         numbers = iter(range(len(items)))
 
-        def feed(_: int) -> int:
+        def feed() -> int:
             decoded = 0
             for i in numbers:
                 if kept[i] is None:
                     outcomes[i] = _read_row(items[i], rows[i])
-                    decoded += 1
+                    decoded += isinstance(outcomes[i], tuple)
                 else:
                     outcomes[i] = kept[i].copy_into(rows[i])
             return decoded
 
-        feeders = range(min(self._feeder_count, len(items)))
-        decoded = sum(self._feeders.map(feed, feeders))
+        feeders = [self._feeders.submit(feed) for _ in range(min(self._feeder_count, len(items)))]
+        # All of them: the buffer goes to another chunk after this, also if one has failed.
+        wait(feeders)
         with self._report_lock:
-            self._report.decoded += decoded
+            self._report.decoded += sum(feeder.result() for feeder in feeders)
         return outcomes
 
     def _infer(self, backend: Backend, warped: NDArray[np.uint8]) -> list[HeadMaps | Peaks]:
@@ -250,15 +248,16 @@ class Device:
         if not batches:
             return []
         with self._slots:
-            start = time.perf_counter()
-            results = backend.infer_many(batches)
-            seconds = time.perf_counter() - start
+            results, seconds = _run_timed(backend, batches)
         with self._report_lock:
             self._report.pictures += len(warped)
-            self._report.busy_seconds += seconds / self._backend.slots
+            self._report.busy_seconds += sum(seconds) / self._backend.slots
             # A part of a batch is no batch, unless it costs as much.
-            if backend.has_fixed_batch or len(warped) % size == 0:
-                self._report.batch_ms += [seconds * 1000 / len(batches)] * len(batches)
+            self._report.batch_ms += [
+                1000 * each
+                for batch, each in zip(batches, seconds, strict=True)
+                if backend.has_fixed_batch or len(batch) == size
+            ]
         return results
 
     def _peaks_of(self, result: HeadMaps | Peaks) -> Peaks:
@@ -310,6 +309,24 @@ def decode_detections(result: PeaksBatch, spec: ModelSpec) -> list[Detections]:
     return detections
 
 
+def _run_timed(
+    backend: Backend, batches: Sequence[NDArray]
+) -> tuple[list[HeadMaps | Peaks], list[float]]:
+    """The batches' results, and the host-visible seconds of each.
+
+    Where a backend overlaps several batches, each counts as their time divided by their number.
+    """
+    together = 1 if backend.group == 1 else len(batches)
+    results: list[HeadMaps | Peaks] = []
+    seconds: list[float] = []
+    for first in range(0, len(batches), together):
+        some = batches[first : first + together]
+        start = time.perf_counter()
+        results += backend.infer_many(some)
+        seconds += [(time.perf_counter() - start) / len(some)] * len(some)
+    return results, seconds
+
+
 def _read_row(item: WorkItem, row: NDArray[np.uint8]) -> tuple[int, int] | str:
     """The picture's width and height, or why it failed."""
     try:
@@ -339,22 +356,3 @@ def join_peaks(found: Sequence[Peaks], spec: ModelSpec) -> Peaks:
         np.concatenate([peaks.values for peaks in found]),
         found[0].map_width,
     )
-
-
-@contextlib.contextmanager
-def _memory_as_user_error(batch: int) -> Iterator[None]:
-    """A device that has no room for the batch is no fault of the program.
-
-    Raises:
-        UserError: in place of the runtime's own error.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
-            reason = (str(error).strip().splitlines() or ["out of memory"])[0]
-            raise UserError(
-                f"model.batch={batch}: does not fit the device's memory ({reason}); choose a "
-                "smaller model.batch, or fewer backend.streams"
-            ) from None
-        raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,6 @@ from cfdist.distributed.actors import (
     kill_actors,
     leave_actors,
     take_actor,
-    wait_until_free,
 )
 from cfdist.distributed.chunks import Shares, Work, chunk_for_rate
 from cfdist.distributed.cluster import ACCELERATOR_RESOURCE, DevicePlan, user_error
@@ -40,7 +38,7 @@ class DevicePool:
         arguments: tuple,
         chunk: int,
         *,
-        unit: int = 1,
+        unit: int,
         first: int | None = None,
         max_chunk: int | None = None,
         reducer=None,
@@ -53,7 +51,7 @@ class DevicePool:
             device_class: `Device` or one with its methods.
             arguments: What each is made with.
             chunk: Pictures that travel together.
-            unit: Chunks are made smaller towards the end in steps of so many.
+            unit: Chunks are made smaller towards the end in steps of so many: a batch.
             first: Pictures that a device begins with; `None`: a chunk.
             max_chunk: What chunks grow to on a quick device; `None`: they do not.
             reducer: The actor that takes the devices' results, if they go to one.
@@ -87,6 +85,27 @@ class DevicePool:
     def start(self) -> None:
         """Start the actors that are not there, and wait until each has run its model once.
 
+        One that dies meanwhile is started again. Once a run is under way it goes on without the
+        ones that die too often.
+
+        Raises:
+            UserError: a device refuses the model.
+            Exception: what else loading it ran into.
+        """
+        is_under_way = bool(self.reports)
+        died = self._load()
+        while died:
+            for name, error in died.items():
+                self._lose(name, error)
+            if len(self.lost) > MAX_RESTARTS:
+                if is_under_way and self.actors:
+                    return
+                raise next(iter(died.values()))
+            died = self._load()
+
+    def _load(self) -> dict[str, Exception]:
+        """Start the actors that are not there; returns why some died before they were ready.
+
         Raises:
             UserError: a device refuses the model.
             Exception: what else loading it ran into.
@@ -95,12 +114,16 @@ class DevicePool:
 
         self.begin()
         loading, self._loading = self._loading, {}
-        try:
-            ray.get(list(loading.values()))
-        except ray.exceptions.RayTaskError as error:
-            raise user_error(error) from None
-        for name in loading:
-            self.reports.setdefault(name, DeviceReport())
+        died = {}
+        for name, ref in loading.items():
+            try:
+                ray.get(ref)
+                self.reports.setdefault(name, DeviceReport())
+            except ray.exceptions.RayActorError as error:
+                died[name] = error
+            except ray.exceptions.RayTaskError as error:
+                raise user_error(error) from None
+        return died
 
     def _actor_options(self) -> dict[str, Any]:
         resource = ACCELERATOR_RESOURCE[self._plan.kind]
@@ -112,10 +135,10 @@ class DevicePool:
             "max_concurrency": self._plan.window + 1,
         }
 
-    def run_round(self, work: Work, on_done: Callable[[Any], None]) -> list[Exception]:
+    def run_round(self, work: Work, on_done: Callable[[str, Any], None]) -> list[Exception]:
         """Hand work out, each device as fast as it asks; returns what went wrong.
 
-        What the devices' `process` returns for a chunk goes to `on_done`.
+        What the devices' `process` returns for a chunk goes to `on_done`, with the device's name.
 
         Ray's `streaming_split` deals rows out evenly ahead of time, so that a run waits for its
         slowest device; here a device gets its next chunk when it finishes one.
@@ -127,9 +150,8 @@ class DevicePool:
         size = self._chunk
         running: dict[object, _Handed] = {}
         problems: list[Exception] = []
-        alive = deque(self.actors)
         for _ in range(self._plan.window):
-            for name in alive:
+            for name in self.actors:
                 self._hand_out(name, shares, size, running)
         while running:
             finished, _ = ray.wait(list(running), num_returns=1)
@@ -140,20 +162,26 @@ class DevicePool:
                     shares.give_back(handed.name, len(handed.items), is_finished=True)
                     if handed.kept is not None:
                         self._pictures.add(handed.items, report.read, handed.kept)
-                    on_done(report)
+                    on_done(handed.name, report)
                     pictures += len(handed.items)
                     size = self._next_size(pictures, time.perf_counter() - started)
                 except ray.exceptions.RayError as error:
                     shares.give_back(handed.name, len(handed.items), is_finished=False)
                     self._note_failure(handed, error, problems)
-                    if isinstance(error, ray.exceptions.RayActorError) and self._restart(
-                        handed, error
-                    ):
-                        for _ in range(self._plan.window - 1):
-                            self._hand_out(handed.name, shares, size, running)
+                    if isinstance(error, ray.exceptions.RayActorError):
+                        self._restart(handed, error)
                 if handed.name in self.actors:
-                    self._hand_out(handed.name, shares, size, running)
+                    self._fill(handed.name, shares, size, running)
+                else:
+                    shares.leave_out(handed.name)
         return problems
+
+    def _fill(self, name: str, shares: Shares, size: int, running: dict[object, _Handed]) -> None:
+        """Hand a device as many chunks as it may have at once."""
+        actor = self.actors[name]
+        count = sum(handed.actor is actor for handed in running.values())
+        while count < self._plan.window and self._hand_out(name, shares, size, running):
+            count += 1
 
     def _next_size(self, pictures: int, seconds: float) -> int:
         """Pictures of the next chunks, after so many in so much time."""
@@ -162,10 +190,10 @@ class DevicePool:
 
     def _hand_out(
         self, name: str, shares: Shares, size: int, running: dict[object, _Handed]
-    ) -> None:
+    ) -> bool:
         items = shares.next_chunk(name, size)
         if not items:
-            return
+            return False
         actor = self.actors[name]
         if self._pictures is None:
             running[actor.process.remote(items)] = _Handed(name, actor, items)
@@ -175,37 +203,42 @@ class DevicePool:
         else:
             places = self._pictures.places(items)
             running[actor.process.remote(items, places)] = _Handed(name, actor, items)
+        return True
 
     def _note_failure(self, handed: _Handed, error: Exception, problems: list[Exception]) -> None:
         if handed.kept is not None:
             self._pictures.add(handed.items, (), None)
+        elif self._pictures is not None:
+            # They may have been lost with a node; read again, they cannot stop the next round.
+            self._pictures.forget(handed.items)
         problems.append(user_error(error))
         log.error("%s failed", handed.name, exc_info=error)
 
-    def _restart(self, handed: _Handed, error: Exception) -> bool:
-        """Replace a dead actor; says whether there is a new one that waits for work."""
-        name = handed.name
-        if self.actors.get(name) is not handed.actor:
-            return False  # another of its chunks has said so already
+    def _restart(self, handed: _Handed, error: Exception) -> None:
+        """Replace a dead actor, unless another of its chunks has had it replaced already."""
+        if self.actors.get(handed.name) is handed.actor:
+            self._lose(handed.name, error)
+            if len(self.lost) <= MAX_RESTARTS:
+                self.start()
+
+    def _lose(self, name: str, error: Exception) -> None:
         log.warning("%s was lost: %s", name, error)
         self.lost.append(name)
-        del self.actors[name]
-        if len(self.lost) > MAX_RESTARTS:
-            return False
-        wait_until_free([name])
-        self.start()
-        return True
+        # It may only be out of reach: two of that name cannot be.
+        kill_actors({name: self.actors.pop(name)})
 
     def close(self) -> None:
         """Collect the devices' reports and give the devices back."""
         import ray
 
-        for name, actor in self.actors.items():
+        for name, actor in list(self.actors.items()):
             try:
                 self.reports[name] = ray.get(actor.report.remote())
                 ray.get(actor.close.remote())
             except ray.exceptions.RayError as error:
                 log.warning("%s gave no report: %s", name, error)
+                # Nothing for the next member of a sweep.
+                kill_actors({name: self.actors.pop(name)})
 
     def release(self) -> None:
         """Give the actors back after a whole run; the next member of a sweep takes them."""

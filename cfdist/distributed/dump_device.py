@@ -23,6 +23,7 @@ from cfdist.distributed.cluster import DevicePlan
 from cfdist.distributed.device import DeviceReport
 from cfdist.distributed.device_pool import DevicePool
 from cfdist.distributed.file_steps import Failures
+from cfdist.distributed.memory import memory_as_user_error
 from cfdist.distributed.run import MAX_ROUNDS
 from cfdist.dumps import bin_contract, read_bin_into, stem_of, write_dump
 from cfdist.errors import UserError
@@ -75,8 +76,13 @@ class DumpDevice:
         """Load the model, hold its input and outputs to the files', run each slot once.
 
         Raises:
-            UserError: the model does not take what the bins hold, or gives no head maps.
+            UserError: the model does not fit the device, does not take what the bins hold, or gives
+                no head maps.
         """
+        with memory_as_user_error(self._spec.batch):
+            self._warm_up(buffers)
+
+    def _warm_up(self, buffers: int) -> None:
         self._backend = backends.create(*self._load)
         self._slots = threading.BoundedSemaphore(self._backend.slots)
         held = bin_contract(self._spec, self._form)
@@ -195,7 +201,7 @@ def infer_bins(
     left = {item.id: item for item in items}
     failures: Failures = []
 
-    def take_in(report: DumpReport) -> None:
+    def take_in(_: str, report: DumpReport) -> None:
         failures.extend(report.failures)
         for id in (*report.done, *(id for id, _ in report.failures)):
             del left[id]

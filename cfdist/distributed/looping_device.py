@@ -16,6 +16,7 @@ from cfdist import backends
 from cfdist.backends.base import Backend, DeviceSettings
 from cfdist.distributed.cluster import DevicePlan, user_error
 from cfdist.distributed.device_pool import DevicePool
+from cfdist.distributed.memory import memory_as_user_error
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract, to_model_input
 
@@ -64,9 +65,11 @@ class LoopingDevice:
         Raises:
             UserError: the model does not fit the device.
         """
-        self._backend = backends.create(*self._load)
-        self._inputs = model_input(self._kind, self._backend.contract, self._load[1].batch)
-        self.process(self._backend.group)
+        batch = self._load[1].batch
+        with memory_as_user_error(batch):
+            self._backend = backends.create(*self._load)
+            self._inputs = model_input(self._kind, self._backend.contract, batch)
+            self.process(self._backend.group)
 
     def process(self, loops: int) -> LoopReport:
         """`run_loops` of the loaded model."""
@@ -186,7 +189,7 @@ def loop_devices(
     import ray
 
     settings = DeviceSettings(plan.threads, plan.slots, options=options)
-    pool = DevicePool(plan, LoopingDevice, (backend, spec, settings, kind), spec.batch)
+    pool = DevicePool(plan, LoopingDevice, (backend, spec, settings, kind), spec.batch, unit=1)
     try:
         pool.start()
         names = list(pool.actors)

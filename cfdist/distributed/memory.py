@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+from collections.abc import Iterator
+
 from cfdist.backends.base import Backend
 from cfdist.distributed.chunks import chunk_of, largest_chunk
 from cfdist.distributed.cluster import ACTIVATION_BYTES_PER_PIXEL, AHEAD
@@ -12,6 +16,10 @@ from cfdist.model import ModelSpec
 # Bytes an input pixel: three of a letterboxed picture; four times that as float32; the four
 # heads' float32 maps, 15 channels for each 4x4 pixels.
 _PICTURE, _FLOATS, _HEADS = 3, 12, 15 * 4 / 16
+
+
+# How runtimes say that memory is short.
+_OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|failed to allocate", re.IGNORECASE)
 
 
 def needed_bytes(spec: ModelSpec, backend: type[Backend], kind: str, count: int, slots: int) -> int:
@@ -36,15 +44,28 @@ def needed_bytes(spec: ModelSpec, backend: type[Backend], kind: str, count: int,
 
 
 def refuse_too_large(
-    spec: ModelSpec, backend: type[Backend], kind: str, count: int = 1, slots: int = 1
+    spec: ModelSpec,
+    backend: type[Backend],
+    kind: str,
+    count: int = 1,
+    slots: int = 1,
+    freeable: int = 0,
 ) -> None:
     """Refuse a batch that this machine's free memory cannot hold.
+
+    Args:
+        spec: The model.
+        backend: What runs it.
+        kind: "cpu", "gpu" or "npu".
+        count: Devices.
+        slots: Inferences each takes at once.
+        freeable: Bytes that are in use and can be given up.
 
     Raises:
         UserError: saying what is needed and what there is.
     """
     needed = needed_bytes(spec, backend, kind, count, slots)
-    free = available_memory()
+    free = available_memory() + freeable
     if needed > free:
         devices = f"{count} device{'s' if count > 1 else ''}"
         raise UserError(
@@ -52,3 +73,22 @@ def refuse_too_large(
             f"{needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; choose a smaller "
             "model.batch, fewer devices or backend.streams=1"
         )
+
+
+@contextlib.contextmanager
+def memory_as_user_error(batch: int) -> Iterator[None]:
+    """A device that has no room for the batch is no fault of the program.
+
+    Raises:
+        UserError: in place of the runtime's own error.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+            reason = (str(error).strip().splitlines() or ["out of memory"])[0]
+            raise UserError(
+                f"model.batch={batch}: does not fit the device's memory ({reason}); choose a "
+                "smaller model.batch, or fewer backend.streams"
+            ) from None
+        raise

@@ -84,6 +84,7 @@ class PictureCache:
     limit: int
     used: int = 0
     _places: dict[str, Place] = field(default_factory=dict)
+    _promised: set[str] = field(default_factory=set)
 
     @property
     def picture_bytes(self) -> int:
@@ -99,16 +100,20 @@ class PictureCache:
         return [self._places.get(item.path) for item in items]
 
     def reserve(self, items: Sequence[WorkItem]) -> bool:
-        """Whether a chunk's pictures may be kept; if so, their room is taken."""
+        """Whether a chunk's pictures may be kept; if so, their room is taken.
+
+        Not where one of them is kept already, is on its way, or is in the chunk twice.
+        """
         wanted = len(items) * self.picture_bytes
-        if self.used + wanted > self.limit or any(item.path in self._places for item in items):
+        paths = {item.path for item in items}
+        is_known = len(paths) < len(items) or not (
+            self._promised.isdisjoint(paths) and self._places.keys().isdisjoint(paths)
+        )
+        if is_known or self.used + wanted > self.limit:
             return False
         self.used += wanted
+        self._promised |= paths
         return True
-
-    def give_back(self, items: Sequence[WorkItem]) -> None:
-        """Free the room of a chunk that came to nothing."""
-        self.used -= len(items) * self.picture_bytes
 
     def add(self, items: Sequence[WorkItem], read: Sequence[int], reference: Any) -> None:
         """Note what a chunk's reading left.
@@ -119,12 +124,32 @@ class PictureCache:
             reference: The object's reference in Ray's store, a `KeptPictures`.
         """
         self.used -= (len(items) - len(read)) * self.picture_bytes
+        self._promised -= {item.path for item in items}
         for row, i in enumerate(read):
             self._places[items[i].path] = (reference, row)
 
+    def forget(self, items: Iterable[WorkItem]) -> None:
+        """Give up the objects that these pictures are in, with all that is in them."""
+        lost = {self._places[item.path][0] for item in items if item.path in self._places}
+        gone = [path for path, (reference, _) in self._places.items() if reference in lost]
+        for path in gone:
+            del self._places[path]
+        self.used -= len(gone) * self.picture_bytes
+
+
+def kept_bytes() -> int:
+    """What earlier members of the sweep have left in the object store."""
+    sweep = cluster.kept_session()
+    return sweep.pictures.used if sweep and sweep.pictures else 0
+
 
 def choose_cache(
-    cache: bool | str, limit_gb: float | None, manifest: Manifest, height: int, width: int
+    cache: bool | str,
+    limit_gb: float | None,
+    manifest: Manifest,
+    height: int,
+    width: int,
+    needed: int = 0,
 ) -> PictureCache | None:
     """The cache of a run: that of its sweep, one of its own, or none.
 
@@ -132,10 +157,12 @@ def choose_cache(
         cache: "auto" (in a sweep, what fits), true (also for the passes of a single run, and all
             must fit) or false.
         limit_gb: Gigabytes that may be kept; `None` for 60 % of the object store, as far as half
-            of the free memory goes.
+            of the memory goes that the devices leave.
         manifest: The run's pictures.
         height: Rows of the letterboxed pictures, pixels.
         width: Columns of the letterboxed pictures, pixels.
+        needed: Bytes that the devices take. Where they are short of memory, what earlier members
+            have left is given up, unless `cache` is true.
 
     Raises:
         UserError: the object store is smaller than the limit, or the pictures do not fit.
@@ -144,31 +171,43 @@ def choose_cache(
     if not cache or (cache == "auto" and sweep is None):
         return None
     pictures = sweep.pictures if sweep else None
-    if pictures is None or (pictures.height, pictures.width) != (height, width):
-        if sweep:
-            sweep.pictures = None  # what another input size has left is of no use here
-        pictures = PictureCache(height, width, _limit_bytes(limit_gb))
-    wanted = len(manifest.pictures) * pictures.picture_bytes
-    if cache is True and wanted > pictures.limit:
-        raise UserError(
-            f"preprocess.cache=true: {len(manifest.pictures)} pictures take {wanted / 1e9:.1f} GB, "
-            f"{pictures.limit / 1e9:.1f} GB may be kept; raise preprocess.cache_gb, or use "
-            "preprocess.cache=auto, which keeps what fits"
-        )
+    if pictures is not None:
+        is_short = cache == "auto" and needed > available_memory()
+        if is_short or (pictures.height, pictures.width) != (height, width):
+            # Of another input size it is of no use. The store frees what nobody refers to.
+            pictures = sweep.pictures = None
+    if pictures is None:
+        pictures = PictureCache(height, width, _limit_bytes(limit_gb, needed))
+    elif limit_gb is not None:
+        pictures.limit = _limit_bytes(limit_gb, needed)
+    if cache is True:
+        _refuse_too_many(manifest, pictures)
     if sweep:
         sweep.pictures = pictures
     return pictures
 
 
-def _limit_bytes(limit_gb: float | None) -> int:
+def _refuse_too_many(manifest: Manifest, pictures: PictureCache) -> None:
+    places = pictures.places(manifest.pictures)
+    wanted = places.count(None) * pictures.picture_bytes
+    left = pictures.limit - pictures.used
+    if wanted > left:
+        already = f" beside the {pictures.used / 1e9:.1f} GB kept already" if pictures.used else ""
+        raise UserError(
+            f"preprocess.cache=true: {places.count(None)} pictures take {wanted / 1e9:.1f} GB, "
+            f"{left / 1e9:.1f} GB may be kept{already}; raise preprocess.cache_gb, or use "
+            "preprocess.cache=auto, which keeps what fits"
+        )
+
+
+def _limit_bytes(limit_gb: float | None, needed: int) -> int:
     import ray
 
     store = ray.cluster_resources().get("object_store_memory", 0)
     if limit_gb is None:
         shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else store
-        return int(
-            min(_STORE_SHARE * store, _STORE_SHARE * shared, _MEMORY_SHARE * available_memory())
-        )
+        left = max(0, available_memory() - needed)
+        return int(min(_STORE_SHARE * store, _STORE_SHARE * shared, _MEMORY_SHARE * left))
     if limit_gb * 1e9 > store:
         raise UserError(
             f"preprocess.cache_gb={limit_gb:g}: Ray's object store has {store / 1e9:.1f} GB; "

@@ -42,19 +42,24 @@ class Timeline:
     """When chunks were finished, for rates.
 
     Attributes:
-        lanes: Chunks that are inferred at the same time, over all devices.
+        slots: Chunks that a device infers at the same time.
         started: When the first work was handed out, seconds on the monotonic clock.
         points: (seconds on the same clock, pictures finished so far), one a chunk.
+        chunks: Device name -> (seconds on the same clock, pictures) of each of its chunks.
     """
 
-    lanes: int
+    slots: int
     started: float = 0.0
     points: list[tuple[float, int]] = field(default_factory=list)
+    chunks: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
 
-    def add(self, pictures: int) -> None:
-        """Note that a chunk of so many pictures is finished now."""
+    def add(self, device: str | None, pictures: int) -> None:
+        """Note that a device has finished a chunk now; `None`: which one is not known."""
+        now = time.perf_counter()
         total = self.points[-1][1] if self.points else 0
-        self.points.append((time.perf_counter(), total + pictures))
+        self.points.append((now, total + pictures))
+        if device is not None:
+            self.chunks.setdefault(device, []).append((now, pictures))
 
     @property
     def seconds(self) -> float:
@@ -68,20 +73,28 @@ class Timeline:
 
     @property
     def steady_rate(self) -> float | None:
-        """Pictures a second once every lane has finished a chunk.
+        """Pictures a second without each device's start: its first chunk in each slot.
 
         `None` where less than half of the pictures, or less than a second, is left then.
 
-        The first chunk of each lane is left out whole: all of them end at about the same time,
-        so that counting from the first one's end would count the others' work without its time.
+        Each device's time counts from the end of its own first chunks, the mean of them, to the
+        run's end, so that no work counts without its time.
         """
-        if len(self.points) <= self.lanes:
+        if not self.points:
             return None
-        (first_time, first), (last_time, last) = self.points[self.lanes - 1], self.points[-1]
-        seconds = last_time - first_time
-        if last - first < last / 2 or seconds < MIN_STEADY_SECONDS:
+        end, total = self.points[-1]
+        rate, pictures, latest = 0.0, 0, self.started
+        for chunks in self.chunks.values():
+            first, rest = chunks[: self.slots], chunks[self.slots :]
+            start = sum(seconds for seconds, _ in first) / len(first)
+            done = sum(count for _, count in rest)
+            if done:
+                rate += done / (end - start)
+                pictures += done
+                latest = max(latest, start)
+        if pictures < total / 2 or end - latest < MIN_STEADY_SECONDS:
             return None
-        return (last - first) / seconds
+        return rate
 
 
 @dataclass(frozen=True)
@@ -153,16 +166,16 @@ def evaluate_manifest(
         Device,
         (backend, spec, settings, plan.feeders),
         chunk,
-        unit=spec.batch if backend_class.has_fixed_batch else 1,
+        unit=spec.batch,
         first=spec.batch * backend_class.group,
         max_chunk=largest_chunk(chunk),
         reducer=reducer,
         pictures=pictures,
     )
-    timeline = Timeline(plan.count * plan.slots)
+    timeline = Timeline(plan.slots)
 
-    def advance(report: ChunkReport) -> None:
-        timeline.add(report.done + report.failed)
+    def advance(device: str | None, report: ChunkReport) -> None:
+        timeline.add(device, report.done + report.failed)
         on_done(report)
 
     is_whole = False
@@ -196,7 +209,7 @@ def _run_rounds(
     work: Work,
     pool: DevicePool,
     reducer: Any,
-    advance: Callable[[ChunkReport], None],
+    advance: Callable[[str | None, ChunkReport], None],
 ) -> None:
     """Rounds over what is missing until nothing is; raises what stopped a round for good.
 
@@ -205,7 +218,7 @@ def _run_rounds(
         work: What is missing now.
         pool: The devices.
         reducer: The actor that knows what is done.
-        advance: Called for each chunk that is on disk.
+        advance: Called for each chunk that is on disk, with the device that did it.
     """
     import ray
 
@@ -220,16 +233,16 @@ def _run_rounds(
             pool.start()
         counted = 0
 
-        def count(report: ChunkReport) -> None:
+        def count(device: str, report: ChunkReport) -> None:
             nonlocal counted
             counted += report.done + report.failed
-            advance(report)
+            advance(device, report)
 
         problems = pool.run_round(work, count)
         before, left = left, len(manifest.items) - ray.get(reducer.done_count.remote())
         # A device may have died between a chunk's delivery and its report.
         unreported = before - left - counted
         if unreported > 0:
-            advance(ChunkReport(unreported, 0))
+            advance(None, ChunkReport(unreported, 0))
         if problems and (left == before or round_number == MAX_ROUNDS):
             raise problems[0]

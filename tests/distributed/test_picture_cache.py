@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,66 @@ def test_the_bound_holds_and_failed_pictures_free_their_room():
     cache.add(second, (), None)  # the device died
     assert cache.used == 2 * PICTURE
     assert len(cache) == 2
+
+
+def test_a_picture_is_kept_once_however_many_passes_there_are():
+    cache = PictureCache(8, 4, limit=100 * PICTURE)
+    pictures = items("a", "b")
+    assert not cache.reserve([*pictures, pictures[0]])  # twice in one chunk
+    assert cache.reserve(pictures)
+    assert not cache.reserve(pictures[1:])  # on its way
+    cache.add(pictures, (0, 1), "object")
+    assert not cache.reserve(pictures[:1])  # there
+    assert cache.used == 2 * PICTURE
+
+
+def test_objects_that_are_lost_are_forgotten_whole():
+    cache = PictureCache(8, 4, limit=100 * PICTURE)
+    lost, safe = items("a", "b"), items("c", "d")
+    for chunk, reference in ((lost, "lost"), (safe, "safe")):
+        assert cache.reserve(chunk)
+        cache.add(chunk, (0, 1), reference)
+    cache.forget([lost[1], *items("e")])
+    assert cache.places([*lost, *safe]) == [None, None, ("safe", 0), ("safe", 1)]
+    assert cache.used == 2 * PICTURE
+    assert cache.reserve(lost)
+
+
+@pytest.fixture
+def sweep(monkeypatch):
+    """A sweep's session that has kept two pictures of 8x4 pixels."""
+    cache = PictureCache(8, 4, limit=4 * PICTURE)
+    assert cache.reserve(items("a", "b"))
+    cache.add(items("a", "b"), (0, 1), "object")
+    session = cluster.KeptSession((), contextlib.ExitStack(), None, pictures=cache)
+    monkeypatch.setattr(cluster, "_kept", session)
+    return session
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_sweep_s_members_share_what_fits_them(sweep):
+    kept = sweep.pictures
+    manifest = Manifest(tuple(items("a", "b", "c", "d")), 0, 0)
+    assert picture_cache.kept_bytes() == 2 * PICTURE
+    assert choose_cache("auto", None, manifest, 8, 4) is kept
+    assert choose_cache(True, None, manifest, 8, 4) is kept  # two more are just what fits
+    with pytest.raises(UserError, match=r"3 pictures take .* beside the 0.0 GB kept already"):
+        choose_cache(True, None, Manifest(tuple(items("a", "c", "d", "e")), 0, 0), 8, 4)
+    assert choose_cache("auto", 1e-6, manifest, 8, 4).limit == 1000
+
+    other_size = choose_cache("auto", 1e-6, manifest, 4, 4)
+    assert (len(other_size), sweep.pictures) == (0, other_size)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_is_kept_makes_room_for_the_devices(sweep, monkeypatch):
+    kept = sweep.pictures
+    monkeypatch.setattr(picture_cache, "available_memory", lambda: 1000)
+    manifest = Manifest(tuple(items("a", "b")), 0, 0)
+    assert choose_cache("auto", None, manifest, 8, 4, needed=900) is kept
+    assert choose_cache(True, None, manifest, 8, 4, needed=2000) is kept  # it was insisted on
+    emptied = choose_cache("auto", None, manifest, 8, 4, needed=2000)
+    assert (len(emptied), emptied.limit) == (0, 0)
 
 
 def test_a_single_run_keeps_nothing_by_itself():

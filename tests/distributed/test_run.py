@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 from math import ceil
 from pathlib import Path
 
@@ -19,6 +20,8 @@ from cfdist.distributed.chunks import (
     chunk_of,
     largest_chunk,
 )
+from cfdist.distributed.device import DeviceReport
+from cfdist.distributed.device_pool import MAX_RESTARTS, DevicePool
 from cfdist.distributed.run import Timeline, evaluate_manifest
 from cfdist.errors import UserError
 from cfdist.widerface.manifest import WorkItem
@@ -155,14 +158,51 @@ def test_cores_are_shared_between_cpu_devices():
     assert crowded.slots == 1
 
 
-def test_the_steady_rate_leaves_out_each_lane_s_first_chunk():
-    points = [(5.0, 8), (5.1, 16), (6.1, 24), (7.1, 32), (8.1, 40)]
-    timeline = Timeline(lanes=2, started=0.0, points=points)
-    assert timeline.steady_rate == pytest.approx(8.0)
-    assert timeline.seconds == 8.1
-    assert Timeline(lanes=2, points=points[:3]).steady_rate is None  # less than half
-    assert Timeline(lanes=1, points=[(5.0, 8), (5.1, 32)]).steady_rate is None  # too short
-    assert Timeline(lanes=1).seconds == 0.0
+def timeline_of(slots: int, *chunks: tuple[float, str, int]) -> Timeline:
+    """A run that began at 0: (seconds, device, pictures) of each chunk, as they ended."""
+    timeline = Timeline(slots)
+    with pytest.MonkeyPatch.context() as patch:
+        for seconds, device, pictures in chunks:
+            patch.setattr("cfdist.distributed.run.time.perf_counter", lambda now=seconds: now)
+            timeline.add(device, pictures)
+    return timeline
+
+
+def test_the_steady_rate_leaves_out_each_device_s_first_chunk():
+    # Two devices of 8 pictures a second each, of which one begins late.
+    chunks = [(1.0, "a", 8), (1.7, "b", 8), (2.0, "a", 8), (2.7, "b", 8), (3.0, "a", 8)]
+    chunks += [(3.7, "b", 8), (4.0, "a", 8), (4.7, "b", 8), (5.0, "a", 8)]
+    timeline = timeline_of(1, *chunks)
+    assert timeline.seconds == 5.0
+    assert timeline.first_seconds == 1.0
+    # "b" had a chunk under way at the end, which does not count in part.
+    assert timeline.steady_rate == pytest.approx(32 / 4 + 24 / 3.3)
+
+
+def test_a_device_s_slots_begin_together():
+    chunks = [(1.0, "a", 4), (1.5, "a", 4), (3.0, "a", 4), (3.5, "a", 4), (5.0, "a", 4)]
+    assert timeline_of(2, *chunks).steady_rate == pytest.approx(12 / (5.0 - 1.25))
+
+
+@given(
+    seconds=st.lists(st.floats(0.1, 10), min_size=1, max_size=6),
+    starts=st.lists(st.floats(0, 20), min_size=6, max_size=6),
+)
+def test_the_steady_rate_is_never_more_than_the_devices_can(seconds, starts):
+    ends = [
+        (start + each * (i + 1), str(device), 4)
+        for device, (each, start) in enumerate(zip(seconds, starts, strict=False))
+        for i in range(int(60 / each))
+    ]
+    rate = timeline_of(1, *sorted(ends)).steady_rate
+    assert rate is None or rate <= sum(4 / each for each in seconds) * (1 + 1e-9)
+
+
+def test_there_is_no_steady_rate_of_too_little():
+    assert timeline_of(1, (5.0, "a", 8), (5.1, "b", 8), (7.1, "a", 8)).steady_rate is None
+    assert timeline_of(1, (5.0, "a", 8), (5.1, "a", 32)).steady_rate is None  # too short
+    assert timeline_of(1).steady_rate is None
+    assert timeline_of(1).seconds == 0.0
 
 
 class Listed(list):
@@ -270,7 +310,59 @@ def test_what_failed_does_not_count_as_finished():
 def test_chunks_are_whole_batches_that_fit_the_buffers(batch, group, rate):
     chunk = chunk_of(batch, group)
     size = chunk_for_rate(chunk, rate)
-    assert size % (batch * group) == 0 or size % batch == 0
+    assert size % batch == 0
     assert batch * group <= chunk <= size <= largest_chunk(chunk)
     assert chunk_for_rate(chunk, 0.0) == chunk
     assert largest_chunk(chunk) <= max(chunk, MAX_CHUNK)
+
+
+def dying_device(folder: Path, deaths: int) -> type:
+    """A device whose process dies while loading, until it has so often; then it works."""
+
+    class DyingDevice:
+        def warm_up(self, chunk: int, buffers: int, reducer=None) -> None:
+            count = len(list(folder.iterdir()))
+            if count < deaths:
+                (folder / f"{os.getpid()}").touch()
+                os._exit(1)
+
+        def process(self, items):
+            return [item.id for item in items]
+
+        def report(self) -> DeviceReport:
+            return DeviceReport()
+
+        def close(self) -> None:
+            pass
+
+    return DyingDevice
+
+
+def pool_of(device_class: type) -> DevicePool:
+    plan = cluster.plan_devices("cpu", 1, feeders=1, streams=1, batch_pixels=1)
+    return DevicePool(plan, device_class, (), 2, unit=1)
+
+
+def test_a_device_that_dies_while_loading_is_started_again(tmp_path):
+    pool = pool_of(dying_device(tmp_path, deaths=2))
+    found = []
+    try:
+        pool.start()
+        work = items_of(5)
+        assert pool.run_round(work, lambda name, ids: found.extend((name, id) for id in ids)) == []
+    finally:
+        pool.kill()
+    assert sorted(found) == [("device:0", f"e/{i}") for i in range(5)]
+    assert pool.lost == ["device:0", "device:0"]
+
+
+def test_a_device_that_always_dies_while_loading_ends_the_run(tmp_path):
+    import ray
+
+    pool = pool_of(dying_device(tmp_path, deaths=100))
+    try:
+        with pytest.raises(ray.exceptions.RayActorError):
+            pool.start()
+    finally:
+        pool.kill()
+    assert len(pool.lost) == MAX_RESTARTS + 1
