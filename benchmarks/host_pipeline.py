@@ -3,8 +3,9 @@
     python benchmarks/host_pipeline.py --root WIDER_val --ground-truth ground_truth
 
 The bare pool does `cv2.imread` and `cv2.warpAffine`, one thread a core, and throws the pictures
-away. The product evaluates with a simulated device that takes no time: reading, warping, peaks,
-boxes, journal, prediction files, metric and Ray are all there. Alternates between the two and
+away. The product evaluates with a simulated device that takes no time and finds nothing: reading,
+warping, the search for peaks, journal, prediction files, metric and Ray are all there; what faces
+would add is not: boxes, suppression and matching. Alternates between the two and
 prints, for each round and as medians,
   steady    pictures a second once every device has finished its first chunk, and the ratio to the
             bare pool's;

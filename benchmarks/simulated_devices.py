@@ -4,7 +4,8 @@
 
 Runs 1, 2, 4 and 8 simulated devices, so slow that eight of them together want only a part of what
 the host can read and warp (`--share`), and prints for each the steady pictures a second, the ratio
-to as many times the single device's, and the least busy device's busy share of the run.
+to as many times the single device's, the ratio to what the latency allows, and the least busy
+device's busy share of the run, its first and last pictures included.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def main() -> None:
     device_rate = arguments.share * host_rate / COUNTS[-1]
     latency_ms = round(BATCH / device_rate * 1000)
     print(f"host {host_rate:.0f} pictures/s; a device takes {latency_ms} ms for a batch of {BATCH}")
-    print("devices | steady pictures/s | of linear | least busy share")
+    print("devices | steady pictures/s | of linear | of the latency's limit | least busy share")
 
     single = None
     for count in COUNTS:
@@ -52,9 +53,10 @@ def main() -> None:
             busy.append(min(device["busy_share"] for device in results["devices"]))
         rate = statistics.median(rates)
         single = single or rate
+        limit_rate = count * BATCH / latency_ms * 1000
         print(
             f"{count:7} | {rate:17.2f} | {rate / single / count:9.3f} | "
-            f"{statistics.median(busy):16.3f}",
+            f"{rate / limit_rate:22.3f} | {statistics.median(busy):16.3f}",
             flush=True,
         )
 
