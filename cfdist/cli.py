@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import logging
 import os
 import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -94,6 +98,11 @@ def run_job(composed: DictConfig) -> None:
         code, reason = EXIT_BAD_INPUT, str(error)
     except OmegaConfBaseException as error:
         code, reason = EXIT_BAD_INPUT, config.one_line(error)
+    except OSError as error:
+        code, reason = EXIT_BAD_INPUT, _os_reason(error, output)
+    except Exception as error:
+        traceback.print_exc()
+        code, reason = EXIT_INTERNAL, _internal_reason(error)
     if reason is not None:
         fail(code, reason)
     overrides = tuple(HydraConfig.get().overrides.task)
@@ -120,11 +129,21 @@ def _run(
             # The next member of a sweep gets a new session: this one may be what is broken.
             with contextlib.suppress(Exception):
                 cluster.close_kept_session()
-            last = (str(error).strip().splitlines() or [""])[-1]
-            return EXIT_INTERNAL, (
-                f"internal error: {type(error).__name__}: {last}; the traceback is in "
-                f"{output / LOG}"
-            )
+            return EXIT_INTERNAL, f"{_internal_reason(error)}; the traceback is in {output / LOG}"
+
+
+def _internal_reason(error: Exception) -> str:
+    last = (str(error).strip().splitlines() or [""])[-1]
+    return f"internal error: {type(error).__name__}: {last}"
+
+
+def _os_reason(error: OSError, output: Path | None = None) -> str:
+    """Which file, or else which folder, the system has refused, and why."""
+    where = error.filename or (f"output_dir={output}" if output else "output_dir")
+    return (
+        f"{where}: {error.strerror or error}; make room and see to the permissions, or choose "
+        "another output_dir"
+    )
 
 
 def run_output(output_dir: str) -> Path:
@@ -174,7 +193,7 @@ def launch(hydra_main: Callable[[], None]) -> int:
     except KeyboardInterrupt as interruption:
         return _interrupted(interruption)
     except OSError as error:
-        return fail(EXIT_BAD_INPUT, f"{error.filename or 'output_dir'}: {error.strerror}")
+        return fail(EXIT_BAD_INPUT, _os_reason(error))
     return max((outcome.exit_code for outcome in outcomes), default=0)
 
 
@@ -184,10 +203,10 @@ def _interrupted(interruption: KeyboardInterrupt) -> int:
 
 
 def prepare_arguments(arguments: list[str]) -> list[str]:
-    """Arguments as Hydra wants them: paths quoted, so that a person need not.
+    """Arguments as Hydra wants them: paths quoted, so that a person need not; no null groups.
 
     Raises:
-        UserError: an option that does not exist.
+        UserError: an option that does not exist, or a group's choice that is no name.
     """
     paths = config.path_keys()
     is_multirun = _asks_for_multirun(arguments)
@@ -195,16 +214,51 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     for argument in arguments:
         if argument.startswith("-") and argument.partition("=")[0] not in HYDRA_OPTIONS:
             raise UserError(
-                f"{argument}: no such option; settings are key=value, "
-                "`python main.py --help` explains every key"
+                f"{argument}: no such option; settings are key=value, {config.SEE_HELP}"
             )
         key, equals, value = argument.partition("=")
+        if equals and not key:
+            raise UserError(f"{argument}: not of the form key=value; {config.SEE_HELP}")
         is_sweep = is_multirun and "," in value
         if equals and key in paths and not is_sweep and not _PLAIN_VALUE.fullmatch(value):
             escaped = value.replace("\\", "\\\\").replace("'", "\\'")
             argument = f"{key}='{escaped}'"
-        prepared.append(argument)
+        prepared.append(_with_named_choices(argument))
     return prepared
+
+
+def _with_named_choices(argument: str) -> str:
+    """A setting of a group as Hydra takes it, which fails on what is no name; others as they are.
+
+    "experiment=null", no experiment, becomes the empty list of experiments.
+
+    Raises:
+        UserError: a choice is no name.
+    """
+    key, equals, value = argument.partition("=")
+    group = key.lstrip("+").partition("@")[0]
+    choices = config.group_choices(group)
+    if not equals or not choices:
+        return argument
+    if group == "experiment":
+        names = ["[]" if name.strip().lower() == "null" else name for name in value.split(",")]
+        argument = f"{key}={','.join(names)}"
+    for choice in _choices_of(argument):
+        # Hydra reads a mapping as settings inside the group, and refuses those itself.
+        if not isinstance(choice, (str, dict)):
+            raise UserError(config.no_such_choice(group, json.dumps(choice), choices))
+    return argument
+
+
+def _choices_of(argument: str) -> list[Any]:
+    """The values of a setting, sweeps and lists laid open; none where Hydra cannot read it."""
+    try:
+        override = OverridesParser.create().parse_override(argument)
+        is_sweep = override.is_sweep_override()
+        values = list(override.sweep_iterator()) if is_sweep else [override.value()]
+    except HydraException:
+        return []
+    return [one for value in values for one in (value if isinstance(value, list) else [value])]
 
 
 def _asks_for_multirun(arguments: list[str]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ JOBS = (
 MAX_DEVICES = 1024
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 
-_SEE_HELP = "`python main.py --help` explains every key"
+SEE_HELP = "`python main.py --help` explains every key"
 
 
 def _key(help: str, default: Any = MISSING, **metadata: Any) -> Any:
@@ -417,7 +417,21 @@ def _check(node: Any, prefix: str) -> None:
         if is_dataclass(value):
             _check(value, key + ".")
         else:
+            if item.metadata.get("choices"):
+                _check_choices(key, value, item)
             _check_value(key, value, item.metadata)
+
+
+def _check_choices(key: str, value: Any, item: Field) -> None:
+    if value is None and item.type != "Any":
+        return  # OmegaConf has refused it where the type has no None
+    choices = item.metadata["choices"]
+    is_listing = isinstance(value, list) and str(item.type).startswith("list")
+    for entry in value if is_listing else [value]:
+        # 1 equals True, and is no yes.
+        if not any(type(entry) is type(choice) and entry == choice for choice in choices):
+            shown = "null" if entry is None else entry
+            raise UserError(f"{key}={shown}: choose one of {_listed(choices)}")
 
 
 def _check_value(key: str, value: Any, rules: Any) -> None:
@@ -429,10 +443,6 @@ def _check_value(key: str, value: Any, rules: Any) -> None:
         _check_auto(key, value, rules)
         if value == "auto" or isinstance(value, list):
             return
-    choices = rules.get("choices")
-    for entry in value if isinstance(value, list) else [value]:
-        if choices and entry not in choices:
-            raise UserError(f"{key}={entry}: choose one of {_listed(choices)}")
     low, high = rules.get("minimum"), rules.get("maximum")
     # Written so that NaN, which compares with nothing, is in no range.
     if not (low is None or value >= low) or not (high is None or value <= high):
@@ -523,18 +533,29 @@ def one_line(error: Exception) -> str:
         r"Could not find '([^']+)' Available options in '[^']+': (.*?) Config ", message
     ):
         group, _, choice = found[1].rpartition("/")
-        return f"{group}={choice}: no such choice; there are {', '.join(found[2].split())}"
+        return no_such_choice(group, choice, found[2].split())
     if found := re.search(r"Could not override '([^']+)'", message):
         return _no_such_key(found[1])
     if found := re.match(r"Error merging override (\S*)", message):
         reason = str(error.__cause__ or "does not fit").splitlines()[0]
         if "is not a ListConfig" in reason:
             reason = "must be a list, such as [a,b]"
-        return f"{found[1]}: {reason}; {_SEE_HELP}"
+        return f"{found[1]}: {reason}; {SEE_HELP}"
     if message.startswith("Error parsing override"):
         found = re.match(r"Error parsing override '(.*?)'", message)
-        return f"{found[1] if found else message!r}: not of the form key=value; {_SEE_HELP}"
-    return f"{message}; {_SEE_HELP}"
+        return f"{found[1] if found else message!r}: not of the form key=value; {SEE_HELP}"
+    return f"{message}; {SEE_HELP}"
+
+
+def no_such_choice(group: str, choice: str, choices: Iterable[str]) -> str:
+    """What a person is told of a choice that a group does not have."""
+    return f"{group}={choice}: no such choice; there are {', '.join(choices)}"
+
+
+def group_choices(group: str) -> list[str]:
+    """The names that a group of `conf/` has, such as "model"; none where it is no group."""
+    folders = [path for path in CONFIG_FOLDER.iterdir() if path.name == group]
+    return sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
 
 
 def path_keys() -> set[str]:
@@ -544,7 +565,7 @@ def path_keys() -> set[str]:
 
 def _no_such_key(key: str) -> str:
     close = difflib.get_close_matches(key, list(_all_keys(Config, "")), n=1)
-    hint = f"did you mean {close[0]}?" if close else _SEE_HELP
+    hint = f"did you mean {close[0]}?" if close else SEE_HELP
     return f"{key}: no such key; {hint}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import queue
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cfdist.machine import SWITCH_SECONDS
 from cfdist.preprocess import PictureError, read_into
 from cfdist.widerface.manifest import WorkItem
 
@@ -104,10 +106,13 @@ def _reading(
             rows.put(row)
         return None
 
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)  # as in a device: the feeders are the parallelism
+    threads, interval = cv2.getNumThreads(), sys.getswitchinterval()
+    # As in a device, where the feeders are the parallelism.
+    cv2.setNumThreads(1)
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         with ThreadPoolExecutor(feeders, thread_name_prefix="feeder") as pool:
             yield lambda items: list(pool.map(read, items))
     finally:
         cv2.setNumThreads(threads)
+        sys.setswitchinterval(interval)

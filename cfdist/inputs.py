@@ -140,12 +140,16 @@ def sample_folder(config: DatasetConfig) -> Path:
 
 
 def run_fingerprint(spec: ModelSpec, manifest: Manifest, backend: str) -> str:
-    """SHA-256 of all that decides the detections: weights, conventions, pictures and backend.
+    """SHA-256 of what an interrupted run must share with the one that goes on with it.
 
-    The batch is not in it: the same pictures give the same detections at any batch size.
+    That is all that decides the detections, weights, conventions, pictures and backend, and the
+    number of passes over the pictures, which decides what is left to do. The batch is not in it:
+    the same pictures give the same detections at any batch size.
     """
     model = asdict(spec)
     for key in ("path", "batch"):
         del model[key]
     identity = {"model": model, "pictures": manifest.fingerprint, "backend": backend}
+    if manifest.passes > 1:
+        identity["passes"] = manifest.passes
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

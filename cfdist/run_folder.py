@@ -38,13 +38,14 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
     A folder that was made for a run which is then refused (a `UserError`) goes again.
 
     Raises:
-        UserError: the folder cannot be made, is in use, or holds a finished run or other files.
+        UserError: the folder cannot be made or written to, is in use, or holds a finished run or
+            other files.
     """
     is_new = not folder.exists()
     with _locked(folder):
         try:
             _refuse_occupied(folder)
-            write_text(folder / CONFIG, config_yaml)
+            _write_config(folder, config_yaml)
             with _logging_to(folder / LOG):
                 yield
         except UserError:
@@ -84,17 +85,33 @@ def claim_sweep(folder: Path) -> Iterator[None]:
 
 
 def finished_results(folder: Path, config_yaml: str) -> dict[str, Any] | None:
-    """The results that a run with this very configuration left in a folder, if one has."""
+    """The results that a run with this very configuration left in a folder, if one has.
+
+    Raises:
+        UserError: the file is none of a run's results.
+    """
     if not (folder / RESULTS).is_file() or not (folder / CONFIG).is_file():
         return None
-    if (folder / CONFIG).read_text(encoding="utf-8") != config_yaml:
+    if (folder / CONFIG).read_bytes() != config_yaml.encode():
         return None
     return read_results(folder)
 
 
 def read_results(folder: Path) -> dict[str, Any]:
-    """The content of a run's `results.json`."""
-    return json.loads((folder / RESULTS).read_text(encoding="utf-8"))
+    """The content of a run's `results.json`.
+
+    Raises:
+        UserError: the file is none of a run's results.
+        OSError: it cannot be read.
+    """
+    path = folder / RESULTS
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); remove it to run again") from None
+    if not isinstance(results, dict):
+        raise UserError(f"{path}: not a run's results; remove it to run again")
+    return results
 
 
 @contextlib.contextmanager
@@ -119,6 +136,16 @@ def _locked(folder: Path) -> Iterator[None]:
                 f"output_dir={folder}: another run is using it; wait for it or choose another"
             ) from None
         yield
+
+
+def _write_config(folder: Path, config_yaml: str) -> None:
+    try:
+        write_text(folder / CONFIG, config_yaml)
+    except OSError as error:
+        raise UserError(
+            f"output_dir={folder}: {CONFIG} cannot be written ({error.strerror}); make room and "
+            "see to the permissions, or choose another output_dir"
+        ) from None
 
 
 def _refuse_occupied(folder: Path) -> None:

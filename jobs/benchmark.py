@@ -10,24 +10,21 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cfdist import backends, host_benchmark, inputs
+from cfdist import host_benchmark, inputs
 from cfdist.config import Config
 from cfdist.distributed import cluster
-from cfdist.distributed.memory import refuse_too_large
 from cfdist.errors import UserError
 from cfdist.host_benchmark import HostRate
 from cfdist.machine import available_cores
-from cfdist.model import ModelSpec
 from cfdist.phases import Phases
 from cfdist.report import benchmark_screen, screen
 from cfdist.report.results import Results, batch_statistics
-from cfdist.run_folder import LOG
 from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.manifest import Manifest
 from jobs import evaluate
+from jobs.evaluate import Model
 
 if TYPE_CHECKING:
-    from cfdist.backends.base import Backend
     from cfdist.distributed.cluster import DevicePlan
     from cfdist.distributed.looping_device import LoopReport
     from cfdist.distributed.run import Outcome
@@ -35,25 +32,6 @@ if TYPE_CHECKING:
 # The end-to-end part's prediction files and journal; gone when it ends.
 SCRATCH = ".benchmark"
 MAX_FEEDERS = 1024
-
-
-@dataclass(frozen=True)
-class Model:
-    """What the devices run.
-
-    Attributes:
-        backend: The resolved backend.
-        backend_class: Its class.
-        spec: The model.
-        options: The backend's options.
-        kind: "cpu", "gpu" or "npu": what a device is.
-    """
-
-    backend: str
-    backend_class: type[Backend]
-    spec: ModelSpec
-    options: dict[str, Any]
-    kind: str
 
 
 @dataclass
@@ -86,7 +64,7 @@ def main(config: Config, output: Path, started: float) -> int:
             "eval.gate: job=benchmark computes no AP; use job=evaluate, or leave eval.gate out"
         )
     parts = set(config.benchmark.parts)
-    model = _find_model(config) if parts & {"inference", "end_to_end"} else None
+    model = evaluate.find_model(config) if parts & {"inference", "end_to_end"} else None
     manifest, truth = _find_pictures(config) if parts & {"host", "end_to_end"} else (None, None)
     phases.end("checks")
 
@@ -100,7 +78,7 @@ def main(config: Config, output: Path, started: float) -> int:
             config.cluster.address, config.cluster.dashboard, model.kind, config.devices
         ) as dashboard:
             phases.end("ray")
-            figures.plan = _plan(config, model)
+            figures.plan = evaluate.plan_devices(config, model)
             benchmark_screen.print_plan(model.backend, model.spec, figures.plan, dashboard)
             if "inference" in parts:
                 _run_loops(config, model, figures)
@@ -114,36 +92,11 @@ def main(config: Config, output: Path, started: float) -> int:
     return results.exit_code
 
 
-def _find_model(config: Config) -> Model:
-    backend = backends.resolve(config.backend.name)
-    backend_class = backends.backend_class(backend)
-    options = asdict(config.backend)
-    spec = inputs.spec_for_backend(config.model, backend)
-    backend_class.check(spec, options)
-    kind = backend_class.device_kind(options)
-    if config.cluster.address is None:
-        refuse_too_large(spec, backend_class, kind)
-    return Model(backend, backend_class, spec, options, kind)
-
-
 def _find_pictures(config: Config) -> tuple[Manifest, GroundTruth]:
     """The first `benchmark.pictures`, each once, and the ground truth."""
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth)
     return replace(manifest, items=manifest.items[: config.benchmark.pictures]), truth
-
-
-def _plan(config: Config, model: Model) -> DevicePlan:
-    plan = cluster.plan_devices(
-        model.kind,
-        config.devices,
-        feeders=config.pipeline.feeders,
-        streams=config.backend.streams,
-        batch_pixels=model.spec.batch * model.spec.height * model.spec.width,
-    )
-    if config.cluster.address is None:
-        refuse_too_large(model.spec, model.backend_class, model.kind, plan.count, plan.slots)
-    return plan
 
 
 def _measure_host(
@@ -261,7 +214,7 @@ def summarise(
         figures: What was measured.
         phases: Those of `jobs.evaluate.summarise`, and "host" and "inference".
     """
-    whole = _evaluated(config, model, figures, phases)
+    whole = _evaluated(config, model, manifest, figures, phases)
     inference = _inference_entry(config, model, figures)
     simulated = model is not None and model.backend_class.is_simulated
     total = 0 if manifest is None else len(manifest.items)
@@ -289,7 +242,7 @@ def summarise(
             "benchmark": {
                 "inference": inference,
                 "host": figures.host and [asdict(rate) for rate in figures.host],
-                "end_to_end": whole and _end_to_end_entry(whole),
+                "end_to_end": whole and _end_to_end_entry(whole, figures.passes),
                 "bound": _bound_entry(model, inference, figures),
             },
         },
@@ -297,7 +250,11 @@ def summarise(
 
 
 def _evaluated(
-    config: Config, model: Model | None, figures: Figures, phases: Phases
+    config: Config,
+    model: Model | None,
+    manifest: Manifest | None,
+    figures: Figures,
+    phases: Phases,
 ) -> Results | None:
     """The end-to-end part's results, as `job=evaluate` alone would have them."""
     if model is None or figures.outcome is None:
@@ -308,10 +265,8 @@ def _evaluated(
         for name, seconds in phases.seconds.items()
         if name not in ("host", "inference")
     }
-    fingerprint = inputs.run_fingerprint(model.spec, figures.passes, model.backend)
-    return evaluate.summarise(
-        config, model.backend, model.spec, figures.passes, figures.outcome, fingerprint, alone
-    )
+    fingerprint = inputs.run_fingerprint(model.spec, manifest, model.backend)
+    return evaluate.summarise(config, model, figures.passes, figures.outcome, fingerprint, alone)
 
 
 def _seconds(whole: Results | None, phases: Phases) -> dict[str, float | None]:
@@ -354,9 +309,9 @@ def _inference_entry(
     }
 
 
-def _end_to_end_entry(whole: Results) -> dict[str, Any]:
+def _end_to_end_entry(whole: Results, passes: Manifest) -> dict[str, Any]:
     return {
-        "pictures": whole.total,
+        "pictures": len(passes.items),
         "steady_pictures_per_second": whole.throughput["steady"],
         "end_to_end_pictures_per_second": whole.throughput["end_to_end"],
         "cpu_ms_per_picture": whole.extra["cpu_ms_per_picture"],
@@ -432,9 +387,4 @@ def _notes(config: Config, manifest: Manifest | None, figures: Figures) -> list[
         notes.append("too few pictures for a steady rate; raise benchmark.pictures")
     if config.cluster.address is not None:
         notes.append("the processor time of a cluster that ran before is not known")
-    for name in sorted(set(outcome.lost)):
-        notes.append(
-            f"{name} died {outcome.lost.count(name)} times and was replaced (see {LOG}); its "
-            "figures are those of the last one"
-        )
-    return notes
+    return notes + evaluate.replacement_notes(outcome.lost)

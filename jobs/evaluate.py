@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cfdist import backends, inputs
 from cfdist.config import Config
 from cfdist.distributed import cluster
 from cfdist.distributed.journal import check_identity
-from cfdist.distributed.memory import refuse_too_large
-from cfdist.machine import peak_memory
+from cfdist.distributed.memory import needed_bytes, refuse_too_large
+from cfdist.machine import peak_memory, reset_peak_memory
 from cfdist.model import ModelSpec
 from cfdist.phases import Phases
 from cfdist.report import gate, screen
@@ -25,51 +26,64 @@ from cfdist.run_folder import JOURNAL, LOG, PARQUET, PREDICTIONS
 from cfdist.widerface.manifest import Manifest
 
 if TYPE_CHECKING:
+    from cfdist.backends.base import Backend
+    from cfdist.distributed.cluster import DevicePlan
     from cfdist.distributed.run import Outcome
 
 # The phases before the first picture.
 START_UP = ("imports", "checks", "ray", "devices")
 
 
+@dataclass(frozen=True)
+class Model:
+    """What the devices run.
+
+    Attributes:
+        backend: The resolved backend.
+        backend_class: Its class.
+        spec: The model.
+        options: The backend's options.
+        kind: "cpu", "gpu" or "npu": what a device is.
+    """
+
+    backend: str
+    backend_class: type[Backend]
+    spec: ModelSpec
+    options: dict[str, Any]
+    kind: str
+
+
 def main(config: Config, output: Path, started: float) -> int:
     """Evaluate, show and write the results; returns the exit code."""
     phases = Phases(started)
     phases.end("imports")
+    reset_peak_memory()
     gate.refuse_empty(config)
-    backend = backends.resolve(config.backend.name)
-    options = asdict(config.backend)
-    backend_class = backends.backend_class(backend)
-    spec = inputs.spec_for_backend(config.model, backend)
-    backend_class.check(spec, options)
+    model = find_model(config)
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth).repeated(config.dataset.repeat)
-    fingerprint = inputs.run_fingerprint(spec, manifest, backend)
-
+    fingerprint = inputs.run_fingerprint(model.spec, manifest, model.backend)
     check_identity(output / JOURNAL, fingerprint)
-    kind = backend_class.device_kind(options)
-    if config.cluster.address is None:
-        refuse_too_large(spec, backend_class, kind)
     phases.end("checks")
     with cluster.session(
-        config.cluster.address, config.cluster.dashboard, kind, config.devices
+        config.cluster.address, config.cluster.dashboard, model.kind, config.devices
     ) as dashboard:
         phases.end("ray")
         from cfdist.distributed.picture_cache import choose_cache
         from cfdist.distributed.run import evaluate_manifest
 
-        plan = cluster.plan_devices(
-            kind,
-            config.devices,
-            feeders=config.pipeline.feeders,
-            streams=config.backend.streams,
-            batch_pixels=spec.batch * spec.height * spec.width,
-        )
-        if config.cluster.address is None:
-            refuse_too_large(spec, backend_class, kind, plan.count, plan.slots)
+        plan = plan_devices(config, model)
         pictures = choose_cache(
-            config.preprocess.cache, config.preprocess.cache_gb, manifest, spec.height, spec.width
+            config.preprocess.cache,
+            config.preprocess.cache_gb,
+            manifest,
+            model.spec.height,
+            model.spec.width,
+            needed=needed_bytes(
+                model.spec, model.backend_class, model.kind, plan.count, plan.slots
+            ),
         )
-        screen.print_plan(config, backend, spec, manifest, plan, dashboard)
+        screen.print_plan(config, model.backend, model.spec, manifest, plan, dashboard)
         with screen.PictureProgress(len(manifest.items)) as progress:
 
             def on_ready(done: int) -> None:
@@ -79,9 +93,9 @@ def main(config: Config, output: Path, started: float) -> int:
             outcome = evaluate_manifest(
                 manifest,
                 truth,
-                backend=backend,
-                spec=spec,
-                options=options,
+                backend=model.backend,
+                spec=model.spec,
+                options=model.options,
                 plan=plan,
                 output=output,
                 fingerprint=fingerprint,
@@ -92,8 +106,8 @@ def main(config: Config, output: Path, started: float) -> int:
             )
         phases.end("run")
     phases.end("shut_down")
-    results = summarise(config, backend, spec, manifest, outcome, fingerprint, phases)
-    if backend_class.is_simulated:
+    results = summarise(config, model, manifest, outcome, fingerprint, phases)
+    if model.backend_class.is_simulated:
         # They would look like a detector's that has found nothing.
         shutil.rmtree(output / PREDICTIONS)
         (output / PARQUET).unlink()
@@ -104,10 +118,56 @@ def main(config: Config, output: Path, started: float) -> int:
     return gate.exit_code(config, results)
 
 
+def find_model(config: Config) -> Model:
+    """What the configuration has the devices run.
+
+    Raises:
+        UserError: the backend cannot run it, or one device of it does not fit this machine.
+    """
+    backend = backends.resolve(config.backend.name)
+    backend_class = backends.backend_class(backend)
+    options = asdict(config.backend)
+    spec = inputs.spec_for_backend(config.model, backend)
+    backend_class.check(spec, options)
+    kind = backend_class.device_kind(options)
+    if config.cluster.address is None:
+        refuse_too_large(spec, backend_class, kind, freeable=_freeable_bytes(config))
+    return Model(backend, backend_class, spec, options, kind)
+
+
+def plan_devices(config: Config, model: Model) -> DevicePlan:
+    """The run's devices; Ray runs.
+
+    Raises:
+        UserError: there are fewer, or they do not fit this machine together.
+    """
+    plan = cluster.plan_devices(
+        model.kind,
+        config.devices,
+        feeders=config.pipeline.feeders,
+        streams=config.backend.streams,
+        batch_pixels=model.spec.batch * model.spec.height * model.spec.width,
+    )
+    if config.cluster.address is None:
+        refuse_too_large(
+            model.spec,
+            model.backend_class,
+            model.kind,
+            plan.count,
+            plan.slots,
+            freeable=_freeable_bytes(config),
+        )
+    return plan
+
+
+def _freeable_bytes(config: Config) -> int:
+    """What a sweep's kept pictures take, where they may give way to the devices."""
+    return 0 if config.preprocess.cache is True else cluster.kept_bytes()
+
+
 def summarise(
     config: Config,
-    backend: str,
-    spec: ModelSpec,
+    model: Model,
     manifest: Manifest,
     outcome: Outcome,
     fingerprint: str,
@@ -117,15 +177,14 @@ def summarise(
 
     Args:
         config: The run's.
-        backend: The resolved backend.
-        spec: The model.
-        manifest: The pictures.
+        model: What the devices ran.
+        manifest: The pictures, in all passes.
         outcome: What the devices and the reducer gave.
         fingerprint: The run's.
         phases: "imports", "checks", "ray" and "devices" before the first picture, "run" with the
             evaluation, "shut_down" after it.
     """
-    simulated = backends.backend_class(backend).is_simulated
+    simulated = model.backend_class.is_simulated
     start_up = {name: phases.seconds.get(name, 0.0) for name in START_UP}
     total_seconds = sum(phases.seconds.values())
     run_seconds = outcome.timeline.seconds
@@ -134,8 +193,8 @@ def summarise(
     return Results(
         job="evaluate",
         ap={} if simulated else chosen_first(evaluation.ap, config.eval.protocol),
-        total=len(manifest.items),
-        done=len(manifest.items) - len(evaluation.failures),
+        total=len(manifest.pictures),
+        done=len(manifest.pictures) - len(evaluation.failures),
         failures=evaluation.failures,
         seconds={
             "total": total_seconds,
@@ -158,10 +217,11 @@ def summarise(
             }
             for name, report in sorted(outcome.devices.items())
         ],
-        model=None if simulated else {"path": str(spec.path), "sha256": spec.sha256},
-        backend=backend,
-        batch=spec.batch,
+        model=None if simulated else {"path": str(model.spec.path), "sha256": model.spec.sha256},
+        backend=model.backend,
+        batch=model.spec.batch,
         fingerprint=fingerprint,
+        passes=manifest.passes,
         config=asdict(config),
         simulated=simulated,
         notes=_notes(config, manifest, outcome, simulated),
@@ -201,20 +261,31 @@ def _notes(config: Config, manifest: Manifest, outcome: Outcome, simulated: bool
         notes.append(
             f"{manifest.unknown} pictures in dataset.root are not in the ground truth; left out"
         )
+    # What follows counts a picture in every pass.
+    pictures = "pictures" if manifest.passes == 1 else "pictures, each counted in every pass,"
     if outcome.resumed:
-        notes.append(f"{outcome.resumed} pictures were done by an earlier, interrupted run")
+        notes.append(f"{outcome.resumed} {pictures} were done by an earlier, interrupted run")
     decoded = sum(report.decoded for report in outcome.devices.values())
     inferred = sum(report.pictures for report in outcome.devices.values())
     if decoded < inferred:
         notes.append(
-            f"{inferred - decoded} pictures were not decoded again but taken from Ray's object "
+            f"{inferred - decoded} {pictures} were not decoded again but taken from Ray's object "
             "store (preprocess.cache)"
         )
-    for name in sorted(set(outcome.lost)):
-        notes.append(
-            f"{name} died {outcome.lost.count(name)} times and was replaced (see {LOG}); its "
-            "figures are those of the last one"
-        )
+    notes += replacement_notes(outcome.lost)
     if outcome.evaluation.failures:
         notes.append("failed pictures are left out of the AP")
     return notes
+
+
+def replacement_notes(lost: Sequence[str]) -> list[str]:
+    """A sentence for each device that died.
+
+    Args:
+        lost: The device's name, once for each time that it died.
+    """
+    return [
+        f"{name} died {lost.count(name)} time{'s' if lost.count(name) > 1 else ''} and was "
+        f"replaced (see {LOG}); its figures are those of the last one"
+        for name in sorted(set(lost))
+    ]

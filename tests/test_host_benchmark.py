@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
 
 from cfdist import host_benchmark
 from cfdist.host_benchmark import PICTURES_A_FEEDER, feeder_counts, find_usable, measure
+from cfdist.machine import SWITCH_SECONDS
 from cfdist.widerface.manifest import WorkItem
 
 
@@ -65,6 +68,20 @@ def test_every_picture_is_read_and_each_feeder_has_enough(items, monkeypatch, fe
     assert rate.pictures == len(read) == PICTURES_A_FEEDER * feeders
     counts = [read.count(item.path) for item in usable]
     assert max(counts) - min(counts) <= 1
+
+
+def test_feeders_wait_for_python_as_long_as_in_a_device(items, monkeypatch):
+    intervals = set()
+
+    def read_into(path, row):
+        intervals.add(sys.getswitchinterval())
+        return (1, 1)
+
+    monkeypatch.setattr(host_benchmark, "read_into", read_into)
+    before = sys.getswitchinterval()
+    measure(items[:1], 32, 32, feeders=2)
+    assert intervals == {SWITCH_SECONDS}
+    assert sys.getswitchinterval() == before
 
 
 def test_the_rate_is_that_of_real_reading(items):

@@ -1,14 +1,25 @@
-"""Cores within container limits."""
+"""Cores and memory within container limits, and what a process has used."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from cfdist.machine import available_cores, available_memory
+from cfdist.machine import available_cores, available_memory, reset_peak_memory
+
+
+def write_files(folder: Path, files: dict[str, str]) -> None:
+    """Relative path -> content."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
 
 
 @pytest.mark.parametrize(
@@ -25,12 +36,53 @@ from cfdist.machine import available_cores, available_memory
 )
 def test_quota(tmp_path, files, expected):
     unlimited = available_cores(tmp_path / "none")
-    for name, content in files.items():
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(content)
+    write_files(tmp_path, files)
     assert available_cores(tmp_path) == (expected or unlimited)
     assert unlimited >= 1
+
+
+FREE = 4_000_000_000
+V2_STAT = "anon 700\nfile 9000\ninactive_file 200\nactive_file 100\ninactive_anon 50\n"
+# Without "total_": of the folder alone, not of those below it.
+V1_STAT = "inactive_file 1\nactive_file 2\ntotal_inactive_file 200\ntotal_active_file 100\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"memory.max": "2000\n", "memory.current": "1000\n", "memory.stat": V2_STAT}, 1300),
+        ({"memory.max": "1000", "memory.current": "1000", "memory.stat": V2_STAT}, 300),
+        ({"memory.max": "1000", "memory.current": "1400", "memory.stat": V2_STAT}, 0),
+        # The counters are not read at one moment: no more than the limit is ever free.
+        ({"memory.max": "1000", "memory.current": "200", "memory.stat": V2_STAT}, 1000),
+        ({"memory.max": "2000", "memory.current": "1000"}, 1000),
+        ({"memory.max": "2000", "memory.current": "1000", "memory.stat": "nonsense"}, 1000),
+        ({"memory.max": "max", "memory.current": "1000", "memory.stat": V2_STAT}, FREE),
+        ({"memory.max": "9000000000", "memory.current": "1000"}, FREE),
+        (
+            {
+                "memory/memory.limit_in_bytes": "2000",
+                "memory/memory.usage_in_bytes": "1000",
+                "memory/memory.stat": V1_STAT,
+            },
+            1300,
+        ),
+        (
+            {
+                "memory/memory.limit_in_bytes": "9223372036854771712",  # none, says the kernel
+                "memory/memory.usage_in_bytes": "1000",
+                "memory/memory.stat": V1_STAT,
+            },
+            FREE,
+        ),
+        ({"memory.max": "nonsense"}, FREE),
+        ({}, FREE),
+    ],
+)
+def test_memory_within_the_container_s_limit(tmp_path, monkeypatch, files, expected):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=FREE))
+    write_files(tmp_path, files)
+    assert available_memory(tmp_path) == expected
 
 
 def test_memory():
@@ -58,3 +110,24 @@ def test_peak_memory_is_in_bytes_and_does_not_fall():
         "block = b'x' * 200_000_000; del block; print(before, peak())"
     )
     assert 150e6 < after - before < 250e6
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="this kernel keeps a process's peak"
+)
+def test_a_peak_after_a_reset_leaves_out_what_was_freed_before():
+    before, high, after = python(
+        "from cfdist.machine import peak_memory as peak, reset_peak_memory; before = peak();"
+        "block = b'x' * 200_000_000; del block; high = peak(); reset_peak_memory();"
+        "print(before, high, peak())"
+    )
+    assert high - before > 150e6
+    assert after < high - 150e6
+
+
+def test_a_peak_that_cannot_be_reset_is_no_error(monkeypatch):
+    def refuse(*_: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    reset_peak_memory()

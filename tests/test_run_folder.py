@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import pytest
 
@@ -77,3 +79,29 @@ def test_only_results_of_the_very_settings_count_as_finished(tmp_path):
         (tmp_path / "results.json").write_text(json.dumps({"job": "evaluate"}))
     assert finished_results(tmp_path, settings) == {"job": "evaluate"}
     assert finished_results(tmp_path, settings.replace("4", "8")) is None
+
+
+@pytest.mark.parametrize("content", ["", '{"job": "eval', "[1, 2]", b"\xff\xfe"])
+def test_results_that_are_none_are_the_user_s_error(tmp_path, content):
+    (tmp_path / "config.yaml").write_text("job: evaluate\n")
+    raw = content if isinstance(content, bytes) else content.encode()
+    (tmp_path / "results.json").write_bytes(raw)
+    with pytest.raises(UserError, match=r"results\.json.*remove it"):
+        finished_results(tmp_path, "job: evaluate\n")
+
+
+def test_a_configuration_that_is_no_text_is_another_run_s(tmp_path):
+    (tmp_path / "config.yaml").write_bytes(b"\xff\xfe")
+    (tmp_path / "results.json").write_text("{}")
+    assert finished_results(tmp_path, "job: evaluate\n") is None
+
+
+def test_a_disk_that_is_full_refuses_the_run_and_leaves_no_folder(tmp_path, monkeypatch):
+    def write_text(path, text):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(run_folder, "write_text", write_text)
+    folder = tmp_path / "outputs" / "now"
+    with pytest.raises(UserError, match=f"output_dir={folder}: .*No space left"), claim(folder, ""):
+        pass
+    assert names(tmp_path) == set()

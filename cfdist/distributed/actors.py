@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cfdist.distributed import cluster
+from cfdist.machine import reset_peak_memory
 
 REDUCER = "reducer"
 
@@ -24,6 +25,7 @@ class DeviceActor:
         Raises:
             UserError: the model does not fit the device or the run.
         """
+        reset_peak_memory()
         self._device = device_class(*arguments)
         self._device.warm_up(*warm_up)
 
@@ -49,6 +51,7 @@ class ReducerActor:
         # The driver needs the class for nothing, and what it imports takes a while.
         from cfdist.distributed.reducer import Reducer
 
+        reset_peak_memory()
         self._reducer = Reducer(*arguments)
         return self._reducer.done()
 

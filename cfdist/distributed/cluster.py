@@ -95,6 +95,11 @@ def kept_session() -> KeptSession | None:
     return _kept
 
 
+def kept_bytes() -> int:
+    """What the members of a sweep have left in the object store so far."""
+    return _kept.pictures.used if _kept is not None and _kept.pictures is not None else 0
+
+
 def close_kept_session() -> None:
     """End the session that the members of a sweep have shared, if there is one."""
     global _kept
@@ -166,34 +171,47 @@ def own_session(
         yield None
         return
     quiet = {"configure_logging": True, "logging_level": logging.ERROR, "log_to_driver": False}
-    if address is None:
-        context = ray.init(
-            address="local",
-            num_cpus=available_cores(),
-            resources=_own_accelerators(kind, devices),
-            include_dashboard=sys.stdout.isatty() if dashboard == "auto" else dashboard,
-            **quiet,
-        )
-    else:
-        _knock(address)
-        try:
-            context = ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[:1]
-            raise UserError(
-                f"cluster.address={address}: no Ray cluster answers there "
-                f"({reason[0] if reason else type(error).__name__}); start one with "
-                "`ray start --head`, or leave cluster.address out"
-            ) from None
-    # Ray has put its own handler in place, which ends in a crash report.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, raise_terminated)
-    try:
-        yield f"http://{context.dashboard_url}" if context.dashboard_url else None
-    finally:
+    with contextlib.ExitStack() as undo:
         if address is None:
-            _end_autoscaler()
-        ray.shutdown()
+            undo.enter_context(_only_visible(kind, devices))
+            context = ray.init(
+                address="local",
+                num_cpus=available_cores(),
+                resources=_own_accelerators(kind),
+                include_dashboard=sys.stdout.isatty() if dashboard == "auto" else dashboard,
+                **quiet,
+            )
+        else:
+            context = _join(address, quiet)
+        # Ray has put its own handler in place, which ends in a crash report.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, raise_terminated)
+        try:
+            yield f"http://{context.dashboard_url}" if context.dashboard_url else None
+        finally:
+            if address is None:
+                _end_autoscaler()
+            ray.shutdown()
+
+
+def _join(address: str, options: dict[str, Any]) -> Any:
+    """Connect to a cluster that is there; returns what `ray.init` does.
+
+    Raises:
+        UserError: no cluster answers at `address`.
+    """
+    import ray
+
+    _knock(address)
+    try:
+        return ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[:1]
+        raise UserError(
+            f"cluster.address={address}: no Ray cluster answers there "
+            f"({reason[0] if reason else type(error).__name__}); start one with "
+            "`ray start --head`, or leave cluster.address out"
+        ) from None
 
 
 def _end_autoscaler() -> None:
@@ -209,19 +227,32 @@ def _end_autoscaler() -> None:
                 process.kill()
 
 
-def _own_accelerators(kind: str, devices: int | str | list[int]) -> dict[str, int] | None:
-    """What a cluster on this machine is told of its NPUs; limits it to a list of devices.
+@contextlib.contextmanager
+def _only_visible(kind: str, devices: int | str | list[int]) -> Iterator[None]:
+    """Limit the cluster that is started in the `with` block to a list of accelerators."""
+    if kind == "cpu" or not isinstance(devices, list):
+        yield
+        return
+    variable = VISIBLE_DEVICES[kind]
+    before = os.environ.get(variable)
+    os.environ[variable] = ",".join(map(str, devices))
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = before
+
+
+def _own_accelerators(kind: str) -> dict[str, int] | None:
+    """What a cluster on this machine is told of its NPUs.
 
     Ray finds GPUs itself, NPUs only where the toolkit's Python package or the device files are.
     """
-    if kind == "cpu":
+    if kind != "npu":
         return None
-    variable = VISIBLE_DEVICES[kind]
-    if isinstance(devices, list):
-        os.environ[variable] = ",".join(map(str, devices))
-    if kind == "gpu":
-        return None
-    visible = os.environ.get(variable)
+    visible = os.environ.get(VISIBLE_DEVICES[kind])
     count = len(visible.split(",")) if visible else len(list_npus())
     return {"NPU": count} if count else None
 
@@ -303,4 +334,6 @@ def plan_devices(
 
 def _streams_in_memory(threads: int, count: int, batch_pixels: int) -> int:
     stream_bytes = batch_pixels * ACTIVATION_BYTES_PER_PIXEL
-    return max(1, min(threads, available_memory() // 2 // count // stream_bytes))
+    # Pictures that are kept give way; and no member of a sweep should get fewer for them.
+    free = available_memory() + kept_bytes()
+    return max(1, min(threads, free // 2 // count // stream_bytes))

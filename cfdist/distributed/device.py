@@ -22,14 +22,10 @@ from cfdist.decode import PEAK_VALUES, HeadMaps, Peaks, decode_boxes, nms, selec
 from cfdist.detections import Detections, to_arrow
 from cfdist.distributed.memory import memory_as_user_error
 from cfdist.distributed.picture_cache import KeptPictures, KeptRow, Place, resolve_places
-from cfdist.machine import peak_memory
+from cfdist.machine import SWITCH_SECONDS, peak_memory
 from cfdist.model import ModelSpec
 from cfdist.preprocess import PictureError, read_into, to_model_input
 from cfdist.widerface.manifest import WorkItem
-
-# A feeder that comes back from OpenCV waits so long at most for a thread that is busy in Python
-# (Python's own 5 ms would leave cores idle for 3 % of the time).
-SWITCH_SECONDS = 0.0005
 
 
 @dataclass(frozen=True)

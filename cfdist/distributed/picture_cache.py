@@ -137,12 +137,6 @@ class PictureCache:
         self.used -= len(gone) * self.picture_bytes
 
 
-def kept_bytes() -> int:
-    """What earlier members of the sweep have left in the object store."""
-    sweep = cluster.kept_session()
-    return sweep.pictures.used if sweep and sweep.pictures else 0
-
-
 def choose_cache(
     cache: bool | str,
     limit_gb: float | None,

@@ -17,12 +17,15 @@ from cfdist.files import atomic_write
 from cfdist.machine import peak_memory
 from cfdist.run_folder import JOURNAL, PARQUET, PREDICTIONS
 from cfdist.widerface.ground_truth import GroundTruth
-from cfdist.widerface.manifest import picture_of
+from cfdist.widerface.manifest import picture_and_pass
 from cfdist.widerface.metric import WiderFaceMetric
 from cfdist.widerface.predictions import STYLES, prediction_text, rows
 
 # Pictures that are held at once when the final file is written.
 _ROW_GROUP = 512
+
+# Among the prediction files: those of further passes.
+_THROWN_AWAY = ".further_passes"
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Evaluation:
 
     Attributes:
         ap: Protocol name -> difficulty -> average precision, a fraction.
-        failures: (picture id, reason), by id.
+        failures: (picture id, reason), by id, of the pictures whose first pass failed.
         seconds: What the evaluation and the last files took.
         peak_memory: Most resident memory that the process had, bytes.
     """
@@ -43,7 +46,11 @@ class Evaluation:
 
 
 class Reducer:
-    """Gathers the devices' results in any order; what it ends with does not depend on it."""
+    """Gathers the devices' results in any order; what it ends with does not depend on it.
+
+    Of repeated passes over the pictures, the first counts. The others are there for the clock: what
+    they find is scored and written just so, and then thrown away.
+    """
 
     def __init__(
         self,
@@ -71,7 +78,7 @@ class Reducer:
         self._done: set[str] = set()
         self._lock = threading.Lock()
         self._partial = output / f".{PREDICTIONS}.partial"
-        self._folders: set[str] = set()
+        self._folders: set[Path] = set()
         self._journal = Journal(output / JOURNAL, fingerprint)
         for table in self._journal.read():
             self._take_in(from_arrow(table))
@@ -96,31 +103,41 @@ class Reducer:
                 self._take_in(from_arrow(detections))
 
     def _take_in(self, detections: list[Detections]) -> None:
-        new = [found for found in detections if found.id not in self._done]
-        self._done.update(found.id for found in new)
-        self._failures |= {found.id: found.error for found in new if found.error is not None}
-        # The AP is that of the pictures that could be used.
-        usable = [found for found in new if found.error is None]
+        new: dict[str, Detections] = {}
+        for found in detections:
+            if found.id not in self._done:
+                new.setdefault(found.id, found)
+        self._done |= new.keys()
+        passes: dict[int, dict[str, Detections]] = {1: {}}
+        for key, found in new.items():
+            id, turn = picture_and_pass(key)
+            passes.setdefault(turn, {})[id] = found
+        self._failures |= {id: found.error for id, found in passes[1].items() if found.error}
+        for turn, pictures in passes.items():
+            # The AP is that of the pictures that could be used.
+            usable = {id: found for id, found in pictures.items() if found.error is None}
+            if turn == 1:
+                self._record(usable, self._metric, self._partial)
+            else:
+                self._record(usable, WiderFaceMetric(), self._partial / _THROWN_AWAY)
+
+    def _record(self, found: dict[str, Detections], metric: WiderFaceMetric, folder: Path) -> None:
+        """Score pictures, by id, and write their prediction files into a folder."""
         # What is scored is what is written, so that the files give the same AP.
         style = STYLES[self._style]
-        tables = [rows(found.boxes, found.scores, style) for found in usable]
-        ids = [picture_of(found.id) for found in usable]
-        self._metric.update_many(
-            [self._truth[id] for id in ids],
-            [table[:, :4] for table in tables],
-            [table[:, 4] for table in tables],
-            replace=True,  # by a further pass over the pictures, with the same
+        tables = {id: rows(one.boxes, one.scores, style) for id, one in found.items()}
+        metric.update_many(
+            [self._truth[id] for id in tables],
+            [table[:, :4] for table in tables.values()],
+            [table[:, 4] for table in tables.values()],
         )
-        for id, table in zip(ids, tables, strict=True):
-            self._write_text(id, prediction_text(id, table, style))
-
-    def _write_text(self, id: str, text: str) -> None:
-        event = id.partition("/")[0]
-        if event not in self._folders:
-            (self._partial / event).mkdir(parents=True, exist_ok=True)
-            self._folders.add(event)
-        with open(f"{self._partial}/{id}.txt", "wb") as file:
-            file.write(text.encode())
+        for id, table in tables.items():
+            event = folder / id.partition("/")[0]
+            if event not in self._folders:
+                event.mkdir(parents=True, exist_ok=True)
+                self._folders.add(event)
+            with open(f"{folder}/{id}.txt", "wb") as file:
+                file.write(prediction_text(id, table, style).encode())
 
     def finish(self) -> Evaluation:
         """Compute the APs and bring the final files into place.
@@ -131,14 +148,15 @@ class Reducer:
         self._journal.close()
         self._write_parquet()
         shutil.rmtree(self._output / PREDICTIONS, ignore_errors=True)
+        shutil.rmtree(self._partial / _THROWN_AWAY, ignore_errors=True)
         self._partial.mkdir(parents=True, exist_ok=True)
         os.replace(self._partial, self._output / PREDICTIONS)
         ap = self._metric.compute()
-        failures = tuple(sorted((picture_of(key), why) for key, why in self._failures.items()))
+        failures = tuple(sorted(self._failures.items()))
         return Evaluation(ap, failures, time.perf_counter() - start, peak_memory())
 
     def _write_parquet(self) -> None:
-        """All pictures in order, from the journal; of repeated passes the first."""
+        """All pictures in order, from the journal."""
         import pyarrow.parquet as pq
 
         position = {id: i for i, id in enumerate(self._order)}

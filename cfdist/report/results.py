@@ -39,20 +39,25 @@ class Results:
     """One run's figures; what does not apply to a job is `None` or empty.
 
     Attributes:
-        job: "evaluate" or "score".
+        job: Which of the modules in `jobs`.
         ap: Protocol -> difficulty -> average precision, a fraction; the chosen protocol first.
-        total: Pictures asked for.
-        done: Pictures evaluated.
-        failures: (picture id, reason).
-        seconds: "total", "start_up", "run", "evaluation" -> seconds; job=evaluate also "shut_down".
+        total: Pictures asked for (job=infer: bins), each once however many passes there are.
+        done: Those of them that did not fail.
+        failures: (picture id, reason), each picture once.
+        seconds: "total", "start_up", "run" and "evaluation" -> seconds, `None` where a job has no
+            such part; job=evaluate and job=benchmark also "shut_down", job=benchmark also
+            "inference" and "host".
         config: The resolved configuration.
-        throughput: "steady" and "end_to_end", pictures a second.
-        devices: One entry a device: name, pictures, busy_share, batch_ms.
+        throughput: "steady" and "end_to_end", pictures a second, those of every pass;
+            job=benchmark also "pure_inference".
+        devices: One entry a device: name, pictures (those of every pass), busy_share, batch_ms,
+            device_ms.
         model: path and sha256.
         backend: The resolved backend.
         batch: Pictures a batch.
         simulated: No real model ran.
-        fingerprint: Equal for runs of the same weights, conventions and pictures.
+        fingerprint: Equal for runs that can go on with each other, see `inputs.run_fingerprint`.
+        passes: How often the pictures were gone through.
         notes: What a reader should know, a sentence each.
         expected: What the AP should be: protocol, ap by difficulty, tolerance, met.
         extra: Sections of a single job's own: name -> content.
@@ -72,6 +77,7 @@ class Results:
     batch: int | None = None
     simulated: bool = False
     fingerprint: str | None = None
+    passes: int | None = None
     notes: Sequence[str] = field(default_factory=list)
     expected: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +103,7 @@ class Results:
             "batch": self.batch,
             "simulated": self.simulated,
             "fingerprint": self.fingerprint,
+            "passes": self.passes,
             "versions": versions(),
             "config": self.config,
             "notes": list(self.notes),

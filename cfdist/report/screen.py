@@ -100,8 +100,10 @@ def print_plan(
     dashboard: str | None,
 ) -> None:
     """What is about to run, on one line, and where to watch it."""
-    count = len(manifest.items)
+    count = len(manifest.pictures)
     pictures = f"{count} picture{'s' if count > 1 else ''} of dataset={config.dataset.name}"
+    if manifest.passes > 1:
+        pictures = f"{manifest.passes} passes over {pictures}"
     if config.dataset.kind == "sample":
         pictures += " (the embedded sample set; no data set named)"
     if backend == SIMULATED:
@@ -221,7 +223,10 @@ def print_remarks(results: Results) -> None:
 
 
 def _ap_table(results: Results) -> Table:
-    table = Table(title=f"WIDER FACE AP over {results.done} pictures", title_justify="left")
+    title = f"WIDER FACE AP over {results.done} pictures"
+    if results.passes and results.passes > 1:
+        title += f" (the first of {results.passes} passes)"
+    table = Table(title=title, title_justify="left")
     table.add_column("protocol")
     for difficulty in DIFFICULTIES:
         table.add_column(difficulty, justify="right")

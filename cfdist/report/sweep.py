@@ -189,9 +189,11 @@ def _row(member: Member, keys: Sequence[str]) -> Row:
     results = member.results
     if results is None:
         return Row(member.number, swept, member.exit_code, member.reason)
-    config, rates, devices = results["config"], results["throughput"] or {}, results["devices"]
+    config, rates = results["config"], results["throughput"] or {}
+    measured = results["devices"] or _inference_devices(results)
+    busy = [device["busy_share"] for device in results["devices"]]
     protocol = config["eval"]["protocol"]
-    medians = [device["batch_ms"]["median"] for device in devices if device["batch_ms"]]
+    medians = [device["batch_ms"]["median"] for device in measured if device["batch_ms"]]
     return Row(
         member.number,
         swept,
@@ -199,7 +201,7 @@ def _row(member: Member, keys: Sequence[str]) -> Row:
         verdict(results)[1],
         simulated=results["simulated"],
         backend=results["backend"],
-        devices=len(devices) or None,
+        devices=len(measured) or None,
         batch=results["batch"],
         input=(config["model"]["height"], config["model"]["width"]),
         protocol=protocol,
@@ -208,10 +210,16 @@ def _row(member: Member, keys: Sequence[str]) -> Row:
         end_to_end=rates.get("end_to_end"),
         pure_inference=rates.get("pure_inference"),
         batch_ms=float(np.median(medians)) if medians else None,
-        busy_share=float(np.mean([one["busy_share"] for one in devices])) if devices else None,
+        busy_share=float(np.mean(busy)) if busy else None,
         seconds=results["seconds"]["total"],
         notes=tuple(results["notes"]),
     )
+
+
+def _inference_devices(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """The devices of `job=benchmark`'s inference part; none where it was not run."""
+    inference = results.get("benchmark", {}).get("inference")
+    return inference["devices"] if inference else []
 
 
 def published_rate(row: Row, published: Published) -> float | None:

@@ -35,9 +35,10 @@ class WorkItem:
         return self.id if self.turn == 1 else f"{self.id}/{self.turn}"
 
 
-def picture_of(key: str) -> str:
-    """The picture's id of a `WorkItem.key`; ids have one slash, as file names have none."""
-    return "/".join(key.split("/", 2)[:2])
+def picture_and_pass(key: str) -> tuple[str, int]:
+    """A `WorkItem.key` as id and turn; ids have one slash, as file names have none."""
+    event, name, *turn = key.split("/")
+    return f"{event}/{name}", int(turn[0]) if turn else 1
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,13 @@ class Manifest:
         return tuple(item for item in self.items if item.turn == 1)
 
     @property
+    def passes(self) -> int:
+        """How many passes over the pictures there are; the last may be a part of one."""
+        return max((item.turn for item in self.items), default=0)
+
+    @property
     def fingerprint(self) -> str:
-        """SHA-256 of the pictures' ids and sizes, in order; repeated passes do not count."""
+        """SHA-256 of the pictures' ids and sizes, in order, however many passes there are."""
         digest = hashlib.sha256()
         for item in self.pictures:
             digest.update(f"{item.id}\0{item.size}\n".encode())

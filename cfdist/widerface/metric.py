@@ -313,34 +313,24 @@ class WiderFaceMetric:
         """Was this picture updated?"""
         return picture_id in self._judged
 
-    def update(
-        self,
-        truth: PictureTruth,
-        boxes_xywh: np.ndarray,
-        scores: np.ndarray,
-        *,
-        replace: bool = False,
-    ) -> None:
+    def update(self, truth: PictureTruth, boxes_xywh: np.ndarray, scores: np.ndarray) -> None:
         """Add the predictions of one picture.
 
         Args:
             truth: the picture's faces.
             boxes_xywh: (p, 4), x y w h in picture pixels, in any order.
             scores: (p,); predictions of equal score keep their order.
-            replace: as in `update_many`.
 
         Raises:
             ValueError: as in `update_many`.
         """
-        self.update_many([truth], [boxes_xywh], [scores], replace=replace)
+        self.update_many([truth], [boxes_xywh], [scores])
 
     def update_many(
         self,
         truths: Sequence[PictureTruth],
         boxes_xywh: Sequence[np.ndarray],
         scores: Sequence[np.ndarray],
-        *,
-        replace: bool = False,
     ) -> None:
         """Add the predictions of several pictures, all or none of them.
 
@@ -351,15 +341,12 @@ class WiderFaceMetric:
             truths: each picture's faces.
             boxes_xywh: (p, 4) for each picture, x y w h in picture pixels, in any order.
             scores: (p,) for each picture; predictions of equal score keep their order.
-            replace: a picture that was updated before gets these predictions instead of its own;
-                of a picture that is twice in this call, the last stay.
 
         Raises:
             ValueError: the lists differ in length; or, with the picture's id, it was updated
                 before, shapes do not fit, or a number is not finite.
         """
-        if not replace:
-            self._refuse_twice(truth.id for truth in truths)
+        self._refuse_twice(truth.id for truth in truths)
         rows = [
             (truth, *_checked(truth.id, *found))
             for truth, *found in zip(truths, boxes_xywh, scores, strict=True)

@@ -84,7 +84,7 @@ def sweep(monkeypatch):
 def test_a_sweep_s_members_share_what_fits_them(sweep):
     kept = sweep.pictures
     manifest = Manifest(tuple(items("a", "b", "c", "d")), 0, 0)
-    assert picture_cache.kept_bytes() == 2 * PICTURE
+    assert cluster.kept_bytes() == 2 * PICTURE
     assert choose_cache("auto", None, manifest, 8, 4) is kept
     assert choose_cache(True, None, manifest, 8, 4) is kept  # two more are just what fits
     with pytest.raises(UserError, match=r"3 pictures take .* beside the 0.0 GB kept already"):

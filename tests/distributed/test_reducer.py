@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cfdist.decode import HeadMaps, Peaks, select_peaks
 from cfdist.detections import from_arrow, to_arrow
 from cfdist.distributed.device import PeaksBatch, decode_detections
 from cfdist.distributed.reducer import Reducer
 from cfdist.widerface.ground_truth import GroundTruth, PictureTruth
+from cfdist.widerface.manifest import WorkItem
 from cfdist.widerface.metric import WiderFaceMetric
 from cfdist.widerface.predictions import read_predictions_file
 
@@ -19,36 +26,42 @@ ORDER = tuple(f"e{i % 2}/p{i}" for i in range(COUNT))
 
 
 def truth() -> GroundTruth:
+    """Faces as large as what is found, and so many that some are hit."""
     random = np.random.default_rng(5)
+    low, high = [0, 0, 25, 25], [450, 450, 68, 68]
     return GroundTruth(
-        PictureTruth(id, random.integers(0, 500, (4, 4)).astype(float), np.ones((3, 4), bool))
-        for id in ORDER
+        PictureTruth(id, random.uniform(low, high, (60, 4)), np.ones((3, 60), bool)) for id in ORDER
     )
 
 
-def batch(numbers: list[int], failed: tuple[int, ...] = ()) -> PeaksBatch:
-    """Peaks of random head maps, each picture's own."""
+def key_of(number: int, turn: int) -> str:
+    return WorkItem(ORDER[number], "", 0, turn).key
+
+
+def batch(numbers: list[int], failed: tuple[int, ...] = (), turn: int = 1) -> PeaksBatch:
+    """Peaks of random head maps, each picture's own in each pass."""
     used = [i for i in numbers if i not in failed]
     maps = []
     for channels in HeadMaps.CHANNELS:
         shape = (channels, 20, 20)
-        maps.append(
-            np.array([np.random.default_rng([i, channels]).random(shape) for i in used], np.float32)
-        )
+        head = np.empty((len(used), *shape), np.float32)
+        for row, i in enumerate(used):
+            head[row] = np.random.default_rng([i, channels, turn]).random(shape)
+        maps.append(head)
     return PeaksBatch(
-        tuple(ORDER[i] for i in used),
+        tuple(key_of(i, turn) for i in used),
         np.full((len(used), 2), 500, np.int32),
         select_peaks(HeadMaps(*maps), 30),
-        tuple((ORDER[i], "broken") for i in numbers if i in failed),
+        tuple((key_of(i, turn), "broken") for i in numbers if i in failed),
     )
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def table(spec):
     """`batch`, as a device sends it."""
 
-    def make(numbers: list[int], failed: tuple[int, ...] = ()):
-        return to_arrow(decode_detections(batch(numbers, failed), spec(height=80, width=80)))
+    def make(numbers: list[int], failed: tuple[int, ...] = (), turn: int = 1):
+        return to_arrow(decode_detections(batch(numbers, failed, turn), spec(height=80, width=80)))
 
     return make
 
@@ -118,6 +131,43 @@ def test_an_interrupted_run_goes_on(table, tmp_path):
 
     assert resumed.ap == whole.ap
     assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+
+
+@pytest.fixture(scope="module")
+def first_pass(table, tmp_path_factory):
+    """What a run of one pass, in which a picture fails, finds; and its folder."""
+    folder = tmp_path_factory.mktemp("first")
+    evaluation = finished(new_reducer(folder), [list(range(COUNT))], table)
+    assert evaluation.ap["official"]["hard"] > 0
+    return evaluation, folder
+
+
+@settings(max_examples=30)
+@given(
+    arrivals=st.permutations([(i, turn) for i in range(COUNT) for turn in (1, 2)]),
+    interrupted=st.integers(0, 2 * COUNT),
+)
+def test_the_first_pass_counts_whenever_it_arrives(table, first_pass, arrivals, interrupted):
+    """Another picture fails in the second pass, and all detections are others."""
+    with tempfile.TemporaryDirectory() as temporary:
+        output = Path(temporary)
+        for part in (arrivals[:interrupted], arrivals[interrupted:]):
+            reducer = new_reducer(output)  # takes in what the journal holds
+            for number, turn in part:
+                reducer.add(table([number], failed=(4,) if turn == 1 else (6,), turn=turn))
+        assert len(reducer.done()) == 2 * COUNT
+        evaluation = reducer.finish()
+        expected, folder = first_pass
+        assert (evaluation.ap, evaluation.failures) == (expected.ap, expected.failures)
+        assert files_of(output) == files_of(folder)
+
+
+def test_a_picture_is_taken_once_of_a_table_that_has_it_twice(table, first_pass, tmp_path):
+    reducer = new_reducer(tmp_path)
+    twice = pa.concat_tables([table([0, 1]), table([0])])
+    reducer.add(twice.combine_chunks())
+    finished(reducer, [[2, 3, 4, 5, 6, 7, 8]], table)
+    assert files_of(tmp_path) == files_of(first_pass[1])
 
 
 def test_outputs_that_are_not_finite_fail_the_picture(spec):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import cv2
@@ -11,9 +12,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from cfdist import inputs
 from cfdist.detections import Detections, from_arrow
+from cfdist.distributed.device import DeviceReport
+from cfdist.distributed.journal import Journal
+from cfdist.distributed.reducer import Evaluation
+from cfdist.distributed.run import Outcome, Timeline
+from cfdist.errors import UserError
 from cfdist.inputs import SAMPLE_FOLDER
+from cfdist.phases import Phases
+from cfdist.run_folder import JOURNAL
 from cfdist.widerface.ground_truth import load_ground_truth
+from cfdist.widerface.manifest import Manifest, WorkItem
 from cfdist.widerface.metric import WiderFaceMetric
 from cfdist.widerface.predictions import OFFICIAL_STYLE, read_predictions_file, rows
 from cfdist.widerface.sample import ensure_sample
@@ -35,8 +45,6 @@ def read(folder: Path) -> tuple[dict, dict[str, Detections]]:
 
 def run_in_session(compose, folder: Path, *overrides: str) -> tuple[dict, dict[str, Detections]]:
     """A job in the tests' Ray session."""
-    import time
-
     folder.mkdir(parents=True, exist_ok=True)
     assert evaluate.main(compose(*overrides), folder, time.time()) in (0, 3)
     return read(folder)
@@ -181,9 +189,103 @@ def test_broken_pictures_are_listed_and_the_run_goes_on(command, tmp_path, odd_p
     assert len(list((tmp_path / "out" / "predictions").rglob("*.txt"))) == 11
 
 
-def test_score_reads_what_others_write(compose, tmp_path):
-    import time
+@pytest.mark.usefixtures("ray_session")
+def test_passes_count_for_the_rate_and_pictures_for_the_rest(
+    compose, tmp_path, odd_pictures, capsys
+):
+    root, truth = odd_pictures
+    results, detections = run_in_session(
+        compose,
+        tmp_path / "out",
+        "dataset=wider_val",
+        f"dataset.root={root}",
+        f"dataset.ground_truth={truth}",
+        "dataset.repeat=3",
+        "model.height=256",
+        "model.width=256",
+        "model.batch=4",
+    )
+    assert results["pictures"] == {"total": 14, "done": 11, "failed": 3}
+    assert results["passes"] == 3
+    order = load_ground_truth(truth).ids
+    assert [failure["picture"] for failure in results["failures"]] == sorted(order[:3])
+    assert list(detections) == list(order[:14])
+    assert sum(device["pictures"] for device in results["devices"]) == 3 * 11
+    seconds = 3 * 14 / results["throughput"]["end_to_end"]
+    assert seconds == pytest.approx(results["seconds"]["total"])
+    shown = capsys.readouterr().out
+    assert "3 passes over 14 pictures of dataset=wider_val" in shown
+    assert "WIDER FACE AP over 11 pictures (the first of 3 passes)" in shown
 
+
+def test_an_unfinished_run_goes_on_with_its_number_of_passes_only(compose, tmp_path):
+    config = compose("dataset.limit=3")
+    manifest = inputs.find_pictures(config.dataset, inputs.find_ground_truth(config.dataset))
+    spec = inputs.spec_for_backend(config.model, "openvino")
+    once, thrice = (
+        inputs.run_fingerprint(spec, manifest.repeated(passes), "openvino") for passes in (1, 3)
+    )
+    assert once == inputs.run_fingerprint(spec, manifest, "openvino")
+    for there, repeat in ((once, 3), (thrice, 1), (thrice, 2)):
+        folder = tmp_path / f"{there[:8]}-{repeat}"
+        Journal(folder / JOURNAL, there)
+        overrides = ("dataset.limit=3", "backend=openvino", f"dataset.repeat={repeat}")
+        with pytest.raises(UserError, match="holds an unfinished run of other settings"):
+            evaluate.main(compose(*overrides), folder, time.time())
+
+
+def outcome_of(*devices: DeviceReport, **changes) -> Outcome:
+    """A run's outcome with these devices' reports."""
+    fields = {
+        "evaluation": Evaluation({}, (), 0.0, 0),
+        "devices": {f"device:{i}": report for i, report in enumerate(devices)},
+        "timeline": Timeline(1),
+        "resumed": 0,
+        "lost": (),
+        "cpu_seconds": 0.0,
+    }
+    return Outcome(**{**fields, **changes})
+
+
+def notes_of(compose, outcome: Outcome, passes: int = 1) -> list[str]:
+    """The notes of a simulated run over six pictures."""
+    config = compose("backend=simulated", "dataset=wider_val")
+    manifest = Manifest(tuple(WorkItem(f"e/{i}", "", 1) for i in range(6)), 0, 0).repeated(passes)
+    model = evaluate.find_model(config)
+    phases = Phases(time.time() - 1)
+    phases.end("run")
+    return list(evaluate.summarise(config, model, manifest, outcome, "f", phases).notes)
+
+
+def test_the_notes_count_what_was_not_decoded_again(compose):
+    assert notes_of(compose, outcome_of(DeviceReport(pictures=6, decoded=6))) == []
+    # The sixth picture fails; it is neither decoded nor inferred.
+    failed = Evaluation({}, (("e/5", "broken"),), 0.0, 0)
+    left_out = "failed pictures are left out of the AP"
+    read = outcome_of(DeviceReport(pictures=5, decoded=5), evaluation=failed)
+    assert notes_of(compose, read) == [left_out]
+    kept = outcome_of(DeviceReport(3, 1), DeviceReport(2, 1), evaluation=failed)
+    assert notes_of(compose, kept) == [
+        "3 pictures were not decoded again but taken from Ray's object store (preprocess.cache)",
+        left_out,
+    ]
+    repeated = outcome_of(DeviceReport(pictures=10, decoded=5), resumed=2, evaluation=failed)
+    assert notes_of(compose, repeated, passes=2) == [
+        "2 pictures, each counted in every pass, were done by an earlier, interrupted run",
+        "5 pictures, each counted in every pass, were not decoded again but taken from Ray's "
+        "object store (preprocess.cache)",
+        left_out,
+    ]
+
+
+def test_the_notes_name_each_device_that_died(compose):
+    outcome = outcome_of(lost=("device:1", "device:0", "device:1"))
+    once, twice = notes_of(compose, outcome)
+    assert once.startswith("device:0 died 1 time and was replaced")
+    assert twice.startswith("device:1 died 2 times and was replaced")
+
+
+def test_score_reads_what_others_write(compose, tmp_path):
     truth = load_ground_truth(ensure_sample(SAMPLE_FOLDER).ground_truth)
     folder = tmp_path / "predictions"
     for i, id in enumerate(truth.ids):

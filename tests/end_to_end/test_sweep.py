@@ -7,13 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import pytest
 
-from cfdist.run_folder import read_results
+from cfdist.run_folder import SWEEP_FILES, read_results
 from tests.conftest import PROJECT
 
 SIMULATED = ("backend=simulated", "cluster.dashboard=false", "output_dir=out")
@@ -162,6 +164,40 @@ def test_members_of_other_settings_are_left_alone(command, tmp_path):
     assert "sweep.csv" not in after
 
 
+def test_a_member_whose_folder_cannot_be_written_to_fails_alone(command, tmp_path):
+    (tmp_path / "out" / "0" / "config.yaml").mkdir(parents=True)
+    (tmp_path / "out" / "1").mkdir()
+    result = command("-m", "model.batch=1,2", "backend.providers=[No]", "backend=onnxruntime",
+                     "output_dir=out")  # fmt: skip
+    assert result.returncode == 2
+    first, second = result.stderr.splitlines()
+    assert first.startswith(f"cfdist: output_dir={tmp_path / 'out' / '0'}: ")
+    assert "Is a directory" in first
+    assert "'No'" in second
+
+
+def test_a_member_whose_results_are_damaged_fails_alone(command, tmp_path):
+    boxes = tmp_path / "boxes" / "0--Portraits" / "0_Portraits_1.txt"
+    boxes.parent.mkdir(parents=True)
+    boxes.write_text("0_Portraits_1\n0\n")
+    sweep = ("-m", "job=score", "eval=official,guide", "predictions=boxes", "dataset.limit=1",
+             "output_dir=out")  # fmt: skip
+    assert command(*sweep).returncode == 0
+    out = tmp_path / "out"
+    whole = (out / "0" / "results.json").read_text()
+    (out / "0" / "results.json").write_text(whole[:100])
+    for name in SWEEP_FILES:
+        (out / name).unlink(missing_ok=True)
+
+    again = command(*sweep)
+    assert again.returncode == 2
+    (line,) = again.stderr.splitlines()
+    assert str(out / "0" / "results.json") in line
+    assert f"{out / '1'}: done by an earlier command" in again.stdout
+    assert [row["state"] for row in table_of(out)] == ["failed", "done"]
+    assert (out / "0" / "results.json").read_text() == whole[:100]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -185,7 +221,15 @@ def test_a_sweep_whose_members_are_all_refused_leaves_nothing(command, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_second_member_decodes_no_picture_and_finds_the_same(command, tmp_path):
+@pytest.fixture
+def ray_folder(monkeypatch) -> Iterator[Path]:
+    """Where Ray keeps a folder for each of its sessions; short, as socket names have to be."""
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield Path(folder)
+
+
+def test_the_second_member_decodes_no_picture_and_finds_the_same(command, tmp_path, ray_folder):
     small = ("model.height=256", "model.width=256", "dataset.limit=24", "output_dir=out")
     result = command("-m", "model.batch=1,4", "backend=openvino", "cluster.dashboard=false", *small)
 
@@ -194,6 +238,8 @@ def test_the_second_member_decodes_no_picture_and_finds_the_same(command, tmp_pa
     assert (first["pictures_decoded"], second["pictures_decoded"]) == (24, 0)
     assert any("24 pictures were not decoded again" in note for note in second["notes"])
     assert first["ap"] == second["ap"]
-    # One Ray session and its processes: the second member starts nothing.
-    assert first["start_up_seconds"]["ray"] > 1 > second["start_up_seconds"]["ray"]
+    # One Ray session: the second member starts nothing.
+    sessions = [path for path in ray_folder.glob("ray/session_*") if not path.is_symlink()]
+    assert len(sessions) == 1
+    assert first["start_up_seconds"]["ray"] > second["start_up_seconds"]["ray"]
     assert (tmp_path / "out" / "throughput.png").is_file()

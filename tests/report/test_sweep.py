@@ -96,6 +96,23 @@ def test_jobs_without_devices_or_rates_have_no_figures_of_them():
     assert row.swept == {}
 
 
+def test_where_only_the_inference_was_measured_its_devices_count():
+    inference = {
+        "devices": [
+            {"name": "device:0", "slots": 1, "batch_ms": {"median": 10.0}, "device_ms": None},
+            {"name": "device:1", "slots": 1, "batch_ms": {"median": 30.0}, "device_ms": None},
+        ]
+    }
+    (row,) = sweep.rows_of(members_of(4, devices=[], benchmark={"inference": inference}))
+    assert (row.devices, row.batch_ms, row.busy_share) == (2, 20.0, None)
+
+    # Those of a whole run, which the rates beside are of, come first.
+    (row,) = sweep.rows_of(members_of(4, benchmark={"inference": inference}))
+    assert row.devices == 3
+    (row,) = sweep.rows_of(members_of(4, devices=[], benchmark={"inference": None}))
+    assert (row.devices, row.batch_ms) == (None, None)
+
+
 @pytest.mark.parametrize(
     ("changes", "code", "words"),
     [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cfdist.errors import UserError
-from cfdist.widerface.manifest import Manifest, WorkItem, build_manifest, picture_of
+from cfdist.widerface.manifest import Manifest, WorkItem, build_manifest, picture_and_pass
 
 IDS = ("b/2", "a/1", "a/3")
 
@@ -54,7 +54,10 @@ def test_further_passes_have_keys_of_their_own():
     twice = manifest.repeated(2)
 
     assert [item.key for item in twice.items] == ["e/a", "e/b", "e/a/2", "e/b/2"]
-    assert [picture_of(item.key) for item in twice.items] == ["e/a", "e/b"] * 2
+    assert [picture_and_pass(item.key) for item in twice.items] == [
+        (item.id, item.turn) for item in twice.items
+    ]
     assert twice.pictures == items
+    assert (manifest.passes, twice.passes) == (1, 2)
     assert twice.fingerprint == manifest.fingerprint
     assert manifest.repeated(1) == manifest

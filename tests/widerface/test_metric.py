@@ -252,18 +252,6 @@ def test_pictures_together_equal_one_by_one(picture_set, pairs_at_once):
 
 
 @settings(deadline=None)
-@given(picture_sets(least=1), st.data())
-def test_a_replaced_picture_leaves_no_trace(picture_set, data):
-    replaced = data.draw(st.integers(0, len(picture_set) - 1))
-    later = data.draw(pictures(picture_set[replaced][0].id))
-    metric = evaluate(picture_set)
-    metric.update(*later, replace=True)
-    expected = [*picture_set[:replaced], later, *picture_set[replaced + 1 :]]
-    assert len(metric) == len(picture_set)
-    assert curve_numbers(metric) == curve_numbers(evaluate(expected))
-
-
-@settings(deadline=None)
 @given(picture_sets(), st.randoms(use_true_random=False))
 def test_order_and_merging_do_not_matter(picture_set, random):
     expected = evaluate(picture_set).compute()
@@ -449,9 +437,6 @@ def test_a_picture_twice_in_one_call():
     with pytest.raises(ValueError, match="e/p was already updated"):
         metric.update_many(truths, boxes, scores)
     assert len(metric) == 0
-    metric.update_many(truths, boxes, scores, replace=True)
-    last = zip(truths[1:], boxes[1:], scores[1:], strict=True)
-    assert curve_numbers(metric) == curve_numbers(evaluate(last))
 
 
 def test_one_bad_picture_keeps_all_out(monkeypatch):

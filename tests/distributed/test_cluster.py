@@ -1,0 +1,76 @@
+"""Which accelerators the processes of a run's own cluster see, and for how long."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from cfdist.distributed import cluster
+
+CUDA = "CUDA_VISIBLE_DEVICES"
+ASCEND = "ASCEND_RT_VISIBLE_DEVICES"
+
+
+@pytest.fixture
+def seen(monkeypatch) -> list[dict]:
+    """What each session of a Ray that starts nothing was started with: resources, variables."""
+    started: list[dict] = []
+
+    def init(resources=None, **_):
+        visible = {name: os.environ.get(name) for name in (CUDA, ASCEND)}
+        started.append({"resources": resources, **visible})
+        return SimpleNamespace(dashboard_url=None)
+
+    ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(cluster, "_end_autoscaler", lambda: None)
+    monkeypatch.setattr(cluster, "list_npus", lambda: ["chip"] * 4)
+    monkeypatch.setattr(cluster.signal, "signal", lambda *_: None)
+    for name in (CUDA, ASCEND):
+        monkeypatch.delenv(name, raising=False)
+    return started
+
+
+@pytest.mark.parametrize(("kind", "variable"), [("gpu", CUDA), ("npu", ASCEND)])
+@pytest.mark.parametrize("before", [None, "2,3"])
+def test_a_list_of_devices_holds_for_its_session_only(seen, monkeypatch, kind, variable, before):
+    if before is not None:
+        monkeypatch.setenv(variable, before)
+    with cluster.own_session(None, False, kind, [0, 5]):
+        assert os.environ[variable] == "0,5"
+    assert seen[0][variable] == "0,5"
+    assert os.environ.get(variable) == before
+
+
+def test_a_session_that_does_not_start_leaves_no_list(seen, monkeypatch):
+    def refuse(**_):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(sys.modules["ray"], "init", refuse)
+    with pytest.raises(RuntimeError), cluster.own_session(None, False, "gpu", [1]):
+        pass
+    assert CUDA not in os.environ
+
+
+def test_a_sweep_s_later_members_see_all_devices_again(seen, monkeypatch):
+    monkeypatch.setattr(cluster, "_keeps_sessions", True)
+    for devices in ([0], 2):
+        with cluster.session(None, False, "npu", devices):
+            pass
+    cluster.close_kept_session()
+    assert [one[ASCEND] for one in seen] == ["0", None]
+    assert [one["resources"] for one in seen] == [{"NPU": 1}, {"NPU": 4}]
+
+
+def test_other_devices_and_clusters_are_left_alone(seen):
+    with (
+        cluster.own_session(None, False, "cpu", [0]),
+        cluster.own_session("auto", False, "gpu", [0]),
+    ):
+        pass
+    with cluster.own_session(None, False, "gpu", 2):
+        pass
+    assert seen == [{"resources": None, CUDA: None, ASCEND: None}] * 3
