@@ -42,6 +42,8 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
             other files.
     """
     is_new = not folder.exists()
+    _refuse_occupied(folder)
+    _refuse_strangers(folder)
     with _locked(folder):
         try:
             _refuse_occupied(folder)
@@ -64,19 +66,10 @@ def claim_sweep(folder: Path) -> Iterator[None]:
         UserError: the folder cannot be made, is in use, or holds a finished sweep or a single run.
     """
     is_new = not folder.exists()
+    _refuse_occupied_by_others(folder)
+    _refuse_strangers(folder)
     with _locked(folder):
-        for name in SWEEP_FILES:
-            if (folder / name).exists():
-                raise UserError(
-                    f"output_dir={folder}: holds a finished sweep ({name}); choose another "
-                    f"output_dir, or remove {', '.join(SWEEP_FILES)} to run again what failed"
-                )
-        for name in (RESULTS, PREDICTIONS, PARQUET, JOURNAL):
-            if (folder / name).exists():
-                raise UserError(
-                    f"output_dir={folder}: holds a single run ({name}); choose another output_dir "
-                    "for the sweep"
-                )
+        _refuse_occupied_by_others(folder)
         try:
             yield
         finally:
@@ -148,7 +141,47 @@ def _write_config(folder: Path, config_yaml: str) -> None:
         ) from None
 
 
+def _refuse_strangers(folder: Path) -> None:
+    """Refuse a folder with something in it that no run has held before.
+
+    Raises:
+        UserError: naming the first thing that is there.
+    """
+    was_held = (folder / _LOCK).exists() or (folder / JOURNAL / JOURNAL_IDENTITY).is_file()
+    if folder.is_dir() and not was_held:
+        for name in sorted(path.name for path in folder.iterdir()):
+            raise UserError(
+                f"output_dir={folder}: holds {name!r}, which is of no run of this program; choose "
+                "another output_dir"
+            )
+
+
+def _refuse_occupied_by_others(folder: Path) -> None:
+    """Refuse a sweep a folder that holds a finished sweep or a single run.
+
+    Raises:
+        UserError: saying which.
+    """
+    for name in SWEEP_FILES:
+        if (folder / name).exists():
+            raise UserError(
+                f"output_dir={folder}: holds a finished sweep ({name}); choose another "
+                f"output_dir, or remove {', '.join(SWEEP_FILES)} to run again what failed"
+            )
+    for name in (RESULTS, PREDICTIONS, PARQUET, JOURNAL):
+        if (folder / name).exists():
+            raise UserError(
+                f"output_dir={folder}: holds a single run ({name}); choose another output_dir "
+                "for the sweep"
+            )
+
+
 def _refuse_occupied(folder: Path) -> None:
+    """Refuse a run a folder that holds a finished run, a sweep, or files named as a run's.
+
+    Raises:
+        UserError: saying which.
+    """
     if (folder / RESULTS).exists():
         raise UserError(
             f"output_dir={folder}: holds a finished run ({RESULTS}); choose another output_dir or "

@@ -62,6 +62,23 @@ def test_an_interrupted_sweep_s_folder_is_refused_for_runs(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "notes.txt", "pictures"])
+@pytest.mark.parametrize("hold", [lambda folder: claim(folder, ""), claim_sweep])
+def test_a_stranger_s_folder_is_refused_and_left_as_it_is(tmp_path, name, hold):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds '{name}', which is of no run"), hold(tmp_path):
+        pass
+    assert names(tmp_path) == {name}
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_a_run_that_failed_may_be_run_again_in_its_folder(tmp_path):
+    with pytest.raises(RuntimeError), claim(tmp_path / "out", "a"):
+        raise RuntimeError
+    with claim(tmp_path / "out", "b"):
+        assert (tmp_path / "out" / "config.yaml").read_text() == "b"
+
+
 def test_two_sweeps_never_share_a_folder(tmp_path):
     with (
         claim_sweep(tmp_path),

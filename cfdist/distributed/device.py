@@ -71,12 +71,12 @@ class ChunkReport:
     Attributes:
         done: Pictures whose detections are on disk.
         failed: Pictures that could not be used.
-        read: With `keep`, row by row of the kept pictures, which of the items it is.
+        kept: Row by row of the pictures to keep, which of the items it is.
     """
 
     done: int
     failed: int
-    read: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
 
 
 @dataclass
@@ -149,7 +149,7 @@ class Device:
         self,
         items: Sequence[WorkItem],
         places: Sequence[Place | None] = (),
-        keep: bool = False,
+        keep: Sequence[int] = (),
     ) -> ChunkReport | tuple[ChunkReport, KeptPictures]:
         """Read, infer, decode and deliver a chunk; returns once the reducer has it on disk.
 
@@ -157,17 +157,20 @@ class Device:
             items: The pictures.
             places: For each the place of its picture in the object store, `None` where it is to be
                 read; empty where all are.
-            keep: Return the letterboxed pictures as well, for a further pass or run.
+            keep: Which of the items' letterboxed pictures to return as well, for a further pass or
+                run.
         """
         import ray
 
         kept = resolve_places(places) if places else None
-        with self._read(items, kept, keep) as pictures:
+        # Where all are to be kept, they are read into what is returned.
+        with self._read(items, kept, keep=len(keep) == len(items)) as pictures:
             result = self._peaks(pictures)
+            to_keep, of_items = _kept_of(pictures, keep)
         detections = to_arrow(decode_detections(result, self._spec))
         ray.get(self._reducer.add.remote(detections))
-        report = ChunkReport(len(result.ids), len(result.failures), pictures.read)
-        return (report, KeptPictures(pictures.sizes, pictures.warped)) if keep else report
+        report = ChunkReport(len(result.ids), len(result.failures), of_items)
+        return (report, to_keep) if keep else report
 
     def find_peaks(self, items: Sequence[WorkItem]) -> PeaksBatch:
         """Read and infer a chunk of at most the buffers' length."""
@@ -331,6 +334,19 @@ def _read_row(item: WorkItem, row: NDArray[np.uint8]) -> tuple[int, int] | str:
         return str(error)
     except MemoryError:
         return "does not fit into memory"
+
+
+def _kept_of(pictures: Pictures, keep: Sequence[int]) -> tuple[KeptPictures, tuple[int, ...]]:
+    """Of the items to keep those that were read, and which of the items they are.
+
+    The arrays are the pictures' own where all are kept, else copies.
+    """
+    wanted = set(keep)
+    rows = [row for row, item in enumerate(pictures.read) if item in wanted]
+    of_items = tuple(pictures.read[row] for row in rows)
+    if len(rows) == len(pictures.read):
+        return KeptPictures(pictures.sizes, pictures.warped), of_items
+    return KeptPictures(pictures.sizes[rows], pictures.warped[rows]), of_items
 
 
 def _close_gaps(rows: NDArray[np.uint8], read: list[int]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,7 +161,7 @@ class DevicePool:
                     report = ray.get(ref)
                     shares.give_back(handed.name, len(handed.items), is_finished=True)
                     if handed.kept is not None:
-                        self._pictures.add(handed.items, report.read, handed.kept)
+                        self._pictures.add(handed.items, handed.keep, report.kept, handed.kept)
                     on_done(handed.name, report)
                     pictures += len(handed.items)
                     size = self._next_size(pictures, time.perf_counter() - started)
@@ -197,18 +197,19 @@ class DevicePool:
         actor = self.actors[name]
         if self._pictures is None:
             running[actor.process.remote(items)] = _Handed(name, actor, items)
-        elif self._pictures.reserve(items):
-            report, kept = actor.process.options(num_returns=2).remote(items, (), True)
-            running[report] = _Handed(name, actor, items, kept)
+            return True
+        places, keep = self._pictures.places(items), self._pictures.reserve(items)
+        if keep:
+            report, kept = actor.process.options(num_returns=2).remote(items, places, keep)
+            running[report] = _Handed(name, actor, items, keep, kept)
         else:
-            places = self._pictures.places(items)
             running[actor.process.remote(items, places)] = _Handed(name, actor, items)
         return True
 
     def _note_failure(self, handed: _Handed, error: Exception, problems: list[Exception]) -> None:
         if handed.kept is not None:
-            self._pictures.add(handed.items, (), None)
-        elif self._pictures is not None:
+            self._pictures.add(handed.items, handed.keep, (), None)
+        if self._pictures is not None:
             # They may have been lost with a node; read again, they cannot stop the next round.
             self._pictures.forget(handed.items)
         problems.append(user_error(error))
@@ -253,9 +254,18 @@ class DevicePool:
 
 @dataclass(frozen=True)
 class _Handed:
-    """A chunk that a device is working on; `kept` refers to its pictures if they are to stay."""
+    """A chunk that a device is working on.
+
+    Attributes:
+        name: The device's.
+        actor: The device.
+        items: The chunk.
+        keep: Which of the items' pictures are to be kept.
+        kept: Refers to those pictures; `None` where there are none.
+    """
 
     name: str
     actor: Any
     items: list[WorkItem]
+    keep: Sequence[int] = ()
     kept: Any = None

@@ -99,32 +99,33 @@ class PictureCache:
         """For each item the reference and the row of its picture; `None` where it is not kept."""
         return [self._places.get(item.path) for item in items]
 
-    def reserve(self, items: Sequence[WorkItem]) -> bool:
-        """Whether a chunk's pictures may be kept; if so, their room is taken.
+    def reserve(self, items: Sequence[WorkItem]) -> list[int]:
+        """Which of a chunk's pictures are to be kept; their room is taken.
 
-        Not where one of them is kept already, is on its way, or is in the chunk twice.
+        Those that are not kept yet nor on their way, each once, as far as there is room.
         """
-        wanted = len(items) * self.picture_bytes
-        paths = {item.path for item in items}
-        is_known = len(paths) < len(items) or not (
-            self._promised.isdisjoint(paths) and self._places.keys().isdisjoint(paths)
-        )
-        if is_known or self.used + wanted > self.limit:
-            return False
-        self.used += wanted
-        self._promised |= paths
-        return True
+        wanted = []
+        for i, item in enumerate(items):
+            is_new = item.path not in self._places and item.path not in self._promised
+            if is_new and self.used + self.picture_bytes <= self.limit:
+                self.used += self.picture_bytes
+                self._promised.add(item.path)
+                wanted.append(i)
+        return wanted
 
-    def add(self, items: Sequence[WorkItem], read: Sequence[int], reference: Any) -> None:
+    def add(
+        self, items: Sequence[WorkItem], wanted: Sequence[int], read: Sequence[int], reference: Any
+    ) -> None:
         """Note what a chunk's reading left.
 
         Args:
-            items: The chunk, for which room was reserved.
+            items: The chunk.
+            wanted: What `reserve` gave for it.
             read: Row by row of the object, which of the items it is.
             reference: The object's reference in Ray's store, a `KeptPictures`.
         """
-        self.used -= (len(items) - len(read)) * self.picture_bytes
-        self._promised -= {item.path for item in items}
+        self.used -= (len(wanted) - len(read)) * self.picture_bytes
+        self._promised -= {items[i].path for i in wanted}
         for row, i in enumerate(read):
             self._places[items[i].path] = (reference, row)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,48 +34,45 @@ def test_a_kept_row_is_copied_with_its_size():
 def test_the_bound_holds_and_failed_pictures_free_their_room():
     cache = PictureCache(8, 4, limit=5 * PICTURE)
     first, second = items("a", "b", "c"), items("d", "e", "f")
-    assert cache.reserve(first)
-    assert not cache.reserve(second)  # six pictures are more than five
-    cache.add(first, (0, 2), "object")  # b could not be read
+    assert cache.reserve(first) == [0, 1, 2]
+    assert cache.reserve(second) == [0, 1]  # six pictures are more than five
+    cache.add(first, [0, 1, 2], (0, 2), "object")  # b could not be read
 
-    assert cache.used == 2 * PICTURE
+    assert cache.used == 4 * PICTURE
     assert cache.places(first) == [("object", 0), None, ("object", 1)]
-    assert not cache.reserve(first)  # a and c are there
-    assert cache.reserve(second)
-    cache.add(second, (), None)  # the device died
+    cache.add(second, [0, 1], (), None)  # the device died
     assert cache.used == 2 * PICTURE
     assert len(cache) == 2
+    assert cache.reserve(first) == [1]  # a and c are there
 
 
 def test_a_picture_is_kept_once_however_many_passes_there_are():
     cache = PictureCache(8, 4, limit=100 * PICTURE)
     pictures = items("a", "b")
-    assert not cache.reserve([*pictures, pictures[0]])  # twice in one chunk
-    assert cache.reserve(pictures)
-    assert not cache.reserve(pictures[1:])  # on its way
-    cache.add(pictures, (0, 1), "object")
-    assert not cache.reserve(pictures[:1])  # there
-    assert cache.used == 2 * PICTURE
+    assert cache.reserve([*pictures, pictures[0]]) == [0, 1]  # twice in one chunk
+    assert cache.reserve([pictures[1], *items("c")]) == [1]  # on its way
+    cache.add([*pictures, pictures[0]], [0, 1], (0, 1), "object")
+    assert cache.reserve(pictures) == []  # there
+    assert cache.used == 3 * PICTURE
 
 
 def test_objects_that_are_lost_are_forgotten_whole():
     cache = PictureCache(8, 4, limit=100 * PICTURE)
     lost, safe = items("a", "b"), items("c", "d")
     for chunk, reference in ((lost, "lost"), (safe, "safe")):
-        assert cache.reserve(chunk)
-        cache.add(chunk, (0, 1), reference)
+        assert cache.reserve(chunk) == [0, 1]
+        cache.add(chunk, [0, 1], (0, 1), reference)
     cache.forget([lost[1], *items("e")])
     assert cache.places([*lost, *safe]) == [None, None, ("safe", 0), ("safe", 1)]
     assert cache.used == 2 * PICTURE
-    assert cache.reserve(lost)
+    assert cache.reserve(lost) == [0, 1]
 
 
 @pytest.fixture
 def sweep(monkeypatch):
     """A sweep's session that has kept two pictures of 8x4 pixels."""
     cache = PictureCache(8, 4, limit=4 * PICTURE)
-    assert cache.reserve(items("a", "b"))
-    cache.add(items("a", "b"), (0, 1), "object")
+    cache.add(items("a", "b"), cache.reserve(items("a", "b")), (0, 1), "object")
     session = cluster.KeptSession((), contextlib.ExitStack(), None, pictures=cache)
     monkeypatch.setattr(cluster, "_kept", session)
     return session
@@ -154,6 +152,14 @@ def test_a_second_pass_decodes_no_picture_and_finds_the_same(compose, spec, tmp_
     first, decoded = evaluate(once, tmp_path / "first", pictures)
     again, decoded_again = evaluate(once.repeated(2), tmp_path / "again", pictures)
 
+    # What an interrupted run has left: every third picture.
+    some = PictureCache(256, 256, limit=10**9)
+    evaluate(replace(once, items=once.items[::3]), tmp_path / "third", some)
+    rest, decoded_rest = evaluate(once, tmp_path / "rest", some)
+    _, decoded_then = evaluate(once, tmp_path / "then", some)
+    assert (decoded_rest, decoded_then, len(some)) == (13, 0, 20)
+    assert rest.evaluation.ap == plain.evaluation.ap
+
     assert (plain_decoded, decoded, decoded_again) == (20, 20, 0)
     assert len(pictures) == 20
     assert pictures.used == 20 * 256 * 256 * 3
@@ -161,10 +167,10 @@ def test_a_second_pass_decodes_no_picture_and_finds_the_same(compose, spec, tmp_
     assert again.timeline.points[-1][1] == 40
     contents = [
         {p.relative_to(folder): p.read_bytes() for p in (folder / "predictions").rglob("*.txt")}
-        for folder in (tmp_path / "plain", tmp_path / "first", tmp_path / "again")
+        for folder in (tmp_path / name for name in ("plain", "first", "again", "rest", "then"))
     ]
     assert len(contents[0]) == 20
-    assert contents[0] == contents[1] == contents[2]
+    assert all(content == contents[0] for content in contents)
     parquet = [
         (tmp_path / name / "predictions.parquet").read_bytes() for name in ("plain", "again")
     ]
