@@ -47,6 +47,8 @@ HYDRA_OPTIONS = frozenset(
     --experimental-rerun -i --info""".split()  # noqa: SIM905 (reads better than a list)
 )
 
+_MULTIRUN = ("-m", "--multirun")
+
 log = logging.getLogger(__name__)
 
 
@@ -224,7 +226,8 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
             escaped = value.replace("\\", "\\\\").replace("'", "\\'")
             argument = f"{key}='{escaped}'"
         prepared.append(_with_named_choices(argument))
-    return prepared
+    # Behind a setting, Hydra's parser would take an option's settings for something unknown.
+    return sorted(prepared, key=lambda argument: argument not in _MULTIRUN)
 
 
 def _with_named_choices(argument: str) -> str:
@@ -264,7 +267,7 @@ def _choices_of(argument: str) -> list[Any]:
 def _asks_for_multirun(arguments: list[str]) -> bool:
     """Whether by an option, or by an experiment that is a sweep."""
     for argument in arguments:
-        if argument in ("-m", "--multirun", "hydra.mode=MULTIRUN"):
+        if argument in (*_MULTIRUN, "hydra.mode=MULTIRUN"):
             return True
         group, _, name = argument.partition("=")
         experiment = config.CONFIG_FOLDER / group / f"{name}.yaml"

@@ -60,3 +60,9 @@ def test_an_interruption_ends_the_sweep(run_member):
     with pytest.raises(KeyboardInterrupt):
         run_member(KeyboardInterrupt())
     assert cli.outcomes == []
+
+
+def test_the_option_for_a_sweep_may_stand_anywhere():
+    settings = ["model.batch=1,2", "devices=2"]
+    assert cli.prepare_arguments([settings[0], "-m", settings[1]]) == ["-m", *settings]
+    assert cli.prepare_arguments([*settings, "--multirun"]) == ["--multirun", *settings]

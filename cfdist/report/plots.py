@@ -76,9 +76,13 @@ def lines_of(rows: Sequence[Row], axis: str) -> dict[str, Line]:
     for row, value in zip(rows, values, strict=True):
         settings = [f"{key}={text}" for key, text in row.swept.items() if key != axis]
         mark = " (simulated)" if row.simulated else ""
-        # Runs too short for a steady rate have at least that of the whole command.
-        whole = None if has_steady else row.end_to_end
-        rates = {"steady": row.steady, "end to end": whole, "pure inference": row.pure_inference}
+        # Runs too short for a steady rate have at least one without the command's start.
+        rates = {
+            "steady": row.steady,
+            "first to last picture": None if has_steady else row.run_rate,
+            "pure inference": row.pure_inference,
+            "host alone": row.host,
+        }
         for kind, rate in rates.items():
             if rate is not None:
                 point = (float(value) if numeric else str(value), rate)

@@ -97,7 +97,9 @@ class Row:
         ap: Difficulty -> AP, a fraction; empty where there is none.
         steady: Pictures a second without start-up.
         end_to_end: Pictures a second by the whole run's time.
+        run_rate: Pictures a second from the first picture handed out to the last one finished.
         pure_inference: Pictures a second of the devices' inference alone.
+        host: Pictures a second that the host reads at best, alone.
         batch_ms: Median milliseconds a batch, the median of the devices'.
         busy_share: Share of the run that a device spent inferring, the devices' mean.
         seconds: The whole run's.
@@ -117,7 +119,9 @@ class Row:
     ap: dict[str, float] = field(default_factory=dict)
     steady: float | None = None
     end_to_end: float | None = None
+    run_rate: float | None = None
     pure_inference: float | None = None
+    host: float | None = None
     batch_ms: float | None = None
     busy_share: float | None = None
     seconds: float | None = None
@@ -208,7 +212,9 @@ def _row(member: Member, keys: Sequence[str]) -> Row:
         ap=results["ap"].get(protocol, {}),
         steady=rates.get("steady"),
         end_to_end=rates.get("end_to_end"),
+        run_rate=_run_rate(results),
         pure_inference=rates.get("pure_inference"),
+        host=_host_rate(results),
         batch_ms=float(np.median(medians)) if medians else None,
         busy_share=float(np.mean(busy)) if busy else None,
         seconds=results["seconds"]["total"],
@@ -222,6 +228,17 @@ def _inference_devices(results: dict[str, Any]) -> list[dict[str, Any]]:
     return inference["devices"] if inference else []
 
 
+def _run_rate(results: dict[str, Any]) -> float | None:
+    seconds = results["seconds"].get("run")
+    pictures = sum(device["pictures"] for device in results["devices"])
+    return pictures / seconds if seconds and pictures else None
+
+
+def _host_rate(results: dict[str, Any]) -> float | None:
+    rates = results.get("benchmark", {}).get("host") or []
+    return max((rate["pictures_per_second"] for rate in rates), default=None)
+
+
 def published_rate(row: Row, published: Published) -> float | None:
     """The published images a second for a row's batch size and input, if there are any."""
     return published.rates.get(row.batch) if row.input == PUBLISHED_INPUT else None
@@ -233,6 +250,10 @@ def _has_published(rows: Sequence[Row], published: Published) -> bool:
 
 def _has_pure_inference(rows: Sequence[Row]) -> bool:
     return any(row.pure_inference is not None for row in rows)
+
+
+def _has_host(rows: Sequence[Row]) -> bool:
+    return any(row.host is not None for row in rows)
 
 
 def csv_text(rows: Sequence[Row], published: Published) -> str:
@@ -263,6 +284,7 @@ def _record(row: Row, published: Published) -> dict[str, Any]:
         "steady_pictures_per_s": row.steady,
         "end_to_end_pictures_per_s": row.end_to_end,
         "pure_inference_pictures_per_s": row.pure_inference,
+        "host_pictures_per_s": row.host,
         "median_batch_ms": row.batch_ms,
         "busy_share": row.busy_share,
         "total_seconds": row.seconds,
@@ -322,6 +344,8 @@ def _comparison_columns(rows: Sequence[Row], published: Published) -> list[Colum
         *(_ap_column(name) for name in DIFFICULTIES),
         Column("pictures/s, steady", lambda row: rate(row, row.steady)),
     ]
+    if _has_host(rows):
+        columns.append(Column("pictures/s, host alone", lambda row: _number(row.host)))
     if _has_pure_inference(rows):
         pure = Column("pictures/s, pure inference", lambda row: rate(row, row.pure_inference))
         columns.append(pure)
@@ -382,10 +406,12 @@ def _screen_columns(rows: Sequence[Row]) -> list[Column]:
     keys = _swept_keys(rows)
     which = [Column(_short(key, keys), _swept_column(key).cell) for key in keys]
     pure = Column("pure\ninf.", lambda row: _number(row.pure_inference))
+    host = Column("host\nalone", lambda row: _number(row.host))
     return [
         *(which or [Column("run", lambda row: str(row.member))]),
         Column("state", lambda row: row.state),
         *(_ap_column(name) for name in DIFFICULTIES),
+        *([host] if _has_host(rows) else []),
         *([pure] if _has_pure_inference(rows) else []),
         Column("steady", lambda row: _number(row.steady)),
         Column("end to\nend", lambda row: _number(row.end_to_end)),

@@ -48,6 +48,16 @@ def test_pure_inference_and_simulated_runs_say_so():
     }
 
 
+def test_runs_too_short_for_a_steady_rate_are_drawn_without_their_start():
+    rows = [row(0, None, end_to_end=1.0, run_rate=8.0, host=400.0)]
+    assert plots.lines_of(rows, "model.batch") == {
+        "first to last picture": [(4.0, 8.0)],
+        "host alone": [(4.0, 400.0)],
+    }
+    steady = [*rows, row(1, 9.0, 8, run_rate=8.5)]
+    assert "first to last picture" not in plots.lines_of(steady, "model.batch")
+
+
 def test_values_that_are_not_all_numbers_stay_text_in_the_order_given():
     rows = [row(n, 1.0 + n, swept={"model.nms": value}) for n, value in enumerate(["null", "0.3"])]
     assert plots.lines_of(rows, "model.nms") == {"steady": [("null", 1.0), ("0.3", 2.0)]}

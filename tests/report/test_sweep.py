@@ -25,11 +25,11 @@ def results_of(batch: int = 4, **changes) -> dict:
         "pictures": {"total": 610, "done": 610, "failed": 0},
         "failures": [],
         "throughput": {"steady": 100.0 + batch, "end_to_end": 50.0},
-        "seconds": {"total": 12.2},
+        "seconds": {"total": 12.2, "run": 6.1},
         "devices": [
-            {"name": "device:0", "busy_share": 0.8, "batch_ms": {"median": 10.0}},
-            {"name": "device:1", "busy_share": 0.6, "batch_ms": {"median": 30.0}},
-            {"name": "device:2", "busy_share": 0.1, "batch_ms": None},
+            {"name": "device:0", "pictures": 300, "busy_share": 0.8, "batch_ms": {"median": 10.0}},
+            {"name": "device:1", "pictures": 300, "busy_share": 0.6, "batch_ms": {"median": 30.0}},
+            {"name": "device:2", "pictures": 10, "busy_share": 0.1, "batch_ms": None},
         ],
         "backend": "openvino",
         "batch": batch,
@@ -79,6 +79,7 @@ def test_rows_hold_what_differs_and_the_figures():
     assert first.swept == {"model.batch": "4"}
     assert first.ap == AP["guide"]
     assert (first.steady, first.end_to_end, first.seconds) == (104.0, 50.0, 12.2)
+    assert first.run_rate == pytest.approx(100.0)
     assert first.batch_ms == 20.0  # of the devices that ran a full batch
     assert first.busy_share == pytest.approx(0.5)
     assert first.devices == 3
@@ -208,6 +209,19 @@ def test_simulated_runs_are_marked_and_have_no_ap(capsys):
     assert "SIMULATED" in shown
     assert shown.count("simulated") == 2
     assert "AP" not in shown
+
+
+def test_the_host_s_rate_has_a_column_where_a_run_knows_it(capsys):
+    rates = [{"pictures_per_second": 250.4}, {"pictures_per_second": 609.7}]
+    benchmark = {"inference": None, "host": rates}
+    rows = sweep.rows_of(members_of(1, devices=[], throughput=None, benchmark=benchmark))
+    assert (rows[0].host, rows[0].run_rate) == (609.7, None)
+    page = sweep.markdown(rows, sweep.published_table(), None)
+    assert "| pictures/s, host alone |" in page
+    assert "| 609.7 |" in page
+    assert table_of(rows)[0]["host_pictures_per_s"] == "609.7"
+    sweep.print_rows(rows)
+    assert "609.7" in capsys.readouterr().out
 
 
 def test_pure_inference_has_a_column_where_a_run_knows_it(capsys):
