@@ -236,7 +236,10 @@ def summarise(
         simulated=simulated,
         fingerprint=whole and whole.fingerprint,
         config=asdict(config),
-        notes=_notes(config, manifest, figures),
+        notes=[
+            *(evaluate.preset_notes(config) if simulated else []),
+            *_notes(config, manifest, figures),
+        ],
         extra={
             **(whole.extra if whole else {}),
             "benchmark": {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfdist import backends, inputs
+from cfdist.backends.simulated import PUBLISHED_INPUT
 from cfdist.config import Config
 from cfdist.distributed import cluster
 from cfdist.distributed.journal import check_identity
@@ -245,7 +246,7 @@ def _peak_memory(outcome: Outcome) -> dict[str, float]:
 
 
 def _notes(config: Config, manifest: Manifest, outcome: Outcome, simulated: bool) -> list[str]:
-    notes = []
+    notes = preset_notes(config) if simulated else []
     if config.dataset.kind == "sample" and not simulated:
         notes.append(
             "this is the embedded sample set, a check that everything works; its AP says nothing "
@@ -276,6 +277,18 @@ def _notes(config: Config, manifest: Manifest, outcome: Outcome, simulated: bool
     if outcome.evaluation.failures:
         notes.append("failed pictures are left out of the AP")
     return notes
+
+
+def preset_notes(config: Config) -> list[str]:
+    """What to know of a simulated chip's published times at another input size."""
+    uses_preset = config.backend.latency_ms is None
+    if not uses_preset or (config.model.height, config.model.width) == PUBLISHED_INPUT:
+        return []
+    rows, columns = PUBLISHED_INPUT
+    return [
+        f"the times of backend.preset={config.backend.preset} are those of an input of "
+        f"{rows}x{columns}, whatever this run's; set backend.latency_ms for another"
+    ]
 
 
 def replacement_notes(lost: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from cfdist.preprocess import InputContract
 PUBLISHED_RATES = {
     "310P3": {1: 439.9085, 4: 412.4094, 8: 375.9275, 16: 369.6435, 32: 371.7701},
 }
+PUBLISHED_INPUT = (800, 800)  # rows and columns of that table's input
 
 
 class SimulatedBackend(Backend):

@@ -187,10 +187,10 @@ def _refuse_too_many(manifest: Manifest, pictures: PictureCache) -> None:
     wanted = places.count(None) * pictures.picture_bytes
     left = pictures.limit - pictures.used
     if wanted > left:
-        already = f" beside the {pictures.used / 1e9:.1f} GB kept already" if pictures.used else ""
+        already = f" beside the {pictures.used / 1e9:.2f} GB kept already" if pictures.used else ""
         raise UserError(
-            f"preprocess.cache=true: {places.count(None)} pictures take {wanted / 1e9:.1f} GB, "
-            f"{left / 1e9:.1f} GB may be kept{already}; raise preprocess.cache_gb, or use "
+            f"preprocess.cache=true: {places.count(None)} pictures take {wanted / 1e9:.2f} GB, "
+            f"{left / 1e9:.2f} GB may be kept{already}; raise preprocess.cache_gb, or use "
             "preprocess.cache=auto, which keeps what fits"
         )
 

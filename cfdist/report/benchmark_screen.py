@@ -46,7 +46,10 @@ def print_plan(backend: str, spec: ModelSpec, plan: DevicePlan, dashboard: str |
 def print_host(pictures: int, feeders: Sequence[int]) -> None:
     """That the host's part begins."""
     counts = ", ".join(map(str, feeders))
-    screen.console.print(f"host: reading {pictures} pictures with {counts} feeders")
+    screen.console.print(
+        f"host: reading {pictures} pictures with {counts} "
+        f"feeder{'' if list(feeders) == [1] else 's'}"
+    )
 
 
 def print_loops(loops: int, kind: str) -> None:

@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from cfdist.backends.simulated import PUBLISHED_RATES
+from cfdist.backends.simulated import PUBLISHED_INPUT, PUBLISHED_RATES
 from cfdist.config import CONFIG_FOLDER
 from cfdist.files import write_text
 from cfdist.report import plots
@@ -27,7 +27,6 @@ from cfdist.widerface.ground_truth import DIFFICULTIES
 
 PUBLISHED_CHIP = "310P3"
 PUBLISHED_MODEL = "centerface_pytorch"
-PUBLISHED_INPUT = (800, 800)  # rows, columns
 PUBLISHED_NOTE = (
     "The published figures are those of the Ascend guide for CenterFace: one Ascend 310P3, CANN "
     "6.0.RC1, 800x800, pure inference (no picture is read or decoded in that time), APs by the "
@@ -423,7 +422,10 @@ def _screen_columns(rows: Sequence[Row]) -> list[Column]:
 
 def _screen_title(rows: Sequence[Row]) -> str:
     count = f"sweep of {len(rows)} run{'s' if len(rows) > 1 else ''}"
-    simulated = ", SIMULATED" if any(row.simulated for row in rows) else ""
+    count_simulated = sum(row.simulated for row in rows)
+    is_mixed = count_simulated < sum(row.backend is not None for row in rows)
+    simulated = f", {count_simulated} of them SIMULATED" if is_mixed else ", SIMULATED"
+    simulated = simulated if count_simulated else ""
     protocols = _protocols(rows)
     ap = f"; AP in %, {protocols}" if protocols else ""
     return f"{count}{simulated}; rates in pictures/s{ap}"

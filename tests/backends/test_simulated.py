@@ -17,7 +17,7 @@ from cfdist.backends.simulated import PUBLISHED_RATES, SimulatedBackend, batch_m
 from cfdist.decode import select_peaks
 from cfdist.errors import UserError
 from cfdist.report import gate
-from jobs import compare, infer
+from jobs import compare, evaluate, infer
 
 INSTANT = {"latency_ms": 0.0, "preset": None}
 PRESET = {"latency_ms": None, "preset": "310P3"}
@@ -180,3 +180,10 @@ def test_it_writes_no_output_files(compose, tmp_path):
     with pytest.raises(UserError, match="backend=simulated: the simulated backend"):
         infer.main(compose(*overrides), tmp_path / "out", time.time())
     assert not (tmp_path / "out").exists()
+
+
+def test_a_preset_s_times_are_said_to_be_those_of_its_own_input(compose):
+    assert evaluate.preset_notes(compose("backend=simulated")) == []
+    assert evaluate.preset_notes(compose(*SMALL, "backend=simulated", "backend.latency_ms=5")) == []
+    (note,) = evaluate.preset_notes(compose(*SMALL, "backend=simulated"))
+    assert "backend.preset=310P3 are those of an input of 800x800" in note

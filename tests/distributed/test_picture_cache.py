@@ -85,7 +85,7 @@ def test_a_sweep_s_members_share_what_fits_them(sweep):
     assert cluster.kept_bytes() == 2 * PICTURE
     assert choose_cache("auto", None, manifest, 8, 4) is kept
     assert choose_cache(True, None, manifest, 8, 4) is kept  # two more are just what fits
-    with pytest.raises(UserError, match=r"3 pictures take .* beside the 0.0 GB kept already"):
+    with pytest.raises(UserError, match=r"3 pictures take .* beside the 0.00 GB kept already"):
         choose_cache(True, None, Manifest(tuple(items("a", "c", "d", "e")), 0, 0), 8, 4)
     assert choose_cache("auto", 1e-6, manifest, 8, 4).limit == 1000
 

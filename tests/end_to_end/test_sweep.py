@@ -152,6 +152,7 @@ def test_members_of_other_settings_are_left_alone(command, tmp_path):
     member.mkdir(parents=True)
     (member / "results.json").write_text("{}")
     (member / "config.yaml").write_text("job: evaluate\n")
+    (tmp_path / "out" / ".lock").touch()  # as a sweep that was interrupted leaves it
     before = content_of(tmp_path / "out")
     result = command("-m", "model.batch=1,2", "backend.providers=[No]", "backend=onnxruntime",
                      "output_dir=out")  # fmt: skip
@@ -167,6 +168,8 @@ def test_members_of_other_settings_are_left_alone(command, tmp_path):
 def test_a_member_whose_folder_cannot_be_written_to_fails_alone(command, tmp_path):
     (tmp_path / "out" / "0" / "config.yaml").mkdir(parents=True)
     (tmp_path / "out" / "1").mkdir()
+    for held in (tmp_path / "out", tmp_path / "out" / "0"):
+        (held / ".lock").touch()  # as a sweep that was interrupted leaves it
     result = command("-m", "model.batch=1,2", "backend.providers=[No]", "backend=onnxruntime",
                      "output_dir=out")  # fmt: skip
     assert result.returncode == 2
