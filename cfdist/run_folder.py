@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ SWEEP_PLOT = "throughput.png"
 SWEEP_FILES = (SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT)
 
 _LOCK = ".lock"
+_STRANGE = "holds '{}', which is of no run of this program; choose another output_dir"
 _HYDRAS_RECORD = "multirun.yaml"  # Hydra writes it into every sweep's folder
 
 
@@ -42,11 +43,8 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
             other files.
     """
     is_new = not folder.exists()
-    _refuse_occupied(folder)
-    _refuse_strangers(folder)
-    with _locked(folder):
+    with _locked(folder, _refuse_to_run):
         try:
-            _refuse_occupied(folder)
             _write_config(folder, config_yaml)
             with _logging_to(folder / LOG):
                 yield
@@ -66,10 +64,7 @@ def claim_sweep(folder: Path) -> Iterator[None]:
         UserError: the folder cannot be made, is in use, or holds a finished sweep or a single run.
     """
     is_new = not folder.exists()
-    _refuse_occupied_by_others(folder)
-    _refuse_strangers(folder)
-    with _locked(folder):
-        _refuse_occupied_by_others(folder)
+    with _locked(folder, _refuse_to_sweep):
         try:
             yield
         finally:
@@ -108,12 +103,18 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Make a folder and hold it alone.
+def _locked(folder: Path, refuse: Callable[[Path], None]) -> Iterator[None]:
+    """Make a folder and hold it alone; nothing is written to one that is refused.
+
+    Args:
+        folder: The folder.
+        refuse: Raises where the folder holds what it must not.
 
     Raises:
-        UserError: it cannot be made, or is in use.
+        UserError: it cannot be made, is in use, or is refused.
     """
+    refuse(folder)
+    _refuse_strangers(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK).open("a")
@@ -128,6 +129,7 @@ def _locked(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"output_dir={folder}: another run is using it; wait for it or choose another"
             ) from None
+        refuse(folder)  # again: another run may have ended here meanwhile
         yield
 
 
@@ -149,58 +151,47 @@ def _refuse_strangers(folder: Path) -> None:
     """
     was_held = (folder / _LOCK).exists() or (folder / JOURNAL / JOURNAL_IDENTITY).is_file()
     if folder.is_dir() and not was_held:
-        for name in sorted(path.name for path in folder.iterdir()):
-            raise UserError(
-                f"output_dir={folder}: holds {name!r}, which is of no run of this program; choose "
-                "another output_dir"
-            )
+        names = sorted(path.name for path in folder.iterdir())
+        _refuse_any(folder, names, _STRANGE)
 
 
-def _refuse_occupied_by_others(folder: Path) -> None:
+def _refuse_to_sweep(folder: Path) -> None:
     """Refuse a sweep a folder that holds a finished sweep or a single run.
 
     Raises:
         UserError: saying which.
     """
-    for name in SWEEP_FILES:
-        if (folder / name).exists():
-            raise UserError(
-                f"output_dir={folder}: holds a finished sweep ({name}); choose another "
-                f"output_dir, or remove {', '.join(SWEEP_FILES)} to run again what failed"
-            )
-    for name in (RESULTS, PREDICTIONS, PARQUET, JOURNAL):
-        if (folder / name).exists():
-            raise UserError(
-                f"output_dir={folder}: holds a single run ({name}); choose another output_dir "
-                "for the sweep"
-            )
+    again = f"or remove {', '.join(SWEEP_FILES)} to run again what failed"
+    finished = f"holds a finished sweep ({{}}); choose another output_dir, {again}"
+    single = "holds a single run ({}); choose another output_dir for the sweep"
+    _refuse_any(folder, SWEEP_FILES, finished)
+    _refuse_any(folder, (RESULTS, PREDICTIONS, PARQUET, JOURNAL), single)
 
 
-def _refuse_occupied(folder: Path) -> None:
+def _refuse_to_run(folder: Path) -> None:
     """Refuse a run a folder that holds a finished run, a sweep, or files named as a run's.
 
     Raises:
         UserError: saying which.
     """
-    if (folder / RESULTS).exists():
-        raise UserError(
-            f"output_dir={folder}: holds a finished run ({RESULTS}); choose another output_dir or "
-            "remove it"
-        )
-    for name in (*SWEEP_FILES, _HYDRAS_RECORD):
+    finished = "holds a finished run ({}); choose another output_dir or remove it"
+    sweep = "holds a sweep ({}); choose another output_dir for a single run"
+    _refuse_any(folder, (RESULTS,), finished)
+    _refuse_any(folder, (*SWEEP_FILES, _HYDRAS_RECORD), sweep)
+    is_interrupted = (folder / JOURNAL / JOURNAL_IDENTITY).is_file()
+    if not is_interrupted:
+        _refuse_any(folder, (PREDICTIONS, PARQUET, JOURNAL), _STRANGE)
+
+
+def _refuse_any(folder: Path, names: Iterable[str], reason: str) -> None:
+    """Refuse a folder that holds one of the names.
+
+    Raises:
+        UserError: the reason, with the name in its braces.
+    """
+    for name in names:
         if (folder / name).exists():
-            raise UserError(
-                f"output_dir={folder}: holds a sweep ({name}); choose another output_dir for a "
-                "single run"
-            )
-    if (folder / JOURNAL / JOURNAL_IDENTITY).is_file():
-        return  # an interrupted run, which goes on
-    for name in (PREDICTIONS, PARQUET, JOURNAL):
-        if (folder / name).exists():
-            raise UserError(
-                f"output_dir={folder}: holds {name!r}, which is of no run of this program; choose "
-                "another output_dir"
-            )
+            raise UserError(f"output_dir={folder}: {reason.format(name)}")
 
 
 @contextlib.contextmanager

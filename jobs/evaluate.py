@@ -14,7 +14,7 @@ from cfdist.config import Config
 from cfdist.distributed import cluster
 from cfdist.distributed.journal import check_identity
 from cfdist.distributed.memory import needed_bytes, refuse_too_large
-from cfdist.machine import peak_memory, reset_peak_memory
+from cfdist.machine import available_memory, peak_memory, reset_peak_memory
 from cfdist.model import ModelSpec
 from cfdist.phases import Phases
 from cfdist.report import gate, screen
@@ -137,7 +137,7 @@ def find_model(config: Config) -> Model:
 
 
 def plan_devices(config: Config, model: Model) -> DevicePlan:
-    """The run's devices; Ray runs.
+    """The run's devices; Ray runs. Where they are short of memory, kept pictures are given up.
 
     Raises:
         UserError: there are fewer, or they do not fit this machine together.
@@ -150,14 +150,11 @@ def plan_devices(config: Config, model: Model) -> DevicePlan:
         batch_pixels=model.spec.batch * model.spec.height * model.spec.width,
     )
     if config.cluster.address is None:
-        refuse_too_large(
-            model.spec,
-            model.backend_class,
-            model.kind,
-            plan.count,
-            plan.slots,
-            freeable=_freeable_bytes(config),
-        )
+        layout = (model.spec, model.backend_class, model.kind, plan.count, plan.slots)
+        freeable = _freeable_bytes(config)
+        refuse_too_large(*layout, freeable=freeable)
+        if freeable and needed_bytes(*layout) > available_memory():
+            cluster.give_up_kept_pictures()
     return plan
 
 

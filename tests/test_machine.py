@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cfdist.machine import available_cores, available_memory, reset_peak_memory
+from cfdist.machine import available_cores, available_memory, peak_memory, reset_peak_memory
 
 
 def write_files(folder: Path, files: dict[str, str]) -> None:
@@ -126,8 +126,14 @@ def test_a_peak_after_a_reset_leaves_out_what_was_freed_before():
 
 
 def test_a_peak_that_cannot_be_reset_is_no_error(monkeypatch):
-    def refuse(*_: object) -> None:
+    asked = []
+
+    def refuse(path: Path, content: str) -> None:
+        asked.append((str(path), content))
         raise PermissionError("read-only")
 
+    before = peak_memory()
     monkeypatch.setattr(Path, "write_text", refuse)
     reset_peak_memory()
+    assert asked == [("/proc/self/clear_refs", "5")]
+    assert peak_memory() >= before

@@ -100,6 +100,12 @@ def kept_bytes() -> int:
     return _kept.pictures.used if _kept is not None and _kept.pictures is not None else 0
 
 
+def give_up_kept_pictures() -> None:
+    """Let the object store free what the members of a sweep have left there."""
+    if _kept is not None:
+        _kept.pictures = None
+
+
 def close_kept_session() -> None:
     """End the session that the members of a sweep have shared, if there is one."""
     global _kept

@@ -163,14 +163,17 @@ class Device:
         import ray
 
         kept = resolve_places(places) if places else None
-        # Where all are to be kept, they are read into what is returned.
-        with self._read(items, kept, keep=len(keep) == len(items)) as pictures:
+        # Where all are to be kept, they are read into what is returned, else copied there.
+        keep_all = len(keep) == len(items)
+        with self._read(items, kept, keep=keep_all) as pictures:
             result = self._peaks(pictures)
-            to_keep, of_items = _kept_of(pictures, keep)
+            rows = [row for row, item in enumerate(pictures.read) if item in set(keep)]
+            warped = pictures.warped if keep_all else pictures.warped[rows]
         detections = to_arrow(decode_detections(result, self._spec))
         ray.get(self._reducer.add.remote(detections))
-        report = ChunkReport(len(result.ids), len(result.failures), of_items)
-        return (report, to_keep) if keep else report
+        kept_items = tuple(pictures.read[row] for row in rows)
+        report = ChunkReport(len(result.ids), len(result.failures), kept_items)
+        return (report, KeptPictures(pictures.sizes[rows], warped)) if keep else report
 
     def find_peaks(self, items: Sequence[WorkItem]) -> PeaksBatch:
         """Read and infer a chunk of at most the buffers' length."""
@@ -334,19 +337,6 @@ def _read_row(item: WorkItem, row: NDArray[np.uint8]) -> tuple[int, int] | str:
         return str(error)
     except MemoryError:
         return "does not fit into memory"
-
-
-def _kept_of(pictures: Pictures, keep: Sequence[int]) -> tuple[KeptPictures, tuple[int, ...]]:
-    """Of the items to keep those that were read, and which of the items they are.
-
-    The arrays are the pictures' own where all are kept, else copies.
-    """
-    wanted = set(keep)
-    rows = [row for row, item in enumerate(pictures.read) if item in wanted]
-    of_items = tuple(pictures.read[row] for row in rows)
-    if len(rows) == len(pictures.read):
-        return KeptPictures(pictures.sizes, pictures.warped), of_items
-    return KeptPictures(pictures.sizes[rows], pictures.warped[rows]), of_items
 
 
 def _close_gaps(rows: NDArray[np.uint8], read: list[int]) -> None:

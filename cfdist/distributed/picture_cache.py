@@ -156,8 +156,7 @@ def choose_cache(
         manifest: The run's pictures.
         height: Rows of the letterboxed pictures, pixels.
         width: Columns of the letterboxed pictures, pixels.
-        needed: Bytes that the devices take. Where they are short of memory, what earlier members
-            have left is given up, unless `cache` is true.
+        needed: Bytes that the devices take.
 
     Raises:
         UserError: the object store is smaller than the limit, or the pictures do not fit.
@@ -166,11 +165,9 @@ def choose_cache(
     if not cache or (cache == "auto" and sweep is None):
         return None
     pictures = sweep.pictures if sweep else None
-    if pictures is not None:
-        is_short = cache == "auto" and needed > available_memory()
-        if is_short or (pictures.height, pictures.width) != (height, width):
-            # Of another input size it is of no use. The store frees what nobody refers to.
-            pictures = sweep.pictures = None
+    if pictures is not None and (pictures.height, pictures.width) != (height, width):
+        cluster.give_up_kept_pictures()  # of another input size they are of no use
+        pictures = None
     if pictures is None:
         pictures = PictureCache(height, width, _limit_bytes(limit_gb, needed))
     elif limit_gb is not None:

@@ -422,10 +422,8 @@ def _screen_columns(rows: Sequence[Row]) -> list[Column]:
 
 def _screen_title(rows: Sequence[Row]) -> str:
     count = f"sweep of {len(rows)} run{'s' if len(rows) > 1 else ''}"
-    count_simulated = sum(row.simulated for row in rows)
-    is_mixed = count_simulated < sum(row.backend is not None for row in rows)
-    simulated = f", {count_simulated} of them SIMULATED" if is_mixed else ", SIMULATED"
-    simulated = simulated if count_simulated else ""
+    kinds = {row.simulated for row in rows if row.backend is not None}
+    simulated = ", some SIMULATED" if len(kinds) == 2 else ", SIMULATED" if True in kinds else ""
     protocols = _protocols(rows)
     ap = f"; AP in %, {protocols}" if protocols else ""
     return f"{count}{simulated}; rates in pictures/s{ap}"

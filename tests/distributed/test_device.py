@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import cv2
 import numpy as np
 import pytest
@@ -83,3 +85,40 @@ def test_the_report_counts_pictures_and_full_batches(device, items):
     assert after.pictures - pictures == 5
     assert len(after.batch_ms) - batches == 2
     assert after.busy_seconds > 0
+
+
+@pytest.fixture
+def delivering(device, monkeypatch):
+    """The device, with a reducer that takes everything."""
+    import ray
+
+    monkeypatch.setattr(ray, "get", lambda reference: reference)
+    reducer = SimpleNamespace(add=SimpleNamespace(remote=lambda detections: None))
+    monkeypatch.setattr(device, "_reducer", reducer)
+    return device
+
+
+@pytest.mark.parametrize(
+    ("names", "keep", "kept"),
+    [
+        (["0", "1", "2"], [0, 1, 2], (0, 1, 2)),
+        (["0", "1", "2"], [0, 2], (0, 2)),
+        (["0", "gone", "2"], [0, 1, 2], (0, 2)),
+        (["0", "gone", "2"], [0, 2], (0, 2)),  # all that were read, but not all of the chunk
+        (["0", "1", "2"], [1], (1,)),
+    ],
+)
+def test_kept_pictures_are_not_those_of_the_next_chunk(delivering, items, names, keep, kept):
+    there = {item.id: item for item in items}
+    gone = WorkItem("e/gone", "nowhere.jpg", 0)
+    chunk = [there.get(f"e/{name}", gone) for name in names]
+    report, pictures = delivering.process(chunk, (), keep)
+    for _ in range(2):  # both buffers
+        delivering.find_peaks(items[3:7])
+
+    assert report.kept == kept
+    assert len(pictures.warped) == len(pictures.sizes) == len(kept)
+    for row, i in enumerate(kept):
+        expected = np.zeros((96, 96, 3), np.uint8)
+        assert tuple(pictures.sizes[row]) == read_into(chunk[i].path, expected)
+        np.testing.assert_array_equal(pictures.warped[row], expected)

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from cfdist import inputs
-from cfdist.distributed import cluster, picture_cache
+from cfdist.distributed import cluster, memory, picture_cache
 from cfdist.distributed.picture_cache import KeptPictures, KeptRow, PictureCache, choose_cache
 from cfdist.distributed.run import evaluate_manifest
 from cfdist.errors import UserError
 from cfdist.widerface.manifest import Manifest, WorkItem
+from jobs import evaluate
 
 PICTURE = 8 * 4 * 3  # bytes
 
@@ -94,14 +95,30 @@ def test_a_sweep_s_members_share_what_fits_them(sweep):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_what_is_kept_makes_room_for_the_devices(sweep, monkeypatch):
-    kept = sweep.pictures
-    monkeypatch.setattr(picture_cache, "available_memory", lambda: 1000)
-    manifest = Manifest(tuple(items("a", "b")), 0, 0)
-    assert choose_cache("auto", None, manifest, 8, 4, needed=900) is kept
-    assert choose_cache(True, None, manifest, 8, 4, needed=2000) is kept  # it was insisted on
-    emptied = choose_cache("auto", None, manifest, 8, 4, needed=2000)
-    assert (len(emptied), emptied.limit) == (0, 0)
+@pytest.mark.parametrize(
+    ("cache", "free", "stays"),
+    [("auto", 10**12, True), ("auto", 1000, False), ("false", 1000, False), ("true", 10**12, True)],
+)
+def test_kept_pictures_make_room_for_the_devices(sweep, monkeypatch, compose, cache, free, stays):
+    config = compose("backend=simulated", f"preprocess.cache={cache}")
+    model = evaluate.find_model(config)
+    needed = memory.needed_bytes(model.spec, model.backend_class, model.kind, 1, 1)
+    sweep.pictures.used = 2 * needed
+    for module in (memory, evaluate, cluster):
+        monkeypatch.setattr(module, "available_memory", lambda: free)
+    evaluate.plan_devices(config, model)
+    assert (sweep.pictures is not None) == stays
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_pictures_that_must_stay_make_no_room(sweep, monkeypatch, compose):
+    config = compose("backend=simulated", "preprocess.cache=true")
+    model = evaluate.find_model(config)
+    sweep.pictures.used = 10**12
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    with pytest.raises(UserError, match=r"model.batch=1: .* 0.0 GB are free"):
+        evaluate.plan_devices(config, model)
+    assert sweep.pictures is not None
 
 
 def test_a_single_run_keeps_nothing_by_itself():

@@ -211,6 +211,14 @@ def test_simulated_runs_are_marked_and_have_no_ap(capsys):
     assert "AP" not in shown
 
 
+def test_a_sweep_of_which_a_part_is_simulated_says_so(capsys):
+    real, simulated = members_of(1)[0], members_of(4, simulated=True, ap={})[0]
+    sweep.print_rows(sweep.rows_of([real, simulated, FAILED]))
+    assert "sweep of 3 runs, some SIMULATED" in capsys.readouterr().out
+    sweep.print_rows(sweep.rows_of([simulated, FAILED]))
+    assert "sweep of 2 runs, SIMULATED" in capsys.readouterr().out
+
+
 def test_the_host_s_rate_has_a_column_where_a_run_knows_it(capsys):
     rates = [{"pictures_per_second": 250.4}, {"pictures_per_second": 609.7}]
     benchmark = {"inference": None, "host": rates}
