@@ -174,7 +174,7 @@ class Tally:
 def _run(config, options, plan, reference, candidate, manifest, tally, progress) -> None:
     """Run the pictures through the comparing devices; raises what a device ran into."""
     from cfdist.backends.base import DeviceSettings
-    from cfdist.distributed.chunks import Work, chunk_of
+    from cfdist.distributed.chunks import Work
     from cfdist.distributed.comparing_device import ComparedBatch, ComparingDevice
     from cfdist.distributed.device_pool import DevicePool
 
@@ -183,8 +183,8 @@ def _run(config, options, plan, reference, candidate, manifest, tally, progress)
         plan,
         ComparingDevice,
         (reference, candidate, DeviceSettings(plan.threads, 1, options=options), plan.feeders),
-        chunk_of(reference[1].batch, max(one.group for one in classes)),
-        unit=reference[1].batch,
+        reference[1].batch,
+        group=max(one.group for one in classes),
     )
 
     def take(_: str, batch: ComparedBatch) -> None:

@@ -10,39 +10,33 @@ from math import ceil
 
 from cfdist.widerface.manifest import WorkItem
 
-# Ray takes a millisecond or two of processor time a chunk, over all its processes: small batches
-# travel together, and more of them where a device is quick.
-MIN_CHUNK = 8
+# Ray takes a millisecond or two of processor time a chunk, over all its processes: where a device
+# is quick, batches travel together, up to so many pictures.
 MAX_CHUNK = 32
 # A chunk should keep its device busy about so long.
-CHUNK_SECONDS = 0.15
+CHUNK_SECONDS = 0.25
 
 # Work items of one object in Ray's store.
 BLOCK_ROWS = 10_000
 
 
-def chunk_of(batch: int, group: int) -> int:
-    """Pictures that travel together: a whole number of batches, at least `group` of them."""
-    return batch * max(group, ceil(MIN_CHUNK / batch))
-
-
-def largest_chunk(chunk: int) -> int:
+def largest_chunk(least: int) -> int:
     """What chunks grow to on a quick device, see `chunk_for_rate`."""
-    return chunk * max(1, MAX_CHUNK // chunk)
+    return least * max(1, MAX_CHUNK // least)
 
 
-def chunk_for_rate(chunk: int, rate: float) -> int:
+def chunk_for_rate(least: int, rate: float) -> int:
     """How many pictures to hand out at once.
 
     Args:
-        chunk: The least, from `chunk_of`.
+        least: The pictures of as many batches as a device takes at once.
         rate: Pictures a second that one device has done so far.
 
     Returns:
-        A multiple of `chunk`, at most `largest_chunk(chunk)`.
+        A multiple of `least`, at most `largest_chunk(least)`.
     """
-    times = int(rate * CHUNK_SECONDS / chunk)
-    return min(chunk * max(1, times), largest_chunk(chunk))
+    times = int(rate * CHUNK_SECONDS / least)
+    return min(least * max(1, times), largest_chunk(least))
 
 
 class Work:
@@ -77,39 +71,30 @@ class Work:
 class Shares:
     """Work in chunks, as the devices ask for them.
 
-    Each lane begins with as little as fills its device once, so that all are busy soon. Towards the
-    end the chunks become smaller, a quarter of an equal share of what is left ("guided
+    Towards the end the chunks become smaller, a quarter of an equal share of what is left ("guided
     self-scheduling", Polychronopoulos and Kuck 1987), and a device that holds its fair part of what
     is not finished gets no more, so that all devices end together.
     """
 
-    def __init__(
-        self, work: Work, devices: Iterable[str], slots: int, unit: int, first: int
-    ) -> None:
+    def __init__(self, work: Work, devices: Iterable[str], slots: int, batch: int) -> None:
         """Begin with the first item.
 
         Args:
             work: What there is to do.
             devices: Their names.
             slots: Chunks that each of them infers at the same time: its lanes.
-            unit: Chunks are made smaller in steps of so many items.
-            first: Items of each lane's first chunk, at most.
+            batch: Chunks are whole batches of so many items, but for the last one.
         """
         self._items = iter(work)
         self._left = work.count
         self._held = dict.fromkeys(devices, 0)
         self._finished = dict.fromkeys(self._held, 0)
         self._lanes = len(self._held) * slots
-        self._unit = unit
-        self._first = first
-        self._begun = 0
+        self._batch = batch
 
     def next_chunk(self, device: str, size: int) -> list[WorkItem]:
         """The next items for a device, `size` or fewer; empty when it should get none now."""
-        if self._begun < self._lanes:
-            size = min(size, self._first)
-            self._begun += 1
-        share = ceil(self._left / (4 * self._lanes) / self._unit) * self._unit
+        share = ceil(self._left / (4 * self._lanes) / self._batch) * self._batch
         size = min(size, share, self._room(device), self._left)
         self._left -= size
         self._held[device] += size
@@ -128,12 +113,12 @@ class Shares:
     def _room(self, device: str) -> int:
         """What the device may take without holding more than its part of what is not finished.
 
-        Parts are as what each has finished, one chunk at least. A device that holds nothing always
+        Parts are as what each has finished, one batch at least. A device that holds nothing always
         gets some.
         """
         held = self._held[device]
-        # Of the last unit a part may be left, which takes a device as long as a whole one.
-        unfinished = ceil(self._left / self._unit) + sum(self._held.values()) / self._unit
-        paces = {name: max(done, self._first) for name, done in self._finished.items()}
+        # Of the last batch a part may be left, which takes a device as long as a whole one.
+        unfinished = ceil(self._left / self._batch) + sum(self._held.values()) / self._batch
+        paces = {name: max(done, self._batch) for name, done in self._finished.items()}
         fair = unfinished * paces[device] / sum(paces.values())
-        return self._unit * max(round(fair - held / self._unit), 0 if held else 1)
+        return self._batch * max(round(fair - held / self._batch), 0 if held else 1)

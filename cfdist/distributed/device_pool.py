@@ -16,7 +16,7 @@ from cfdist.distributed.actors import (
     leave_actors,
     take_actor,
 )
-from cfdist.distributed.chunks import Shares, Work, chunk_for_rate
+from cfdist.distributed.chunks import Shares, Work, chunk_for_rate, largest_chunk
 from cfdist.distributed.cluster import ACCELERATOR_RESOURCE, DevicePlan, user_error
 from cfdist.distributed.device import DeviceReport
 from cfdist.distributed.picture_cache import PictureCache
@@ -36,11 +36,9 @@ class DevicePool:
         plan: DevicePlan,
         device_class: type,
         arguments: tuple,
-        chunk: int,
+        batch: int,
         *,
-        unit: int,
-        first: int | None = None,
-        max_chunk: int | None = None,
+        group: int = 1,
         reducer=None,
         pictures: PictureCache | None = None,
     ) -> None:
@@ -50,21 +48,17 @@ class DevicePool:
             plan: How many, and what each gets.
             device_class: `Device` or one with its methods.
             arguments: What each is made with.
-            chunk: Pictures that travel together.
-            unit: Chunks are made smaller towards the end in steps of so many: a batch.
-            first: Pictures that a device begins with; `None`: a chunk.
-            max_chunk: What chunks grow to on a quick device; `None`: they do not.
+            batch: Pictures a batch.
+            group: Batches that a device should be given at once.
             reducer: The actor that takes the devices' results, if they go to one.
             pictures: Where letterboxed pictures are kept, for a `Device`.
         """
         self._plan = plan
         self._make = (device_class, arguments)
         self._reducer = reducer
-        self._unit = unit
-        self._first = first or chunk
-        self._max_chunk = max_chunk or chunk
+        self._batch = batch
+        self._least = batch * group
         self._pictures = pictures
-        self._chunk = chunk
         self.actors: dict[str, object] = {}
         self.reports: dict[str, DeviceReport] = {}
         self.lost: list[str] = []
@@ -79,7 +73,7 @@ class DevicePool:
                 actor = take_actor(name, DeviceActor, self._actor_options())
                 self.actors[name] = actor
                 self._loading[name] = actor.load.remote(
-                    *self._make, self._max_chunk, self._plan.window, self._reducer
+                    *self._make, largest_chunk(self._least), self._plan.window, self._reducer
                 )
 
     def start(self) -> None:
@@ -145,9 +139,9 @@ class DevicePool:
         """
         import ray
 
-        shares = Shares(work, self.actors, self._plan.slots, self._unit, self._first)
+        shares = Shares(work, self.actors, self._plan.slots, self._batch)
         started, pictures = time.perf_counter(), 0
-        size = self._chunk
+        size = self._least
         running: dict[object, _Handed] = {}
         problems: list[Exception] = []
         for _ in range(self._plan.window):
@@ -186,7 +180,7 @@ class DevicePool:
     def _next_size(self, pictures: int, seconds: float) -> int:
         """Pictures of the next chunks, after so many in so much time."""
         rate = pictures / max(seconds, 1e-3) / self._plan.count
-        return min(chunk_for_rate(self._chunk, rate), self._max_chunk)
+        return chunk_for_rate(self._least, rate)
 
     def _hand_out(
         self, name: str, shares: Shares, size: int, running: dict[object, _Handed]

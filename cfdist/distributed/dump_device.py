@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cfdist import backends
 from cfdist.backends.base import DeviceSettings
 from cfdist.decode import HeadMaps
-from cfdist.distributed.chunks import Work, chunk_of
+from cfdist.distributed.chunks import Work
 from cfdist.distributed.cluster import DevicePlan
 from cfdist.distributed.device import DeviceReport
 from cfdist.distributed.device_pool import DevicePool
@@ -195,8 +195,7 @@ def infer_bins(
         plan,
         DumpDevice,
         (backend, spec, settings, form, folder),
-        chunk_of(spec.batch, 1),
-        unit=spec.batch,
+        spec.batch,
     )
     left = {item.id: item for item in items}
     failures: Failures = []

@@ -189,7 +189,7 @@ def loop_devices(
     import ray
 
     settings = DeviceSettings(plan.threads, plan.slots, options=options)
-    pool = DevicePool(plan, LoopingDevice, (backend, spec, settings, kind), spec.batch, unit=1)
+    pool = DevicePool(plan, LoopingDevice, (backend, spec, settings, kind), spec.batch)
     try:
         pool.start()
         names = list(pool.actors)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from cfdist.backends.base import Backend
-from cfdist.distributed.chunks import chunk_of, largest_chunk
+from cfdist.distributed.chunks import largest_chunk
 from cfdist.distributed.cluster import ACTIVATION_BYTES_PER_PIXEL, AHEAD
 from cfdist.errors import UserError
 from cfdist.machine import available_memory
@@ -33,7 +33,7 @@ def needed_bytes(spec: ModelSpec, backend: type[Backend], kind: str, count: int,
         slots: Inferences each takes at once.
     """
     pixels = spec.height * spec.width
-    chunk = largest_chunk(chunk_of(spec.batch, backend.group))
+    chunk = largest_chunk(spec.batch * backend.group)
     buffers = (slots + AHEAD) * chunk * pixels * _PICTURE
     if backend.is_simulated:
         return int(count * buffers)

@@ -19,7 +19,7 @@ from cfdist.distributed.actors import (
     leave_actors,
     take_actor,
 )
-from cfdist.distributed.chunks import Work, chunk_of, largest_chunk
+from cfdist.distributed.chunks import Work
 from cfdist.distributed.cluster import DevicePlan
 from cfdist.distributed.device import ChunkReport, Device, DeviceReport
 from cfdist.distributed.device_pool import DevicePool
@@ -160,15 +160,12 @@ def evaluate_manifest(
     reducer = take_actor(REDUCER, ReducerActor, reducer_options)
     backend_class = backends.backend_class(backend)
     settings = DeviceSettings(plan.threads, plan.slots, options=options)
-    chunk = chunk_of(spec.batch, backend_class.group)
     pool = DevicePool(
         plan,
         Device,
         (backend, spec, settings, plan.feeders),
-        chunk,
-        unit=spec.batch,
-        first=spec.batch * backend_class.group,
-        max_chunk=largest_chunk(chunk),
+        spec.batch,
+        group=backend_class.group,
         reducer=reducer,
         pictures=pictures,
     )

@@ -17,7 +17,6 @@ from cfdist.distributed.chunks import (
     MAX_CHUNK,
     Shares,
     chunk_for_rate,
-    chunk_of,
     largest_chunk,
 )
 from cfdist.distributed.device import DeviceReport
@@ -216,19 +215,19 @@ def items_of(count: int) -> Listed:
 
 
 @pytest.mark.parametrize(
-    ("items", "chunk", "slots", "unit", "first", "expected"),
+    ("items", "chunk", "slots", "batch", "expected"),
     [
-        (100, 16, 2, 1, 16, [13, 11, 10, 9, 8, 7, 6, 5, 4, 4, 3, 3, 3, 2, 2, 2, *[1] * 8]),
-        (8, 8, 4, 1, 8, [1] * 8),
-        (3, 8, 4, 1, 8, [1, 1, 1]),
-        (40, 16, 1, 4, 16, [12, 8, 8, 4, 4, 4]),
-        (40, 16, 2, 16, 16, [16, 16, 8]),
-        (9, 16, 2, 4, 16, [4, 4, 1]),
-        (48, 4, 2, 1, 2, [2, 2, *[4] * 5, 3, 3, 3, 2, 2, 2, 2, *[1] * 7]),
+        (100, 16, 2, 1, [13, 11, 10, 9, 8, 7, 6, 5, 4, 4, 3, 3, 3, 2, 2, 2, *[1] * 8]),
+        (8, 8, 4, 1, [1] * 8),
+        (3, 8, 4, 1, [1, 1, 1]),
+        (40, 16, 1, 4, [12, 8, 8, 4, 4, 4]),
+        (40, 16, 2, 16, [16, 16, 8]),
+        (9, 16, 2, 4, [4, 4, 1]),
+        (48, 4, 2, 1, [*[4] * 6, 3, 3, 3, 2, 2, 2, 2, *[1] * 7]),
     ],
 )
-def test_lanes_begin_and_end_with_small_chunks(items, chunk, slots, unit, first, expected):
-    shares = Shares(items_of(items), ["device"], slots, unit, first)
+def test_lanes_end_with_small_chunks(items, chunk, slots, batch, expected):
+    shares = Shares(items_of(items), ["device"], slots, batch)
     chunks = []
     while found := shares.next_chunk("device", chunk):
         chunks.append(found)
@@ -244,7 +243,7 @@ def finish_times(
     Returns:
         When each device had nothing left to do, and how many items it did.
     """
-    shares = Shares(items_of(items), map(str, range(len(seconds))), 1, unit, unit)
+    shares = Shares(items_of(items), map(str, range(len(seconds))), 1, unit)
     ends, done = [0.0] * len(seconds), [0] * len(seconds)
     running: list[tuple[float, int, int]] = []  # a heap of (end, device, items)
 
@@ -297,7 +296,7 @@ def test_devices_of_any_speeds_end_about_together(seconds, units, window):
 
 
 def test_what_failed_does_not_count_as_finished():
-    shares = Shares(items_of(40), "ab", 1, 1, 5)
+    shares = Shares(items_of(40), "ab", 1, 1)
     lost = shares.next_chunk("a", 8)
     assert [len(lost), len(shares.next_chunk("b", 8))] == [5, 5]
     shares.give_back("a", len(lost), is_finished=False)
@@ -308,7 +307,7 @@ def test_what_failed_does_not_count_as_finished():
 
 @given(batch=st.integers(1, 200), group=st.integers(1, 4), rate=st.floats(0, 1e6, allow_nan=False))
 def test_chunks_are_whole_batches_that_fit_the_buffers(batch, group, rate):
-    chunk = chunk_of(batch, group)
+    chunk = batch * group
     size = chunk_for_rate(chunk, rate)
     assert size % batch == 0
     assert batch * group <= chunk <= size <= largest_chunk(chunk)
@@ -340,7 +339,7 @@ def dying_device(folder: Path, deaths: int) -> type:
 
 def pool_of(device_class: type) -> DevicePool:
     plan = cluster.plan_devices("cpu", 1, feeders=1, streams=1, batch_pixels=1)
-    return DevicePool(plan, device_class, (), 2, unit=1)
+    return DevicePool(plan, device_class, (), 2)
 
 
 def test_a_device_that_dies_while_loading_is_started_again(tmp_path):
