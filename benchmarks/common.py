@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,9 @@ from cfdist.machine import available_cores  # noqa: E402
 from cfdist.preprocess import letterbox_affine  # noqa: E402
 
 SIZE = 800  # the networks' input, pixels each way
+
+# Python writes bytecode files and reads them, as under `./run.sh`.
+BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
 
 
 def arguments_for(documentation: str) -> argparse.ArgumentParser:
@@ -54,21 +57,23 @@ def picture_paths(root: str) -> list[str]:
     return paths
 
 
-def product(overrides: Iterable[str]) -> tuple[dict[str, Any], float]:
+def product(
+    overrides: Iterable[str], environment: Mapping[str, str] = BYTECODE
+) -> tuple[dict[str, Any], float]:
     """Run the command; returns its results and its wall time, seconds."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "out"
         start = time.perf_counter()
-        command(*overrides, f"output_dir={output}")
+        command(*overrides, f"output_dir={output}", environment=environment)
         seconds = time.perf_counter() - start
         return json.loads((output / "results.json").read_text()), seconds
 
 
-def command(*overrides: str) -> None:
-    """Run `python main.py` with bytecode files, as `./run.sh` does."""
+def command(*overrides: str, environment: Mapping[str, str] = BYTECODE) -> None:
+    """Run `python main.py` with further environment variables."""
     done = subprocess.run(
         [sys.executable, str(PROJECT / "main.py"), *overrides],
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": ""},
+        env=os.environ | environment,
         capture_output=True,
         text=True,
     )

@@ -2,12 +2,13 @@
 
     python benchmarks/sweep_cache.py --root WIDER_val --ground-truth ground_truth
 
-Runs `python main.py -m model.batch=1,4,8,16,32` on simulated devices, with letterboxed pictures
-kept between the members and without, and holds both against decoding the pictures once plus five
-times the devices' time: what the devices need at their published speed if nothing ever waits.
-Prints the time from each member's first to its last picture, summed, the whole command's, the JPEG
-files that each member decoded, and the ratios. `--passes 5` makes each member as long as it would
-be on the full set of 3226 pictures, whose start and end weigh less.
+Runs `python main.py -m model.batch=1,4,8,16,32`, with letterboxed pictures kept between the members
+and without, and holds both against decoding the pictures once plus five times the devices' time. On
+simulated devices that is what they need at their published speed if nothing ever waits;
+`--backend openvino` (or another) takes it from `job=benchmark`'s pure inference, measured anew in
+each round. Prints the time from each member's first to its last picture, summed, the whole
+command's, the JPEG files that each member decoded, and the ratios. `--passes 5` makes each member
+as long as it would be on the full set of 3226 pictures, whose start and end weigh less.
 """
 
 from __future__ import annotations
@@ -26,14 +27,22 @@ from cfdist.backends.simulated import batch_milliseconds
 BATCHES = (1, 4, 8, 16, 32)
 
 
-def device_seconds(pictures: int, devices: int, options: dict) -> float:
-    """What all members' batches take, summed, on so many devices."""
+def simulated_seconds(pictures: int, devices: int) -> float:
+    """What all members' batches take, summed, on so many devices at their published speed."""
+    options = {"preset": "310P3", "latency_ms": None}
     times = [ceil(pictures / b) * batch_milliseconds(b, options) / 1000 for b in BATCHES]
     return sum(times) / devices
 
 
-def run_sweep(overrides: list[str]) -> tuple[float, float, list[int]]:
-    """The members' run times summed, the command's time, seconds; files decoded by each."""
+def inference_seconds(pictures: int, settings: list[str]) -> float:
+    """What all members' inference takes, summed, at the rates of pure inference."""
+    loops = ["job=benchmark", "benchmark.parts=[inference]", "benchmark.loops=5"]
+    members, _ = sweep([*loops, *settings])
+    return sum(pictures / member["throughput"]["pure_inference"] for member in members)
+
+
+def sweep(overrides: list[str]) -> tuple[list[dict], float]:
+    """Each member's results, and the command's time, seconds."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "sweep"
         start = time.perf_counter()
@@ -43,43 +52,44 @@ def run_sweep(overrides: list[str]) -> tuple[float, float, list[int]]:
         members = [
             json.loads((output / str(i) / "results.json").read_text()) for i in range(len(BATCHES))
         ]
-    runs = sum(member["seconds"]["run"] for member in members)
-    return runs, seconds, [member["pictures_decoded"] for member in members]
+    return members, seconds
 
 
 def main() -> None:
     """Measure the parts, then the sweep with and without."""
     parser = arguments_for(__doc__)
+    parser.add_argument("--backend", default="simulated", help="simulated or a real one")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--passes", type=int, default=1, help="over the pictures, each member")
+    parser.add_argument("--cache", nargs="+", default=["true", "false"], help="preprocess.cache")
     parser.add_argument("overrides", nargs="*", help="further settings for the product")
     arguments = parser.parse_args()
     paths = picture_paths(arguments.root)
     bare_pool(paths)
-    options = {"preset": "310P3", "latency_ms": None}
-    settings = [
-        *data_set(arguments),
-        "backend=simulated",
-        f"devices={arguments.devices}",
-        f"dataset.repeat={arguments.passes}",
-        *arguments.overrides,
-    ]
+    devices = [f"backend={arguments.backend}", f"devices={arguments.devices}"]
+    repeat = f"dataset.repeat={arguments.passes}"
+    settings = [*data_set(arguments), *devices, repeat, *arguments.overrides]
     pictures = len(paths) * arguments.passes
-    device = device_seconds(pictures, arguments.devices, options)
-    ratios = {"true": [], "false": []}
+    ratios: dict[str, list[tuple[float, float]]] = {cache: [] for cache in arguments.cache}
     for _ in range(arguments.rounds):
         decode, _ = bare_pool(paths)
+        if arguments.backend == "simulated":
+            device = simulated_seconds(pictures, arguments.devices)
+        else:
+            device = inference_seconds(pictures, devices)
         ideal = decode + device
         print(
             f"decoding {len(paths)} pictures once {decode:.1f} s, five times the devices' time for "
             f"{pictures} {device:.1f} s"
         )
         for cache in ratios:
-            runs, seconds, decoded = run_sweep([*settings, f"preprocess.cache={cache}"])
+            members, seconds = sweep([*settings, f"preprocess.cache={cache}"])
+            runs = sum(member["seconds"]["run"] for member in members)
             ratios[cache].append((runs / ideal, seconds / ideal))
             print(
                 f"  preprocess.cache={cache:5} runs {runs:5.1f} s ({runs / ideal:.3f}), command "
-                f"{seconds:5.1f} s ({seconds / ideal:.3f}), decoded {decoded}",
+                f"{seconds:5.1f} s ({seconds / ideal:.3f}), decoded "
+                f"{[member['pictures_decoded'] for member in members]}",
                 flush=True,
             )
     for cache, pairs in ratios.items():
