@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfdist.backends.base import Backend
-from cfdist.distributed import cluster
+from cfdist.backends.base import Backend, DeviceSettings
+from cfdist.distributed import cluster, looping_device
 from cfdist.distributed.looping_device import (
+    LoopingDevice,
     LoopReport,
     common_rates,
     loop_devices,
@@ -76,6 +77,19 @@ def test_all_slots_are_busy_at_once():
     assert backend.most_inside == 3
     assert [len(ends) for ends in report.ends] == [4, 4, 4]
     assert len(report.batch_ms) == len(report.device_ms) == 12
+
+
+def test_each_slot_is_warmed_up_by_two_runs(monkeypatch, spec):
+    backend = RecordingBackend(slots=3, group=2)
+    backend.contract = InputContract(4, 6, None)
+    monkeypatch.setattr(looping_device.backends, "create", lambda *_: backend)
+    device = LoopingDevice("any", spec(), DeviceSettings(1, 1), "zeros")
+    device.warm_up(1, 1)
+    assert backend.groups == [2] * 6
+    backend.groups.clear()
+    device.process(2)
+    assert backend.groups == [2] * 3
+    assert len(device.report().device_ms) == 6
 
 
 def test_rates_are_those_of_the_time_that_all_were_running():
