@@ -36,6 +36,9 @@ class SweepSummary(Callback):
             cli.held.callback(cluster.close_kept_session)
         except UserError as error:
             raise SystemExit(cli.fail(cli.EXIT_BAD_INPUT, str(error))) from None
+        except OSError as error:
+            reason = f"output_dir={config.output_dir}: {error.strerror}; choose another"
+            raise SystemExit(cli.fail(cli.EXIT_BAD_INPUT, reason)) from None
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Show and write the summary, unless no member has results."""

@@ -11,6 +11,7 @@ from cfdist import backends, inputs
 from cfdist.comparison import BoxAgreement, HeadDifference, compare_boxes
 from cfdist.config import CompareConfig, Config
 from cfdist.distributed import cluster
+from cfdist.distributed.memory import refuse_too_large
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.report import screen
@@ -39,6 +40,13 @@ def main(config: Config, output: Path, started: float) -> int:
         for backend in (reference[0], candidate[0])
     ]
     kind = min(kinds, key=KINDS.index)
+
+    def refuse(count: int) -> None:
+        for (backend, spec), own_kind in zip((reference, candidate), kinds, strict=True):
+            refuse_too_large(spec, backends.backend_class(backend), own_kind, count)
+
+    if config.cluster.address is None:
+        refuse(1)
     with cluster.session(
         config.cluster.address, config.cluster.dashboard, kind, config.devices
     ) as dashboard:
@@ -47,8 +55,10 @@ def main(config: Config, output: Path, started: float) -> int:
             config.devices,
             feeders=config.pipeline.feeders,
             streams=1,
-            batch_pixels=config.model.batch * config.model.height * config.model.width,
+            batch_bytes=1,
         )
+        if config.cluster.address is None:
+            refuse(plan.count)
         screen.print_plan(
             config, f"{reference[0]} and {candidate[0]}", reference[1], manifest, plan, dashboard
         )

@@ -15,6 +15,7 @@ from cfdist.ascend.ais_bench import run_ais_bench
 from cfdist.backends.base import DeviceSettings
 from cfdist.config import Config
 from cfdist.distributed import cluster
+from cfdist.distributed.memory import activation_bytes, refuse_too_large
 from cfdist.errors import UserError
 from cfdist.files import write_text
 from cfdist.model import ModelSpec
@@ -141,6 +142,9 @@ def _run_backend(config: Config, backend: str, spec: ModelSpec, bins: Bins, fold
     backend_class = backends.backend_class(backend)
     options = asdict(config.backend)
     kind = backend_class.device_kind(options)
+    is_here = config.cluster.address is None
+    if is_here:
+        refuse_too_large(spec, backend_class, kind)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -162,8 +166,10 @@ def _run_backend(config: Config, backend: str, spec: ModelSpec, bins: Bins, fold
                 config.devices,
                 feeders=1,
                 streams=config.backend.streams,
-                batch_pixels=spec.batch * spec.height * spec.width,
+                batch_bytes=activation_bytes(spec, backend_class),
             )
+            if is_here:
+                refuse_too_large(spec, backend_class, kind, plan.count, plan.slots)
             if dashboard:
                 screen.console.print(f"dashboard: {dashboard}", markup=False)
             with screen.PictureProgress(len(bins.items)) as progress:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from cfdist import cli
+from cfdist import cli, sweep
 from cfdist.sweep import SweepSummary, overrides_by_key
 
 
@@ -51,6 +54,19 @@ def test_elsewhere_a_comma_belongs_to_the_path(arguments):
 def test_a_home_folder_needs_no_quotes():
     (argument,) = cli.prepare_arguments(["output_dir=~/runs"])
     assert OverridesParser.create().parse_override(argument).value() == "~/runs"
+
+
+def test_a_folder_that_cannot_be_looked_at_ends_the_command(monkeypatch, tmp_path, capsys):
+    def unreadable(folder):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+
+    monkeypatch.setattr(sweep, "claim_sweep", unreadable)
+    config = OmegaConf.create({"output_dir": "there", "hydra": {"sweep": {"dir": str(tmp_path)}}})
+    with pytest.raises(SystemExit) as end:
+        SweepSummary().on_multirun_start(config)
+    assert end.value.code == cli.EXIT_BAD_INPUT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "cfdist: output_dir=there: Permission denied; choose another"
 
 
 def test_a_summary_that_cannot_be_made_ends_the_command(monkeypatch, tmp_path, capsys):

@@ -26,6 +26,10 @@ class OnnxRuntimeBackend(Backend):
     Options: `providers`, execution providers by falling preference, each a name.
     """
 
+    # ONNX Runtime 1.32 on 2 cores: 5.6 GB for 32 pictures of 800x800 in two slots, of which nearly
+    # half is its memory pattern, which makes it 3 to 8 % faster.
+    activation_bytes_per_pixel = 280
+
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
         network = load_onnx(spec)

@@ -30,10 +30,6 @@ AHEAD = 2
 
 _AUTOSCALER = os.path.join("autoscaler", "_private", "monitor.py")
 
-# What one more picture in flight costs a CPU backend: activations of the float32 network, bytes an
-# input pixel (OpenVINO 2026.4: 1.2 GB for 16 pictures of 800x800).
-ACTIVATION_BYTES_PER_PIXEL = 120
-
 
 @dataclass(frozen=True)
 class DevicePlan:
@@ -281,8 +277,23 @@ def _knock(address: str) -> None:
         ) from None
 
 
+def is_death(error: Exception) -> bool:
+    """Whether an actor's process is gone: it died, is out of reach, or Ray ended it for memory."""
+    import ray
+
+    # The second is none of the first, and no `RayActorError`.
+    return isinstance(error, ray.exceptions.RayActorError | ray.exceptions.OutOfMemoryError)
+
+
 def user_error(error: Exception) -> Exception:
     """The `UserError` inside an error that came through Ray, which makes a traceback of it."""
+    import ray
+
+    if isinstance(error, ray.exceptions.OutOfMemoryError):
+        return UserError(
+            "out of memory: Ray ended a process because its machine has hardly any memory left; "
+            "choose a smaller model.batch, fewer devices or backend.streams=1"
+        )
     cause = getattr(error, "cause", None)
     return UserError(str(cause)) if isinstance(cause, UserError) else error
 
@@ -293,7 +304,7 @@ def plan_devices(
     *,
     feeders: int | str,
     streams: int | str,
-    batch_pixels: int,
+    batch_bytes: int,
 ) -> DevicePlan:
     """Share the cluster's cores between the devices asked for.
 
@@ -304,7 +315,7 @@ def plan_devices(
         feeders: Reading threads a device, or "auto": its share of the cores.
         streams: Inferences a device takes at once, or "auto": for a CPU device as many as it has
             threads, as far as half of the free memory goes.
-        batch_pixels: Input pixels of a batch.
+        batch_bytes: What one more batch at once takes, see `memory.activation_bytes`.
 
     Raises:
         UserError: the cluster has fewer accelerators than asked for.
@@ -326,7 +337,7 @@ def plan_devices(
         )
     threads = max(1, cores // count)
     if streams == "auto":
-        streams = _streams_in_memory(threads, count, batch_pixels) if kind == "cpu" else 1
+        streams = _streams_in_memory(threads, count, batch_bytes) if kind == "cpu" else 1
     return DevicePlan(
         kind,
         count,
@@ -338,8 +349,7 @@ def plan_devices(
     )
 
 
-def _streams_in_memory(threads: int, count: int, batch_pixels: int) -> int:
-    stream_bytes = batch_pixels * ACTIVATION_BYTES_PER_PIXEL
+def _streams_in_memory(threads: int, count: int, batch_bytes: int) -> int:
     # Pictures that are kept give way; and no member of a sweep should get fewer for them.
     free = available_memory() + kept_bytes()
-    return max(1, min(threads, free // 2 // count // stream_bytes))
+    return max(1, min(threads, free // 2 // count // batch_bytes))

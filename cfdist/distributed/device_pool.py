@@ -17,7 +17,7 @@ from cfdist.distributed.actors import (
     take_actor,
 )
 from cfdist.distributed.chunks import Shares, Work, chunk_for_rate, largest_chunk
-from cfdist.distributed.cluster import ACCELERATOR_RESOURCE, DevicePlan, user_error
+from cfdist.distributed.cluster import ACCELERATOR_RESOURCE, DevicePlan, is_death, user_error
 from cfdist.distributed.device import DeviceReport
 from cfdist.distributed.picture_cache import PictureCache
 from cfdist.widerface.manifest import WorkItem
@@ -94,7 +94,7 @@ class DevicePool:
             if len(self.lost) > MAX_RESTARTS:
                 if is_under_way and self.actors:
                     return
-                raise next(iter(died.values()))
+                raise user_error(next(iter(died.values())))
             died = self._load()
 
     def _load(self) -> dict[str, Exception]:
@@ -113,10 +113,10 @@ class DevicePool:
             try:
                 ray.get(ref)
                 self.reports.setdefault(name, DeviceReport())
-            except ray.exceptions.RayActorError as error:
+            except ray.exceptions.RayError as error:
+                if not is_death(error):
+                    raise user_error(error) from None
                 died[name] = error
-            except ray.exceptions.RayTaskError as error:
-                raise user_error(error) from None
         return died
 
     def _actor_options(self) -> dict[str, Any]:
@@ -162,7 +162,7 @@ class DevicePool:
                 except ray.exceptions.RayError as error:
                     shares.give_back(handed.name, len(handed.items), is_finished=False)
                     self._note_failure(handed, error, problems)
-                    if isinstance(error, ray.exceptions.RayActorError):
+                    if is_death(error):
                         self._restart(handed, error)
                 if handed.name in self.actors:
                     self._fill(handed.name, shares, size, running)

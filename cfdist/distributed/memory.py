@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from cfdist.backends.base import Backend
 from cfdist.distributed.chunks import largest_chunk
-from cfdist.distributed.cluster import ACTIVATION_BYTES_PER_PIXEL, AHEAD
+from cfdist.distributed.cluster import AHEAD
 from cfdist.errors import UserError
 from cfdist.machine import available_memory
 from cfdist.model import ModelSpec
@@ -20,6 +20,11 @@ _PICTURE, _FLOATS, _HEADS = 3, 12, 15 * 4 / 16
 
 # How runtimes say that memory is short.
 _OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|failed to allocate", re.IGNORECASE)
+
+
+def activation_bytes(spec: ModelSpec, backend: type[Backend]) -> int:
+    """What the network's activations take of the machine's memory for one batch on the CPU."""
+    return spec.batch * spec.height * spec.width * backend.activation_bytes_per_pixel
 
 
 def needed_bytes(spec: ModelSpec, backend: type[Backend], kind: str, count: int, slots: int) -> int:
@@ -39,7 +44,7 @@ def needed_bytes(spec: ModelSpec, backend: type[Backend], kind: str, count: int,
         return int(count * buffers)
     batches = slots * backend.group * spec.batch * pixels * (_FLOATS + _HEADS)
     if kind == "cpu":
-        batches += slots * spec.batch * pixels * ACTIVATION_BYTES_PER_PIXEL
+        batches += slots * activation_bytes(spec, backend)
     return int(count * (buffers + batches))
 
 

@@ -75,7 +75,6 @@ def lines_of(rows: Sequence[Row], axis: str) -> dict[str, Line]:
     lines: dict[str, Line] = {}
     for row, value in zip(rows, values, strict=True):
         settings = [f"{key}={text}" for key, text in row.swept.items() if key != axis]
-        mark = " (simulated)" if row.simulated else ""
         # Runs too short for a steady rate have at least one without the command's start.
         rates = {
             "steady": row.steady,
@@ -86,7 +85,9 @@ def lines_of(rows: Sequence[Row], axis: str) -> dict[str, Line]:
         for kind, rate in rates.items():
             if rate is not None:
                 point = (float(value) if numeric else str(value), rate)
-                label = ", ".join([*settings, kind]) + mark
+                # The host's own rate is as real on a run of simulated devices.
+                is_simulated = row.simulated and kind != "host alone"
+                label = ", ".join([*settings, kind]) + (" (simulated)" if is_simulated else "")
                 lines.setdefault(label, []).append(point)
     return {label: sorted(points) if numeric else points for label, points in lines.items()}
 

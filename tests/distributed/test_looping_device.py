@@ -128,7 +128,7 @@ def test_the_input_is_what_the_model_takes():
 
 @pytest.mark.usefixtures("ray_session")
 def test_devices_loop_in_actors_of_their_own(spec):
-    plan = cluster.plan_devices("cpu", 2, feeders=1, streams=1, batch_pixels=1)
+    plan = cluster.plan_devices("cpu", 2, feeders=1, streams=1, batch_bytes=1)
     arguments = {
         "spec": spec(height=64, width=64, batch=2), "plan": plan, "kind": "zeros", "loops": 4,
     }  # fmt: skip

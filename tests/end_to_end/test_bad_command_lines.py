@@ -40,6 +40,10 @@ def assert_refused(result, *words: str) -> None:
         (["devices=[1,1]"], ["devices=[1, 1]"]),
         (["model.batch=abc"], ["model.batch=abc", "Integer"]),
         (["model.batch=0"], ["model.batch=0", "from 1"]),
+        (
+            ["model.batch=1024", "model.height=8192", "model.width=8192"],
+            ["model.batch=1024", "GB of memory", "GB are free; choose"],
+        ),
         (["modle.batch=4"], ["modle.batch", "did you mean model.batch?"]),
         (["+anything=4"], ["anything", "no such key"]),
         (["model.height=801"], ["model.height=801", "multiple of 32"]),

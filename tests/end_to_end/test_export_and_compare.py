@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from cfdist.distributed import memory
 from cfdist.errors import UserError
 from jobs import compare, evaluate, export
 
@@ -78,6 +79,14 @@ def test_the_torch_backend_gives_the_same_ap(compose, tmp_path):
     for protocol, ap in openvino["ap"].items():
         for difficulty, value in ap.items():
             assert torch["ap"][protocol][difficulty] == pytest.approx(value, abs=1e-3)
+
+
+def test_a_batch_that_does_not_fit_is_refused_before_ray_starts(compose, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda: 10_000_000)
+    sides = (f"reference=onnxruntime:{AUTHORS}", f"candidate=openvino:{AUTHORS}")
+    config = compose("job=compare", *sides, "model.batch=1024")
+    with pytest.raises(UserError, match=r"model.batch=1024: .* GB of memory, 0.0 GB are free"):
+        compare.main(config, tmp_path, time.time())
 
 
 @pytest.mark.usefixtures("ray_session")

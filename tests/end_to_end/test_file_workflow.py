@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from cfdist import dumps
+from cfdist.distributed import memory
 from cfdist.errors import UserError
 from cfdist.inputs import SAMPLE_FOLDER
 from cfdist.widerface.ground_truth import load_ground_truth
@@ -146,6 +147,14 @@ def copy_with_record(source: Path, target: Path) -> Path:
         if dumps.record_path(source, kind).exists():
             shutil.copy(dumps.record_path(source, kind), dumps.record_path(target, kind))
     return target
+
+
+def test_a_batch_that_does_not_fit_leaves_nothing(run, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "available_memory", lambda: 10_000_000)
+    wanted = (f"infer.input={made.bins}", f"infer.output={tmp_path / 'out'}", "model.batch=1024")
+    with pytest.raises(UserError, match=r"model.batch=1024: .* GB of memory, 0.0 GB are free"):
+        run(infer, tmp_path / "run", *made.overrides, *wanted)
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_interrupted_preprocess_goes_on(run, made, tmp_path):

@@ -41,10 +41,11 @@ def test_a_line_for_each_setting_of_the_other_keys_in_the_axis_order():
 
 
 def test_pure_inference_and_simulated_runs_say_so():
-    rows = [row(0, 3.0, pure_inference=9.0, simulated=True)]
+    rows = [row(0, 3.0, pure_inference=9.0, host=400.0, simulated=True)]
     assert plots.lines_of(rows, "model.batch") == {
         "steady (simulated)": [(4.0, 3.0)],
         "pure inference (simulated)": [(4.0, 9.0)],
+        "host alone": [(4.0, 400.0)],
     }
 
 
