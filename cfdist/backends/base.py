@@ -48,7 +48,7 @@ class Backend(ABC):
     slots: int = 1
     group: int = 1
     has_fixed_batch: bool = False
-    activation_bytes_per_pixel: int = 280
+    activation_bytes_per_pixel: int = 340
     is_simulated: bool = False
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:

@@ -11,6 +11,7 @@ import pytest
 from cfdist.backends.base import DeviceSettings
 from cfdist.decode import select_peaks
 from cfdist.distributed.device import Device
+from cfdist.errors import UserError
 from cfdist.preprocess import read_into, to_model_input
 from cfdist.widerface.manifest import WorkItem
 
@@ -77,6 +78,7 @@ def test_a_chunk_of_broken_pictures_only(device, tmp_path):
 
 
 def test_the_report_counts_pictures_and_full_batches(device, items):
+    device.find_peaks(items[:2])
     before = device.report()
     pictures, batches = before.pictures, len(before.batch_ms)
     device.find_peaks(items[:4])
@@ -85,6 +87,40 @@ def test_the_report_counts_pictures_and_full_batches(device, items):
     assert after.pictures - pictures == 5
     assert len(after.batch_ms) - batches == 2
     assert after.busy_seconds > 0
+
+
+def test_the_first_whole_batch_of_a_slot_is_no_measurement(spec, items):
+    device = Device(
+        "openvino", spec(height=96, width=96, batch=2), DeviceSettings(2, 2, 0, OPTIONS), feeders=1
+    )
+    device.warm_up(chunk=4, buffers=1)
+    for _ in range(5):
+        device.find_peaks(items[:2])
+    report = device.report()
+    device.close()
+    assert report.pictures == 10
+    assert len(report.batch_ms) == 5 - 2
+
+
+def test_one_by_one_the_warm_up_was_the_first_batch(spec, items):
+    device = Device(
+        "openvino", spec(height=96, width=96, batch=1), DeviceSettings(2, 2, 0, OPTIONS), feeders=1
+    )
+    device.warm_up(chunk=4, buffers=1)
+    device.find_peaks(items[:3])
+    report = device.report()
+    device.close()
+    assert len(report.batch_ms) == 3
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("std::bad_alloc")])
+def test_a_batch_that_does_not_fit_after_all_is_the_user_s_error(device, items, monkeypatch, error):
+    def refuse(inputs):
+        raise error
+
+    monkeypatch.setattr(device._backend, "infer", refuse)
+    with pytest.raises(UserError, match="does not fit the device's memory"):
+        device.find_peaks(items[:2])
 
 
 @pytest.fixture
