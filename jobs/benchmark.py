@@ -74,9 +74,7 @@ def main(config: Config, output: Path, started: float) -> int:
         _measure_host(config, model, manifest, figures)
         phases.end("host")
     if model is not None:
-        with cluster.session(
-            config.cluster.address, config.cluster.dashboard, model.kind, config.devices
-        ) as dashboard:
+        with evaluate.session(config, model) as dashboard:
             phases.end("ray")
             figures.plan = evaluate.plan_devices(config, model)
             benchmark_screen.print_plan(model.backend, model.spec, figures.plan, dashboard)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,9 +67,7 @@ def main(config: Config, output: Path, started: float) -> int:
     fingerprint = inputs.run_fingerprint(model.spec, manifest, model.backend)
     check_identity(output / JOURNAL, fingerprint)
     phases.end("checks")
-    with cluster.session(
-        config.cluster.address, config.cluster.dashboard, model.kind, config.devices
-    ) as dashboard:
+    with session(config, model) as dashboard:
         phases.end("ray")
         from cfdist.distributed.picture_cache import choose_cache
         from cfdist.distributed.run import evaluate_manifest
@@ -80,9 +79,7 @@ def main(config: Config, output: Path, started: float) -> int:
             manifest,
             model.spec.height,
             model.spec.width,
-            needed=needed_bytes(
-                model.spec, model.backend_class, model.kind, plan.count, plan.slots
-            ),
+            needed=needed_bytes(*_layout(model, plan)),
         )
         screen.print_plan(config, model.backend, model.spec, manifest, plan, dashboard)
         with screen.PictureProgress(len(manifest.items)) as progress:
@@ -136,26 +133,60 @@ def find_model(config: Config) -> Model:
     return Model(backend, backend_class, spec, options, kind)
 
 
+@contextlib.contextmanager
+def session(config: Config, model: Model) -> Iterator[str | None]:
+    """The Ray session of the run; in a sweep a new one, if the devices need what its store holds.
+
+    Ray's store gives memory back to the system at its end, not when pictures in it are given up.
+
+    Yields:
+        The dashboard's URL, or `None` without one.
+
+    Raises:
+        UserError: the devices do not fit this machine, or no cluster answers at its address.
+    """
+    settings = (config.cluster.address, config.cluster.dashboard, model.kind, config.devices)
+    with contextlib.ExitStack() as stack:
+        dashboard = stack.enter_context(cluster.session(*settings))
+        if _needs_what_is_kept(config, model):
+            cluster.close_kept_session()
+            dashboard = stack.enter_context(cluster.session(*settings))
+        yield dashboard
+
+
+def _needs_what_is_kept(config: Config, model: Model) -> bool:
+    freeable = _freeable_bytes(config)
+    if not freeable or config.cluster.address is not None:
+        return False
+    layout = _layout(model, _plan(config, model))
+    refuse_too_large(*layout, freeable=freeable)
+    return needed_bytes(*layout) > available_memory()
+
+
 def plan_devices(config: Config, model: Model) -> DevicePlan:
-    """The run's devices; Ray runs. Where they are short of memory, kept pictures are given up.
+    """The run's devices; its session is there.
 
     Raises:
         UserError: there are fewer, or they do not fit this machine together.
     """
-    plan = cluster.plan_devices(
+    plan = _plan(config, model)
+    if config.cluster.address is None:
+        refuse_too_large(*_layout(model, plan))
+    return plan
+
+
+def _plan(config: Config, model: Model) -> DevicePlan:
+    return cluster.plan_devices(
         model.kind,
         config.devices,
         feeders=config.pipeline.feeders,
         streams=config.backend.streams,
         batch_bytes=activation_bytes(model.spec, model.backend_class),
     )
-    if config.cluster.address is None:
-        layout = (model.spec, model.backend_class, model.kind, plan.count, plan.slots)
-        freeable = _freeable_bytes(config)
-        refuse_too_large(*layout, freeable=freeable)
-        if freeable and needed_bytes(*layout) > available_memory():
-            cluster.give_up_kept_pictures()
-    return plan
+
+
+def _layout(model: Model, plan: DevicePlan) -> tuple[ModelSpec, type[Backend], str, int, int]:
+    return model.spec, model.backend_class, model.kind, plan.count, plan.slots
 
 
 def _freeable_bytes(config: Config) -> int:

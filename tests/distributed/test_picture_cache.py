@@ -106,19 +106,31 @@ def test_kept_pictures_make_room_for_the_devices(sweep, monkeypatch, compose, ca
     sweep.pictures.used = 2 * needed
     for module in (memory, evaluate, cluster):
         monkeypatch.setattr(module, "available_memory", lambda: free)
-    evaluate.plan_devices(config, model)
-    assert (sweep.pictures is not None) == stays
+    is_ended = False
+
+    def end():
+        nonlocal is_ended
+        is_ended = True
+
+    sweep.stack.callback(end)
+    with evaluate.session(config, model):
+        assert is_ended != stays
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_pictures_that_must_stay_make_no_room(sweep, monkeypatch, compose):
-    config = compose("backend=simulated", "preprocess.cache=true")
+@pytest.mark.parametrize("cache", ["true", "auto"])
+def test_what_would_not_be_enough_is_not_given_up(sweep, monkeypatch, compose, cache):
+    config = compose("backend=simulated", f"preprocess.cache={cache}")
     model = evaluate.find_model(config)
-    sweep.pictures.used = 10**12
-    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
-    with pytest.raises(UserError, match=r"model.batch=1: .* 0.0 GB are free"):
+    sweep.pictures.used = 1000
+    for module in (memory, evaluate, cluster):
+        monkeypatch.setattr(module, "available_memory", lambda: 1000)
+    with (
+        pytest.raises(UserError, match=r"model.batch=1: .* 0.0 GB are free"),
+        evaluate.session(config, model),
+    ):
         evaluate.plan_devices(config, model)
-    assert sweep.pictures is not None
+    assert cluster.kept_session() is sweep
 
 
 def test_a_single_run_keeps_nothing_by_itself():
