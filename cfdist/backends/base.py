@@ -39,6 +39,8 @@ class Backend(ABC):
         slots: How many threads may be inside `infer` at once; more gain nothing.
         group: How many batches `infer_many` should be given at once.
         has_fixed_batch: A batch costs the same however few pictures are in it.
+        learns_shape: The first batch of a shape lays out the memory of all others: only a whole
+            batch warms it up.
         activation_bytes_per_pixel: What one more picture in flight costs a CPU device, bytes an
             input pixel.
         is_simulated: No model runs: there is no file, and nothing is found.
@@ -48,6 +50,7 @@ class Backend(ABC):
     slots: int = 1
     group: int = 1
     has_fixed_batch: bool = False
+    learns_shape: bool = False
     activation_bytes_per_pixel: int = 340
     is_simulated: bool = False
 

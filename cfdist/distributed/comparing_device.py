@@ -52,6 +52,7 @@ class ComparingDevice(Device):
         spec = self._spec
         with memory_as_user_error(spec.batch):
             self._candidate = backends.create(*self._load_candidate)
+            self._make_inputs(self._candidate, chunk)
             zeros = np.zeros((spec.batch, spec.height, spec.width, 3), np.uint8)
             self._candidate.infer(to_model_input(zeros, self._candidate.contract))
 

@@ -24,7 +24,7 @@ from cfdist.distributed.memory import memory_as_user_error
 from cfdist.distributed.picture_cache import KeptPictures, KeptRow, Place, resolve_places
 from cfdist.machine import SWITCH_SECONDS, peak_memory
 from cfdist.model import ModelSpec
-from cfdist.preprocess import PictureError, read_into, to_model_input
+from cfdist.preprocess import InputContract, PictureError, read_into, to_model_input
 from cfdist.widerface.manifest import WorkItem
 
 
@@ -120,6 +120,8 @@ class Device:
         self._feeder_count = feeders
         self._feeders = ThreadPoolExecutor(feeders, thread_name_prefix="feeder")
         self._buffers: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
+        # Of each contract that is not the warped pictures themselves.
+        self._inputs: dict[InputContract, queue.SimpleQueue[NDArray]] = {}
         self._report = DeviceReport()
         self._report_lock = threading.Lock()
         self._cold = 0  # slots that have not run a whole batch yet
@@ -127,9 +129,6 @@ class Device:
 
     def warm_up(self, chunk: int, buffers: int, reducer=None) -> None:
         """Load the model, make the buffers, and run each slot once.
-
-        On a CPU, with one picture: a whole batch would take as long as the first chunk does, which
-        no steady figure counts (for the five batch sizes of the published table 4 s on 2 cores).
 
         Raises:
             UserError: the model does not fit the device or the run.
@@ -141,15 +140,35 @@ class Device:
             shape = (self._spec.height, self._spec.width, 3)
             for _ in range(buffers):
                 self._buffers.put(np.zeros((chunk, *shape), np.uint8))
-            kind = backend.device_kind(self._load[2].options)
-            is_short = kind == "cpu" and not backend.has_fixed_batch and self._spec.batch > 1
-            self._cold = backend.slots if is_short else 0
-            zeros = np.zeros((1 if is_short else self._spec.batch, *shape), np.uint8)
+            self._make_inputs(backend, chunk)
+            count = self._warm_up_pictures()
+            self._cold = backend.slots if count < self._spec.batch else 0
+            zeros = np.zeros((count, *shape), np.uint8)
             inputs = to_model_input(zeros, backend.contract)
             with ThreadPoolExecutor(backend.slots) as pool:
                 list(pool.map(lambda _: backend.infer(inputs), range(backend.slots)))
         to_arrow([])  # what it imports is there before the first chunk
         self._backend.device_times_ms()  # the warm-up's are forgotten
+
+    def _make_inputs(self, backend: Backend, chunk: int) -> None:
+        """Room for what the backend takes: a chunk for each slot, and one that is being made."""
+        contract = backend.contract
+        if contract.is_warped_bytes or contract in self._inputs:
+            return
+        room = self._inputs[contract] = queue.SimpleQueue()
+        for _ in range(backend.slots + 1):
+            room.put(np.empty(contract.shape(chunk), contract.dtype))
+
+    def _warm_up_pictures(self) -> int:
+        """How many pictures each slot begins with.
+
+        On a CPU one will do: a whole batch would take as long as the first chunk, which no steady
+        figure counts (for the five batch sizes of the published table 4 s on 2 cores).
+        """
+        backend = self._backend
+        is_cpu = backend.device_kind(self._load[2].options) == "cpu"
+        is_any_size = not (backend.has_fixed_batch or backend.learns_shape)
+        return 1 if is_cpu and is_any_size else self._spec.batch
 
     def process(
         self,
@@ -249,14 +268,12 @@ class Device:
     def _infer(self, backend: Backend, warped: NDArray[np.uint8]) -> list[HeadMaps | Peaks]:
         """Results of (n, H, W, 3) warped pictures, one entry a batch."""
         size = self._spec.batch
-        batches = [
-            to_model_input(warped[start : start + size], backend.contract)
-            for start in range(0, len(warped), size)
-        ]
-        if not batches:
+        if not len(warped):
             return []
-        with self._slots, memory_as_user_error(size):
-            results, seconds = _run_timed(backend, batches)
+        with self._model_input(warped, backend.contract) as inputs:
+            batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]
+            with self._slots, memory_as_user_error(size):
+                results, seconds = _run_timed(backend, batches)
         with self._report_lock:
             self._report.pictures += len(warped)
             self._report.busy_seconds += sum(seconds) / self._backend.slots
@@ -269,6 +286,18 @@ class Device:
                 if not is_first and (backend.has_fixed_batch or len(batch) == size)
             ]
         return results
+
+    @contextlib.contextmanager
+    def _model_input(self, warped: NDArray[np.uint8], contract: InputContract) -> Iterator[NDArray]:
+        """Warped pictures as the contract wants them; they are there for the `with` block."""
+        if contract.is_warped_bytes:
+            yield warped
+            return
+        room = self._inputs[contract].get()
+        try:
+            yield to_model_input(warped, contract, room[: len(warped)])
+        finally:
+            self._inputs[contract].put(room)
 
     def _peaks_of(self, result: HeadMaps | Peaks) -> Peaks:
         return result if isinstance(result, Peaks) else select_peaks(result, self._spec.top_k)

@@ -89,6 +89,22 @@ def test_the_report_counts_pictures_and_full_batches(device, items):
     assert after.busy_seconds > 0
 
 
+def test_input_is_written_into_the_same_memory_again(device, items, monkeypatch):
+    addresses = set()
+    infer = device._backend.infer
+
+    def note(inputs):
+        addresses.add(inputs.__array_interface__["data"][0])
+        return infer(inputs)
+
+    monkeypatch.setattr(device._backend, "infer", note)
+    for _ in range(6):
+        device.find_peaks(items[:2])
+    assert (
+        len(addresses) <= 2
+    )  # buffers of pictures, or of what is made of them: one more than slots
+
+
 def test_the_first_whole_batch_of_a_slot_is_no_measurement(spec, items):
     device = Device(
         "openvino", spec(height=96, width=96, batch=2), DeviceSettings(2, 2, 0, OPTIONS), feeders=1
@@ -102,15 +118,15 @@ def test_the_first_whole_batch_of_a_slot_is_no_measurement(spec, items):
     assert len(report.batch_ms) == 5 - 2
 
 
-def test_one_by_one_the_warm_up_was_the_first_batch(spec, items):
-    device = Device(
-        "openvino", spec(height=96, width=96, batch=1), DeviceSettings(2, 2, 0, OPTIONS), feeders=1
-    )
+@pytest.mark.parametrize(("backend", "batch"), [("openvino", 1), ("onnxruntime", 3)])
+def test_a_whole_batch_that_was_the_warm_up_was_the_first(spec, items, backend, batch):
+    model = spec(height=96, width=96, batch=batch)
+    device = Device(backend, model, DeviceSettings(2, 2, 0, OPTIONS), feeders=1)
     device.warm_up(chunk=4, buffers=1)
     device.find_peaks(items[:3])
     report = device.report()
     device.close()
-    assert len(report.batch_ms) == 3
+    assert len(report.batch_ms) == 3 // batch
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("std::bad_alloc")])
