@@ -101,7 +101,7 @@ def run_job(composed: DictConfig) -> None:
     except OmegaConfBaseException as error:
         code, reason = EXIT_BAD_INPUT, config.one_line(error)
     except OSError as error:
-        code, reason = EXIT_BAD_INPUT, _os_reason(error, output)
+        code, reason = EXIT_BAD_INPUT, os_reason(error, output)
     except Exception as error:
         traceback.print_exc()
         code, reason = EXIT_INTERNAL, _internal_reason(error)
@@ -139,7 +139,7 @@ def _internal_reason(error: Exception) -> str:
     return f"internal error: {type(error).__name__}: {last}"
 
 
-def _os_reason(error: OSError, output: Path | None = None) -> str:
+def os_reason(error: OSError, output: Path | None = None) -> str:
     """Which file, or else which folder, the system has refused, and why."""
     where = error.filename or (f"output_dir={output}" if output else "output_dir")
     return (
@@ -195,7 +195,7 @@ def launch(hydra_main: Callable[[], None]) -> int:
     except KeyboardInterrupt as interruption:
         return _interrupted(interruption)
     except OSError as error:
-        return fail(EXIT_BAD_INPUT, _os_reason(error))
+        return fail(EXIT_BAD_INPUT, os_reason(error))
     return max((outcome.exit_code for outcome in outcomes), default=0)
 
 

@@ -37,7 +37,7 @@ class SweepSummary(Callback):
         except UserError as error:
             raise SystemExit(cli.fail(cli.EXIT_BAD_INPUT, str(error))) from None
         except OSError as error:
-            reason = f"output_dir={config.output_dir}: {error.strerror}; choose another"
+            reason = cli.os_reason(error, config.output_dir)
             raise SystemExit(cli.fail(cli.EXIT_BAD_INPUT, reason)) from None
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:

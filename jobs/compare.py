@@ -11,7 +11,7 @@ from cfdist import backends, inputs
 from cfdist.comparison import BoxAgreement, HeadDifference, compare_boxes
 from cfdist.config import CompareConfig, Config
 from cfdist.distributed import cluster
-from cfdist.distributed.memory import refuse_too_large
+from cfdist.distributed.memory import needed_bytes, refuse_too_large
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.report import screen
@@ -42,8 +42,11 @@ def main(config: Config, output: Path, started: float) -> int:
     kind = min(kinds, key=KINDS.index)
 
     def refuse(count: int) -> None:
+        taken = 0  # both are in one process
         for (backend, spec), own_kind in zip((reference, candidate), kinds, strict=True):
-            refuse_too_large(spec, backends.backend_class(backend), own_kind, count)
+            layout = (spec, backends.backend_class(backend), own_kind, count, 1)
+            refuse_too_large(*layout, freeable=-taken)
+            taken += needed_bytes(*layout)
 
     if config.cluster.address is None:
         refuse(1)

@@ -39,10 +39,10 @@ class Backend(ABC):
         slots: How many threads may be inside `infer` at once; more gain nothing.
         group: How many batches `infer_many` should be given at once.
         has_fixed_batch: A batch costs the same however few pictures are in it.
-        learns_shape: The first batch of a shape lays out the memory of all others: only a whole
-            batch warms it up.
+        learns_shape: The first batch of a shape lays out the memory that the second takes: only a
+            whole batch warms it up, and the one after that is slow as well.
         activation_bytes_per_pixel: What one more picture in flight costs a CPU device, bytes an
-            input pixel.
+            input pixel; where it was not measured, the most of those that were.
         is_simulated: No model runs: there is no file, and nothing is found.
     """
 
@@ -51,7 +51,7 @@ class Backend(ABC):
     group: int = 1
     has_fixed_batch: bool = False
     learns_shape: bool = False
-    activation_bytes_per_pixel: int = 340
+    activation_bytes_per_pixel: int = 350
     is_simulated: bool = False
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:

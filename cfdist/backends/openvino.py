@@ -28,7 +28,7 @@ class OpenVINOBackend(Backend):
     """
 
     # OpenVINO 2026.4 on 2 cores: 2.2, 4.3 and 8.5 GB for 16, 32 and 64 pictures of 800x800.
-    activation_bytes_per_pixel = 210
+    activation_bytes_per_pixel = 215
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)

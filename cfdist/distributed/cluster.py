@@ -59,7 +59,7 @@ class DevicePlan:
 
 @dataclass
 class KeptSession:
-    """A Ray session that stays open for all members of a sweep.
+    """A Ray session that stays open for the members of a sweep, as long as they want the same.
 
     Attributes:
         settings: What it was started with; a member that wants others gets a new one.
@@ -278,11 +278,15 @@ def _knock(address: str) -> None:
 
 
 def is_death(error: Exception) -> bool:
-    """Whether an actor's process is gone: it died, is out of reach, or Ray ended it for memory."""
+    """Whether an actor's process is gone: it died, is out of reach, or Ray ended it for memory.
+
+    Not where what it was doing has met with the death of another.
+    """
     import ray
 
-    # The second is none of the first, and no `RayActorError`.
-    return isinstance(error, ray.exceptions.RayActorError | ray.exceptions.OutOfMemoryError)
+    # Ended for memory is no `RayActorError`.
+    deaths = ray.exceptions.RayActorError | ray.exceptions.OutOfMemoryError
+    return isinstance(error, deaths) and not isinstance(error, ray.exceptions.RayTaskError)
 
 
 def user_error(error: Exception) -> Exception:

@@ -88,8 +88,8 @@ class DeviceReport:
         decoded: Picture files read and decoded; the others were kept from an earlier run, or
             failed.
         busy_seconds: Time inside inference, summed over batches and divided by the slots.
-        batch_ms: Host-visible time of each full batch, milliseconds; without those that were the
-            first of their size in a slot.
+        batch_ms: Host-visible time of each full batch, milliseconds; without the first one in
+            each slot where it still takes memory.
         device_ms: The device's own time of each batch, where it tells.
         peak_memory: Most resident memory that the process had, bytes.
     """
@@ -124,7 +124,7 @@ class Device:
         self._inputs: dict[InputContract, queue.SimpleQueue[NDArray]] = {}
         self._report = DeviceReport()
         self._report_lock = threading.Lock()
-        self._cold = 0  # slots that have not run a whole batch yet
+        self._cold = 0  # whole batches, one a slot, that are yet to come and no measurement
         self._reducer = None
 
     def warm_up(self, chunk: int, buffers: int, reducer=None) -> None:
@@ -142,7 +142,8 @@ class Device:
                 self._buffers.put(np.zeros((chunk, *shape), np.uint8))
             self._make_inputs(backend, chunk)
             count = self._warm_up_pictures()
-            self._cold = backend.slots if count < self._spec.batch else 0
+            is_cold = count < self._spec.batch or backend.learns_shape
+            self._cold = backend.slots if is_cold else 0
             zeros = np.zeros((count, *shape), np.uint8)
             inputs = to_model_input(zeros, backend.contract)
             with ThreadPoolExecutor(backend.slots) as pool:
@@ -277,7 +278,7 @@ class Device:
         with self._report_lock:
             self._report.pictures += len(warped)
             self._report.busy_seconds += sum(seconds) / self._backend.slots
-            is_first = self._cold > 0
+            is_first = self._cold > 0 and len(warped) >= size
             self._cold -= is_first
             # A part of a batch is no batch, unless it costs as much.
             self._report.batch_ms += [

@@ -20,6 +20,7 @@ from cfdist.distributed.chunks import Shares, Work, chunk_for_rate, largest_chun
 from cfdist.distributed.cluster import ACCELERATOR_RESOURCE, DevicePlan, is_death, user_error
 from cfdist.distributed.device import DeviceReport
 from cfdist.distributed.picture_cache import PictureCache
+from cfdist.errors import UserError
 from cfdist.widerface.manifest import WorkItem
 
 log = logging.getLogger(__name__)
@@ -136,6 +137,9 @@ class DevicePool:
 
         Ray's `streaming_split` deals rows out evenly ahead of time, so that a run waits for its
         slowest device; here a device gets its next chunk when it finishes one.
+
+        Raises:
+            UserError: a device refuses its work: the rest would fare no better.
         """
         import ray
 
@@ -144,6 +148,7 @@ class DevicePool:
         size = self._least
         running: dict[object, _Handed] = {}
         problems: list[Exception] = []
+        refusal: UserError | None = None
         for _ in range(self._plan.window):
             for name in self.actors:
                 self._hand_out(name, shares, size, running)
@@ -164,10 +169,16 @@ class DevicePool:
                     self._note_failure(handed, error, problems)
                     if is_death(error):
                         self._restart(handed, error)
+                    elif isinstance(problems[-1], UserError):
+                        refusal = problems[-1]
+                if refusal is not None:
+                    continue
                 if handed.name in self.actors:
                     self._fill(handed.name, shares, size, running)
                 else:
                     shares.leave_out(handed.name)
+        if refusal is not None:
+            raise refusal
         return problems
 
     def _fill(self, name: str, shares: Shares, size: int, running: dict[object, _Handed]) -> None:

@@ -70,7 +70,7 @@ def _collect(pending: dict[Any, int]) -> tuple[int, Failures]:
     length = pending.pop(ref)
     try:
         return length, ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
+    except ray.exceptions.RayError as error:
         raise user_error(error) from None
 
 

@@ -200,7 +200,7 @@ def loop_devices(
         reports = ray.get([pool.actors[name].process.remote(loops) for name in names])
         pool.close()
         pool.release()
-    except ray.exceptions.RayTaskError as error:
+    except ray.exceptions.RayError as error:
         raise user_error(error) from None
     finally:
         pool.kill()

@@ -18,8 +18,13 @@ from cfdist.model import ModelSpec
 _PICTURE, _FLOATS, _HEADS = 3, 12, 15 * 4 / 16
 
 
-# How runtimes say that memory is short.
-_OUT_OF_MEMORY = re.compile(r"out of memory|bad_alloc|failed to allocate", re.IGNORECASE)
+# How runtimes say that memory is short: CUDA, C++, ONNX Runtime, PyTorch on the CPU.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|bad_alloc|failed to allocate|can't allocate memory", re.IGNORECASE
+)
+
+
+_NO_MEMORY = "out of memory"
 
 
 def activation_bytes(spec: ModelSpec, backend: type[Backend]) -> int:
@@ -64,7 +69,7 @@ def refuse_too_large(
         kind: "cpu", "gpu" or "npu".
         count: Devices.
         slots: Inferences each takes at once.
-        freeable: Bytes that are in use and can be given up.
+        freeable: Bytes that are in use and can be given up; below 0, that others will take.
 
     Raises:
         UserError: saying what is needed and what there is.
@@ -89,11 +94,11 @@ def memory_as_user_error(batch: int) -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
-            reason = (str(error).strip().splitlines() or ["out of memory"])[0]
-            raise UserError(
-                f"model.batch={batch}: does not fit the device's memory ({reason}); choose a "
-                "smaller model.batch, or fewer backend.streams"
-            ) from None
-        raise
+    except Exception as error:  # ONNX Runtime's are no RuntimeError
+        said = [line for line in str(error).splitlines() if _OUT_OF_MEMORY.search(line)]
+        if not said and not isinstance(error, MemoryError):
+            raise
+        raise UserError(
+            f"model.batch={batch}: does not fit the device's memory ({(said or [_NO_MEMORY])[0]}); "
+            "choose a smaller model.batch, or fewer backend.streams"
+        ) from None

@@ -20,7 +20,7 @@ from cfdist.distributed.actors import (
     take_actor,
 )
 from cfdist.distributed.chunks import Work
-from cfdist.distributed.cluster import DevicePlan
+from cfdist.distributed.cluster import DevicePlan, user_error
 from cfdist.distributed.device import ChunkReport, Device, DeviceReport
 from cfdist.distributed.device_pool import DevicePool
 from cfdist.distributed.picture_cache import PictureCache
@@ -191,6 +191,8 @@ def evaluate_manifest(
         pool.close()
         evaluation = ray.get(reducer.finish.remote())
         is_whole = True
+    except ray.exceptions.OutOfMemoryError as error:
+        raise user_error(error) from error
     finally:
         if is_whole:
             pool.release()

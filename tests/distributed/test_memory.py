@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from cfdist.backends.openvino import OpenVINOBackend
 from cfdist.backends.simulated import SimulatedBackend
@@ -30,5 +31,29 @@ def test_simulated_devices_only_need_their_buffers(spec):
 def test_too_large_a_batch_is_the_user_s_error(spec, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 2_000_000_000)
     memory.refuse_too_large(spec(batch=4), OpenVINOBackend, "cpu")
-    with pytest.raises(UserError, match=r"model.batch=64: 2 devices .* 19.2 GB .* 2.0 GB are free"):
+    with pytest.raises(UserError, match=r"model.batch=64: 2 devices .* 19.6 GB .* 2.0 GB are free"):
         memory.refuse_too_large(spec(batch=64), OpenVINOBackend, "cpu", count=2)
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "out of memory"),
+        (RuntimeError("Exception from infer_request.cpp:224:\nstd::bad_alloc\n"), "std::bad_alloc"),
+        # ONNX Runtime's own class.
+        (Fail("BFCArena::AllocateRawInternal Failed to allocate memory"), "BFCArena::Allocate"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "DefaultCPU"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "CUDA out of memory"),
+    ],
+)
+def test_no_room_for_the_batch_is_the_user_s_error(error, reason):
+    with (
+        pytest.raises(UserError, match=rf"model\.batch=8: does not fit .* \({reason}.*\); choose"),
+        memory.memory_as_user_error(8),
+    ):
+        raise error
+
+
+def test_another_error_stays_what_it_is():
+    with pytest.raises(ValueError, match="no such thing"), memory.memory_as_user_error(8):
+        raise ValueError("no such thing")

@@ -335,37 +335,46 @@ def dying_device(folder: Path, deaths: int) -> type:
     return DyingDevice
 
 
-def starved_device(folder: Path, deaths: int) -> type:
-    """A device that Ray ends for memory at its first chunks, until it has so often."""
+def refusing_device(folder: Path) -> type:
+    """A device that takes no chunk and notes each that it was given."""
 
-    class StarvedDevice(dying_device(folder, 0)):
+    class RefusingDevice(dying_device(folder, 0)):
         def process(self, items):
-            import ray
+            (folder / items[0].id.replace("/", "_")).touch()
+            raise UserError("model.batch=2: does not fit the device's memory")
 
-            count = len(list(folder.iterdir()))
-            if count < deaths:
-                (folder / f"{os.getpid()}").touch()
-                raise ray.exceptions.OutOfMemoryError("the node is short of memory")
-            return super().process(items)
-
-    return StarvedDevice
+    return RefusingDevice
 
 
-def test_a_device_that_was_ended_for_memory_is_started_again(tmp_path):
-    pool = pool_of(starved_device(tmp_path, deaths=1))
-    found = []
+def test_what_a_device_refuses_ends_the_round(tmp_path):
+    pool = pool_of(refusing_device(tmp_path))
     try:
         pool.start()
-        problems = pool.run_round(items_of(40), lambda _, ids: found.extend(ids))
-        again = pool.run_round(items_of(40), lambda _, ids: found.extend(ids))
+        with pytest.raises(UserError, match="does not fit the device's memory"):
+            pool.run_round(items_of(200), lambda *_: None)
     finally:
         pool.kill()
-    assert problems
-    assert again == []
-    assert pool.lost == ["device:0"]
-    assert len(found) >= 40
-    assert all("smaller model.batch" in str(problem) for problem in problems[:1])
-    assert isinstance(problems[0], UserError)
+    # Only those that were on their way.
+    assert len(list(tmp_path.iterdir())) <= pool._plan.window
+    assert pool.lost == []
+
+
+def test_a_device_is_dead_where_its_own_process_is():
+    import ray
+
+    errors = ray.exceptions
+    ended = errors.OutOfMemoryError("the node is short of memory")
+    assert cluster.is_death(ended)
+    assert cluster.is_death(errors.ActorDiedError())
+    assert not cluster.is_death(errors.RayTaskError("process", "traceback", ValueError()))
+    # A device whose reducer was ended is alive.
+    wrapped = errors.RayTaskError("process", "traceback", ended).as_instanceof_cause()
+    assert isinstance(wrapped, errors.OutOfMemoryError)
+    assert not cluster.is_death(wrapped)
+    for error in (ended, wrapped):
+        explained = cluster.user_error(error)
+        assert isinstance(explained, UserError)
+        assert "choose a smaller model.batch" in str(explained)
 
 
 def pool_of(device_class: type) -> DevicePool:
