@@ -67,6 +67,7 @@ class KeptSession:
         dashboard: The dashboard's URL, or `None` without one.
         actors: Name -> (idle actor, what it was made as), see `cfdist.distributed.actors`.
         pictures: What `cfdist.distributed.picture_cache` keeps for the members to come.
+        given_up: Bytes that were kept and given up: the store has them still, for other pictures.
     """
 
     settings: tuple
@@ -74,6 +75,7 @@ class KeptSession:
     dashboard: str | None
     actors: dict[str, tuple[Any, tuple]] = field(default_factory=dict)
     pictures: Any = None
+    given_up: int = 0
 
 
 _keeps_sessions = False
@@ -92,13 +94,16 @@ def kept_session() -> KeptSession | None:
 
 
 def kept_bytes() -> int:
-    """What the members of a sweep have left in the object store so far."""
-    return _kept.pictures.used if _kept is not None and _kept.pictures is not None else 0
+    """What the object store holds for what the members of a sweep have left there so far."""
+    if _kept is None:
+        return 0
+    return max(_kept.given_up, _kept.pictures.used if _kept.pictures is not None else 0)
 
 
 def give_up_kept_pictures() -> None:
     """Let the object store free what the members of a sweep have left there."""
     if _kept is not None:
+        _kept.given_up = kept_bytes()
         _kept.pictures = None
 
 

@@ -47,7 +47,10 @@ def needed_bytes(spec: ModelSpec, backend: type[Backend], kind: str, count: int,
     buffers = (slots + AHEAD) * chunk * pixels * _PICTURE
     if backend.is_simulated:
         return int(count * buffers)
-    batches = slots * backend.group * spec.batch * pixels * (_FLOATS + _HEADS)
+    at_once = slots * backend.group * spec.batch
+    # The device's input buffers; on a CPU, chunks do not grow to fill them.
+    made = at_once if kind == "cpu" else (slots + 1) * chunk
+    batches = pixels * (made * _FLOATS + at_once * _HEADS)
     if kind == "cpu":
         batches += slots * activation_bytes(spec, backend)
     return int(count * (buffers + batches))

@@ -197,8 +197,11 @@ def _limit_bytes(limit_gb: float | None, needed: int) -> int:
 
     store = ray.cluster_resources().get("object_store_memory", 0)
     if limit_gb is None:
+        # What the store has of pictures that were given up is there for others.
+        reusable = cluster.kept_bytes()
         shared = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else store
-        left = max(0, available_memory() - needed)
+        shared += reusable
+        left = max(0, available_memory() + reusable - needed)
         return int(min(_STORE_SHARE * store, _STORE_SHARE * shared, _MEMORY_SHARE * left))
     if limit_gb * 1e9 > store:
         raise UserError(

@@ -92,6 +92,15 @@ def test_a_sweep_s_members_share_what_fits_them(sweep):
 
     other_size = choose_cache("auto", 1e-6, manifest, 4, 4)
     assert (len(other_size), sweep.pictures) == (0, other_size)
+    # The store has the memory still.
+    assert cluster.kept_bytes() == 2 * PICTURE
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_memory_of_given_up_pictures_is_there_for_others(sweep, monkeypatch):
+    monkeypatch.setattr(picture_cache, "available_memory", lambda: 0)
+    manifest = Manifest(tuple(items("a")), 0, 0)
+    assert choose_cache("auto", None, manifest, 4, 4).limit == 2 * PICTURE * 0.5
 
 
 @pytest.mark.usefixtures("ray_session")
