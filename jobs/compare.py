@@ -42,11 +42,11 @@ def main(config: Config, output: Path, started: float) -> int:
     kind = min(kinds, key=KINDS.index)
 
     def refuse(count: int) -> None:
-        taken = 0  # both are in one process
-        for (backend, spec), own_kind in zip((reference, candidate), kinds, strict=True):
-            layout = (spec, backends.backend_class(backend), own_kind, count, 1)
-            refuse_too_large(*layout, freeable=-taken)
-            taken += needed_bytes(*layout)
+        first, second = (
+            (spec, backends.backend_class(backend), own_kind, count, 1)
+            for (backend, spec), own_kind in zip((reference, candidate), kinds, strict=True)
+        )
+        refuse_too_large(*first, besides=needed_bytes(*second))
 
     if config.cluster.address is None:
         refuse(1)

@@ -17,14 +17,10 @@ from cfdist.model import ModelSpec
 # heads' float32 maps, 15 channels for each 4x4 pixels.
 _PICTURE, _FLOATS, _HEADS = 3, 12, 15 * 4 / 16
 
-
 # How runtimes say that memory is short: CUDA, C++, ONNX Runtime, PyTorch on the CPU.
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|bad_alloc|failed to allocate|can't allocate memory", re.IGNORECASE
 )
-
-
-_NO_MEMORY = "out of memory"
 
 
 def activation_bytes(spec: ModelSpec, backend: type[Backend]) -> int:
@@ -63,6 +59,7 @@ def refuse_too_large(
     count: int = 1,
     slots: int = 1,
     freeable: int = 0,
+    besides: int = 0,
 ) -> None:
     """Refuse a batch that this machine's free memory cannot hold.
 
@@ -72,12 +69,13 @@ def refuse_too_large(
         kind: "cpu", "gpu" or "npu".
         count: Devices.
         slots: Inferences each takes at once.
-        freeable: Bytes that are in use and can be given up; below 0, that others will take.
+        freeable: Bytes that are in use and can be given up.
+        besides: Bytes that the same devices take for another model.
 
     Raises:
         UserError: saying what is needed and what there is.
     """
-    needed = needed_bytes(spec, backend, kind, count, slots)
+    needed = needed_bytes(spec, backend, kind, count, slots) + besides
     free = available_memory() + freeable
     if needed > free:
         devices = f"{count} device{'s' if count > 1 else ''}"
@@ -101,7 +99,8 @@ def memory_as_user_error(batch: int) -> Iterator[None]:
         said = [line for line in str(error).splitlines() if _OUT_OF_MEMORY.search(line)]
         if not said and not isinstance(error, MemoryError):
             raise
+        reason = said[0] if said else "out of memory"
         raise UserError(
-            f"model.batch={batch}: does not fit the device's memory ({(said or [_NO_MEMORY])[0]}); "
-            "choose a smaller model.batch, or fewer backend.streams"
+            f"model.batch={batch}: does not fit the device's memory ({reason}); choose a smaller "
+            "model.batch, or fewer backend.streams"
         ) from None
