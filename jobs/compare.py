@@ -41,9 +41,9 @@ def main(config: Config, output: Path, started: float) -> int:
     ]
     kind = min(kinds, key=KINDS.index)
 
-    def refuse(count: int) -> None:
+    def refuse(count: int, threads: int = 1) -> None:
         first, second = (
-            (spec, backends.backend_class(backend), own_kind, count, 1)
+            (spec, backends.backend_class(backend), own_kind, count, 1, threads)
             for (backend, spec), own_kind in zip((reference, candidate), kinds, strict=True)
         )
         refuse_too_large(*first, besides=needed_bytes(*second))
@@ -61,7 +61,7 @@ def main(config: Config, output: Path, started: float) -> int:
             batch_bytes=1,
         )
         if config.cluster.address is None:
-            refuse(plan.count)
+            refuse(plan.count, plan.threads)
         screen.print_plan(
             config, f"{reference[0]} and {candidate[0]}", reference[1], manifest, plan, dashboard
         )

@@ -185,8 +185,8 @@ def _plan(config: Config, model: Model) -> DevicePlan:
     )
 
 
-def _layout(model: Model, plan: DevicePlan) -> tuple[ModelSpec, type[Backend], str, int, int]:
-    return model.spec, model.backend_class, model.kind, plan.count, plan.slots
+def _layout(model: Model, plan: DevicePlan) -> tuple[ModelSpec, type[Backend], str, int, int, int]:
+    return model.spec, model.backend_class, model.kind, plan.count, plan.slots, plan.threads
 
 
 def _freeable_bytes(config: Config) -> int:

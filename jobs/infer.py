@@ -169,7 +169,7 @@ def _run_backend(config: Config, backend: str, spec: ModelSpec, bins: Bins, fold
                 batch_bytes=activation_bytes(spec, backend_class),
             )
             if is_here:
-                refuse_too_large(spec, backend_class, kind, plan.count, plan.slots)
+                refuse_too_large(spec, backend_class, kind, plan.count, plan.slots, plan.threads)
             if dashboard:
                 screen.console.print(f"dashboard: {dashboard}", markup=False)
             with screen.PictureProgress(len(bins.items)) as progress:

@@ -41,8 +41,9 @@ class Backend(ABC):
         has_fixed_batch: A batch costs the same however few pictures are in it.
         learns_shape: The first batch of a shape lays out the memory that the second takes: only a
             whole batch warms it up, and the one after that is slow as well.
-        activation_bytes_per_pixel: What one more picture in flight costs a CPU device, bytes an
+        activation_bytes_per_pixel: What one more picture at once costs a CPU device, bytes an
             input pixel; where it was not measured, the most of those that were.
+        skips_black: Black parts of the input cost it less: it is not to be measured with zeros.
         is_simulated: No model runs: there is no file, and nothing is found.
     """
 
@@ -52,6 +53,7 @@ class Backend(ABC):
     has_fixed_batch: bool = False
     learns_shape: bool = False
     activation_bytes_per_pixel: int = 350
+    skips_black: bool = False
     is_simulated: bool = False
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
@@ -71,6 +73,11 @@ class Backend(ABC):
     def device_kind(cls, options: dict[str, Any]) -> str:
         """What a device actor needs: "cpu", "gpu" or "npu"."""
         return "cpu"
+
+    @classmethod
+    def pictures_at_once(cls, batch: int, threads: int) -> int:
+        """How many pictures of a batch a CPU slot of some threads computes together."""
+        return batch
 
     @abstractmethod
     def infer(self, inputs: NDArray) -> HeadMaps | Peaks:

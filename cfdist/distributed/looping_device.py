@@ -71,7 +71,10 @@ class LoopingDevice:
         batch = self._load[1].batch
         with memory_as_user_error(batch):
             self._backend = backends.create(*self._load)
-            self._inputs = model_input(self._kind, self._backend.contract, batch)
+            kind = self._kind
+            if kind == "zeros" and self._backend.skips_black:
+                kind = "ones"
+            self._inputs = model_input(kind, self._backend.contract, batch)
             for _ in range(2):
                 self.process(self._backend.group)
 
@@ -93,16 +96,17 @@ def model_input(kind: str, contract: InputContract, batch: int) -> NDArray:
     """One batch of a model's input.
 
     Args:
-        kind: "zeros", as `ais_bench` without input gives, or "random": pictures of noise, the same
-            in every run.
+        kind: "zeros", as `ais_bench` without input gives; "ones" for a backend to which zeros are
+            a black picture that it need not look at; or "random": pictures of noise, the same in
+            every run.
         contract: What the model takes.
         batch: Pictures.
 
     Returns:
         C-contiguous array of `contract.shape(batch)` and dtype.
     """
-    if kind == "zeros":
-        return np.zeros(contract.shape(batch), contract.dtype)
+    if kind in ("zeros", "ones"):
+        return np.full(contract.shape(batch), kind == "ones", contract.dtype)
     shape = (batch, contract.height, contract.width, 3)
     noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     return to_model_input(noise, contract)

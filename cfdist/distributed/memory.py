@@ -23,12 +23,20 @@ _OUT_OF_MEMORY = re.compile(
 )
 
 
-def activation_bytes(spec: ModelSpec, backend: type[Backend]) -> int:
-    """What the network's activations take of the machine's memory for one batch on the CPU."""
-    return spec.batch * spec.height * spec.width * backend.activation_bytes_per_pixel
+def activation_bytes(spec: ModelSpec, backend: type[Backend], threads: int = 1) -> int:
+    """What the network's activations take of the machine's memory in a CPU slot of some threads."""
+    pictures = backend.pictures_at_once(spec.batch, threads)
+    return pictures * spec.height * spec.width * backend.activation_bytes_per_pixel
 
 
-def needed_bytes(spec: ModelSpec, backend: type[Backend], kind: str, count: int, slots: int) -> int:
+def needed_bytes(
+    spec: ModelSpec,
+    backend: type[Backend],
+    kind: str,
+    count: int,
+    slots: int,
+    threads: int = 1,
+) -> int:
     """About what the devices of a run take on this machine, their models' weights left out.
 
     Args:
@@ -37,6 +45,7 @@ def needed_bytes(spec: ModelSpec, backend: type[Backend], kind: str, count: int,
         kind: "cpu", "gpu" or "npu"; the memory of accelerators is their own.
         count: Devices.
         slots: Inferences each takes at once.
+        threads: CPU threads each has for them.
     """
     pixels = spec.height * spec.width
     chunk = largest_chunk(spec.batch * backend.group)
@@ -48,7 +57,7 @@ def needed_bytes(spec: ModelSpec, backend: type[Backend], kind: str, count: int,
     made = at_once if kind == "cpu" else (slots + 1) * chunk
     batches = pixels * (made * _FLOATS + at_once * _HEADS)
     if kind == "cpu":
-        batches += slots * activation_bytes(spec, backend)
+        batches += slots * activation_bytes(spec, backend, threads // slots)
     return int(count * (buffers + batches))
 
 
@@ -58,6 +67,7 @@ def refuse_too_large(
     kind: str,
     count: int = 1,
     slots: int = 1,
+    threads: int = 1,
     freeable: int = 0,
     besides: int = 0,
 ) -> None:
@@ -69,13 +79,14 @@ def refuse_too_large(
         kind: "cpu", "gpu" or "npu".
         count: Devices.
         slots: Inferences each takes at once.
+        threads: CPU threads each has for them.
         freeable: Bytes that are in use and can be given up.
         besides: Bytes that the same devices take for another model.
 
     Raises:
         UserError: saying what is needed and what there is.
     """
-    needed = needed_bytes(spec, backend, kind, count, slots) + besides
+    needed = needed_bytes(spec, backend, kind, count, slots, threads) + besides
     free = available_memory() + freeable
     if needed > free:
         devices = f"{count} device{'s' if count > 1 else ''}"

@@ -1,0 +1,195 @@
+"""The network in windows gives the whole network's numbers, wherever the picture is."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from cfdist.backends import openvino as backend_module
+from cfdist.backends import windows
+from cfdist.backends.base import DeviceSettings
+from cfdist.backends.openvino import OpenVINOBackend, WholeNetworkSlot
+from cfdist.backends.openvino_windows import WindowRunner, WindowsSlot
+from cfdist.decode import HeadMaps
+
+HEADS = ("hm", "wh", "offset", "landmarks")
+SIDES = (256, 320)
+
+# Where the picture is: rows, columns.
+PLACES = {
+    "all of it": (np.s_[:], np.s_[:]),
+    "a band": (np.s_[80:170], np.s_[:]),
+    "a high band": (np.s_[:90], np.s_[:]),
+    "a low band": (np.s_[150:], np.s_[:]),
+    "upright": (np.s_[:], np.s_[100:220]),
+    "upright at the side": (np.s_[:], np.s_[:120]),
+    "inside": (np.s_[60:200], np.s_[90:200]),
+    "one pixel": (np.s_[255:], np.s_[319:]),
+    "nothing": (np.s_[:0], np.s_[:0]),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch):
+    """Several windows, though the input is small."""
+    monkeypatch.setattr(windows, "WINDOW_PIXELS", 48 * 320)
+
+
+def picture_at(place: str, seed: int = 0) -> np.ndarray:
+    rows, columns = PLACES[place]
+    picture = np.zeros((*SIDES, 3), np.uint8)
+    noise = np.random.default_rng(seed).integers(0, 256, picture.shape, np.uint8)
+    picture[rows, columns] = noise[rows, columns]
+    return picture
+
+
+def make(spec, threads: int = 2, slots: int = 1, **changes) -> OpenVINOBackend:
+    model = spec(height=SIDES[0], width=SIDES[1], **changes)
+    return OpenVINOBackend(model, DeviceSettings(threads, slots, 0, {"precision": "f32"}))
+
+
+def slots_of(backend: OpenVINOBackend) -> list:
+    slots = [backend._free.get() for _ in range(backend.slots)]
+    for slot in slots:
+        backend._free.put(slot)
+    return slots
+
+
+@pytest.fixture(scope="module")
+def whole(spec):
+    """The network in one piece."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend_module, "split_network", lambda *_: None)
+        backend = make(spec)
+    assert isinstance(slots_of(backend)[0], WholeNetworkSlot)
+    return backend
+
+
+@pytest.fixture
+def in_windows(spec):
+    backend = make(spec)
+    assert isinstance(slots_of(backend)[0], WindowsSlot)
+    return backend
+
+
+def assert_same(some: HeadMaps, others: HeadMaps) -> None:
+    for head in HEADS:
+        # On the processors tried it is the same to the last bit; kernels may be chosen by shape.
+        np.testing.assert_allclose(getattr(some, head), getattr(others, head), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_numbers_are_those_of_the_whole_network(whole, in_windows, place):
+    pictures = picture_at(place)[None]
+    assert_same(in_windows.infer(pictures), whole.infer(pictures))
+
+
+def test_nothing_is_left_from_the_pictures_before(whole, in_windows):
+    places = list(PLACES)
+    for place in (*places, *reversed(places)):
+        pictures = picture_at(place, seed=len(place))[None]
+        assert_same(in_windows.infer(pictures), whole.infer(pictures))
+
+
+@pytest.mark.parametrize(("threads", "batch"), [(1, 5), (2, 5), (4, 3), (8, 2)])
+def test_a_batch_is_computed_in_as_many_pictures_as_there_are_threads(spec, whole, threads, batch):
+    backend = make(spec, threads=threads, batch=batch)
+    pictures = np.stack([picture_at(place) for place in list(PLACES)[:batch]])
+    assert_same(
+        backend.infer(pictures),
+        HeadMaps(
+            *(np.concatenate(each) for each in zip(*_one_by_one(whole, pictures), strict=True))
+        ),
+    )
+    one = backend.infer(pictures[:1])
+    np.testing.assert_allclose(one.hm, whole.infer(pictures[:1]).hm, rtol=0, atol=1e-3)
+
+
+def _one_by_one(backend, pictures):
+    for picture in pictures:
+        maps = backend.infer(picture[None])
+        yield [getattr(maps, head) for head in HEADS]
+
+
+def test_normalisation_happens_in_every_window(spec):
+    changes = {
+        "color": "BGR",
+        "scale": 1 / 255,
+        "mean": (0.408, 0.447, 0.470),
+        "std": (0.289, 0.274, 0.278),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend_module, "split_network", lambda *_: None)
+        whole = make(spec, **changes)
+    for place in ("a band", "upright"):
+        pictures = picture_at(place)[None]
+        assert_same(make(spec, **changes).infer(pictures), whole.infer(pictures))
+
+
+def test_slots_do_not_disturb_each_other(spec, whole):
+    backend = make(spec, threads=3, slots=3)
+    pictures = [picture_at(place)[None] for place in ("a band", "upright", "all of it")]
+    expected = [whole.infer(each) for each in pictures]
+    found: list = [None] * 3
+
+    def run(i: int) -> None:
+        found[i] = [backend.infer(pictures[i]) for _ in range(5)]
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for results, one in zip(found, expected, strict=True):
+        for result in results:
+            assert_same(result, one)
+
+
+def test_black_is_not_computed_again(in_windows, monkeypatch):
+    started = []
+    start = WindowRunner.start
+
+    def note(self, picture, placement, tensors):
+        started.append(placement)
+        start(self, picture, placement, tensors)
+
+    monkeypatch.setattr(WindowRunner, "start", note)
+    in_windows.infer(picture_at("nothing")[None])
+    assert not started
+    in_windows.infer(picture_at("all of it")[None])
+    everything = len(started)
+    in_windows.infer(picture_at("a band")[None])
+    assert 0 < len(started) - everything < everything
+
+
+def test_after_a_failure_the_slot_can_be_used(whole, in_windows, monkeypatch):
+    pictures = picture_at("all of it")[None]
+    start = WindowRunner.start
+    calls = []
+
+    def fail_at_the_third(self, picture, placement, tensors):
+        calls.append(placement)
+        if len(calls) == 3:
+            raise RuntimeError("no memory for a window")
+        start(self, picture, placement, tensors)
+
+    monkeypatch.setattr(WindowRunner, "start", fail_at_the_third)
+    with pytest.raises(RuntimeError, match="no memory for a window"):
+        in_windows.infer(pictures)
+    assert_same(in_windows.infer(pictures), whole.infer(pictures))
+
+
+def test_real_pictures(spec, shared):
+    import cv2
+
+    model = spec(batch=1)
+    backend = OpenVINOBackend(model, DeviceSettings(2, 1, 0, {"precision": "f32"}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend_module, "split_network", lambda *_: None)
+        whole = OpenVINOBackend(model, DeviceSettings(2, 1, 0, {"precision": "f32"}))
+    for i in range(3):
+        picture = cv2.imread(str(shared / "golden" / f"warped_{i}.png"))
+        assert picture.shape == (800, 800, 3)
+        assert_same(backend.infer(picture[None]), whole.infer(picture[None]))
