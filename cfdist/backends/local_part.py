@@ -11,7 +11,7 @@ looks at the input pixels from i * s - before to i * s + after.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 
@@ -86,7 +86,9 @@ class LocalPart:
     """The first layers of a network, and what is left of it.
 
     Attributes:
-        cut: The tensors handed over, name -> what it is; all strides divide the largest.
+        nodes: The layers, in their order.
+        tensors: The picture and what the layers make, name -> what it is.
+        cut: Those that are handed over, name -> what it is; all strides divide the largest.
         stride: The largest stride: windows are measured in its cells.
         reach: Of all tensors together, how far a cell of that stride looks.
         cells: Rows and columns of such cells in the picture.
@@ -101,8 +103,8 @@ class LocalPart:
     ) -> None:
         """Use `find_local_part`."""
         self._model = model
-        self._nodes = nodes
-        self._tensors = tensors
+        self.nodes = nodes
+        self.tensors = tensors
         self.cut = {name: tensors[name] for name in cut}
         self.stride = max(tensor.reach.stride for tensor in self.cut.values())
         self.reach = Reach(
@@ -130,7 +132,7 @@ class LocalPart:
         }
         boxes = self._needed(wanted)
         nodes: list[onnx.NodeProto] = []
-        for node in self._nodes:
+        for node in self.nodes:
             nodes += self._for_window(node, boxes)
         opset = _opset(self._model)
         outputs = []
@@ -141,13 +143,13 @@ class LocalPart:
             outputs.append(helper.make_tensor_value_info(cropped, onnx.TensorProto.FLOAT, shape))
         picture = self._model.graph.input[0].name
         pixels = boxes[picture]
-        shape = [1, self._tensors[picture].channels, *map(_length, pixels)]
+        shape = [1, self.tensors[picture].channels, *map(_length, pixels)]
         taken = helper.make_tensor_value_info(picture, onnx.TensorProto.FLOAT, shape)
         return Window(_model_of(self._model, nodes, [taken], outputs), pixels)
 
     def rest(self) -> onnx.ModelProto:
         """What follows: takes the cut's tensors, (batch, channels, rows, columns) float32."""
-        local = {id(node) for node in self._nodes}
+        local = {id(node) for node in self.nodes}
         nodes = [
             node
             for node in self._model.graph.node
@@ -164,12 +166,12 @@ class LocalPart:
     def _needed(self, wanted: dict[str, Box]) -> dict[str, Box]:
         """What of each tensor is needed for the wanted parts of the cut's."""
         boxes = dict(wanted)
-        for node in reversed(self._nodes):
+        for node in reversed(self.nodes):
             out = boxes.get(node.output[0])
             if out is None:
                 continue
             for name in node.input:
-                if name in self._tensors:
+                if name in self.tensors:
                     box = self._looked_at(node, name, out)
                     boxes[name] = _union(boxes[name], box) if name in boxes else box
         return boxes
@@ -178,7 +180,7 @@ class LocalPart:
         """What of an input a node looks at for a part of its output."""
         if node.op_type != "Conv":
             return out
-        sides = self._tensors[name].sides
+        sides = self.tensors[name].sides
         conv = _convolution(node, self._model)
         return tuple(conv.taken(out[axis], axis, sides[axis]) for axis in (0, 1))
 
@@ -191,7 +193,7 @@ class LocalPart:
         made.CopyFrom(node)
         slices: list[onnx.NodeProto] = []
         for i, name in enumerate(node.input):
-            if name in self._tensors:
+            if name in self.tensors:
                 box = self._looked_at(node, name, out)
                 made.input[i], more = _cropped(
                     name, boxes[name], box, node.output[0], _opset(self._model)
@@ -199,7 +201,7 @@ class LocalPart:
                 slices += more
         if node.op_type == "Conv":
             conv = _convolution(node, self._model)
-            sides = self._tensors[node.input[0]].sides
+            sides = self.tensors[node.input[0]].sides
             pads = [conv.padding(out[axis], axis, sides[axis]) for axis in (0, 1)]
             _set_pads(made, [pads[0][0], pads[1][0], pads[0][1], pads[1][1]])
         return [*slices, made]
@@ -218,31 +220,59 @@ def find_local_part(model: onnx.ModelProto) -> LocalPart | None:
     tensor = picture.type.tensor_type
     if tensor.elem_type != onnx.TensorProto.FLOAT:
         return None
-    _, channels, height, width = (dim.dim_value for dim in tensor.shape.dim)
-    tensors = {picture.name: Tensor(Reach(1, 0, 0), channels, (height, width))}
+    _, channels, *sides = (dim.dim_value for dim in tensor.shape.dim)
+    tensors = {picture.name: Tensor(Reach(1, 0, 0), channels, tuple(sides))}
     nodes: list[onnx.NodeProto] = []
     best: LocalPart | None = None
     for node in model.graph.node:
         if node.op_type == "Constant":
             continue
         made = _local_output(node, tensors, model)
-        if made is None or max(made.reach.before, made.reach.after) > MAX_REACH:
+        if made is None:
             break
         nodes.append(node)
         tensors[node.output[0]] = made
-        cut = _handed_over(model, nodes, tensors)
-        if _is_good_cut([tensors[name] for name in cut], picture.name in cut, (height, width)):
-            best = LocalPart(model, tuple(nodes), dict(tensors), cut)
-    return best
+        part = _cut_behind(model, nodes, tensors)
+        best = part or best
+    return _with_later_nodes(best, model) if best else None
 
 
-def _is_good_cut(cut: Sequence[Tensor], has_picture: bool, sides: tuple[int, int]) -> bool:
-    """Whether the tensors are worth to be handed over, and their cells lie on one another."""
+def _with_later_nodes(part: LocalPart, model: onnx.ModelProto) -> LocalPart:
+    """The part with the nodes, further down, that only take of it and hand over no more."""
+    for node in model.graph.node:
+        made = _local_output(node, part.tensors, model)
+        if made is not None and all(node is not local for local in part.nodes):
+            more = _cut_behind(model, [*part.nodes, node], {**part.tensors, node.output[0]: made})
+            if more is not None and _values(more.cut.values()) <= _values(part.cut.values()):
+                part = more
+    return part
+
+
+def _cut_behind(
+    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], tensors: dict[str, Tensor]
+) -> LocalPart | None:
+    """The part of these nodes; `None` where what it hands over is too much or does not fit."""
+    local = {id(node) for node in nodes}
+    later = {name for node in model.graph.node if id(node) not in local for name in node.input} | {
+        value.name for value in model.graph.output
+    }
+    picture = model.graph.input[0].name
+    cut = {name: tensor for name, tensor in tensors.items() if name in later}
+    if picture in cut or not _is_good_cut(list(cut.values()), tensors[picture].sides):
+        return None
+    return LocalPart(model, tuple(nodes), dict(tensors), list(cut))
+
+
+def _values(tensors: Iterable[Tensor]) -> float:
+    """What tensors hold, values an input pixel."""
+    return sum(tensor.channels / tensor.reach.stride**2 for tensor in tensors)
+
+
+def _is_good_cut(cut: Sequence[Tensor], sides: tuple[int, int]) -> bool:
+    """Whether the tensors hold no more than the picture, and their cells lie on one another."""
     largest = max(tensor.reach.stride for tensor in cut)
-    values = sum(tensor.channels / tensor.reach.stride**2 for tensor in cut)
     return (
-        not has_picture
-        and values <= MAX_VALUES
+        _values(cut) <= MAX_VALUES
         and all(side % largest == 0 for side in sides)
         and all(
             largest % tensor.reach.stride == 0
@@ -255,21 +285,19 @@ def _is_good_cut(cut: Sequence[Tensor], has_picture: bool, sides: tuple[int, int
     )
 
 
-def _handed_over(
-    model: onnx.ModelProto, nodes: Sequence[onnx.NodeProto], tensors: dict[str, Tensor]
-) -> list[str]:
-    """Names of the tensors that something behind `nodes` takes, in the order they are made."""
-    local = {id(node) for node in nodes}
-    later = {name for node in model.graph.node if id(node) not in local for name in node.input} | {
-        value.name for value in model.graph.output
-    }
-    return [name for name in tensors if name in later]
-
-
 def _local_output(
     node: onnx.NodeProto, tensors: dict[str, Tensor], model: onnx.ModelProto
 ) -> Tensor | None:
-    """What a node makes of local tensors; `None` where it does not qualify."""
+    """What a node makes of local tensors; `None` where it is not local or looks too far."""
+    made = _made_of(node, tensors, model)
+    if made is None or max(made.reach.before, made.reach.after) > MAX_REACH:
+        return None
+    return made
+
+
+def _made_of(
+    node: onnx.NodeProto, tensors: dict[str, Tensor], model: onnx.ModelProto
+) -> Tensor | None:
     taken = [tensors[name] for name in node.input if name in tensors]
     constants = [name for name in node.input if name and name not in tensors]
     shapes = [_constant_shape(name, model) for name in constants]

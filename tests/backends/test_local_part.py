@@ -74,7 +74,9 @@ def test_no_pixels_are_seen_by_no_cell():
 
 def test_the_authors_network_is_cut_before_its_deep_layers(part):
     of_cut = [(t.reach.stride, t.channels, t.sides) for t in part.cut.values()]
-    assert of_cut == [(4, 24, (40, 56)), (8, 32, (20, 28))]
+    # The second is behind the 1x1 convolution that the upper layers look at it through.
+    assert of_cut == [(8, 32, (20, 28)), (4, 24, (40, 56))]
+    assert [node.op_type for node in part.nodes].count("BatchNormalization") == 1
     # One 3x3 convolution at each pixel, two at every second, two at every fourth, counted from a
     # cell's first pixel: 1 + 2 * 2 + 2 * 4 and one cell of the finer tensor more.
     assert part.reach == Reach(8, 13, 13)

@@ -84,7 +84,7 @@ def test_no_more_windows_than_needed():
 
 def test_the_networks_grid(spec):
     part = find_local_part(load_onnx(spec()).model)
-    assert window_grid(part) == WindowGrid((100, 100), size=8, before=2, after=1)
+    assert window_grid(part) == WindowGrid((100, 100), size=10, before=2, after=1)
     # A cell whose reach ends with the picture sees no padding, the next one does.
     assert 2 * 8 - part.reach.before >= 0 > 1 * 8 - part.reach.before
     assert 98 * 8 + part.reach.after < 800 <= 99 * 8 + part.reach.after
