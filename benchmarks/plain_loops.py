@@ -14,15 +14,13 @@ Alternates, in one run, between
   product      `python main.py backend=...`: all of these steps, journal, prediction files and AP,
                through Ray, for each of the product's ways to use a CPU;
 and prints the pictures a second of each (the product's: steady) and the product's ratios to them.
-Of OpenVINO's streams, 1, 2, 4, ..., the number with the best median counts. The float32 roof is
-what inference would reach if it did nothing but multiply, as fast as a large matrix product does.
+Of OpenVINO's streams, 1, 2, 4, ..., the number with the best median counts.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from math import prod
 from statistics import median
 
 import cv2
@@ -122,35 +120,6 @@ def stream_counts() -> list[int]:
     return sorted({1 << bit for bit in range(cores.bit_length()) if 1 << bit <= cores} | {cores})
 
 
-def giga_operations(spec: ModelSpec) -> float:
-    """Multiplications and additions of the convolutions for one picture, in 10^9."""
-    model = onnx.shape_inference.infer_shapes(load_onnx(spec).model)
-    graph = model.graph
-    shapes = {
-        value.name: [dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim]
-        for value in (*graph.input, *graph.value_info, *graph.output)
-    }
-    weights = {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    total = 0
-    for node in graph.node:
-        if node.op_type in ("Conv", "ConvTranspose"):
-            # Each value put out, or in the transposed case put in, meets one kernel.
-            values = node.output[0] if node.op_type == "Conv" else node.input[0]
-            total += 2 * prod(shapes[values]) * prod(weights[node.input[1]][1:])
-    return total / 1e9
-
-
-def product_rate(side: int = 2048, trials: int = 5) -> float:
-    """10^9 float32 operations a second of a product of two square matrices, the best trial's."""
-    matrix = np.random.default_rng(0).random((side, side), np.float32)
-    seconds = []
-    for _ in range(trials):
-        start = time.perf_counter()
-        matrix @ matrix
-        seconds.append(time.perf_counter() - start)
-    return 2 * side**3 / min(seconds) / 1e9
-
-
 def loops(paths: list[str], spec: ModelSpec) -> dict[str, Callable[[], float]]:
     """What each plain loop is called, and what runs it."""
     some = paths[: max(1, len(paths) // 2)]  # the slow ones
@@ -190,20 +159,13 @@ def main() -> None:
 
     print(f"{len(paths)} pictures, {available_cores()} cores; pictures/s, round by round")
     rates: dict[str, list[float]] = {name: [] for name in (*plain, *WAYS)}
-    products = []
     for _ in range(arguments.rounds):
-        products.append(product_rate())
         for name, loop in plain.items():
             rates[name].append(loop())
         for name, way in WAYS.items():
             rates[name].append(product([*overrides, *way])[0]["throughput"]["steady"])
         print("  ".join(f"{name} {each[-1]:.2f}" for name, each in rates.items()), flush=True)
 
-    operations = giga_operations(spec)
-    print(
-        f"\nfloat32 roof {median(products) / operations:.1f} pictures/s: {operations:.2f} GFLOP a "
-        f"picture, {median(products):.0f} GFLOP/s in a matrix product"
-    )
     kinds = list(dict.fromkeys(name.partition("-")[0] for name in plain))
     best = [best_of(kind, rates) for kind in kinds]
     print("\nmedians, and the product's ratios to the plain loops (median of the rounds' ratios)")

@@ -6,7 +6,8 @@ Runs `python main.py -m model.batch=1,4,8,16,32`, with letterboxed pictures kept
 and without, and holds both against decoding the pictures once plus five times the devices' time. On
 simulated devices that is what they need at their published speed if nothing ever waits;
 `--backend openvino` (or another) takes it from `job=benchmark`'s pure inference, measured anew in
-each round. Prints the time from each member's first to its last picture, summed, the whole
+each round, of pictures that fill the whole input. Prints the time that the devices were inferring
+in the sweep itself, the time from each member's first to its last picture, summed, the whole
 command's, the JPEG files that each member decoded, and the ratios. `--passes 5` makes each member
 as long as it would be on the full set of 3226 pictures, whose start and end weigh less.
 """
@@ -55,6 +56,12 @@ def sweep(overrides: list[str]) -> tuple[list[dict], float]:
     return members, seconds
 
 
+def busy_seconds(member: dict) -> float:
+    """How long a member's devices were inferring, their mean."""
+    shares = [device["busy_share"] for device in member["devices"]]
+    return member["seconds"]["run"] * statistics.mean(shares)
+
+
 def main() -> None:
     """Measure the parts, then the sweep with and without."""
     parser = arguments_for(__doc__)
@@ -70,7 +77,7 @@ def main() -> None:
     repeat = f"dataset.repeat={arguments.passes}"
     settings = [*data_set(arguments), *devices, repeat, *arguments.overrides]
     pictures = len(paths) * arguments.passes
-    ratios: dict[str, list[tuple[float, float]]] = {cache: [] for cache in arguments.cache}
+    ratios: dict[str, list[tuple[float, float, float]]] = {cache: [] for cache in arguments.cache}
     for _ in range(arguments.rounds):
         decode, _ = bare_pool(paths)
         if arguments.backend == "simulated":
@@ -85,16 +92,20 @@ def main() -> None:
         for cache in ratios:
             members, seconds = sweep([*settings, f"preprocess.cache={cache}"])
             runs = sum(member["seconds"]["run"] for member in members)
-            ratios[cache].append((runs / ideal, seconds / ideal))
+            busy = sum(busy_seconds(member) for member in members)
+            ratios[cache].append((runs / ideal, seconds / ideal, seconds / (decode + busy)))
             print(
-                f"  preprocess.cache={cache:5} runs {runs:5.1f} s ({runs / ideal:.3f}), command "
-                f"{seconds:5.1f} s ({seconds / ideal:.3f}), decoded "
+                f"  preprocess.cache={cache:5} inferring {busy:.1f} s, runs {runs:5.1f} s "
+                f"({runs / ideal:.3f}), command {seconds:5.1f} s ({seconds / ideal:.3f}), decoded "
                 f"{[member['pictures_decoded'] for member in members]}",
                 flush=True,
             )
-    for cache, pairs in ratios.items():
-        runs, whole = (statistics.median(column) for column in zip(*pairs, strict=True))
-        print(f"median, cache={cache}: runs {runs:.3f}, command {whole:.3f} of the ideal")
+    for cache, rows in ratios.items():
+        runs, whole, own = (statistics.median(column) for column in zip(*rows, strict=True))
+        print(
+            f"median, cache={cache}: runs {runs:.3f}, command {whole:.3f} of the ideal, "
+            f"{own:.3f} of decoding and the devices' own time in the sweep"
+        )
 
 
 if __name__ == "__main__":

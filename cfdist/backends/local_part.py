@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from math import prod
 
 import onnx
@@ -191,20 +192,19 @@ class LocalPart:
             return []
         made = onnx.NodeProto()
         made.CopyFrom(node)
-        slices: list[onnx.NodeProto] = []
+        slices: dict[str, list[onnx.NodeProto]] = {}
         for i, name in enumerate(node.input):
             if name in self.tensors:
                 box = self._looked_at(node, name, out)
-                made.input[i], more = _cropped(
+                made.input[i], slices[name] = _cropped(
                     name, boxes[name], box, node.output[0], _opset(self._model)
                 )
-                slices += more
         if node.op_type == "Conv":
             conv = _convolution(node, self._model)
             sides = self.tensors[node.input[0]].sides
             pads = [conv.padding(out[axis], axis, sides[axis]) for axis in (0, 1)]
             _set_pads(made, [pads[0][0], pads[1][0], pads[0][1], pads[1][1]])
-        return [*slices, made]
+        return [*chain.from_iterable(slices.values()), made]
 
 
 def find_local_part(model: onnx.ModelProto) -> LocalPart | None:
@@ -329,14 +329,24 @@ def _made_of(
 
 @dataclass(frozen=True)
 class _Convolution:
-    channels: int
-    kernel: tuple[int, int]  # with dilation: from the first to the last value looked at
-    stride: int
-    pads: tuple[int, int]  # before the first row, the first column
+    """Geometry of a convolution; pairs are for rows and columns.
 
-    ends: tuple[int, int]  # behind the last ones
+    Attributes:
+        channels: Of its output.
+        kernel: From the first to the last value that it looks at, dilation included.
+        stride: The same on both axes.
+        pads: Zeros before its input.
+        ends: Zeros behind its input.
+    """
+
+    channels: int
+    kernel: tuple[int, int]
+    stride: int
+    pads: tuple[int, int]
+    ends: tuple[int, int]
 
     def output(self, taken: Tensor) -> Tensor | None:
+        """What it makes of a tensor; `None` where its axes differ."""
         kernel, pad = self.kernel[0], self.pads[0]
         if self.kernel[1] != kernel or self.pads[1] != pad:
             return None
