@@ -170,6 +170,10 @@ def own_session(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # The device actors decide themselves which devices they see.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's node process connects to its own object store, in two starts of five a moment too early,
+    # and then waits a second before it tries again. Shorter waits, as many seconds in all.
+    os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "20")
+    os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
     import ray
 
     # Where the toolkit's package `acl` is missing, Ray logs a traceback and goes on.
