@@ -122,7 +122,8 @@ class WindowRunner:
 
     def __init__(self, network: NetworkInWindows) -> None:
         self._network = network
-        self._idle: dict[Kind, list[ov.InferRequest]] = defaultdict(list)
+        # By kind, and whether they write into memory of their own.
+        self._idle: dict[tuple[Kind, bool], list[ov.InferRequest]] = defaultdict(list)
         self._under_way: deque = deque()
 
     def start(
@@ -137,19 +138,20 @@ class WindowRunner:
         kind = placement.kind
         window = self._network.windows[kind]
         first, last = (placement.first * self._network.part.stride + edge for edge in window.pixels)
-        piece = picture[:, first:last] if _axis(kind) else picture[first:last]
-        # Whole rows are taken from where they are, and are put where they belong; a row that two
-        # windows share is written twice, the same.
-        piece = np.ascontiguousarray(piece)
-        idle = self._idle[kind]
+        # Whole rows are taken from where they are and put where they belong. Rows that another
+        # window writes as well are put there when that one has ended: OpenVINO may add to what it
+        # has written before.
+        piece = np.ascontiguousarray(picture[:, first:last] if _axis(kind) else picture[first:last])
+        is_copied = bool(_axis(kind)) or placement.overlaps
+        idle = self._idle[kind, is_copied]
         request = idle.pop() if idle else window.model.create_infer_request()
         request.set_input_tensor(ov.Tensor(piece[None], shared_memory=True))
         places = self._places(tensors, placement)
-        if not _axis(kind):
+        if not is_copied:
             for i, place in enumerate(places):
                 request.set_output_tensor(i, ov.Tensor(place[None], shared_memory=True))
         request.start_async()
-        self._under_way.append((request, kind, piece, places))
+        self._under_way.append((request, kind, is_copied, piece, places))
 
     def finish(self) -> None:
         """Wait for all windows that were begun."""
@@ -163,13 +165,13 @@ class WindowRunner:
             request.cancel()
 
     def _finish_first(self) -> None:
-        request, kind, _, places = self._under_way[0]
+        request, kind, is_copied, _, places = self._under_way[0]
         request.wait()
         self._under_way.popleft()
-        if _axis(kind):
+        if is_copied:
             for output, place in zip(request.output_tensors, places, strict=True):
                 place[...] = output.data[0]
-        self._idle[kind].append(request)
+        self._idle[kind, is_copied].append(request)
 
     def _places(
         self, tensors: list[NDArray[np.float32]], placement: Placement

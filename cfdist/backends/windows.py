@@ -5,6 +5,7 @@ Coordinates: cells of a `LocalPart`, half-open intervals of rows and of columns.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,10 +30,12 @@ class Placement:
         kind: Whole rows at the input's upper edge, at its lower edge or away from both; or whole
             columns away from its sides. Windows of one kind differ in nothing but their place.
         first: The first row, or column.
+        overlaps: Whether it holds some of what a window before it in the list holds.
     """
 
     kind: Kind
     first: int
+    overlaps: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,23 +77,31 @@ class WindowGrid:
         low, high = self.before, self.cells[1] - self.after
         is_shorter = _share(columns, self.cells[1]) < _share(rows, self.cells[0])
         if is_shorter and columns[0] >= low and columns[1] <= high:
-            return self._between(columns, low, high, "columns")
+            return self._marked("columns", self._between(columns, low, high))
         low, high = self.before, self.cells[0] - self.after
         first, last = rows
-        placements = []
+        ends: dict[Kind, int] = {}
         if first < min(low, last):
-            placements.append(Placement("top", 0))
+            ends["top"] = 0
             first = self.size
         if last > max(high, first):
-            placements.append(Placement("bottom", self.cells[0] - self.size))
-            last = self.cells[0] - self.size
-        return placements + self._between((first, last), low, high, "middle")
+            ends["bottom"] = last = self.cells[0] - self.size
+        return self._marked("middle", self._between((first, last), low, high), ends)
 
-    def _between(self, wanted: Interval, low: int, high: int, kind: Kind) -> list[Placement]:
-        """Windows inside `low` to `high`; the last one begins earlier rather than ends later."""
+    def _between(self, wanted: Interval, low: int, high: int) -> list[int]:
+        """Where windows begin inside `low` to `high`; the last one earlier rather than later."""
         first, last = wanted
         latest = min(max(last - self.size, low), high - self.size)
-        return [Placement(kind, min(start, latest)) for start in range(first, last, self.size)]
+        return [min(start, latest) for start in range(first, last, self.size)]
+
+    def _marked(
+        self, kind: Kind, firsts: list[int], ends: Mapping[Kind, int] | None = None
+    ) -> list[Placement]:
+        placed: list[Placement] = []
+        for each, first in [*(ends or {}).items(), *((kind, first) for first in firsts)]:
+            overlaps = any(abs(first - other.first) < self.size for other in placed)
+            placed.append(Placement(each, first, overlaps))
+        return placed
 
 
 def window_grid(part: LocalPart) -> WindowGrid | None:

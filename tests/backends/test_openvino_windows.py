@@ -12,6 +12,7 @@ from cfdist.backends import windows
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.openvino import OpenVINOBackend, WholeNetworkSlot
 from cfdist.backends.openvino_windows import WindowRunner, WindowsSlot
+from cfdist.backends.windows import Placement
 from cfdist.decode import HeadMaps
 
 HEADS = ("hm", "wh", "offset", "landmarks")
@@ -162,6 +163,26 @@ def test_black_is_not_computed_again(in_windows, monkeypatch):
     everything = len(started)
     in_windows.infer(picture_at("a band")[None])
     assert 0 < len(started) - everything < everything
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_rows_of_two_windows_are_written_by_one_at_a_time(in_windows, overlaps):
+    # OpenVINO may add to what it has written: a second window must not write between.
+    network = slots_of(in_windows)[0]._network
+    tensors = [room[0] for room in network.room(1)]
+    for tensor in tensors:
+        tensor.fill(np.nan)
+    runner = WindowRunner(network)
+    placement = Placement("middle", network.grid.before, overlaps)
+    runner.start(picture_at("all of it"), placement, tensors)
+    runner._under_way[0][0].wait()
+    assert all(np.isnan(tensor).all() == overlaps for tensor in tensors)
+    runner.finish()
+    for tensor, scale in zip(tensors, network.scales, strict=True):
+        rows = slice(placement.first * scale, (placement.first + network.grid.size) * scale)
+        assert not np.isnan(tensor[rows]).any()
+        tensor[rows] = np.nan
+        assert np.isnan(tensor).all()
 
 
 def test_after_a_failure_the_slot_can_be_used(whole, in_windows, monkeypatch):

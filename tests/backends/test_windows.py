@@ -68,6 +68,16 @@ def test_windows_are_one_run_without_gaps(case):
     assert all(b - a <= grid.size for a, b in pairwise(firsts))
 
 
+@given(grids_and_boxes())
+def test_a_window_says_whether_it_holds_what_another_does(case):
+    grid, rows, columns = case
+    held = np.zeros(grid.cells, bool)
+    for placement in grid.cover(rows, columns):
+        (top, bottom), (left, right) = grid.box(placement)
+        assert placement.overlaps == held[top:bottom, left:right].any()
+        held[top:bottom, left:right] = True
+
+
 def test_the_shorter_way_is_chosen():
     assert {each.kind for each in GRID.cover((20, 60), (0, 90))} == {"middle"}
     assert {each.kind for each in GRID.cover((0, 100), (20, 60))} == {"columns"}
@@ -78,7 +88,7 @@ def test_the_shorter_way_is_chosen():
 def test_no_more_windows_than_needed():
     assert GRID.cover((10, 34), (0, 90)) == [Placement("middle", first) for first in (10, 18, 26)]
     # The last one begins earlier; its rows are computed twice.
-    assert GRID.cover((10, 36), (0, 90))[-1] == Placement("middle", 28)
+    assert GRID.cover((10, 36), (0, 90))[-1] == Placement("middle", 28, overlaps=True)
     assert GRID.cover((0, 0), (0, 0)) == []
 
 
