@@ -139,15 +139,16 @@ def configured_feeders(config: Config, kind: str, cores: int) -> int | None:
 
 def _run_loops(config: Config, model: Model, figures: Figures) -> None:
     """The model alone, on all devices at once."""
-    from cfdist.distributed.looping_device import loop_devices
+    from cfdist.distributed.looping_device import input_kind, loop_devices
 
-    benchmark_screen.print_loops(config.benchmark.loops, config.benchmark.input)
+    kind = input_kind(config.benchmark.input, model.backend_class)
+    benchmark_screen.print_loops(config.benchmark.loops, kind)
     figures.loops = loop_devices(
         backend=model.backend,
         spec=model.spec,
         options=model.options,
         plan=figures.plan,
-        kind=config.benchmark.input,
+        kind=kind,
         loops=config.benchmark.loops,
     )
 
@@ -290,12 +291,12 @@ def _inference_entry(
 ) -> dict[str, Any] | None:
     if model is None or figures.loops is None:
         return None
-    from cfdist.distributed.looping_device import common_rates
+    from cfdist.distributed.looping_device import common_rates, input_kind
 
     rates = common_rates(list(figures.loops.values()), model.spec.batch)
     return {
         "loops": config.benchmark.loops,
-        "input": config.benchmark.input,
+        "input": input_kind(config.benchmark.input, model.backend_class),
         "pictures_per_second": sum(rates),
         "devices": [
             {

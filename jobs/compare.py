@@ -58,7 +58,7 @@ def main(config: Config, output: Path, started: float) -> int:
             config.devices,
             feeders=config.pipeline.feeders,
             streams=1,
-            batch_bytes=1,
+            slot_bytes=1,
         )
         if config.cluster.address is None:
             refuse(plan.count, plan.threads)

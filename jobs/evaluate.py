@@ -14,7 +14,7 @@ from cfdist.backends.simulated import PUBLISHED_INPUT
 from cfdist.config import Config
 from cfdist.distributed import cluster
 from cfdist.distributed.journal import check_identity
-from cfdist.distributed.memory import activation_bytes, needed_bytes, refuse_too_large
+from cfdist.distributed.memory import needed_bytes, refuse_too_large, slot_bytes
 from cfdist.machine import available_memory, peak_memory, reset_peak_memory
 from cfdist.model import ModelSpec
 from cfdist.phases import Phases
@@ -181,7 +181,7 @@ def _plan(config: Config, model: Model) -> DevicePlan:
         config.devices,
         feeders=config.pipeline.feeders,
         streams=config.backend.streams,
-        batch_bytes=activation_bytes(model.spec, model.backend_class),
+        slot_bytes=slot_bytes(model.spec, model.backend_class),
     )
 
 

@@ -15,7 +15,7 @@ from cfdist.ascend.ais_bench import run_ais_bench
 from cfdist.backends.base import DeviceSettings
 from cfdist.config import Config
 from cfdist.distributed import cluster
-from cfdist.distributed.memory import activation_bytes, refuse_too_large
+from cfdist.distributed.memory import refuse_too_large, slot_bytes
 from cfdist.errors import UserError
 from cfdist.files import write_text
 from cfdist.model import ModelSpec
@@ -166,7 +166,7 @@ def _run_backend(config: Config, backend: str, spec: ModelSpec, bins: Bins, fold
                 config.devices,
                 feeders=1,
                 streams=config.backend.streams,
-                batch_bytes=activation_bytes(spec, backend_class),
+                slot_bytes=slot_bytes(spec, backend_class),
             )
             if is_here:
                 refuse_too_large(spec, backend_class, kind, plan.count, plan.slots, plan.threads)

@@ -28,6 +28,7 @@ MAX_VALUES = 3
 Interval = tuple[int, int]
 Box = tuple[Interval, Interval]
 
+_STANDARD = ("", "ai.onnx")
 _ELEMENTWISE = frozenset(
     {"Add", "BatchNormalization", "Clip", "Div", "HardSigmoid", "HardSwish", "Identity"}
     | {"LeakyRelu", "Mul", "PRelu", "Relu", "Sigmoid", "Sub"}
@@ -218,7 +219,7 @@ def find_local_part(model: onnx.ModelProto) -> LocalPart | None:
     """
     picture = model.graph.input[0]
     tensor = picture.type.tensor_type
-    if tensor.elem_type != onnx.TensorProto.FLOAT:
+    if tensor.elem_type != onnx.TensorProto.FLOAT or _has_subgraphs(model):
         return None
     _, channels, *sides = (dim.dim_value for dim in tensor.shape.dim)
     tensors = {picture.name: Tensor(Reach(1, 0, 0), channels, tuple(sides))}
@@ -234,7 +235,21 @@ def find_local_part(model: onnx.ModelProto) -> LocalPart | None:
         tensors[node.output[0]] = made
         part = _cut_behind(model, nodes, tensors)
         best = part or best
-    return _with_later_nodes(best, model) if best else None
+    part = _with_later_nodes(best, model) if best else None
+    # A window takes the picture's whole rows, or columns: all of them must be looked at.
+    return (
+        part if part and part.window(*((0, n) for n in part.cells)).pixels == _all(sides) else None
+    )
+
+
+def _all(sides: Sequence[int]) -> Box:
+    return tuple((0, side) for side in sides)
+
+
+def _has_subgraphs(model: onnx.ModelProto) -> bool:
+    """Whether there are nodes, such as `If`, that take tensors that are not among their inputs."""
+    kinds = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    return any(item.type in kinds for node in model.graph.node for item in node.attribute)
 
 
 def _with_later_nodes(part: LocalPart, model: onnx.ModelProto) -> LocalPart:
@@ -298,10 +313,11 @@ def _local_output(
 def _made_of(
     node: onnx.NodeProto, tensors: dict[str, Tensor], model: onnx.ModelProto
 ) -> Tensor | None:
+    """What a node makes of local tensors, however far it looks; `None` where it is not local."""
     taken = [tensors[name] for name in node.input if name in tensors]
     constants = [name for name in node.input if name and name not in tensors]
     shapes = [_constant_shape(name, model) for name in constants]
-    if not taken or len(node.output) != 1 or None in shapes:
+    if not taken or len(node.output) != 1 or None in shapes or node.domain not in _STANDARD:
         return None
     first = taken[0]
     if node.op_type == "Conv":
@@ -309,7 +325,7 @@ def _made_of(
         return conv.output(first) if conv is not None and len(taken) == 1 else None
     # Constants hold one value for all cells, or one a channel.
     is_local = node.op_type in _ELEMENTWISE and all(
-        _is_per_channel(shape, node.op_type) for shape in shapes
+        _is_per_channel(shape, first.channels, node.op_type) for shape in shapes
     )
     if not is_local or any(
         (other.reach.stride, other.channels, other.sides)
@@ -456,14 +472,15 @@ def _constant_shape(name: str, model: onnx.ModelProto) -> tuple[int, ...] | None
     return None
 
 
-def _is_per_channel(shape: tuple[int, ...], op_type: str) -> bool:
+def _is_per_channel(shape: tuple[int, ...], channels: int, op_type: str) -> bool:
+    """Whether a constant holds one value for all cells, or one for each channel of NCHW."""
     if op_type == "BatchNormalization":
-        return len(shape) == 1
-    return prod(shape) == 1 or (len(shape) in (3, 4) and shape[-2:] == (1, 1))
+        return shape == (channels,)
+    return prod(shape) == 1 or (shape[-3:] == (channels, 1, 1) and prod(shape) == channels)
 
 
 def _opset(model: onnx.ModelProto) -> int:
-    return next(item.version for item in model.opset_import if item.domain in ("", "ai.onnx"))
+    return next(item.version for item in model.opset_import if item.domain in _STANDARD)
 
 
 def _union(a: Box, b: Box) -> Box:

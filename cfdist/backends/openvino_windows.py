@@ -8,6 +8,7 @@ what it gains.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict, deque
 from dataclasses import dataclass
 
@@ -49,6 +50,9 @@ class CompiledWindow:
 class NetworkInWindows:
     """The network in two: its local part, for windows of each kind, and the rest.
 
+    At moments more threads are ready to run than the device was given: the windows of one slot
+    and the rest of another have threads of their own.
+
     Attributes:
         part: The local part.
         grid: Where its windows may be.
@@ -75,12 +79,8 @@ class NetworkInWindows:
         self.part = part
         self.grid = grid
         self.scales = [part.stride // tensor.reach.stride for tensor in part.cut.values()]
-        # A window is small: of several threads some would wait for others, so each has its own.
         self.windows = {
-            kind: CompiledWindow(
-                compile_model(self._window_model(placement, spec), threads, threads, precision),
-                self._pixels(placement),
-            )
+            kind: self._compile_window(placement, spec, threads, precision)
             for kind, placement in grid.examples().items()
         }
         self.at_once = _AHEAD * max(1, threads // streams)
@@ -95,16 +95,18 @@ class NetworkInWindows:
             for tensor in self.part.cut.values()
         ]
 
-    def _window_model(self, placement: Placement, spec: ModelSpec) -> ov.Model:
+    def _compile_window(
+        self, placement: Placement, spec: ModelSpec, threads: int, precision: str
+    ) -> CompiledWindow:
         window = self.part.window(*self.grid.box(placement))
         sides = tuple(last - first for first, last in window.pixels)
-        return giving_channels_last(taking_pictures(window.model, spec, sides, batch=1))
-
-    def _pixels(self, placement: Placement) -> tuple[int, int]:
-        window = self.part.window(*self.grid.box(placement))
-        start = placement.first * self.part.stride
+        model = giving_channels_last(taking_pictures(window.model, spec, sides, batch=1))
         first, last = window.pixels[_axis(placement.kind)]
-        return first - start, last - start
+        start = placement.first * self.part.stride
+        # A window is small: of several threads some would wait for others, so each has its own.
+        return CompiledWindow(
+            compile_model(model, threads, threads, precision), (first - start, last - start)
+        )
 
     def _run_black(self, sides: tuple[int, int]) -> list[NDArray[np.float32]]:
         picture = np.zeros((*sides, 3), np.uint8)
@@ -163,6 +165,8 @@ class WindowRunner:
         while self._under_way:
             request, *_ = self._under_way.popleft()
             request.cancel()
+            with contextlib.suppress(RuntimeError):  # that it was cancelled
+                request.wait()
 
     def _finish_first(self) -> None:
         request, kind, is_copied, _, places = self._under_way[0]

@@ -317,7 +317,7 @@ def plan_devices(
     *,
     feeders: int | str,
     streams: int | str,
-    batch_bytes: int,
+    slot_bytes: int,
 ) -> DevicePlan:
     """Share the cluster's cores between the devices asked for.
 
@@ -328,7 +328,7 @@ def plan_devices(
         feeders: Reading threads a device, or "auto": its share of the cores.
         streams: Inferences a device takes at once, or "auto": for a CPU device as many as it has
             threads, as far as half of the free memory goes.
-        batch_bytes: What one more batch at once takes, see `memory.activation_bytes`.
+        slot_bytes: What one more inference at once takes, see `memory.slot_bytes`.
 
     Raises:
         UserError: the cluster has fewer accelerators than asked for.
@@ -350,7 +350,7 @@ def plan_devices(
         )
     threads = max(1, cores // count)
     if streams == "auto":
-        streams = _streams_in_memory(threads, count, batch_bytes) if kind == "cpu" else 1
+        streams = _streams_in_memory(threads, count, slot_bytes) if kind == "cpu" else 1
     return DevicePlan(
         kind,
         count,
@@ -362,7 +362,7 @@ def plan_devices(
     )
 
 
-def _streams_in_memory(threads: int, count: int, batch_bytes: int) -> int:
+def _streams_in_memory(threads: int, count: int, slot_bytes: int) -> int:
     # Pictures that are kept give way; and no member of a sweep should get fewer for them.
     free = available_memory() + kept_bytes()
-    return max(1, min(threads, free // 2 // count // batch_bytes))
+    return max(1, min(threads, free // 2 // count // slot_bytes))

@@ -71,10 +71,7 @@ class LoopingDevice:
         batch = self._load[1].batch
         with memory_as_user_error(batch):
             self._backend = backends.create(*self._load)
-            kind = self._kind
-            if kind == "zeros" and self._backend.skips_black:
-                kind = "ones"
-            self._inputs = model_input(kind, self._backend.contract, batch)
+            self._inputs = model_input(self._kind, self._backend.contract, batch)
             for _ in range(2):
                 self.process(self._backend.group)
 
@@ -90,6 +87,11 @@ class LoopingDevice:
     def close(self) -> None:
         """Give the device back."""
         self._backend.close()
+
+
+def input_kind(asked: str, backend: type[Backend]) -> str:
+    """What `model_input` is to give a backend: ones for the zeros that it would not look at."""
+    return "ones" if asked == "zeros" and backend.skips_black else asked
 
 
 def model_input(kind: str, contract: InputContract, batch: int) -> NDArray:

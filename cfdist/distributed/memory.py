@@ -61,6 +61,12 @@ def needed_bytes(
     return int(count * (buffers + batches))
 
 
+def slot_bytes(spec: ModelSpec, backend: type[Backend]) -> int:
+    """About what one more slot, with a thread of its own, takes on a CPU."""
+    one, two = (needed_bytes(spec, backend, "cpu", 1, slots, threads=slots) for slots in (1, 2))
+    return two - one
+
+
 def refuse_too_large(
     spec: ModelSpec,
     backend: type[Backend],

@@ -181,6 +181,12 @@ def test_a_shortcut_is_cropped_to_what_the_longer_way_needs(opset):
         (conv("w", "x", "a", strides=[2, 2], auto_pad="SAME_UPPER"), {"w": (4, 3, 3, 3)}),
         # Its cells do not lie on the picture's.
         (conv("w", "x", "a", strides=[2, 2]), {"w": (4, 3, 3, 3)}),
+        # Looks at every second pixel only, and never at the last one.
+        (conv("w", "x", "a", strides=[2, 2]), {"w": (4, 3, 1, 1)}),
+        # A number for each column.
+        (helper.make_node("Mul", ["x", "w"], ["a"]), {"w": (32,)}),
+        # A node that another vendor named like a standard one.
+        (helper.make_node("Relu", ["x"], ["a"], domain="com.example"), {}),
         # A number of its own for each cell.
         (helper.make_node("Add", ["x", "w"], ["a"]), {"w": (1, 3, 32, 32)}),
         # Hands over more than the picture holds.

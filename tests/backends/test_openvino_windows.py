@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from cfdist.backends import openvino as backend_module
 from cfdist.backends import windows
@@ -143,6 +145,7 @@ def test_slots_do_not_disturb_each_other(spec, whole):
         thread.start()
     for thread in threads:
         thread.join()
+    assert all(found)
     for results, one in zip(found, expected, strict=True):
         for result in results:
             assert_same(result, one)
@@ -183,6 +186,67 @@ def test_rows_of_two_windows_are_written_by_one_at_a_time(in_windows, overlaps):
         assert not np.isnan(tensor[rows]).any()
         tensor[rows] = np.nan
         assert np.isnan(tensor).all()
+
+
+@pytest.fixture
+def small_network(tmp_path):
+    """Another network: its local part ends in a residual addition, its heads look at that."""
+    random = np.random.default_rng(0)
+    shapes = {"stem": (8, 3, 3, 3), "first": (8, 8, 3, 3), "second": (16, 8, 3, 3)}
+    shapes |= {"branch": (16, 16, 3, 3), "deep": (16, 16, 41, 1)}
+    shapes |= {head: (n, 16, 1, 1) for head, n in zip(HEADS, (1, 2, 2, 10), strict=True)}
+    weights = [
+        helper.make_tensor(
+            f"{name}.weight", TensorProto.FLOAT, shape, random.normal(0, 0.1, shape).ravel()
+        )
+        for name, shape in shapes.items()
+    ]
+
+    def conv(name: str, taken: str, made: str, **attributes) -> onnx.NodeProto:
+        return helper.make_node("Conv", [taken, f"{name}.weight"], [made], **attributes)
+
+    nodes = [
+        conv("stem", "picture", "a", strides=[2, 2], pads=[1] * 4),
+        conv("first", "a", "b", pads=[1] * 4),
+        conv("second", "b", "c", strides=[2, 2], pads=[1] * 4),
+        conv("branch", "c", "d", pads=[1] * 4),
+        helper.make_node("Add", ["c", "d"], ["e"]),
+        conv("deep", "e", "f", pads=[20, 0, 20, 0]),
+        *(conv(head, "f", head) for head in HEADS),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, ["batch", 3, *SIDES])],
+        [
+            helper.make_tensor_value_info(head, TensorProto.FLOAT, ["n", "c", "y", "x"])
+            for head in HEADS
+        ],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path = tmp_path / "small.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_another_network_again_and_again(spec, small_network):
+    changes = {"path": small_network, "outputs": HEADS, "batch": 1}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend_module, "split_network", lambda *_: None)
+        whole = make(spec, **changes)
+    backend = make(spec, threads=2, **changes)
+    network = slots_of(backend)[0]._network
+    assert list(network.part.cut) == ["e"]
+    pictures = picture_at("a band")[None]
+    expected = whole.infer(pictures)
+    seen = network.part.reach.seeing((80, 170), network.grid.cells[0])
+    assert any(each.overlaps for each in network.grid.cover(seen, (0, network.grid.cells[1])))
+    for _ in range(50):
+        found = backend.infer(pictures)
+        for head in HEADS:
+            a, b = getattr(found, head), getattr(expected, head)
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * np.abs(b).max())
 
 
 def test_after_a_failure_the_slot_can_be_used(whole, in_windows, monkeypatch):

@@ -8,7 +8,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 from cfdist.backends.onnxruntime import OnnxRuntimeBackend
 from cfdist.backends.openvino import OpenVINOBackend
 from cfdist.backends.simulated import SimulatedBackend
-from cfdist.distributed import memory
+from cfdist.distributed import cluster, memory
 from cfdist.errors import UserError
 
 
@@ -33,6 +33,19 @@ def test_openvino_has_as_many_pictures_in_flight_as_threads(spec):
     assert activations(4, threads=8) == 4 * activations(1)
     # 8 pictures of 800x800 in one piece were measured to take 1.15 GB, in windows 0.5 GB.
     assert activations(8, threads=8) > 1.1e9
+
+
+@pytest.mark.parametrize("backend", [OpenVINOBackend, OnnxRuntimeBackend])
+@pytest.mark.parametrize(("cores", "batch", "free"), [(16, 128, 24e9), (64, 64, 64e9), (2, 1, 2e9)])
+def test_streams_chosen_by_memory_are_not_refused(spec, monkeypatch, backend, cores, batch, free):
+    model = spec(batch=batch)
+    for module in (memory, cluster):
+        monkeypatch.setattr(module, "available_memory", lambda: int(free))
+    one = memory.slot_bytes(model, backend)
+    slots = cluster._streams_in_memory(cores, 1, one)
+    assert slots == max(1, min(cores, int(free) // 2 // one))
+    if memory.needed_bytes(model, backend, "cpu", 1, 1, 1) < free / 2:
+        memory.refuse_too_large(model, backend, "cpu", 1, slots, cores)
 
 
 def test_simulated_devices_only_need_their_buffers(spec):

@@ -168,7 +168,7 @@ def test_a_second_pass_decodes_no_picture_and_finds_the_same(compose, spec, tmp_
 
     def evaluate(manifest: Manifest, folder: Path, pictures: PictureCache | None):
         folder.mkdir()
-        plan = cluster.plan_devices("cpu", 2, feeders=1, streams=1, batch_bytes=4 * 256 * 256)
+        plan = cluster.plan_devices("cpu", 2, feeders=1, streams=1, slot_bytes=4 * 256 * 256)
         outcome = evaluate_manifest(
             manifest,
             truth,

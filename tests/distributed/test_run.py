@@ -39,7 +39,7 @@ def run(compose, spec):
     model = spec(height=256, width=256, batch=4)
 
     def evaluate(output: Path, devices: int = 2, on_done=lambda report: None):
-        plan = cluster.plan_devices("cpu", devices, feeders=1, streams=1, batch_bytes=4 * 256 * 256)
+        plan = cluster.plan_devices("cpu", devices, feeders=1, streams=1, slot_bytes=4 * 256 * 256)
         return evaluate_manifest(
             manifest,
             truth,
@@ -136,22 +136,22 @@ def test_an_interrupted_run_does_only_the_rest(run, whole, tmp_path):
 
 def test_more_accelerators_than_there_are_is_the_user_s_error():
     with pytest.raises(UserError, match="devices=2: Ray sees 0 NPU"):
-        cluster.plan_devices("npu", 2, feeders="auto", streams="auto", batch_bytes=1)
+        cluster.plan_devices("npu", 2, feeders="auto", streams="auto", slot_bytes=1)
     with pytest.raises(UserError, match="devices=auto: Ray sees 0 GPU"):
-        cluster.plan_devices("gpu", "auto", feeders="auto", streams="auto", batch_bytes=1)
+        cluster.plan_devices("gpu", "auto", feeders="auto", streams="auto", slot_bytes=1)
 
 
 def test_cores_are_shared_between_cpu_devices():
     import ray
 
     cores = int(ray.cluster_resources()["CPU"])
-    one = cluster.plan_devices("cpu", 1, feeders="auto", streams="auto", batch_bytes=1)
+    one = cluster.plan_devices("cpu", 1, feeders="auto", streams="auto", slot_bytes=1)
     assert (one.count, one.threads, one.slots, one.feeders) == (1, cores, cores, cores)
-    many = cluster.plan_devices("cpu", 2 * cores, feeders=3, streams=1, batch_bytes=1)
+    many = cluster.plan_devices("cpu", 2 * cores, feeders=3, streams=1, slot_bytes=1)
     assert (many.threads, many.slots, many.feeders, many.cpus) == (1, 1, 3, 0.5)
-    listed = cluster.plan_devices("cpu", [0, 1, 2], feeders=1, streams=1, batch_bytes=1)
+    listed = cluster.plan_devices("cpu", [0, 1, 2], feeders=1, streams=1, slot_bytes=1)
     assert listed.count == 3
-    crowded = cluster.plan_devices("cpu", 1, feeders=1, streams="auto", batch_bytes=10**12)
+    crowded = cluster.plan_devices("cpu", 1, feeders=1, streams="auto", slot_bytes=10**12)
     assert crowded.slots == 1
 
 
@@ -378,7 +378,7 @@ def test_a_device_is_dead_where_its_own_process_is():
 
 
 def pool_of(device_class: type) -> DevicePool:
-    plan = cluster.plan_devices("cpu", 1, feeders=1, streams=1, batch_bytes=1)
+    plan = cluster.plan_devices("cpu", 1, feeders=1, streams=1, slot_bytes=1)
     return DevicePool(plan, device_class, (), 2)
 
 
