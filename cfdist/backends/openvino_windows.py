@@ -29,7 +29,7 @@ from cfdist.backends.windows import Kind, Placement, WindowGrid, filled, window_
 from cfdist.model import ModelSpec
 
 # Windows under way for each of a slot's threads: one that it computes, and others that are ready
-# by the time Python has taken the result. With 2 the threads waited 3 % of their time.
+# before Python has taken its result.
 _AHEAD = 4
 
 
