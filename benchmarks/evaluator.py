@@ -205,7 +205,9 @@ def main() -> None:
             if not PREDICTIONS.is_file():
                 raise UserError(f"no predictions at {PREDICTIONS}: give --predictions DIR")
             with tarfile.open(PREDICTIONS) as archive:
-                archive.extractall(unpacked, filter="data")
+                # Python before 3.10.12 and 3.11.4 knows no filter.
+                safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+                archive.extractall(unpacked, **safe)
             folder = Path(unpacked)
         predictions, read_seconds = timed(read_predictions, folder, ids)
     rows = sum(len(scores) for _, scores in predictions.values())
