@@ -99,7 +99,7 @@ def _through_queue(
 ) -> float:
     import openvino as ov
 
-    compiled = compile_network(spec, 1, available_cores(), streams, "f32")
+    compiled = compile_network(load_onnx(spec), spec, 1, available_cores(), streams, "f32")
     queue = ov.AsyncInferQueue(compiled, streams)
     queue.set_callback(lambda request, _: take([t.data for t in request.output_tensors]))
 

@@ -13,9 +13,9 @@ and the largest difference in any head map.
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from statistics import median
 
@@ -23,6 +23,7 @@ import numpy as np
 from common import arguments_for, picture_paths, plain_warp
 
 from cfdist.backends.base import DeviceSettings
+from cfdist.backends.onnx_file import load_onnx
 from cfdist.backends.openvino import OpenVINOBackend, WholeNetworkSlot
 from cfdist.backends.openvino_graph import compile_network
 from cfdist.config import compose
@@ -38,7 +39,7 @@ Infer = Callable[[np.ndarray], Sequence[np.ndarray]]
 def whole_network(spec: ModelSpec) -> Infer:
     """Infers a batch at once, as many batches at a time as there are cores."""
     cores = available_cores()
-    network = compile_network(spec, spec.batch, cores, cores, "f32")
+    network = compile_network(load_onnx(spec), spec, spec.batch, cores, cores, "f32")
     free: queue.SimpleQueue = queue.SimpleQueue()
     for _ in range(cores):
         free.put(WholeNetworkSlot(network))
@@ -66,23 +67,10 @@ def in_windows(spec: ModelSpec) -> Infer:
 
 def rate(infer: Infer, batches: Sequence[np.ndarray]) -> float:
     """Pictures a second, one thread a core handing over batches."""
-    waiting: queue.SimpleQueue = queue.SimpleQueue()
-    for batch in batches:
-        waiting.put(batch)
-
-    def work() -> None:
-        while True:
-            try:
-                infer(waiting.get_nowait())
-            except queue.Empty:
-                return
-
-    threads = [threading.Thread(target=work) for _ in range(available_cores())]
     start = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for _ in pool.map(lambda batch: len(infer(batch)), batches):
+            pass
     return sum(map(len, batches)) / (time.perf_counter() - start)
 
 

@@ -235,15 +235,12 @@ def find_local_part(model: onnx.ModelProto) -> LocalPart | None:
         tensors[node.output[0]] = made
         part = _cut_behind(model, nodes, tensors)
         best = part or best
-    part = _with_later_nodes(best, model) if best else None
+    if best is None:
+        return None
+    part = _with_later_nodes(best, model)
+    whole = part.window((0, part.cells[0]), (0, part.cells[1]))
     # A window takes the picture's whole rows, or columns: all of them must be looked at.
-    return (
-        part if part and part.window(*((0, n) for n in part.cells)).pixels == _all(sides) else None
-    )
-
-
-def _all(sides: Sequence[int]) -> Box:
-    return tuple((0, side) for side in sides)
+    return part if whole.pixels == ((0, sides[0]), (0, sides[1])) else None
 
 
 def _has_subgraphs(model: onnx.ModelProto) -> bool:

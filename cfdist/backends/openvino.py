@@ -40,8 +40,9 @@ class OpenVINOBackend(Backend):
         self.slots = max(1, min(settings.slots, settings.threads))
         self._together = self.pictures_at_once(spec.batch, settings.threads // self.slots)
         how = (self._together, settings.threads, self.slots, settings.options["precision"])
-        in_windows = split_network(load_onnx(spec), spec, *how)
-        whole = None if in_windows else compile_network(spec, *how)
+        network = load_onnx(spec)
+        in_windows = split_network(network, spec, *how)
+        whole = None if in_windows else compile_network(network, spec, *how)
         self._free: queue.SimpleQueue[WindowsSlot | WholeNetworkSlot] = queue.SimpleQueue()
         for _ in range(self.slots):
             self._free.put(WindowsSlot(in_windows) if in_windows else WholeNetworkSlot(whole))

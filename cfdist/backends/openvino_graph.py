@@ -9,15 +9,14 @@ import openvino as ov
 from numpy.typing import NDArray
 from openvino.preprocess import PrePostProcessor
 
-from cfdist.backends.onnx_file import load_onnx
+from cfdist.backends.onnx_file import OnnxNetwork
 from cfdist.model import ModelSpec
 
 
 def compile_network(
-    spec: ModelSpec, batch: int, threads: int, streams: int, precision: str
+    network: OnnxNetwork, spec: ModelSpec, batch: int, threads: int, streams: int, precision: str
 ) -> ov.CompiledModel:
-    """Compile a CenterFace ONNX for the CPU; its input is (1 to batch, H, W, 3) u8, BGR."""
-    network = load_onnx(spec)
+    """Compile a network in one piece; its input is (1 to batch, H, W, 3) u8, BGR."""
     if network.takes_u8:
         model = ov.Core().read_model(network.model.SerializeToString())
         model.reshape([_up_to(batch), spec.height, spec.width, 3])
