@@ -38,8 +38,8 @@ class OpenVINOBackend(Backend):
         super().__init__(spec, settings)
         self.contract = InputContract(spec.height, spec.width, None)
         self.slots = max(1, min(settings.slots, settings.threads))
-        self._together = self.pictures_at_once(spec.batch, settings.threads // self.slots)
-        how = (self._together, settings.threads, self.slots, settings.options["precision"])
+        self._at_once = self.pictures_at_once(spec.batch, settings.threads // self.slots)
+        how = (self._at_once, settings.threads, self.slots, settings.options["precision"])
         network = load_onnx(spec)
         in_windows = split_network(network, spec, *how)
         whole = None if in_windows else compile_network(network, spec, *how)
@@ -66,8 +66,8 @@ class OpenVINOBackend(Backend):
         outputs: list[NDArray] = []
         slot = self._free.get()
         try:
-            for first in range(0, len(inputs), self._together):
-                some = slot.infer(inputs[first : first + self._together])
+            for first in range(0, len(inputs), self._at_once):
+                some = slot.infer(inputs[first : first + self._at_once])
                 if not outputs:
                     outputs = [np.empty((len(inputs), *one.shape[1:]), one.dtype) for one in some]
                 # The slot's own memory is overwritten by its next inference.
