@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from common import SIZE, picture_paths
 
-from cfdist.preprocess import decode_picture, letterbox_affine, warp_into
+from cfdist.preprocess import decode_picture, letterbox_affine, letterbox_into
 
 
 def plain_decode(content: bytes) -> np.ndarray:
@@ -54,7 +54,7 @@ def main() -> None:
     row = np.empty((SIZE, SIZE, 3), np.uint8)
     pairs = {
         "decode": ((plain_decode, contents), (lambda one: decode_picture(one, 4), contents)),
-        "letterbox": ((plain_letterbox, three), (lambda one: warp_into(one, row), four)),
+        "letterbox": ((plain_letterbox, three), (lambda one: letterbox_into(one, row), four)),
     }
     print(f"{len(contents)} pictures, CPU ms each\n{'':12}{'plain':>8}{'product':>9}{'ratio':>8}")
     for name, (plain, product) in pairs.items():

@@ -25,10 +25,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cfdist import config
-from cfdist.distributed import cluster
+from cfdist.distributed import session
 from cfdist.errors import TerminatedError, UserError, raise_terminated
+from cfdist.files import LOG
 from cfdist.machine import process_age
-from cfdist.run_folder import LOG, claim, finished_results
+from cfdist.run_folder import claim, finished_results
 
 EXIT_INTERNAL = 1
 EXIT_BAD_INPUT = 2
@@ -130,7 +131,7 @@ def _run(
             log.exception("the job failed")
             # The next member of a sweep gets a new session: this one may be what is broken.
             with contextlib.suppress(Exception):
-                cluster.close_kept_session()
+                session.close_shared_session()
             return EXIT_INTERNAL, f"{_internal_reason(error)}; the traceback is in {output / LOG}"
 
 

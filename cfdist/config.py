@@ -169,6 +169,11 @@ class BackendConfig:
         "simulated: the chip whose published times are taken", None, choices=("310P3",)
     )
 
+    def as_dict(self):
+        from dataclasses import asdict
+
+        return asdict(self)
+
 
 @dataclass
 class EvalConfig:
@@ -200,7 +205,7 @@ class BenchmarkConfig:
         maximum=1_000_000,
     )
     input: str = _key("inference: what the model is given", "zeros", choices=("zeros", "random"))
-    feeders: Any = _key(
+    readers: Any = _key(
         "host: how many threads read, a number or a list; auto: 1, 2, 4, ... as far as the cores "
         "go, and as many as the run has",
         "auto",
@@ -271,9 +276,7 @@ class PreprocessConfig:
         "auto",
         choices=("auto", True, False),
     )
-    cache_gb: float | None = _key(
-        "gigabytes that they may take; null: 60 % of the object store", None, minimum=0
-    )
+    where: str = _key("where", "auto", choices=("device", "cluster", "auto"))
 
     output: str | None = _path("folder for the .bin files; null: <output_dir>/bins", None)
     input: str = _key(
@@ -326,7 +329,7 @@ class ClusterConfig:
 class PipelineConfig:
     """How each device is fed."""
 
-    feeders: Any = _key(
+    readers: Any = _key(
         "threads a device that read, decode and warp pictures; auto: its share of the cores",
         "auto",
         minimum=1,
@@ -374,6 +377,11 @@ class Config:
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+
+    def as_dict(self):
+        from dataclasses import asdict
+
+        return asdict(self)
 
 
 def load(composed: DictConfig) -> Config:

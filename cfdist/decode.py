@@ -6,13 +6,15 @@ each way; `input` and `picture` pixels are those of `cfdist.preprocess`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cfdist.detections import Detections
+from cfdist.model import ModelSpec
 from cfdist.preprocess import letterbox_affine
 
 STRIDE = 4  # input pixels a cell, both published networks
@@ -60,6 +62,49 @@ class Peaks:
     cell: NDArray[np.int32]
     values: NDArray[np.float32]
     map_width: int
+
+
+# What a model gives: head maps, or the peaks if its graph picks them.
+Outputs = HeadMaps | Peaks
+
+
+def to_peaks(outputs: Outputs, k: int = TOP_K) -> Peaks:
+    """The K highest peaks of a model's outputs: its own, or those of its head maps."""
+    return outputs if isinstance(outputs, Peaks) else select_peaks(outputs, k)
+
+
+def join_peaks(batches: Sequence[Peaks], k: int) -> Peaks:
+    """The peaks of several batches as those of one.
+
+    Args:
+        batches: Peaks with K rows a picture, maps of one width.
+        k: K, for the shape of no batch at all.
+    """
+    if not batches:
+        values = np.zeros((0, k, PEAK_VALUES), np.float32)
+        return Peaks(np.zeros((0, k), np.float32), np.zeros((0, k), np.int32), values, 1)
+    return Peaks(
+        np.concatenate([peaks.score for peaks in batches]),
+        np.concatenate([peaks.cell for peaks in batches]),
+        np.concatenate([peaks.values for peaks in batches]),
+        batches[0].map_width,
+    )
+
+
+def finite_pictures(outputs: Outputs) -> NDArray[np.bool_]:
+    """Which pictures' outputs are all finite.
+
+    Args:
+        outputs: What a model gave for n pictures.
+
+    Returns:
+        (n,) bool.
+    """
+    if isinstance(outputs, Peaks):
+        arrays = [outputs.score, np.where(outputs.score[..., None] > 0, outputs.values, 0)]
+    else:
+        arrays = [outputs.hm, outputs.wh, outputs.offset, outputs.landmarks]
+    return np.all([[np.isfinite(one).all() for one in array] for array in arrays], axis=0)
 
 
 def select_peaks(heads: HeadMaps, k: int = TOP_K) -> Peaks:
@@ -247,3 +292,45 @@ def nms(
         if keep[i]:
             keep[suppresses[i]] = False
     return keep
+
+
+def decode_detections(
+    keys: Sequence[str], sizes: NDArray[np.int32], peaks: Peaks, spec: ModelSpec
+) -> list[Detections]:
+    """Peaks as detections in picture pixels, suppression included.
+
+    Args:
+        keys: n keys of work items; they become the records' ids.
+        sizes: (n, 2) width and height of the pictures, pixels.
+        peaks: Of the n pictures.
+        spec: The convention, the input's size and the suppression.
+
+    Returns:
+        n records. A picture with a box that is not finite has failed.
+    """
+    peaks = _without_empty_columns(peaks)
+    with np.errstate(over="ignore", invalid="ignore"):  # such pictures fail below
+        decoded = decode_boxes(peaks, spec.convention, sizes, (spec.width, spec.height))
+    detections = []
+    for i, key in enumerate(keys):
+        scores = peaks.score[i]
+        keep = scores > 0
+        width, height = map(int, sizes[i])
+        boxes, landmarks = decoded.boxes[i], decoded.landmarks[i]
+        if not (np.isfinite(boxes[keep]).all() and np.isfinite(landmarks[keep]).all()):
+            detections.append(Detections(key, error="the model's outputs make infinite boxes"))
+            continue
+        if spec.nms is not None and keep.any():
+            keep = nms(boxes, scores, spec.nms)
+        detections.append(
+            Detections(key, boxes[keep], scores[keep], landmarks[keep], width, height)
+        )
+    return detections
+
+
+def _without_empty_columns(peaks: Peaks) -> Peaks:
+    """The peaks up to the last one of any picture."""
+    count = int(np.count_nonzero(peaks.score > 0, axis=1).max(initial=0))
+    return Peaks(
+        peaks.score[:, :count], peaks.cell[:, :count], peaks.values[:, :count], peaks.map_width
+    )

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""The names of the files that a run leaves, and files that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,6 +8,21 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+# In a run's folder.
+RESULTS = "results.json"
+CONFIG = "config.yaml"
+LOG = "run.log"
+JOURNAL = "journal"
+JOURNAL_IDENTITY = "run.json"  # in the journal's folder
+PREDICTIONS = "predictions"
+PARQUET = "predictions.parquet"
+
+# In a sweep's folder, written when all its runs have ended, the CSV last.
+SWEEP_CSV = "sweep.csv"
+SWEEP_MARKDOWN = "sweep.md"
+SWEEP_PLOT = "throughput.png"
+SWEEP_FILES = (SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT)
 
 
 @contextlib.contextmanager

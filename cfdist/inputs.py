@@ -1,18 +1,13 @@
-"""From the configuration to what a job works on: the model and the pictures."""
+"""From the configuration to the pictures that a job works on, and their ground truth."""
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import os
-from dataclasses import asdict, replace
 from pathlib import Path
 
-from cfdist.backends import backend_class
-from cfdist.config import DatasetConfig, ModelConfig
+from cfdist.config import DatasetConfig
 from cfdist.errors import UserError
-from cfdist.model import ModelSpec, locate_model, verify_model
 from cfdist.widerface.ground_truth import GroundTruth, load_ground_truth
 from cfdist.widerface.manifest import Manifest, build_manifest
 from cfdist.widerface.sample import SAMPLE_VERSION, ensure_sample
@@ -27,61 +22,6 @@ def _cache_folder() -> Path:
 
 
 SAMPLE_FOLDER = _cache_folder() / f"sample-{SAMPLE_VERSION}"
-
-
-def model_spec(config: ModelConfig, file: str | None = None) -> ModelSpec:
-    """The model that the configuration names, its file found and verified.
-
-    Args:
-        config: The model's section.
-        file: A model file to take instead of the configured one.
-
-    Raises:
-        UserError: no file given, not there, or not the expected one.
-    """
-    size, sha256 = None, None
-    if file is None and config.path is not None:
-        file, sha256 = config.path, config.sha256
-    elif file is None:
-        file, size, sha256 = config.weights.path, config.weights.size, config.weights.sha256
-    if file is None:
-        raise UserError(
-            f"model.path: model={config.name} comes without weights; give the model file, "
-            "model.path=FILE"
-        )
-    path = locate_model(file.replace("{batch}", str(config.batch)))
-    return replace(conventions(config), path=path, sha256=verify_model(path, size, sha256))
-
-
-def spec_for_backend(config: ModelConfig, backend: str) -> ModelSpec:
-    """The model as a resolved backend takes it: its checkpoint, its file, or none if simulated.
-
-    Raises:
-        UserError: no file given, not there, or not the expected one.
-    """
-    if backend_class(backend).is_simulated:
-        return conventions(config)
-    return model_spec(config, config.checkpoint if backend == "torch" else None)
-
-
-def conventions(config: ModelConfig) -> ModelSpec:
-    """How the model is fed and read, without its file."""
-    return ModelSpec(
-        name=config.name,
-        path=Path(),
-        sha256="",
-        convention=config.convention,
-        outputs=None if config.outputs is None else tuple(config.outputs),
-        height=config.height,
-        width=config.width,
-        color=config.color,
-        scale=config.scale,
-        mean=tuple(config.mean),
-        std=tuple(config.std),
-        batch=config.batch,
-        top_k=config.top_k,
-        nms=config.nms,
-    )
 
 
 def find_ground_truth(config: DatasetConfig) -> GroundTruth:
@@ -137,19 +77,3 @@ def find_pictures(config: DatasetConfig, truth: GroundTruth) -> Manifest:
 def sample_folder(config: DatasetConfig) -> Path:
     """Where the sample set is, or will be generated."""
     return SAMPLE_FOLDER if config.root is None else Path(config.root).expanduser()
-
-
-def run_fingerprint(spec: ModelSpec, manifest: Manifest, backend: str) -> str:
-    """SHA-256 of what an interrupted run must share with the one that goes on with it.
-
-    That is all that decides the detections, weights, conventions, pictures and backend, and the
-    number of passes over the pictures, which decides what is left to do. The batch is not in it:
-    the same pictures give the same detections at any batch size.
-    """
-    model = asdict(spec)
-    for key in ("path", "batch"):
-        del model[key]
-    identity = {"model": model, "pictures": manifest.fingerprint, "backend": backend}
-    if manifest.passes > 1:
-        identity["passes"] = manifest.passes
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What this machine gives the process, container limits included, and what the process uses."""
+"""What this machine gives the process, container limits included, and what processes use."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ import os
 import time
 from pathlib import Path
 
-# How long a thread that comes back from OpenCV waits at most for one that is busy in Python
-# (Python's own 5 ms would leave cores idle for 3 % of the time).
-SWITCH_SECONDS = 0.0005
-
 _CGROUP = Path("/sys/fs/cgroup")
+
+# (process id, when it began) -> seconds of processor time. The system uses ids again.
+ProcessTimes = dict[tuple[int, float], float]
 
 
 def available_cores(cgroup: Path = _CGROUP) -> int:
@@ -105,3 +104,21 @@ def process_age() -> float:
 
         # Elsewhere; on Linux this rests on a boot time in whole seconds.
         return time.time() - psutil.Process().create_time()
+
+
+def process_times() -> ProcessTimes:
+    """Seconds of processor time until now of this process and of each one below it that lives."""
+    import psutil
+
+    me = psutil.Process()
+    found: ProcessTimes = {}
+    for process in (me, *me.children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            found[process.pid, process.create_time()] = times.user + times.system
+    return found
+
+
+def seconds_between(before: ProcessTimes, after: ProcessTimes) -> float:
+    """Processor seconds between two looks, without processes that ended in between."""
+    return sum(seconds - before.get(key, 0.0) for key, seconds in after.items())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import time
 
+# The phases before the first picture of a run.
+START_UP = ("imports", "checks", "ray", "pictures", "devices")
+
 
 class Phases:
     """Consecutive phases of a run, each from the end of the one before.

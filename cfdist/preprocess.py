@@ -60,8 +60,8 @@ class InputContract:
     scale: float = 1.0
 
     @property
-    def is_warped_bytes(self) -> bool:
-        """Whether the warped picture itself (u8, NHWC, BGR) is the model's input."""
+    def is_letterboxed_bytes(self) -> bool:
+        """Whether the letterboxed picture itself (u8, NHWC, BGR) is the model's input."""
         return (self.dtype, self.layout, self.color) == ("uint8", "NHWC", "BGR")
 
     def shape(self, pictures: int) -> tuple[int, int, int, int]:
@@ -96,7 +96,7 @@ def decode_picture(content: bytes, channels: Literal[3, 4] = 3) -> NDArray[np.ui
 
     Args:
         content: The whole file.
-        channels: 4 adds a channel whose values mean nothing, see `warp_into`.
+        channels: 4 adds a channel whose values mean nothing, see `letterbox_into`.
 
     Returns:
         (h, w, channels) u8, BGR first.
@@ -139,7 +139,7 @@ def _decode_jpeg(content: bytes, channels: Literal[3, 4]) -> NDArray[np.uint8] |
         return None
 
 
-def warp_into(picture: NDArray[np.uint8], row: NDArray[np.uint8]) -> None:
+def letterbox_into(picture: NDArray[np.uint8], row: NDArray[np.uint8]) -> None:
     """Letterbox a picture into `row`, one picture's place in a batch, black borders included.
 
     Only the band that the picture covers is interpolated; the rest is filled with zeros. OpenCV
@@ -165,11 +165,11 @@ def warp_into(picture: NDArray[np.uint8], row: NDArray[np.uint8]) -> None:
     try:
         if picture.shape[2] == 3:
             picture = cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA)
-        warped = cv2.warpAffine(picture, band, (width, bottom - top), flags=cv2.INTER_LINEAR)
-        cv2.cvtColor(warped, cv2.COLOR_BGRA2BGR, dst=row[top:bottom])
+        letterboxed = cv2.warpAffine(picture, band, (width, bottom - top), flags=cv2.INTER_LINEAR)
+        cv2.cvtColor(letterboxed, cv2.COLOR_BGRA2BGR, dst=row[top:bottom])
     except cv2.error as error:
         raise PictureError(
-            f"{picture.shape[1]}x{picture.shape[0]} pixels cannot be warped: {_reason(error)}"
+            f"{picture.shape[1]}x{picture.shape[0]} pixels cannot be letterboxed: {_reason(error)}"
         ) from None
 
 
@@ -192,30 +192,30 @@ def read_into(path: str, row: NDArray[np.uint8]) -> tuple[int, int]:
     except OSError as error:
         raise PictureError(f"cannot be read: {error.strerror or error}") from None
     picture = decode_picture(content, channels=4)
-    warp_into(picture, row)
+    letterbox_into(picture, row)
     return picture.shape[1], picture.shape[0]
 
 
 def to_model_input(
-    warped: NDArray[np.uint8], contract: InputContract, out: NDArray | None = None
+    letterboxed: NDArray[np.uint8], contract: InputContract, out: NDArray | None = None
 ) -> NDArray:
-    """Warped pictures to the model's own input.
+    """Letterboxed pictures to the model's own input.
 
     Args:
-        warped: (n, H, W, 3) u8, BGR.
+        letterboxed: (n, H, W, 3) u8, BGR.
         contract: What the model wants.
         out: An array of `contract.shape(n)` and dtype to write into; made where `None`.
 
     Returns:
-        C-contiguous array of `contract.shape(n)`; `warped` itself where the contract is just that
+        C-contiguous array of `contract.shape(n)`; `letterboxed` itself if the contract is just that
         and `out` is `None`.
     """
-    if contract.is_warped_bytes and out is None:
-        return warped
+    if contract.is_letterboxed_bytes and out is None:
+        return letterboxed
     if out is None:
-        out = np.empty(contract.shape(len(warped)), contract.dtype)
+        out = np.empty(contract.shape(len(letterboxed)), contract.dtype)
     channels_last = out if contract.layout == "NHWC" else out.transpose(0, 2, 3, 1)
-    ordered = warped if contract.color == "BGR" else warped[..., ::-1]
+    ordered = letterboxed if contract.color == "BGR" else letterboxed[..., ::-1]
     for channel in range(3):
         source = ordered[..., channel]
         target = channels_last[..., channel]
@@ -230,8 +230,8 @@ def to_model_input(
     return out
 
 
-def to_warped(inputs: NDArray[np.float32], contract: InputContract) -> NDArray[np.uint8]:
-    """Undo `to_model_input`: the warped pictures that a float32 input was made of, exactly.
+def to_letterboxed(inputs: NDArray[np.float32], contract: InputContract) -> NDArray[np.uint8]:
+    """Undo `to_model_input`: the letterboxed pictures that a float32 input was made of, exactly.
 
     Args:
         inputs: Array of `contract.shape(n)`, float32.
@@ -244,8 +244,8 @@ def to_warped(inputs: NDArray[np.float32], contract: InputContract) -> NDArray[n
         ValueError: the values are not those of pictures under this contract.
     """
     channels_last = inputs if contract.layout == "NHWC" else inputs.transpose(0, 2, 3, 1)
-    warped = np.empty(channels_last.shape, np.uint8)
-    ordered = warped if contract.color == "BGR" else warped[..., ::-1]
+    letterboxed = np.empty(channels_last.shape, np.uint8)
+    ordered = letterboxed if contract.color == "BGR" else letterboxed[..., ::-1]
     for channel in range(3):
         values = channels_last[..., channel] * np.float32(contract.std[channel])
         values += np.float32(contract.mean[channel])
@@ -258,7 +258,7 @@ def to_warped(inputs: NDArray[np.float32], contract: InputContract) -> NDArray[n
                 "and std"
             )
         ordered[..., channel] = levels
-    return warped
+    return letterboxed
 
 
 def _reason(error: cv2.error) -> str:

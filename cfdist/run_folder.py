@@ -11,21 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from cfdist.errors import UserError
-from cfdist.files import write_text
-
-RESULTS = "results.json"
-CONFIG = "config.yaml"
-LOG = "run.log"
-JOURNAL = "journal"
-JOURNAL_IDENTITY = "run.json"  # inside the journal: whose it is
-PREDICTIONS = "predictions"
-PARQUET = "predictions.parquet"
-
-# Written when all members of a sweep have ended, the CSV last.
-SWEEP_CSV = "sweep.csv"
-SWEEP_MARKDOWN = "sweep.md"
-SWEEP_PLOT = "throughput.png"
-SWEEP_FILES = (SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT)
+from cfdist.files import (
+    CONFIG,
+    JOURNAL,
+    JOURNAL_IDENTITY,
+    LOG,
+    PARQUET,
+    PREDICTIONS,
+    RESULTS,
+    SWEEP_FILES,
+    write_text,
+)
 
 _LOCK = ".lock"
 _STRANGE = "holds '{}', which is of no run of this program; choose another output_dir"

@@ -11,7 +11,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from cfdist import cli
-from cfdist.distributed import cluster
+from cfdist.distributed import session
 from cfdist.errors import UserError
 from cfdist.run_folder import claim_sweep, read_results
 
@@ -32,8 +32,8 @@ class SweepSummary(Callback):
             if not config.output_dir:
                 raise UserError("output_dir: must not be empty")
             cli.held.enter_context(claim_sweep(Path(config.hydra.sweep.dir)))
-            cluster.keep_sessions()
-            cli.held.callback(cluster.close_kept_session)
+            session.share_sessions()
+            cli.held.callback(session.close_shared_session)
         except UserError as error:
             raise SystemExit(cli.fail(cli.EXIT_BAD_INPUT, str(error))) from None
         except OSError as error:
@@ -42,7 +42,7 @@ class SweepSummary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Show and write the summary, unless no member has results."""
-        cluster.close_kept_session()
+        session.close_shared_session()
         folder = Path(config.hydra.sweep.dir)
         try:
             members = [_member(outcome) for outcome in cli.outcomes]

@@ -26,8 +26,9 @@ from jobs.evaluate import Model
 
 if TYPE_CHECKING:
     from cfdist.distributed.cluster import DevicePlan
-    from cfdist.distributed.looping_device import LoopReport
     from cfdist.distributed.run import Outcome
+
+    from cfdist.distributed.looping_device import LoopReport
 
 # The end-to-end part's prediction files and journal; gone when it ends.
 SCRATCH = ".benchmark"

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cfdist.distributed.memory import needed_bytes, refuse_too_large
+
 from cfdist import backends, inputs
 from cfdist.comparison import BoxAgreement, HeadDifference, compare_boxes
 from cfdist.config import CompareConfig, Config
 from cfdist.distributed import cluster
-from cfdist.distributed.memory import needed_bytes, refuse_too_large
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.report import screen
@@ -186,10 +187,11 @@ class Tally:
 
 def _run(config, options, plan, reference, candidate, manifest, tally, progress) -> None:
     """Run the pictures through the comparing devices; raises what a device ran into."""
-    from cfdist.backends.base import DeviceSettings
     from cfdist.distributed.chunks import Work
-    from cfdist.distributed.comparing_device import ComparedBatch, ComparingDevice
     from cfdist.distributed.device_pool import DevicePool
+
+    from cfdist.backends.base import DeviceSettings
+    from cfdist.distributed.comparing_device import ComparedBatch, ComparingDevice
 
     classes = [backends.backend_class(backend) for backend, _ in (reference, candidate)]
     pool = DevicePool(

@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cfdist.distributed.memory import refuse_too_large, slot_bytes
+
 from cfdist import backends, dumps, inputs
 from cfdist.ascend.ais_bench import run_ais_bench
 from cfdist.backends.base import DeviceSettings
 from cfdist.config import Config
 from cfdist.distributed import cluster
-from cfdist.distributed.memory import refuse_too_large, slot_bytes
 from cfdist.errors import UserError
 from cfdist.files import write_text
 from cfdist.model import ModelSpec

@@ -17,8 +17,8 @@ from cfdist.preprocess import (
     letterbox_affine,
     read_into,
     to_model_input,
-    to_warped,
-    warp_into,
+    to_letterboxed,
+    letterbox_into,
 )
 
 PYTORCH_VALUES = ((0.408, 0.447, 0.470), (0.289, 0.274, 0.278), 1 / 255)  # mean, std, scale
@@ -78,7 +78,7 @@ def test_band_warp_equals_the_whole_warp(height, width):
     picture = random_picture(height, width, height * 1000 + width)
     row = np.full((96, 96, 3), 123, np.uint8)
 
-    warp_into(picture, row)
+    letterbox_into(picture, row)
 
     affine = letterbox_affine(width, height, 96, 96)
     whole = cv2.warpAffine(picture, affine, (96, 96), flags=cv2.INTER_LINEAR)
@@ -97,8 +97,8 @@ def test_four_channels_are_warped_to_the_same_values_as_three(height, width, siz
     np.testing.assert_array_equal(four[..., :3], three)
 
     rows = np.full((2, size, size, 3), 123, np.uint8)
-    warp_into(picture, rows[0])
-    warp_into(padded, rows[1])
+    letterbox_into(picture, rows[0])
+    letterbox_into(padded, rows[1])
     np.testing.assert_array_equal(rows[0], rows[1])
 
 
@@ -188,7 +188,7 @@ def test_a_picture_that_opencv_cannot_warp_gives_its_reason(monkeypatch):
 
     monkeypatch.setattr(cv2, "warpAffine", refuse)
     with pytest.raises(PictureError, match="30x20 pixels cannot be warped: too large"):
-        warp_into(random_picture(20, 30), np.zeros((64, 64, 3), np.uint8))
+        letterbox_into(random_picture(20, 30), np.zeros((64, 64, 3), np.uint8))
 
 
 def test_a_missing_file_gives_its_reason(tmp_path):
@@ -224,7 +224,7 @@ def test_warped_pictures_come_back_exactly(color, layout, raw, seed):
     values = ((0.0,) * 3, (1.0,) * 3, 1.0) if raw else PYTORCH_VALUES
     contract = InputContract(16, 32, None, "float32", layout, color, *values)
     warped = np.stack([random_picture(16, 32, seed), random_picture(16, 32, seed + 1)])
-    np.testing.assert_array_equal(to_warped(to_model_input(warped, contract), contract), warped)
+    np.testing.assert_array_equal(to_letterboxed(to_model_input(warped, contract), contract), warped)
 
 
 def test_floats_of_another_normalisation_are_refused():
@@ -232,11 +232,11 @@ def test_floats_of_another_normalisation_are_refused():
     raw = InputContract(16, 32, None, "float32", "NCHW", "BGR")
     normalised = InputContract(16, 32, None, "float32", "NCHW", "BGR", *PYTORCH_VALUES)
     with pytest.raises(ValueError, match="not those of a picture"):
-        to_warped(to_model_input(warped, normalised), raw)
+        to_letterboxed(to_model_input(warped, normalised), raw)
     with pytest.raises(ValueError, match="not those of a picture"):
-        to_warped(to_model_input(warped, raw), normalised)
+        to_letterboxed(to_model_input(warped, raw), normalised)
     with pytest.raises(ValueError, match="not those of a picture"):
-        to_warped(np.full((1, 3, 16, 32), np.nan, np.float32), raw)
+        to_letterboxed(np.full((1, 3, 16, 32), np.nan, np.float32), raw)
 
 
 @settings(max_examples=60)

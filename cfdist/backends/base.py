@@ -15,6 +15,30 @@ from cfdist.preprocess import InputContract
 
 
 @dataclass(frozen=True)
+class Capabilities:
+    """What a backend can do."""
+
+    group: int = 1
+    has_fixed_batch: bool = False
+    learns_shape: bool = False
+    activation_bytes_per_pixel: int = 350
+    skips_black: bool = False
+    is_simulated: bool = False
+
+
+class _Shim:
+    def __get__(self, obj, cls):
+        return Capabilities(
+            cls.group,
+            cls.has_fixed_batch,
+            cls.learns_shape,
+            cls.activation_bytes_per_pixel,
+            cls.skips_black,
+            cls.is_simulated,
+        )
+
+
+@dataclass(frozen=True)
 class DeviceSettings:
     """What one device actor gives its backend.
 
@@ -26,9 +50,10 @@ class DeviceSettings:
     """
 
     threads: int = 1
-    slots: int = 1
+    streams: int = 1
     index: int = 0
     options: dict[str, Any] = field(default_factory=dict)
+    number: int = 0
 
 
 class Backend(ABC):
@@ -48,7 +73,8 @@ class Backend(ABC):
     """
 
     contract: InputContract
-    slots: int = 1
+    capabilities = _Shim()
+    streams: int = 1
     group: int = 1
     has_fixed_batch: bool = False
     learns_shape: bool = False

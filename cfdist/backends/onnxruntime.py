@@ -41,9 +41,9 @@ class OnnxRuntimeBackend(Backend):
         )
         providers = list(settings.options["providers"])
         check_providers(providers)
-        self.slots = max(1, min(settings.slots, settings.threads))
+        self.streams = max(1, min(settings.streams, settings.threads))
         options = ort.SessionOptions()
-        options.intra_op_num_threads = settings.threads // self.slots
+        options.intra_op_num_threads = settings.threads // self.streams
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # its warnings are about the exporter, not for the user
         # Idle threads that spin take the cores from the feeders and from other devices.

@@ -37,14 +37,14 @@ class OpenVINOBackend(Backend):
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
         self.contract = InputContract(spec.height, spec.width, None)
-        self.slots = max(1, min(settings.slots, settings.threads))
-        self._at_once = self.pictures_at_once(spec.batch, settings.threads // self.slots)
-        how = (self._at_once, settings.threads, self.slots, settings.options["precision"])
+        self.streams = max(1, min(settings.streams, settings.threads))
+        self._at_once = self.pictures_at_once(spec.batch, settings.threads // self.streams)
+        how = (self._at_once, settings.threads, self.streams, settings.options["precision"])
         network = load_onnx(spec)
         in_windows = split_network(network, spec, *how)
         whole = None if in_windows else compile_network(network, spec, *how)
         self._free: queue.SimpleQueue[WindowsSlot | WholeNetworkSlot] = queue.SimpleQueue()
-        for _ in range(self.slots):
+        for _ in range(self.streams):
             self._free.put(WindowsSlot(in_windows) if in_windows else WholeNetworkSlot(whole))
 
     @classmethod

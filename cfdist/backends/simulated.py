@@ -39,7 +39,7 @@ class SimulatedBackend(Backend):
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
         self.contract = InputContract(spec.height, spec.width, spec.batch)
-        self.slots = settings.slots
+        self.streams = settings.streams
         self._seconds = batch_milliseconds(spec.batch, settings.options) / 1000
         rows, columns = spec.height // STRIDE, spec.width // STRIDE
         # One picture's maps, seen as those of a whole batch.

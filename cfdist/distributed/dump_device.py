@@ -28,7 +28,7 @@ from cfdist.distributed.run import MAX_ROUNDS
 from cfdist.dumps import bin_contract, read_bin_into, stem_of, write_dump
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
-from cfdist.preprocess import InputContract, to_model_input, to_warped
+from cfdist.preprocess import InputContract, to_letterboxed, to_model_input
 from cfdist.widerface.manifest import WorkItem
 
 
@@ -92,7 +92,7 @@ class DumpDevice:
             # what it does without files in between.
             self._read = functools.partial(_read_floats_into, held)
             held = bin_contract(self._spec, "u8")
-        self._holds_warped = held.is_warped_bytes
+        self._holds_warped = held.is_letterboxed_bytes
         for _ in range(buffers):
             self._buffers.put(np.zeros(held.shape(self._spec.batch), held.dtype))
         zeros = np.zeros(held.shape(self._spec.batch), held.dtype)
@@ -227,7 +227,7 @@ def _read_floats_into(contract: InputContract, path: str, row: NDArray[np.uint8]
     """Read a float32 bin, and put the picture that it was made of into its place in a batch."""
     floats = np.empty(contract.shape(1), np.float32)
     read_bin_into(path, floats[0])
-    row[:] = to_warped(floats, contract)[0]
+    row[:] = to_letterboxed(floats, contract)[0]
 
 
 def _read_batch(

@@ -1,19 +1,32 @@
-"""What is done, on disk before it is counted as done, so that an interrupted run goes on."""
+"""Detections on disk, so that an interrupted run goes on where it stopped."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
 from cfdist.errors import UserError
-from cfdist.files import fsync, write_text
-from cfdist.run_folder import JOURNAL_IDENTITY
+from cfdist.files import JOURNAL_IDENTITY, fsync, write_text
 
 _SEGMENT = "segment-{:04d}.arrow"
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What makes two runs the same one.
+
+    Attributes:
+        fingerprint: SHA-256 of all that decides the run's detections.
+        backend: The resolved backend's name, which is part of the fingerprint.
+    """
+
+    fingerprint: str
+    backend: str
 
 
 class Journal:
@@ -22,19 +35,19 @@ class Journal:
     A segment that a killed process left is read up to its last whole batch.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        """Open or make the journal of the run that `fingerprint` identifies.
+    def __init__(self, folder: Path, identity: RunIdentity) -> None:
+        """Open or make the journal of a run.
 
         Raises:
             UserError: the folder holds the journal of another run.
         """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        identity = folder / JOURNAL_IDENTITY
-        if identity.exists():
-            check_identity(folder, fingerprint)
+        path = folder / JOURNAL_IDENTITY
+        if path.exists():
+            check_identity(folder, identity)
         else:
-            write_text(identity, json.dumps({"fingerprint": fingerprint}) + "\n")
+            write_text(path, json.dumps(asdict(identity)) + "\n")
         self._file = None
         self._writer: pa.RecordBatchStreamWriter | None = None
 
@@ -62,20 +75,22 @@ class Journal:
             self._writer = self._file = None
 
 
-def check_identity(folder: Path, fingerprint: str) -> None:
+def begun_identity(folder: Path) -> RunIdentity | None:
+    """The identity of the run whose journal a folder holds; `None` if there is none to read."""
+    try:
+        content = json.loads((folder / JOURNAL_IDENTITY).read_text(encoding="utf-8"))
+        return RunIdentity(str(content["fingerprint"]), str(content["backend"]))
+    except (ValueError, KeyError, TypeError, OSError):
+        return None
+
+
+def check_identity(folder: Path, identity: RunIdentity) -> None:
     """Refuse a journal of another run.
 
     Raises:
-        UserError: `folder` holds a journal and its run is not the one of `fingerprint`.
+        UserError: `folder` holds the journal of another run than the one of `identity`.
     """
-    identity = folder / JOURNAL_IDENTITY
-    if not identity.exists():
-        return
-    try:
-        there = json.loads(identity.read_text(encoding="utf-8"))["fingerprint"]
-    except (ValueError, KeyError, TypeError, OSError):
-        there = None
-    if there != fingerprint:
+    if (folder / JOURNAL_IDENTITY).exists() and begun_identity(folder) != identity:
         raise UserError(
             f"output_dir={folder.parent}: holds an unfinished run of other settings, weights or "
             "pictures; choose another output_dir, or remove it"

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import shutil
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from cfdist.detections import Detections, from_arrow, to_arrow
-from cfdist.distributed.journal import Journal
-from cfdist.files import atomic_write
-from cfdist.machine import peak_memory
-from cfdist.run_folder import JOURNAL, PARQUET, PREDICTIONS
-from cfdist.widerface.ground_truth import GroundTruth
+from cfdist.distributed.journal import Journal, RunIdentity
+from cfdist.files import JOURNAL, PARQUET, PREDICTIONS, atomic_write
+from cfdist.machine import peak_memory, reset_peak_memory
+from cfdist.widerface.ground_truth import PictureTruth
 from cfdist.widerface.manifest import picture_and_pass
 from cfdist.widerface.metric import WiderFaceMetric
 from cfdist.widerface.predictions import STYLES, prediction_text, rows
@@ -46,18 +48,18 @@ class Evaluation:
 
 
 class Reducer:
-    """Gathers the devices' results in any order; what it ends with does not depend on it.
+    """Gathers the devices' detections; the order of their arrival changes nothing.
 
-    Of repeated passes over the pictures, the first counts. The others are there for the clock: what
-    they find is scored and written just so, and then thrown away.
+    Only the first pass over the pictures counts. Further passes exist for longer measurements:
+    their detections are scored and written in the same way, and then thrown away.
     """
 
     def __init__(
         self,
-        truth: GroundTruth,
+        truth: Mapping[str, PictureTruth],
         order: tuple[str, ...],
         output: Path,
-        fingerprint: str,
+        identity: RunIdentity,
         style: str,
     ) -> None:
         """Open the run's journal and take in what an earlier start left.
@@ -66,7 +68,7 @@ class Reducer:
             truth: The ground truth.
             order: The run's picture ids in the order of the final files.
             output: The run's folder.
-            fingerprint: What the run is, for the journal.
+            identity: What the run is, for the journal.
             style: A key of `STYLES`: how boxes are written, and so rounded before they are scored.
         """
         self._truth = truth
@@ -79,7 +81,7 @@ class Reducer:
         self._lock = threading.Lock()
         self._partial = output / f".{PREDICTIONS}.partial"
         self._folders: set[Path] = set()
-        self._journal = Journal(output / JOURNAL, fingerprint)
+        self._journal = Journal(output / JOURNAL, identity)
         for table in self._journal.read():
             self._take_in(from_arrow(table))
         self._take_in(from_arrow(to_arrow([])))  # what is imported late is there in time
@@ -89,48 +91,48 @@ class Reducer:
         return self._done
 
     def add(self, detections: pa.Table) -> None:
-        """Take a device's result; returns once it is on disk. What is known already is dropped.
+        """Take a device's detections; returns once they are on disk. Known pictures are dropped.
+
+        A picture is done when the journal holds it, it is scored, and its file is written. A
+        picture that cannot be scored has failed.
 
         Args:
             detections: As `cfdist.detections.to_arrow` makes it; ids are keys of work items.
         """
         with self._lock:
-            is_new = [key not in self._done for key in detections.column("id").to_pylist()]
-            if not all(is_new):
-                detections = detections.filter(pa.array(is_new, pa.bool_()))
-            if len(detections):
-                self._journal.append(detections)
-                self._take_in(from_arrow(detections))
+            found = from_arrow(detections)
+            new = [one if _is_finite(one) else _unscorable(one) for one in found]
+            new = [one for one in new if one.id not in self._done]
+            if new:
+                is_unchanged = len(new) == len(found) and all(map(operator.is_, new, found))
+                self._journal.append(detections if is_unchanged else to_arrow(new))
+                self._take_in(new)
 
     def _take_in(self, detections: list[Detections]) -> None:
+        """Score pictures that the journal holds, and write their files."""
         new: dict[str, Detections] = {}
         for found in detections:
             if found.id not in self._done:
                 new.setdefault(found.id, found)
-        self._done |= new.keys()
         passes: dict[int, dict[str, Detections]] = {1: {}}
         for key, found in new.items():
-            id, turn = picture_and_pass(key)
-            passes.setdefault(turn, {})[id] = found
-        self._failures |= {id: found.error for id, found in passes[1].items() if found.error}
-        for turn, pictures in passes.items():
+            id, number = picture_and_pass(key)
+            passes.setdefault(number, {})[id] = found
+        for number, pictures in passes.items():
             # The AP is that of the pictures that could be used.
             usable = {id: found for id, found in pictures.items() if found.error is None}
-            if turn == 1:
+            if number == 1:
                 self._record(usable, self._metric, self._partial)
             else:
                 self._record(usable, WiderFaceMetric(), self._partial / _THROWN_AWAY)
+        self._failures |= {id: found.error for id, found in passes[1].items() if found.error}
+        self._done |= new.keys()
 
     def _record(self, found: dict[str, Detections], metric: WiderFaceMetric, folder: Path) -> None:
-        """Score pictures, by id, and write their prediction files into a folder."""
-        # What is scored is what is written, so that the files give the same AP.
+        """Write the prediction files of pictures, by id, into a folder, and score the pictures."""
+        # The rounded numbers of the files are scored, so that the files give the same AP.
         style = STYLES[self._style]
         tables = {id: rows(one.boxes, one.scores, style) for id, one in found.items()}
-        metric.update_many(
-            [self._truth[id] for id in tables],
-            [table[:, :4] for table in tables.values()],
-            [table[:, 4] for table in tables.values()],
-        )
         for id, table in tables.items():
             event = folder / id.partition("/")[0]
             if event not in self._folders:
@@ -138,6 +140,12 @@ class Reducer:
                 self._folders.add(event)
             with open(f"{folder}/{id}.txt", "wb") as file:
                 file.write(prediction_text(id, table, style).encode())
+        # Last: the metric takes a picture once, while files can be written again.
+        metric.update_many(
+            [self._truth[id] for id in tables],
+            [table[:, :4] for table in tables.values()],
+            [table[:, 4] for table in tables.values()],
+        )
 
     def finish(self) -> Evaluation:
         """Compute the APs and bring the final files into place.
@@ -176,3 +184,45 @@ class Reducer:
                 group = [places[id] for id in found[start : start + _ROW_GROUP]]
                 slices = [tables[number].slice(row, 1) for number, row in group]
                 writer.write_table(pa.concat_tables(slices).combine_chunks())
+
+
+def _is_finite(found: Detections) -> bool:
+    return bool(np.isfinite(found.boxes).all() and np.isfinite(found.scores).all())
+
+
+def _unscorable(found: Detections) -> Detections:
+    """The failure of a picture whose detections no protocol can score."""
+    return Detections(found.id, error="a box or a score is not a finite number")
+
+
+class ReducerActor:
+    """Hosts the reducer of a run in a process of its own."""
+
+    def open(
+        self,
+        truth: Mapping[str, PictureTruth],
+        order: tuple[str, ...],
+        output: Path,
+        identity: RunIdentity,
+        style: str,
+    ) -> set[str]:
+        """Make the run's `Reducer`; returns the keys of the work items that are done already."""
+        reset_peak_memory()
+        self._reducer = Reducer(truth, order, output, identity, style)
+        return self._reducer.done()
+
+    def add(self, detections: pa.Table) -> None:
+        """See `Reducer.add`."""
+        self._reducer.add(detections)
+
+    def done(self) -> set[str]:
+        """See `Reducer.done`."""
+        return self._reducer.done()
+
+    def done_count(self) -> int:
+        """How many work items are on disk."""
+        return len(self._reducer.done())
+
+    def finish(self) -> Evaluation:
+        """See `Reducer.finish`."""
+        return self._reducer.finish()

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 import cfdist
-from cfdist.files import write_text
-from cfdist.run_folder import RESULTS
+from cfdist.devices.base import DeviceReport
+from cfdist.files import RESULTS, write_text
 
 SCHEMA_VERSION = 1
 EXIT_PICTURES_FAILED = 3
@@ -140,6 +140,23 @@ def batch_statistics(batch_ms: Sequence[float]) -> dict[str, float] | None:
         "median": float(np.median(times)),
         "p99": float(np.percentile(times, 99)),
         "max": float(times.max()),
+    }
+
+
+def device_entry(name: str, report: DeviceReport, run_seconds: float) -> dict[str, Any]:
+    """An entry of the results' `devices`.
+
+    Args:
+        name: The device's name.
+        report: What the device did.
+        run_seconds: How long the run took, from the first work handed out to the last one done.
+    """
+    return {
+        "name": name,
+        "pictures": report.pictures,
+        "busy_share": min(1.0, report.busy_seconds / run_seconds) if run_seconds else 0.0,
+        "batch_ms": batch_statistics(report.batch_ms),
+        "device_ms": batch_statistics(report.device_ms),
     }
 
 

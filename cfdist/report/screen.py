@@ -18,15 +18,16 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from cfdist.backends import SIMULATED
 from cfdist.report.results import Results
 from cfdist.widerface.ground_truth import DIFFICULTIES
 
 if TYPE_CHECKING:
+    from cfdist.backends.model import BackendModel
     from cfdist.config import Config
-    from cfdist.distributed.cluster import DevicePlan
-    from cfdist.model import ModelSpec
+    from cfdist.distributed.plan import DevicePlan
+    from cfdist.distributed.rounds import Listener
     from cfdist.network.export import ExportReport
+    from cfdist.phases import Phases
     from cfdist.widerface.manifest import Manifest
 
 PROTOCOL_TITLES = {
@@ -79,6 +80,18 @@ class PictureProgress:
         """Leave the bar as it is."""
         self._progress.stop()
 
+    def listener(self, phases: Phases) -> Listener:
+        """Shows how an evaluation goes on, and ends the phase "devices" when they are ready."""
+        from cfdist.distributed.rounds import Listener
+
+        def on_ready(done: int) -> None:
+            phases.end("devices")
+            self.start(done)
+
+        return Listener(
+            on_ready, lambda report: self.advance(report.done + report.failed, report.failed)
+        )
+
     def start(self, done: int) -> None:
         """The devices are ready; so many pictures were done before."""
         self._progress.update(self._task, description="pictures", completed=done, before=done)
@@ -93,25 +106,37 @@ class PictureProgress:
 
 def print_plan(
     config: Config,
-    backend: str,
-    spec: ModelSpec,
+    model: BackendModel,
     manifest: Manifest,
     plan: DevicePlan,
     dashboard: str | None,
+    beside: str = "",
 ) -> None:
-    """What is about to run, on one line, and where to watch it."""
+    """What is about to run, on one line, and where to watch it.
+
+    Args:
+        config: The run's.
+        model: What the devices run.
+        manifest: The pictures.
+        plan: The devices.
+        dashboard: The dashboard's URL, or `None` without one.
+        beside: The backend of a second model that each device runs.
+    """
     count = len(manifest.pictures)
     pictures = f"{count} picture{'s' if count > 1 else ''} of dataset={config.dataset.name}"
     if manifest.passes > 1:
         pictures = f"{manifest.passes} passes over {pictures}"
     if config.dataset.kind == "sample":
         pictures += " (the embedded sample set; no data set named)"
-    if backend == SIMULATED:
+    if model.is_simulated:
         print_simulated()
+    backend = f"{model.backend} and {beside}" if beside else model.backend
     console.print(
-        f"{spec.name} on {backend}, {on_devices(plan)}, batch {spec.batch}: {pictures}",
+        f"{model.spec.name} on {backend}, {on_devices(plan)}, batch {model.spec.batch}: {pictures}",
         markup=False,
     )
+    if model.remark:
+        console.print(f"backend=auto: {model.remark}", markup=False)
     print_dashboard(dashboard)
 
 

@@ -17,12 +17,11 @@ from rich.text import Text
 
 from cfdist.backends.simulated import PUBLISHED_INPUT, PUBLISHED_RATES
 from cfdist.config import CONFIG_FOLDER
-from cfdist.files import write_text
+from cfdist.files import SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT, write_text
 from cfdist.report import plots
 from cfdist.report.gate import EXIT_GATE_MISSED
 from cfdist.report.results import EXIT_PAST_TOLERANCE, EXIT_PICTURES_FAILED
 from cfdist.report.screen import PROTOCOL_TITLES, console
-from cfdist.run_folder import SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT
 from cfdist.widerface.ground_truth import DIFFICULTIES
 
 PUBLISHED_CHIP = "310P3"

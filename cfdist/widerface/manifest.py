@@ -21,24 +21,24 @@ class WorkItem:
         id: "<event>/<stem>", the name that ground truth and predictions share.
         path: The picture file.
         size: Its size in bytes.
-        turn: Which pass over the data set this is, from 1 on.
+        pass_number: Which pass over the data set this is, from 1.
     """
 
     id: str
     path: str
     size: int
-    turn: int = 1
+    pass_number: int = 1
 
     @property
     def key(self) -> str:
         """Names the item in its run: the picture's id, from the second pass on with the pass."""
-        return self.id if self.turn == 1 else f"{self.id}/{self.turn}"
+        return self.id if self.pass_number == 1 else f"{self.id}/{self.pass_number}"
 
 
 def picture_and_pass(key: str) -> tuple[str, int]:
-    """A `WorkItem.key` as id and turn; ids have one slash, as file names have none."""
-    event, name, *turn = key.split("/")
-    return f"{event}/{name}", int(turn[0]) if turn else 1
+    """A `WorkItem.key` as the picture's id and the pass number; an id has one slash."""
+    event, name, *number = key.split("/")
+    return f"{event}/{name}", int(number[0]) if number else 1
 
 
 @dataclass(frozen=True)
@@ -55,20 +55,24 @@ class Manifest:
     absent: int
     unknown: int
 
-    def repeated(self, turns: int) -> Manifest:
-        """The same pictures so often, pass after pass."""
-        items = [replace(item, turn=turn) for turn in range(1, turns + 1) for item in self.items]
+    def repeated(self, passes: int) -> Manifest:
+        """The same pictures in several passes, one pass after the other."""
+        items = [
+            replace(item, pass_number=number)
+            for number in range(1, passes + 1)
+            for item in self.items
+        ]
         return replace(self, items=tuple(items))
 
     @property
     def pictures(self) -> tuple[WorkItem, ...]:
         """The items of the first pass: each picture once."""
-        return tuple(item for item in self.items if item.turn == 1)
+        return tuple(item for item in self.items if item.pass_number == 1)
 
     @property
     def passes(self) -> int:
         """How many passes over the pictures there are; the last may be a part of one."""
-        return max((item.turn for item in self.items), default=0)
+        return max((item.pass_number for item in self.items), default=0)
 
     @property
     def fingerprint(self) -> str:

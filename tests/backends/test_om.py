@@ -125,7 +125,7 @@ def test_aipp_om_takes_the_warped_bytes(make, load, color, count):
     # 0.4 * 255 is a whole number: AIPP's minimum is exact.
     spec = make(aipp=True, color=color)
     backend = load(spec)
-    assert backend.contract.is_warped_bytes
+    assert backend.contract.is_letterboxed_bytes
     assert backend.contract.batch == BATCH
     pictures = warped(count)
     assert_heads(backend.infer(pictures), expected_heads(spec, pictures), atol=1e-4)

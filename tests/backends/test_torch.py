@@ -64,7 +64,7 @@ def test_authors_onnx(pictures, batch):
     providers = DeviceSettings(threads=1, options={"providers": ["CPUExecutionProvider"]})
     other = OnnxRuntimeBackend(spec, providers)
     backend = TorchBackend(spec, CPU)
-    assert backend.contract.is_warped_bytes
+    assert backend.contract.is_letterboxed_bytes
     inputs = pictures[:batch]
     expected = other.infer(to_model_input(inputs, other.contract))
     assert_same_heads(backend.infer(inputs), expected, atol=2e-4)

@@ -91,7 +91,7 @@ def test_the_report_counts_pictures_and_full_batches(device, items):
 
 def test_input_is_written_into_the_same_memory_again(device, items, monkeypatch):
     contract = device._backend.contract
-    room = device._buffers if contract.is_warped_bytes else device._inputs[contract]
+    room = device._buffers if contract.is_letterboxed_bytes else device._inputs[contract]
     arrays = [room.get() for _ in range(room.qsize())]
     for array in arrays:
         room.put(array)

@@ -1,0 +1,67 @@
+"""A model together with the backend that runs it: plain data that travels to the devices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from cfdist import backends
+from cfdist.backends.base import Backend, Capabilities, DeviceSettings
+from cfdist.model import ModelSpec
+
+
+@dataclass(frozen=True)
+class BackendModel:
+    """What a device loads.
+
+    Attributes:
+        backend: The resolved backend's name, a key of `cfdist.backends.BACKENDS`.
+        spec: The model.
+        options: The backend's own settings.
+        remark: Why this backend was chosen, one line; empty if the person named it.
+    """
+
+    backend: str
+    spec: ModelSpec
+    options: dict[str, Any] = field(default_factory=dict)
+    remark: str = ""
+
+    @property
+    def backend_class(self) -> type[Backend]:
+        """The backend's class; imports the backend's package."""
+        return backends.backend_class(self.backend)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the backend can do."""
+        return self.backend_class.capabilities
+
+    @property
+    def kind(self) -> str:
+        """What a device is: "cpu", "gpu" or "npu"."""
+        return self.backend_class.device_kind(self.options)
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether no model runs."""
+        return self.capabilities.is_simulated
+
+    def check(self) -> None:
+        """Look at the model file and the options without a device.
+
+        Raises:
+            UserError: the backend cannot run the file.
+        """
+        self.backend_class.check(self.spec, self.options)
+
+    def load(self, settings: DeviceSettings) -> Backend:
+        """Load the model on a device.
+
+        Args:
+            settings: The device's; its options are replaced by the model's.
+
+        Raises:
+            UserError: the model does not fit the device or the run.
+        """
+        settings = replace(settings, options=self.options)
+        return backends.create(self.backend, self.spec, settings)

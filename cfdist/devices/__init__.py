@@ -1,0 +1,1 @@
+"""What a device does with its share of the work, in one process: no Ray in here."""

@@ -1,0 +1,88 @@
+"""The protocol that every device class keeps, and what a device reports of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
+
+# Chunks that a device holds beyond those in inference: one is being read, one is on its way out.
+AHEAD = 2
+
+# Ray takes one or two milliseconds of processor time a chunk, over all its processes. A fast
+# device therefore gets several batches in one chunk, up to this number of pictures.
+MAX_CHUNK = 32
+
+Chunk = TypeVar("Chunk", contravariant=True)
+Result = TypeVar("Result", covariant=True)
+
+
+def largest_chunk(least: int) -> int:
+    """The largest chunk that a device is given, in pictures.
+
+    Args:
+        least: The pictures of the batches that the device takes at once.
+
+    Returns:
+        A multiple of `least`, at most `MAX_CHUNK` unless `least` is more.
+    """
+    return least * max(1, MAX_CHUNK // least)
+
+
+@dataclass
+class DeviceReport:
+    """A device's share of a run.
+
+    Attributes:
+        pictures: Pictures inferred.
+        decoded: Picture files that the device read and decoded.
+        busy_seconds: Time inside inference, summed over batches and divided by the streams.
+        batch_ms: Host-visible time of each full batch, milliseconds. A backend whose first batch
+            lays out its memory leaves the first one of each stream out.
+        device_ms: The device's own time of each batch, milliseconds, if it measures one.
+        peak_memory: Most resident memory that the process had, bytes.
+    """
+
+    pictures: int = 0
+    decoded: int = 0
+    busy_seconds: float = 0.0
+    batch_ms: list[float] = field(default_factory=list)
+    device_ms: list[float] = field(default_factory=list)
+    peak_memory: int = 0
+
+
+class Device(Protocol[Chunk, Result]):
+    """A model on a device: made on the driver as plain data, loaded where it runs.
+
+    `process` is called by several threads at once: while one chunk is being inferred, the next
+    one is read and the last one is sent away.
+    """
+
+    def warm_up(self) -> None:
+        """Load the model, take all memory, and run each stream once.
+
+        Raises:
+            UserError: the model does not fit the device or the run.
+        """
+
+    def process(self, chunk: Chunk) -> Result:
+        """Do one chunk of work.
+
+        Raises:
+            UserError: the device refuses the chunk; it would refuse every other one, too.
+        """
+
+    def report(self) -> DeviceReport:
+        """What the device has done so far."""
+
+    def close(self) -> None:
+        """Give the device, its threads and its memory back."""
+
+
+# Makes the device with a number of the run, from 0.
+MakeDevice = Callable[[int], Device[Chunk, Result]]
+
+
+def device_name(number: int) -> str:
+    """The name of a device in messages, results and Ray, from its number in the run."""
+    return f"device:{number}"

@@ -1,0 +1,95 @@
+"""The device of `job=evaluate`: pictures in, detections back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cfdist.backends.base import DeviceSettings
+from cfdist.backends.model import BackendModel
+from cfdist.decode import decode_detections, join_peaks, to_peaks
+from cfdist.detections import Detections
+from cfdist.devices.base import AHEAD, DeviceReport, largest_chunk
+from cfdist.devices.memory import memory_as_user_error
+from cfdist.devices.reader import Reader, ReadPictures, Source
+from cfdist.devices.runner import Inferred, Runner
+from cfdist.model import ModelSpec
+
+
+class Detector:
+    """Reads, infers and decodes; keeps the `Device` protocol."""
+
+    def __init__(self, model: BackendModel, settings: DeviceSettings, readers: int) -> None:
+        """Remember what to load.
+
+        Args:
+            model: The model and its backend.
+            settings: The device's.
+            readers: Reader threads.
+        """
+        self._model = model
+        self._settings = settings
+        self._readers = readers
+
+    def warm_up(self) -> None:
+        """See `Device.warm_up`."""
+        self._runner, self._reader = load(self._model, self._settings, self._readers)
+        self._runner.warm_up()
+
+    def process(self, chunk: Sequence[Source]) -> list[Detections]:
+        """Detect the faces of some pictures, at most `largest_chunk` of them.
+
+        Returns:
+            One record a picture; those of pictures that cannot be read come last.
+        """
+        with self._reader.read(chunk) as pictures:
+            inferred = self._runner.infer(pictures.letterboxed)
+        return decode_pictures(pictures, inferred, self._model.spec)
+
+    def report(self) -> DeviceReport:
+        """See `Device.report`."""
+        return replace(self._runner.report(), decoded=self._reader.decoded)
+
+    def close(self) -> None:
+        """See `Device.close`."""
+        self._reader.close()
+        self._runner.close()
+
+
+def load(model: BackendModel, settings: DeviceSettings, readers: int) -> tuple[Runner, Reader]:
+    """A model, and a reader with as many buffers as the device holds chunks.
+
+    Args:
+        model: The model and its backend.
+        settings: The device's.
+        readers: Reader threads.
+
+    Raises:
+        UserError: the model does not fit the device or the run.
+    """
+    spec = model.spec
+    chunk = largest_chunk(spec.batch * model.capabilities.group)
+    runner = Runner(model, settings, chunk)
+    with memory_as_user_error(spec.batch):
+        reader = Reader((spec.width, spec.height), readers, chunk, settings.streams + AHEAD)
+    return runner, reader
+
+
+def decode_pictures(
+    pictures: ReadPictures, inferred: Inferred, spec: ModelSpec
+) -> list[Detections]:
+    """The detections of pictures that a model has seen.
+
+    Args:
+        pictures: The pictures; their letterboxed pixels are not used.
+        inferred: What the model gave for them.
+        spec: How peaks become boxes.
+
+    Returns:
+        One record a picture, in order, then those of `pictures.failures`.
+    """
+    peaks = join_peaks([to_peaks(one, spec.top_k) for one in inferred.outputs], spec.top_k)
+    found = decode_detections(pictures.keys, pictures.sizes, peaks, spec)
+    for i in inferred.failures:
+        found[i] = Detections(pictures.keys[i], error=inferred.error)
+    return found + [Detections(key, error=reason) for key, reason in pictures.failures]

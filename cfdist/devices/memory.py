@@ -1,0 +1,112 @@
+"""What the devices of a run take of the machine's memory, held against what is free."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+
+from cfdist.backends.model import BackendModel
+from cfdist.devices.base import AHEAD, largest_chunk
+from cfdist.errors import UserError
+from cfdist.machine import available_memory
+
+# Bytes an input pixel: 3 of a letterboxed picture; 4 times that as float32; the four heads' float32
+# maps, 15 channels for each 4x4 pixels.
+_PICTURE, _FLOATS, _HEADS = 3, 12, 15 * 4 / 16
+
+# The words of runtimes that run out of memory: CUDA, C++, ONNX Runtime, PyTorch on the CPU.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|bad_alloc|failed to allocate|can't allocate memory", re.IGNORECASE
+)
+
+
+def activation_bytes(model: BackendModel, threads: int = 1) -> int:
+    """What the network's activations take of the machine's memory in one CPU stream.
+
+    Args:
+        model: The model and its backend.
+        threads: CPU threads of the stream.
+    """
+    spec, backend = model.spec, model.backend_class
+    pictures = backend.pictures_at_once(spec.batch, threads)
+    per_pixel = model.capabilities.activation_bytes_per_pixel
+    return pictures * spec.height * spec.width * per_pixel
+
+
+def needed_bytes(model: BackendModel, count: int, streams: int, threads: int = 1) -> int:
+    """About what the devices of a run take on this machine, without the model's weights.
+
+    The memory of accelerators is their own and does not count.
+
+    Args:
+        model: The model and its backend.
+        count: Devices.
+        streams: Inferences that each device takes at once.
+        threads: CPU threads of each device.
+    """
+    spec = model.spec
+    pixels = spec.height * spec.width
+    group = model.capabilities.group
+    chunk = largest_chunk(spec.batch * group)
+    buffers = (streams + AHEAD) * chunk * pixels * _PICTURE
+    if model.is_simulated:
+        return int(count * buffers)
+    at_once = streams * group * spec.batch
+    # The input tensors' memory; on a CPU, chunks do not grow to fill it.
+    made = at_once if model.kind == "cpu" else (streams + 1) * chunk
+    batches = pixels * (made * _FLOATS + at_once * _HEADS)
+    if model.kind == "cpu":
+        batches += streams * activation_bytes(model, threads // streams)
+    return int(count * (buffers + batches))
+
+
+def stream_bytes(model: BackendModel) -> int:
+    """About what one more stream, with a thread of its own, takes on a CPU."""
+    one, two = (needed_bytes(model, 1, streams, threads=streams) for streams in (1, 2))
+    return two - one
+
+
+def refuse_too_large(
+    models: Sequence[BackendModel], count: int = 1, streams: int = 1, threads: int = 1
+) -> None:
+    """Refuse a batch that this machine's free memory cannot hold.
+
+    Args:
+        models: The models that each device runs.
+        count: Devices.
+        streams: Inferences that each device takes at once.
+        threads: CPU threads of each device.
+
+    Raises:
+        UserError: what is needed, and what is free.
+    """
+    needed = sum(needed_bytes(model, count, streams, threads) for model in models)
+    free = available_memory()
+    if needed > free:
+        devices = f"{count} device{'s' if count > 1 else ''}"
+        raise UserError(
+            f"model.batch={models[0].spec.batch}: {devices} with {streams} of these batches at "
+            f"once need about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; "
+            "choose a smaller model.batch, fewer devices or backend.streams=1"
+        )
+
+
+@contextlib.contextmanager
+def memory_as_user_error(batch: int) -> Iterator[None]:
+    """Turn a runtime's lack of memory in the `with` block into bad input.
+
+    Raises:
+        UserError: in place of the runtime's own error.
+    """
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime's are no RuntimeError
+        said = [line for line in str(error).splitlines() if _OUT_OF_MEMORY.search(line)]
+        if not said and not isinstance(error, MemoryError):
+            raise
+        reason = said[0] if said else "out of memory"
+        raise UserError(
+            f"model.batch={batch}: does not fit the device's memory ({reason}); choose a smaller "
+            "model.batch, or fewer backend.streams"
+        ) from None

@@ -1,0 +1,162 @@
+"""Pictures into batch buffers: files are read, decoded and letterboxed, ready pixels are copied."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cfdist.preprocess import PictureError, read_into
+from cfdist.widerface.manifest import WorkItem
+
+# How long a thread that returns from OpenCV waits at most for a thread that is busy in Python.
+# Python's own 5 ms would leave cores idle for 3 % of the time.
+SWITCH_SECONDS = 0.0005
+
+Size = tuple[int, int]  # width and height of a picture, pixels
+
+
+@dataclass(frozen=True)
+class LetterboxedPicture:
+    """A picture that was letterboxed elsewhere.
+
+    Attributes:
+        key: `WorkItem.key`.
+        size: The picture's width and height before letterboxing, pixels.
+        pixels: (H * W * 3,) u8: rows of the letterboxed picture, BGR.
+        error: Why the picture failed; `None` if it did not.
+    """
+
+    key: str
+    size: Size
+    pixels: NDArray[np.uint8]
+    error: str | None = None
+
+
+Source = WorkItem | LetterboxedPicture
+
+
+@dataclass(frozen=True)
+class ReadPictures:
+    """The pictures of a chunk, in a buffer that is reused.
+
+    Attributes:
+        keys: n keys of work items.
+        sizes: (n, 2) int32 width and height before letterboxing, pixels.
+        letterboxed: (n, H, W, 3) u8, BGR.
+        failures: (key, reason) of the chunk's pictures that cannot be used.
+    """
+
+    keys: tuple[str, ...]
+    sizes: NDArray[np.int32]
+    letterboxed: NDArray[np.uint8]
+    failures: tuple[tuple[str, str], ...]
+
+
+class Reader:
+    """Reader threads that fill the rows of batch buffers.
+
+    The threads are the parallelism: OpenCV's own threads are switched off until `close`.
+
+    Attributes:
+        decoded: Picture files read and decoded so far.
+    """
+
+    def __init__(self, size: Size, threads: int, rows: int, buffers: int) -> None:
+        """Start the threads and take the memory.
+
+        Args:
+            size: Width and height of the letterboxed pictures, pixels.
+            threads: Reader threads.
+            rows: Pictures a buffer: the largest chunk.
+            buffers: Chunks that may be in memory at once.
+        """
+        self._before = cv2.getNumThreads(), sys.getswitchinterval()
+        cv2.setNumThreads(1)
+        sys.setswitchinterval(SWITCH_SECONDS)
+        self.decoded = 0
+        self._thread_count = threads
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="reader")
+        self._buffers: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
+        width, height = size
+        for _ in range(buffers):
+            self._buffers.put(np.zeros((rows, height, width, 3), np.uint8))
+
+    @contextlib.contextmanager
+    def read(self, sources: Sequence[Source]) -> Iterator[ReadPictures]:
+        """Read a chunk; its buffer is the caller's for the `with` block.
+
+        Args:
+            sources: At most as many as a buffer has rows.
+        """
+        buffer = self._buffers.get()
+        try:
+            outcomes = self._fill(sources, buffer)
+            read = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
+            _close_gaps(buffer, read)
+            yield ReadPictures(
+                tuple(sources[i].key for i in read),
+                np.array([outcomes[i] for i in read], np.int32).reshape(-1, 2),
+                buffer[: len(read)],
+                tuple((sources[i].key, o) for i, o in enumerate(outcomes) if isinstance(o, str)),
+            )
+        finally:
+            self._buffers.put(buffer)
+
+    def _fill(self, sources: Sequence[Source], buffer: NDArray[np.uint8]) -> list[Size | str]:
+        """Put each picture into its row; returns its size, or why it failed."""
+        outcomes: list[Size | str] = [""] * len(sources)
+        # Each thread takes the next picture when it has done one: `next` is atomic.
+        numbers = iter(range(len(sources)))
+
+        def fill_rows() -> None:
+            for i in numbers:
+                outcomes[i] = _fill_row(sources[i], buffer[i])
+
+        count = min(self._thread_count, len(sources))
+        workers = [self._threads.submit(fill_rows) for _ in range(count)]
+        # All of them, even if one has raised: the buffer goes to another chunk after this.
+        wait(workers)
+        for worker in workers:
+            worker.result()
+        self.decoded += sum(
+            isinstance(source, WorkItem) and not isinstance(outcome, str)
+            for source, outcome in zip(sources, outcomes, strict=True)
+        )
+        return outcomes
+
+    def close(self) -> None:
+        """End the threads; OpenCV gets its own threads back."""
+        self._threads.shutdown()
+        threads, interval = self._before
+        cv2.setNumThreads(threads)
+        sys.setswitchinterval(interval)
+
+
+def _fill_row(source: Source, row: NDArray[np.uint8]) -> Size | str:
+    """Put a picture into its row; returns its width and height, or why it failed."""
+    if isinstance(source, LetterboxedPicture):
+        if source.error is not None:
+            return source.error
+        np.copyto(row, source.pixels.reshape(row.shape))
+        return source.size
+    try:
+        return read_into(source.path, row)
+    except PictureError as error:
+        return str(error)
+    except MemoryError:
+        return "does not fit into memory"
+
+
+def _close_gaps(rows: NDArray[np.uint8], read: list[int]) -> None:
+    """Move the rows of the pictures that were read to the front."""
+    for target, source in enumerate(read):
+        if target != source:
+            rows[target] = rows[source]

@@ -1,0 +1,195 @@
+"""A model on a device: input tensors in, checked and timed outputs back."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfdist.backends.base import DeviceSettings
+from cfdist.backends.model import BackendModel
+from cfdist.decode import Outputs, finite_pictures
+from cfdist.devices.base import DeviceReport, device_name
+from cfdist.devices.memory import memory_as_user_error
+from cfdist.machine import peak_memory
+from cfdist.preprocess import to_model_input
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """What a model gave for n pictures.
+
+    Attributes:
+        outputs: Head maps or peaks, one entry a batch.
+        is_finite: (n,) bool: the picture's outputs hold no NaN and no infinite value.
+        error: What to say of the other pictures; it names the device.
+    """
+
+    outputs: list[Outputs]
+    is_finite: NDArray[np.bool_]
+    error: str
+
+    @property
+    def failures(self) -> list[int]:
+        """The numbers of the pictures whose outputs are not finite."""
+        return np.flatnonzero(~self.is_finite).tolist()
+
+
+class Runner:
+    """A loaded model: makes input tensors, runs batches, checks and times them.
+
+    Attributes:
+        backend: The loaded model.
+    """
+
+    def __init__(self, model: BackendModel, settings: DeviceSettings, chunk: int) -> None:
+        """Load the model.
+
+        Args:
+            model: What to load.
+            settings: The device's.
+            chunk: Pictures that `infer` is given at once, at most.
+
+        Raises:
+            UserError: the model does not fit the device or the run.
+        """
+        self._spec = model.spec
+        self._kind = model.kind
+        self._name = device_name(settings.number)
+        with memory_as_user_error(self._spec.batch):
+            self.backend = model.load(settings)
+            self._streams = threading.BoundedSemaphore(self.backend.streams)
+            self._rooms = self._input_rooms(chunk)
+        self._report = DeviceReport()
+        self._lock = threading.Lock()
+        self._cold = 0  # whole batches, one a stream, that are yet to come and no measurement
+
+    def _input_rooms(self, chunk: int) -> queue.SimpleQueue[NDArray]:
+        """Memory for input tensors: a chunk for each stream, and one that is being made."""
+        rooms: queue.SimpleQueue[NDArray] = queue.SimpleQueue()
+        contract = self.backend.contract
+        if not contract.is_letterboxed_bytes:
+            for _ in range(self.backend.streams + 1):
+                rooms.put(np.empty(contract.shape(chunk), contract.dtype))
+        return rooms
+
+    def warm_up(self) -> None:
+        """Run each stream once, on a black picture.
+
+        Raises:
+            UserError: a batch does not fit the device's memory.
+        """
+        spec, capabilities = self._spec, self.backend.capabilities
+        count = self._warm_up_pictures()
+        is_cold = count < spec.batch or capabilities.learns_shape
+        self._cold = self.backend.streams if is_cold else 0
+        black = np.zeros((count, spec.height, spec.width, 3), np.uint8)
+        with memory_as_user_error(spec.batch):
+            inputs = to_model_input(black, self.backend.contract)
+            with ThreadPoolExecutor(self.backend.streams) as pool:
+                list(pool.map(self.backend.infer, [inputs] * self.backend.streams))
+        self.backend.device_times_ms()  # forgets the warm-up's
+
+    def _warm_up_pictures(self) -> int:
+        """How many pictures each stream begins with.
+
+        On a CPU one will do: a whole batch would take as long as the first chunk, which no steady
+        figure counts (for the five batch sizes of the published table 4 s on 2 cores).
+        """
+        capabilities = self.backend.capabilities
+        is_any_size = not (capabilities.has_fixed_batch or capabilities.learns_shape)
+        return 1 if self._kind == "cpu" and is_any_size else self._spec.batch
+
+    def infer(self, letterboxed: NDArray[np.uint8]) -> Inferred:
+        """Run letterboxed pictures through the model.
+
+        Args:
+            letterboxed: (n, H, W, 3) u8, BGR.
+
+        Raises:
+            UserError: a batch does not fit the device's memory.
+        """
+        with self._input_tensor(letterboxed) as inputs:
+            return self.run(inputs)
+
+    @contextlib.contextmanager
+    def _input_tensor(self, letterboxed: NDArray[np.uint8]) -> Iterator[NDArray]:
+        """Letterboxed pictures as the model takes them, for the `with` block."""
+        contract = self.backend.contract
+        if contract.is_letterboxed_bytes or not len(letterboxed):
+            yield letterboxed
+            return
+        room = self._rooms.get()
+        try:
+            yield to_model_input(letterboxed, contract, room[: len(letterboxed)])
+        finally:
+            self._rooms.put(room)
+
+    def run(self, inputs: NDArray) -> Inferred:
+        """Run an input tensor, batch by batch.
+
+        Args:
+            inputs: Array of `backend.contract.shape(n)` and dtype.
+
+        Raises:
+            UserError: a batch does not fit the device's memory.
+        """
+        size = self._spec.batch
+        batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]
+        with self._streams, memory_as_user_error(size):
+            outputs, seconds = self._timed(batches)
+        self._count(batches, seconds)
+        is_finite = [finite_pictures(one) for one in outputs] or [np.empty(0, np.bool_)]
+        return Inferred(
+            outputs,
+            np.concatenate(is_finite),
+            f"the model's outputs hold NaN or infinite values ({self._name})",
+        )
+
+    def _timed(self, batches: Sequence[NDArray]) -> tuple[list[Outputs], list[float]]:
+        """The batches' outputs, and the host-visible seconds of each.
+
+        Batches that a backend overlaps share their time in equal parts.
+        """
+        together = 1 if self.backend.capabilities.group == 1 else max(1, len(batches))
+        outputs: list[Outputs] = []
+        seconds: list[float] = []
+        for first in range(0, len(batches), together):
+            group = batches[first : first + together]
+            start = time.perf_counter()
+            outputs += self.backend.infer_many(group)
+            seconds += [(time.perf_counter() - start) / len(group)] * len(group)
+        return outputs, seconds
+
+    def _count(self, batches: Sequence[NDArray], seconds: Sequence[float]) -> None:
+        size, is_padded = self._spec.batch, self.backend.capabilities.has_fixed_batch
+        pictures = sum(map(len, batches))
+        with self._lock:
+            self._report.pictures += pictures
+            self._report.busy_seconds += sum(seconds) / self.backend.streams
+            is_first = self._cold > 0 and pictures >= size
+            self._cold -= is_first
+            # The time of a part of a batch counts only if the part costs as much as the whole.
+            self._report.batch_ms += [
+                1000 * each
+                for batch, each in zip(batches, seconds, strict=True)
+                if not is_first and (is_padded or len(batch) == size)
+            ]
+
+    def report(self) -> DeviceReport:
+        """What the model has done so far, and what the process has taken."""
+        with self._lock:
+            self._report.device_ms += self.backend.device_times_ms()
+            self._report.peak_memory = peak_memory()
+            return self._report
+
+    def close(self) -> None:
+        """Unload the model."""
+        self.backend.close()

@@ -1,0 +1,38 @@
+"""What an error that came through Ray means: a dead process, bad input, or a fault of ours."""
+
+from __future__ import annotations
+
+from cfdist.errors import UserError
+
+
+def is_death(error: Exception) -> bool:
+    """Whether the actor that was called is gone: it died, is out of reach, or Ray ended it.
+
+    An error inside a call that another actor's death caused is no death of the called one.
+    """
+    import ray
+
+    # Ray's error for a process that it ended to save memory is no `RayActorError`.
+    deaths = ray.exceptions.RayActorError | ray.exceptions.OutOfMemoryError
+    return isinstance(error, deaths) and not isinstance(error, ray.exceptions.RayTaskError)
+
+
+def user_error(error: Exception) -> Exception:
+    """The `UserError` inside an error that came through Ray, else the error itself.
+
+    Ray wraps what a task or an actor raises, and Ray Data wraps it once more.
+    """
+    import ray
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            # Its class may be one that Ray made; the message is what counts.
+            return UserError(str(cause.args[0] if cause.args else cause))
+        if isinstance(cause, ray.exceptions.OutOfMemoryError):
+            return UserError(
+                "out of memory: Ray ended a process because its machine has hardly any memory "
+                "left; choose a smaller model.batch, fewer devices or backend.streams=1"
+            )
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return error

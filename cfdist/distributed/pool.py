@@ -1,0 +1,362 @@
+"""The device actors of a run, each given work as fast as it asks."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+
+from cfdist.detections import to_arrow
+from cfdist.devices.base import Device, DeviceReport, MakeDevice, device_name
+from cfdist.distributed.failures import is_death, user_error
+from cfdist.distributed.plan import DevicePlan
+from cfdist.distributed.scheduler import Scheduler, chunk_for_rate
+from cfdist.distributed.work import Slice, Work, sources_of
+from cfdist.errors import UserError
+from cfdist.machine import reset_peak_memory
+
+log = logging.getLogger(__name__)
+
+# A device that dies is started again at once, this often in a run, all devices together.
+MAX_RESTARTS = 3
+
+# How often the driver looks for new blocks while none is there, seconds.
+_POLL_SECONDS = 0.02
+
+Actor = Any  # Ray's handle of an actor
+Ref = Any  # Ray's reference to an object
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class ChunkReport:
+    """What became of a chunk whose detections went to the reducer.
+
+    Attributes:
+        done: Pictures whose detections are on disk.
+        failed: Pictures that could not be used.
+    """
+
+    done: int
+    failed: int
+
+
+class DeviceActor:
+    """Hosts a device in a process of its own."""
+
+    def __init__(self, device: Device[Any, Any], reducer: Actor | None) -> None:
+        """Take over a device that is not loaded yet.
+
+        Args:
+            device: The device.
+            reducer: The actor that takes the device's detections, if they go to one.
+        """
+        self._device = device
+        self._reducer = reducer
+
+    def warm_up(self) -> None:
+        """See `Device.warm_up`."""
+        reset_peak_memory()
+        self._device.warm_up()
+        to_arrow([])  # imports pyarrow before the first chunk
+
+    def process(self, slices: Sequence[Slice], *blocks: pa.Table) -> Any:
+        """`Device.process` for some rows; returns once the reducer has the detections on disk.
+
+        Args:
+            slices: The rows; their block references are left out.
+            blocks: The block of each slice.
+        """
+        result = self._device.process(sources_of(slices, blocks))
+        if self._reducer is None:
+            return result
+        import ray
+
+        ray.get(self._reducer.add.remote(to_arrow(result)))
+        failed = sum(found.error is not None for found in result)
+        return ChunkReport(len(result) - failed, failed)
+
+    def process_directly(self, chunk: Any) -> Any:
+        """`Device.process` for a chunk that is no picture."""
+        return self._device.process(chunk)
+
+    def report(self) -> DeviceReport:
+        """See `Device.report`."""
+        return self._device.report()
+
+    def close(self) -> None:
+        """See `Device.close`."""
+        self._device.close()
+
+
+@dataclass(frozen=True)
+class _Handed:
+    """A chunk that a device is working on.
+
+    Attributes:
+        name: The device's name.
+        actor: The device's actor.
+        size: Rows of the chunk.
+    """
+
+    name: str
+    actor: Actor
+    size: int
+
+
+class DevicePool(Generic[Result]):
+    """The device actors of a run and the chunks that they are working on.
+
+    Attributes:
+        actors: Device name -> its actor.
+        reports: Device name -> its last report.
+        lost: Names of devices that died, one entry each time.
+    """
+
+    def __init__(
+        self,
+        plan: DevicePlan,
+        make_device: MakeDevice[Any, Result],
+        batch: int,
+        group: int = 1,
+        reducer: Actor | None = None,
+    ) -> None:
+        """Plan the actors; `start` starts them.
+
+        Args:
+            plan: How many, and what each gets.
+            make_device: Makes the device with a number.
+            batch: Pictures a batch.
+            group: Batches that a device should be given at once.
+            reducer: The actor that takes the devices' detections, if they go to one.
+        """
+        self._plan = plan
+        self._make_device = make_device
+        self._reducer = reducer
+        self._batch = batch
+        self._least = batch * group
+        self.actors: dict[str, Actor] = {}
+        self.reports: dict[str, DeviceReport] = {}
+        self.lost: list[str] = []
+        self._loading: dict[str, Ref] = {}
+
+    def begin(self) -> None:
+        """Start the actors that are not there, and let each load its model."""
+        import ray
+
+        make = ray.remote(DeviceActor)
+        options = self._plan.actor_options
+        for number in range(self._plan.count):
+            name = device_name(number)
+            if name not in self.actors:
+                device = self._make_device(number)
+                self.actors[name] = make.options(name=name, **options).remote(device, self._reducer)
+                self._loading[name] = self.actors[name].warm_up.remote()
+
+    def start(self) -> None:
+        """Start the actors that are not there, and wait until each has run its model once.
+
+        A device that dies meanwhile is started again. Once a run is under way it goes on without
+        the devices that die too often.
+
+        Raises:
+            UserError: a device refuses the model.
+            Exception: what else loading it ran into.
+        """
+        is_under_way = bool(self.reports)
+        died = self._load()
+        while died:
+            for name, error in died.items():
+                self._lose(name, error)
+            if len(self.lost) > MAX_RESTARTS:
+                if is_under_way and self.actors:
+                    return
+                raise user_error(next(iter(died.values())))
+            died = self._load()
+
+    def _load(self) -> dict[str, Exception]:
+        """Start the actors that are not there; returns why some died before they were ready.
+
+        Raises:
+            UserError: a device refuses the model.
+            Exception: what else loading it ran into.
+        """
+        import ray
+
+        self.begin()
+        loading, self._loading = self._loading, {}
+        died: dict[str, Exception] = {}
+        for name, ref in loading.items():
+            try:
+                ray.get(ref)
+                self.reports.setdefault(name, DeviceReport())
+            except ray.exceptions.RayError as error:
+                if not is_death(error):
+                    raise user_error(error) from None
+                died[name] = error
+        return died
+
+    def run_round(self, work: Work, on_done: Callable[[str, Result], None]) -> list[Exception]:
+        """Hand all work out, each device as fast as it asks.
+
+        Ray's `streaming_split` deals rows out evenly ahead of time, so that a run waits for its
+        slowest device. Here a device gets its next chunk when it finishes one.
+
+        Args:
+            work: The rows.
+            on_done: Called with the device's name and what its `process` returned for a chunk.
+
+        Returns:
+            What went wrong.
+
+        Raises:
+            UserError: a device refuses its work, or a block cannot be made: the rest of the work
+                would end in the same way.
+        """
+        running = _Round(self, self._plan, work, self._batch, self._least)
+        try:
+            return running.run(on_done)
+        finally:
+            work.close()
+
+    def restart(self, name: str, actor: Actor, error: Exception) -> None:
+        """Replace a dead actor, unless another of its chunks has had it replaced already."""
+        if self.actors.get(name) is actor:
+            self._lose(name, error)
+            if len(self.lost) <= MAX_RESTARTS:
+                self.start()
+
+    def _lose(self, name: str, error: Exception) -> None:
+        log.warning("%s was lost: %s", name, error)
+        self.lost.append(name)
+        # The actor may only be out of reach, and two cannot have one name.
+        kill_actors({name: self.actors.pop(name)})
+
+    def close(self) -> None:
+        """Collect the devices' reports, then end the devices."""
+        import ray
+
+        for name, actor in list(self.actors.items()):
+            try:
+                self.reports[name] = ray.get(actor.report.remote())
+                ray.get(actor.close.remote())
+            except ray.exceptions.RayError as error:
+                log.warning("%s gave no report: %s", name, error)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the actors, whatever they are doing."""
+        kill_actors(self.actors)
+        self.actors = {}
+
+
+class _Round(Generic[Result]):
+    """One round of a pool over some work."""
+
+    def __init__(
+        self, pool: DevicePool[Result], plan: DevicePlan, work: Work, batch: int, least: int
+    ) -> None:
+        self._pool = pool
+        self._plan = plan
+        self._work = work
+        self._least = least
+        self._size = least
+        self._scheduler = Scheduler(work, pool.actors, plan.streams, batch)
+        self._running: dict[Ref, _Handed] = {}
+        self._problems: list[Exception] = []
+        self._started = time.perf_counter()
+        self._finished = 0
+
+    def run(self, on_done: Callable[[str, Result], None]) -> list[Exception]:
+        """See `DevicePool.run_round`."""
+        import ray
+
+        self._begin()
+        refusal: UserError | None = None
+        while self._running:
+            timeout = _POLL_SECONDS if self._work.is_waiting else None
+            ended, _ = ray.wait(list(self._running), num_returns=1, timeout=timeout)
+            for ref in ended:
+                refusal = self._take_in(ref, on_done) or refusal
+            if refusal is None:
+                self._fill_all()
+        if refusal is not None:
+            raise refusal
+        return self._problems
+
+    def _begin(self) -> None:
+        """Give every device its first chunks, one each in turn."""
+        self._work.wait()
+        for _ in range(self._plan.max_in_flight):
+            for name in self._pool.actors:
+                self._hand_out(name)
+
+    def _take_in(self, ref: Ref, on_done: Callable[[str, Result], None]) -> UserError | None:
+        """Note a chunk that has ended; returns what the device refuses, if it does."""
+        import ray
+
+        handed = self._running.pop(ref)
+        try:
+            result = ray.get(ref)
+        except ray.exceptions.RayError as error:
+            return self._take_in_failure(handed, error)
+        self._scheduler.give_back(handed.name, handed.size, is_finished=True)
+        on_done(handed.name, result)
+        self._finished += handed.size
+        rate = self._finished / max(time.perf_counter() - self._started, 1e-3) / self._plan.count
+        self._size = chunk_for_rate(self._least, rate)
+        return None
+
+    def _take_in_failure(self, handed: _Handed, error: Exception) -> UserError | None:
+        self._scheduler.give_back(handed.name, handed.size, is_finished=False)
+        problem = user_error(error)
+        self._problems.append(problem)
+        log.error("%s failed", handed.name, exc_info=error)
+        if is_death(error):
+            self._pool.restart(handed.name, handed.actor, error)
+            if handed.name not in self._pool.actors:
+                self._scheduler.leave_out(handed.name)
+            return None
+        return problem if isinstance(problem, UserError) else None
+
+    def _fill_all(self) -> None:
+        """Hand each device as many chunks as it may hold; wait for work if nothing else is left."""
+        if not self._running:
+            self._work.wait()
+        for name, actor in self._pool.actors.items():
+            count = sum(handed.actor is actor for handed in self._running.values())
+            while count < self._plan.max_in_flight and self._hand_out(name):
+                count += 1
+
+    def _hand_out(self, name: str) -> bool:
+        slices = self._scheduler.next_chunk(name, self._size)
+        if not slices:
+            return False
+        actor = self._pool.actors[name]
+        rows = [Slice(None, one.start, one.stop, one.pass_number) for one in slices]
+        ref = actor.process.remote(rows, *(one.block for one in slices))
+        self._running[ref] = _Handed(name, actor, sum(map(len, slices)))
+        return True
+
+
+def kill_actors(actors: Mapping[str, Actor]) -> None:
+    """End named actors and wait until their names are free for the next run."""
+    import ray
+
+    for actor in actors.values():
+        ray.kill(actor)
+    wait_until_free(actors)
+
+
+def wait_until_free(names: Iterable[str]) -> None:
+    """Return when Ray has given the names of ended actors back, at most 10 s later."""
+    import ray
+
+    wanted = set(names)
+    deadline = time.monotonic() + 10
+    while wanted & set(ray.util.list_named_actors()) and time.monotonic() < deadline:
+        time.sleep(0.02)

@@ -1,0 +1,96 @@
+"""Which device gets how much work next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sized
+from math import ceil
+from typing import Protocol, TypeVar
+
+from cfdist.devices.base import largest_chunk
+
+# A chunk should keep its device busy for about this time.
+CHUNK_SECONDS = 0.25
+
+Part = TypeVar("Part", bound=Sized, covariant=True)
+
+
+class Rows(Protocol[Part]):
+    """Rows to do; see `cfdist.distributed.work.Work`."""
+
+    @property
+    def count(self) -> int:
+        """How many rows there are in all."""
+
+    def take(self, size: int) -> list[Part]:
+        """The next rows, at most `size`, in parts."""
+
+
+def chunk_for_rate(least: int, rate: float) -> int:
+    """How many pictures to hand out at once.
+
+    Args:
+        least: The pictures of the batches that a device takes at once.
+        rate: Pictures a second that one device has done until now.
+
+    Returns:
+        A multiple of `least`, at most `largest_chunk(least)`.
+    """
+    times = int(rate * CHUNK_SECONDS / least)
+    return min(least * max(1, times), largest_chunk(least))
+
+
+class Scheduler:
+    """Deals out rows in chunks, as the devices ask for them.
+
+    Towards the end the chunks become smaller: a quarter of an equal share of the rest ("guided
+    self-scheduling", Polychronopoulos and Kuck 1987). A device that holds its fair part of the
+    unfinished work gets no more. Thus all devices end together.
+    """
+
+    def __init__(self, work: Rows[Part], devices: Iterable[str], streams: int, batch: int) -> None:
+        """Begin with the first row.
+
+        Args:
+            work: The rows.
+            devices: The devices' names.
+            streams: Chunks that each device infers at the same time.
+            batch: Chunks are whole batches of this size, except for the last one.
+        """
+        self._work = work
+        self._left = work.count
+        self._held = dict.fromkeys(devices, 0)
+        self._finished = dict.fromkeys(self._held, 0)
+        self._streams = len(self._held) * streams
+        self._batch = batch
+
+    def next_chunk(self, device: str, size: int) -> list[Part]:
+        """The next rows for a device, `size` or fewer; empty if it should get none now."""
+        share = ceil(self._left / (4 * self._streams) / self._batch) * self._batch
+        chunk = self._work.take(min(size, share, self._room(device), self._left))
+        taken = sum(map(len, chunk))
+        self._left -= taken
+        self._held[device] += taken
+        return chunk
+
+    def give_back(self, device: str, size: int, is_finished: bool) -> None:
+        """Note that a device no longer holds a chunk of this size, finished or not."""
+        self._held[device] -= size
+        if is_finished and device in self._finished:
+            self._finished[device] += size
+
+    def leave_out(self, device: str) -> None:
+        """Count no longer on a device that is lost for good."""
+        self._finished.pop(device, None)
+
+    def _room(self, device: str) -> int:
+        """What a device may take without holding more than its part of the unfinished work.
+
+        A device's part is in proportion to what it has finished, at least one batch. A device that
+        holds nothing always gets some.
+        """
+        held = self._held[device]
+        # A part of the last batch takes a device as long as a whole batch.
+        unfinished = ceil(self._left / self._batch) + sum(self._held.values()) / self._batch
+        paces = {name: max(done, self._batch) for name, done in self._finished.items()}
+        fair = unfinished * paces[device] / sum(paces.values())
+        return self._batch * max(round(fair - held / self._batch), 0 if held else 1)

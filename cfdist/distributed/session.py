@@ -1,0 +1,225 @@
+"""The Ray cluster that a run uses: started here, or one that is there already."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cfdist.ascend.npu_smi import list_npus
+from cfdist.distributed.autoscaler import end_autoscaler
+from cfdist.distributed.plan import Auto, Devices
+from cfdist.errors import UserError, raise_terminated
+from cfdist.machine import available_cores
+
+if TYPE_CHECKING:
+    from cfdist.distributed.work import MaterialisedPictures
+
+# Names the devices that a process sees; inside, they are numbered from 0.
+VISIBLE_DEVICES = {"gpu": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
+
+
+@dataclass
+class SharedSession:
+    """A Ray session that stays open for the runs of a sweep while they want the same one.
+
+    Attributes:
+        settings: What the session was started with; a run that wants others gets a new session.
+        stack: Ends the session.
+        dashboard: The dashboard's URL, or `None` without one.
+        pictures: The letterboxed pictures of the sweep, once they are materialised.
+    """
+
+    settings: tuple[object, ...]
+    stack: contextlib.ExitStack
+    dashboard: str | None
+    pictures: MaterialisedPictures | None = None
+
+
+_shares_sessions = False
+_shared: SharedSession | None = None
+
+
+def share_sessions() -> None:
+    """Let `session` leave a session open for the next run, until `close_shared_session`."""
+    global _shares_sessions
+    _shares_sessions = True
+
+
+def shared_session() -> SharedSession | None:
+    """The open session of a sweep; `None` if each run has its own."""
+    return _shared
+
+
+def close_shared_session() -> None:
+    """End the session that the runs of a sweep share, if there is one."""
+    global _shared
+    shared, _shared = _shared, None
+    if shared is not None:
+        shared.pictures = None
+        shared.stack.close()
+
+
+@contextlib.contextmanager
+def session(
+    address: str | None,
+    dashboard: bool | Auto,
+    kind: str = "cpu",
+    devices: Devices = "auto",
+) -> Iterator[str | None]:
+    """The Ray session of a run: its own, or the one that the runs of a sweep share.
+
+    Args and yields are those of `own_session`.
+
+    Raises:
+        UserError: no cluster answers at `address`.
+    """
+    global _shared
+    if not _shares_sessions:
+        with own_session(address, dashboard, kind, devices) as url:
+            yield url
+        return
+    settings = (address, dashboard, kind, devices if isinstance(devices, list) else None)
+    if _shared is not None and _shared.settings != settings:
+        close_shared_session()
+    if _shared is None:
+        with contextlib.ExitStack() as stack:
+            url = stack.enter_context(own_session(address, dashboard, kind, devices))
+            _shared = SharedSession(settings, stack.pop_all(), url)
+    yield _shared.dashboard
+
+
+@contextlib.contextmanager
+def own_session(
+    address: str | None,
+    dashboard: bool | Auto,
+    kind: str = "cpu",
+    devices: Devices = "auto",
+) -> Iterator[str | None]:
+    """Connect to the cluster at `address`, or start one on this machine; leave it at the end.
+
+    A session that runs already (several jobs in one process) is used and left running.
+
+    Args:
+        address: "auto", "host:port", or `None` for a cluster of the run's own.
+        dashboard: Whether that cluster has Ray's dashboard; "auto": where somebody looks on.
+        kind: "cpu", "gpu" or "npu": what the run's devices are.
+        devices: As in the configuration; with a list, that cluster sees only those accelerators.
+
+    Yields:
+        The dashboard's URL, or `None` without one.
+
+    Raises:
+        UserError: no cluster answers at `address`.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # The device actors decide themselves which devices they see.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's node process connects to its own object store, in two starts of five a moment too early,
+    # and then waits a second before it tries again. Shorter waits, as many seconds in all.
+    os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "20")
+    os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
+    import ray
+
+    # Where the toolkit's package `acl` is missing, Ray logs a traceback and goes on.
+    logging.getLogger("ray._private.accelerators.npu").setLevel(logging.CRITICAL)
+    if ray.is_initialized():
+        yield None
+        return
+    quiet = {"configure_logging": True, "logging_level": logging.ERROR, "log_to_driver": False}
+    with contextlib.ExitStack() as undo:
+        if address is None:
+            undo.enter_context(_only_visible(kind, devices))
+            context = ray.init(
+                address="local",
+                num_cpus=available_cores(),
+                resources=_own_accelerators(kind),
+                include_dashboard=sys.stdout.isatty() if dashboard == "auto" else dashboard,
+                **quiet,
+            )
+        else:
+            context = _join(address, quiet)
+        # Ray has put its own handler in place, which ends in a crash report.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, raise_terminated)
+        try:
+            yield f"http://{context.dashboard_url}" if context.dashboard_url else None
+        finally:
+            if address is None:
+                end_autoscaler()
+            ray.shutdown()
+
+
+def _join(address: str, options: dict[str, Any]) -> Any:
+    """Connect to a cluster that is there; returns what `ray.init` does.
+
+    Raises:
+        UserError: no cluster answers at `address`.
+    """
+    import ray
+
+    _knock(address)
+    try:
+        return ray.init(address=address, **options)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[:1]
+        raise UserError(
+            f"cluster.address={address}: no Ray cluster answers there "
+            f"({reason[0] if reason else type(error).__name__}); start one with "
+            "`ray start --head`, or leave cluster.address out"
+        ) from None
+
+
+@contextlib.contextmanager
+def _only_visible(kind: str, devices: Devices) -> Iterator[None]:
+    """Limit the cluster that is started in the `with` block to a list of accelerators."""
+    if kind == "cpu" or not isinstance(devices, list):
+        yield
+        return
+    variable = VISIBLE_DEVICES[kind]
+    before = os.environ.get(variable)
+    os.environ[variable] = ",".join(map(str, devices))
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(variable, None)
+        else:
+            os.environ[variable] = before
+
+
+def _own_accelerators(kind: str) -> dict[str, int] | None:
+    """What a cluster on this machine is told of its NPUs.
+
+    Ray finds GPUs itself, NPUs only where the toolkit's Python package or the device files are.
+    """
+    if kind != "npu":
+        return None
+    visible = os.environ.get(VISIBLE_DEVICES[kind])
+    count = len(visible.split(",")) if visible else len(list_npus())
+    return {"NPU": count} if count else None
+
+
+def _knock(address: str) -> None:
+    """See whether anything listens at "host:port": Ray itself tries for minutes.
+
+    Raises:
+        UserError: nothing does.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.rpartition("//")[2], int(port)), timeout=5).close()
+    except OSError as error:
+        raise UserError(
+            f"cluster.address={address}: no Ray cluster answers there ({error}); start one with "
+            "`ray start --head`, or leave cluster.address out"
+        ) from None

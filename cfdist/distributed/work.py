@@ -1,0 +1,414 @@
+"""The work of a run: rows of the blocks of a Ray Dataset.
+
+A *block* is one object of Ray's store. Its rows are work items, or letterboxed pictures:
+
+- `item_work` makes blocks of work items; the device reads and letterboxes the files;
+- `letterboxing_work` runs a stage of a Ray Dataset that reads and letterboxes on the CPUs of any
+  node, and hands its blocks on as they come;
+- `MaterialisedPictures` keeps the blocks of that stage for the runs of a sweep.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from math import ceil
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cfdist.devices.reader import LetterboxedPicture, Size, Source
+from cfdist.distributed.failures import user_error
+from cfdist.errors import UserError
+from cfdist.preprocess import PictureError, read_into
+from cfdist.widerface.manifest import WorkItem
+
+# Work items of one block. A device maps the whole block for each of its chunks.
+BLOCK_ROWS = 1000
+
+# Bytes of a block of letterboxed pictures, about: 32 pictures of 800x800.
+LETTERBOXED_BLOCK_BYTES = 64_000_000
+
+# Shares of the object store and of the free memory that a sweep's pictures may take unasked.
+_STORE_SHARE, _MEMORY_SHARE = 0.6, 0.5
+
+_ITEM_COLUMNS = tuple(field.name for field in fields(WorkItem))
+
+Ref = Any  # Ray's reference to a block
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some rows of a block.
+
+    Attributes:
+        block: The block's reference.
+        start: The first row.
+        stop: The row after the last one.
+        pass_number: Which pass over the data set the rows are done for; 0: the rows say it.
+    """
+
+    block: Ref
+    start: int
+    stop: int
+    pass_number: int = 0
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return self.stop - self.start
+
+
+class Work:
+    """Rows to do, taken a chunk at a time.
+
+    Attributes:
+        count: How many rows there are in all.
+    """
+
+    def __init__(self, slices: Iterable[Slice], count: int) -> None:
+        self.count = count
+        self._slices = iter(slices)
+        self._current: Slice | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether more rows will come, but none is there now."""
+        return False
+
+    def wait(self) -> None:
+        """Return once `is_waiting` is false."""
+
+    def close(self) -> None:
+        """Make no more rows."""
+
+    def take(self, size: int) -> list[Slice]:
+        """The next rows, at most `size`; fewer if there are no more now."""
+        taken: list[Slice] = []
+        while size > 0:
+            if self._current is None:
+                self._current = self._next()
+            if self._current is None:
+                break
+            middle = min(self._current.start + size, self._current.stop)
+            taken.append(replace(self._current, stop=middle))
+            size -= len(taken[-1])
+            rest = replace(self._current, start=middle)
+            self._current = rest if len(rest) else None
+        return taken
+
+    def _next(self) -> Slice | None:
+        return next(self._slices, None)
+
+
+class _StreamedWork(Work):
+    """Work whose blocks are still being made; a thread waits for them."""
+
+    def __init__(self, slices: Iterator[Slice], count: int) -> None:
+        super().__init__((), count)
+        # A short queue: what waits here takes memory of the object store.
+        self._queue: queue.Queue[Slice | Exception | None] = queue.Queue(maxsize=2)
+        self._is_ended = False
+        self._is_closed = threading.Event()
+        self._thread = threading.Thread(target=self._pull, args=(slices,), daemon=True)
+        self._thread.start()
+
+    def _pull(self, slices: Iterator[Slice]) -> None:
+        try:
+            for one in slices:
+                self._put(one)
+                if self._is_closed.is_set():
+                    return
+            self._put(None)
+        except Exception as error:
+            self._put(error)
+
+    def _put(self, entry: Slice | Exception | None) -> None:
+        while not self._is_closed.is_set():
+            try:
+                return self._queue.put(entry, timeout=0.1)
+            except queue.Full:
+                continue
+
+    @property
+    def is_waiting(self) -> bool:
+        return self._current is None and not self._is_ended and self._queue.empty()
+
+    def wait(self) -> None:
+        if self.is_waiting:
+            self._current = self._accept(self._queue.get())
+
+    def close(self) -> None:
+        self._is_closed.set()
+        self._thread.join(timeout=10)
+
+    def _next(self) -> Slice | None:
+        if self._is_ended:
+            return None
+        try:
+            return self._accept(self._queue.get_nowait())
+        except queue.Empty:
+            return None
+
+    def _accept(self, entry: Slice | Exception | None) -> Slice | None:
+        if isinstance(entry, Exception):
+            self._is_ended = True
+            raise user_error(entry)
+        self._is_ended = entry is None
+        return entry
+
+
+def item_work(items: Sequence[WorkItem]) -> Work:
+    """Work whose rows are work items."""
+    import ray
+
+    if not items:
+        return Work((), 0)
+    # Taking the blocks as they are executes no plan: that would start two actors of Ray's own,
+    # which take the cores from the devices just as these load.
+    refs = _item_dataset(items, BLOCK_ROWS).to_arrow_refs()
+    return Work(
+        [Slice(ref, 0, len(block)) for ref, block in zip(refs, ray.get(refs), strict=True)],
+        len(items),
+    )
+
+
+def letterboxing_work(items: Sequence[WorkItem], size: Size, least: int) -> Work:
+    """Work whose rows are letterboxed pictures, made while the devices take them.
+
+    Args:
+        items: The pictures.
+        size: Width and height of the letterboxed pictures, pixels.
+        least: Rows a block are a multiple of it: the pictures that a device takes at once.
+
+    Raises:
+        UserError: the object store cannot hold two blocks.
+    """
+    if not items:
+        return Work((), 0)
+    rows = block_rows(size, least)
+    _refuse_small_store(rows, size)
+    blocks = _blocks_of(letterbox_stage(items, size, rows))
+    return _StreamedWork((Slice(ref, 0, count) for ref, count in blocks), len(items))
+
+
+@dataclass(frozen=True)
+class MaterialisedPictures:
+    """The letterboxed pictures of a data set, in Ray's object store.
+
+    Attributes:
+        fingerprint: `Manifest.fingerprint` of the pictures.
+        size: Width and height of the letterboxed pictures, pixels.
+        blocks: The blocks, in the order of the pictures.
+        places: Picture id -> (number of its block, row in it).
+        failed: How many pictures could not be used.
+    """
+
+    fingerprint: str
+    size: Size
+    blocks: tuple[Ref, ...]
+    places: dict[str, tuple[int, int]]
+    failed: int
+
+    def work(self, items: Iterable[WorkItem]) -> Work:
+        """The rows of some of the pictures, in any pass over them."""
+        slices: list[Slice] = []
+        count = 0
+        for item in items:
+            number, row = self.places[item.id]
+            block, number_of_pass = self.blocks[number], item.pass_number
+            last = slices[-1] if slices else None
+            if last and (last.block, last.stop, last.pass_number) == (block, row, number_of_pass):
+                slices[-1] = replace(last, stop=row + 1)
+            else:
+                slices.append(Slice(block, row, row + 1, number_of_pass))
+            count += 1
+        return Work(slices, count)
+
+
+def materialise(items: Sequence[WorkItem], fingerprint: str, size: Size) -> MaterialisedPictures:
+    """Letterbox pictures once and keep them; Ray spills what its store cannot hold.
+
+    Args:
+        items: The pictures, each once.
+        fingerprint: `Manifest.fingerprint` of the pictures.
+        size: Width and height of the letterboxed pictures, pixels.
+
+    Raises:
+        UserError: the object store cannot hold two blocks.
+    """
+    rows = block_rows(size, 1)
+    _refuse_small_store(rows, size)
+    blocks = list(_blocks_of(letterbox_stage(items, size, rows)))
+    rows_of_blocks = [
+        (number, row) for number, (_, count) in enumerate(blocks) for row in range(count)
+    ]
+    places = dict(zip((item.id for item in items), rows_of_blocks, strict=True))
+    failed = sum(_count_failed([ref for ref, _ in blocks]))
+    return MaterialisedPictures(fingerprint, size, tuple(ref for ref, _ in blocks), places, failed)
+
+
+def _count_failed(refs: Sequence[Ref]) -> list[int]:
+    import ray
+
+    def count(block: pa.Table) -> int:
+        return len(block) - block.column("error").null_count
+
+    task = ray.remote(num_cpus=0)(count)
+    return ray.get([task.remote(ref) for ref in refs])
+
+
+def store_bytes() -> int:
+    """The size of the cluster's object store, bytes."""
+    import ray
+
+    return int(ray.cluster_resources().get("object_store_memory", 0))
+
+
+def fits_store(pictures: int, size: Size, free_memory: int) -> bool:
+    """Whether letterboxed pictures may be kept without asking.
+
+    Args:
+        pictures: How many.
+        size: Their width and height, pixels.
+        free_memory: Free memory of this machine, bytes.
+    """
+    needed = pictures * picture_bytes(size)
+    return needed <= min(_STORE_SHARE * store_bytes(), _MEMORY_SHARE * free_memory)
+
+
+def picture_bytes(size: Size) -> int:
+    """Bytes of one letterboxed picture of this width and height."""
+    return size[0] * size[1] * 3
+
+
+def block_rows(size: Size, least: int) -> int:
+    """Pictures of one block: about `LETTERBOXED_BLOCK_BYTES`, a multiple of `least`."""
+    wanted = max(1, round(LETTERBOXED_BLOCK_BYTES / picture_bytes(size)))
+    return least * max(1, wanted // least)
+
+
+def _refuse_small_store(rows: int, size: Size) -> None:
+    needed, there = 2 * rows * picture_bytes(size), store_bytes()
+    if needed > there:
+        raise UserError(
+            f"preprocess.where=cluster: Ray's object store has {there / 1e6:.0f} MB, two blocks of "
+            f"{rows} letterboxed pictures need {needed / 1e6:.0f} MB; choose a smaller "
+            "model.batch, preprocess.where=device, or a cluster with a larger store (ray start "
+            "--head --object-store-memory=BYTES)"
+        )
+
+
+def _item_dataset(items: Sequence[WorkItem], rows: int) -> Any:
+    """A Ray Dataset of work items with about `rows` rows a block."""
+    import ray.data
+
+    # It warns that no core is free.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # Blocks come in the order of the items, one for each block of items, however large they are.
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = None
+    # Not `from_arrow`: it needs a free core for tasks of its own, which the devices may hold.
+    return ray.data.from_items(
+        [asdict(item) for item in items], override_num_blocks=ceil(len(items) / rows)
+    )
+
+
+def letterbox_stage(items: Sequence[WorkItem], size: Size, rows: int) -> Any:
+    """A Ray Dataset of letterboxed pictures; `letterbox_block` says what its blocks hold.
+
+    Args:
+        items: The pictures.
+        size: Width and height of the letterboxed pictures, pixels.
+        rows: Pictures of one block.
+    """
+    return _item_dataset(items, rows).map_batches(
+        letterbox_block,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_kwargs={"size": size},
+        num_cpus=1,
+    )
+
+
+def _blocks_of(dataset: Any) -> Iterator[tuple[Ref, int]]:
+    """The blocks of a Dataset, as they are made, with the rows of each."""
+    for bundle in dataset.iter_internal_ref_bundles():
+        for entry in bundle.blocks:
+            yield entry.ref, entry.metadata.num_rows
+
+
+def letterbox_block(table: pa.Table, size: Size) -> pa.Table:
+    """Read and letterbox the pictures of a block of work items.
+
+    Args:
+        table: Columns are the attributes of `WorkItem`.
+        size: Width and height of the letterboxed pictures, pixels.
+
+    Returns:
+        The same columns and width, height (int32, before letterboxing), error (string, null if the
+        picture can be used) and pixels (binary of H * W * 3 bytes, u8 BGR).
+    """
+    import cv2
+
+    cv2.setNumThreads(1)  # the tasks are the parallelism
+    width, height = size
+    pixels = np.zeros((len(table), height, width, 3), np.uint8)
+    sizes = np.zeros((len(table), 2), np.int32)
+    errors: list[str | None] = [None] * len(table)
+    for i, path in enumerate(table.column("path").to_pylist()):
+        try:
+            sizes[i] = read_into(path, pixels[i])
+        except PictureError as error:
+            errors[i] = str(error)
+    columns = {
+        "width": pa.array(sizes[:, 0]),
+        "height": pa.array(sizes[:, 1]),
+        "error": pa.array(errors, pa.string()),
+        "pixels": pa.FixedSizeBinaryArray.from_buffers(
+            pa.binary(picture_bytes(size)), len(table), [None, pa.py_buffer(pixels)]
+        ),
+    }
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    return table
+
+
+def sources_of(slices: Sequence[Slice], blocks: Sequence[pa.Table]) -> list[Source]:
+    """The rows of slices, as a device reads them.
+
+    Args:
+        slices: What to take.
+        blocks: The block of each slice.
+    """
+    found: list[Source] = []
+    for one, block in zip(slices, blocks, strict=True):
+        part = block.slice(one.start, len(one))
+        items = [WorkItem(**row) for row in part.select(_ITEM_COLUMNS).to_pylist()]
+        if one.pass_number:
+            items = [replace(item, pass_number=one.pass_number) for item in items]
+        found += _letterboxed(items, part) if "pixels" in block.column_names else items
+    return found
+
+
+def _letterboxed(items: Sequence[WorkItem], part: pa.Table) -> list[LetterboxedPicture]:
+    sizes = zip(part.column("width").to_pylist(), part.column("height").to_pylist(), strict=True)
+    errors = part.column("error").to_pylist()
+    pixels = [row for chunk in part.column("pixels").chunks for row in _binary_rows(chunk)]
+    return [
+        LetterboxedPicture(item.key, size, row, error)
+        for item, size, row, error in zip(items, sizes, pixels, errors, strict=True)
+    ]
+
+
+def _binary_rows(array: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
+    """(n, bytes) u8 of a column of fixed-size binary values, without copying them."""
+    width = array.type.byte_width
+    rows = np.frombuffer(array.buffers()[1], np.uint8).reshape(-1, width)
+    return rows[array.offset : array.offset + len(array)]
