@@ -59,7 +59,7 @@ def spec_for_backend(config: ModelConfig, backend: str) -> ModelSpec:
     Raises:
         UserError: no file given, not there, or not the expected one.
     """
-    if backend_class(backend).is_simulated:
+    if backend_class(backend).capabilities.is_simulated:
         return conventions(config)
     return model_spec(config, config.checkpoint if backend == "torch" else None)
 

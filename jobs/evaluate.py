@@ -105,7 +105,7 @@ def main(config: Config, output: Path, started: float) -> int:
         phases.end("run")
     phases.end("shut_down")
     results = summarise(config, model, manifest, outcome, fingerprint, phases)
-    if model.backend_class.is_simulated:
+    if model.backend_class.capabilities.is_simulated:
         # They would look like a detector's that has found nothing.
         shutil.rmtree(output / PREDICTIONS)
         (output / PARQUET).unlink()
@@ -213,7 +213,7 @@ def summarise(
         phases: "imports", "checks", "ray" and "devices" before the first picture, "run" with the
             evaluation, "shut_down" after it.
     """
-    simulated = model.backend_class.is_simulated
+    simulated = model.backend_class.capabilities.is_simulated
     start_up = {name: phases.seconds.get(name, 0.0) for name in START_UP}
     total_seconds = sum(phases.seconds.values())
     run_seconds = outcome.timeline.seconds

@@ -135,19 +135,19 @@ class Device:
         """
         with memory_as_user_error(self._spec.batch):
             backend = self._backend = backends.create(*self._load)
-            self._slots = threading.BoundedSemaphore(backend.slots)
+            self._slots = threading.BoundedSemaphore(backend.streams)
             self._reducer = reducer
             shape = (self._spec.height, self._spec.width, 3)
             for _ in range(buffers):
                 self._buffers.put(np.zeros((chunk, *shape), np.uint8))
             self._make_inputs(backend, chunk)
             count = self._warm_up_pictures()
-            is_cold = count < self._spec.batch or backend.learns_shape
-            self._cold = backend.slots if is_cold else 0
+            is_cold = count < self._spec.batch or backend.capabilities.learns_shape
+            self._cold = backend.streams if is_cold else 0
             zeros = np.zeros((count, *shape), np.uint8)
             inputs = to_model_input(zeros, backend.contract)
-            with ThreadPoolExecutor(backend.slots) as pool:
-                list(pool.map(lambda _: backend.infer(inputs), range(backend.slots)))
+            with ThreadPoolExecutor(backend.streams) as pool:
+                list(pool.map(lambda _: backend.infer(inputs), range(backend.streams)))
         to_arrow([])  # what it imports is there before the first chunk
         self._backend.device_times_ms()  # the warm-up's are forgotten
 
@@ -157,7 +157,7 @@ class Device:
         if contract.is_warped_bytes or contract in self._inputs:
             return
         room = self._inputs[contract] = queue.SimpleQueue()
-        for _ in range(backend.slots + 1):
+        for _ in range(backend.streams + 1):
             room.put(np.empty(contract.shape(chunk), contract.dtype))
 
     def _warm_up_pictures(self) -> int:
@@ -168,7 +168,8 @@ class Device:
         """
         backend = self._backend
         is_cpu = backend.device_kind(self._load[2].options) == "cpu"
-        is_any_size = not (backend.has_fixed_batch or backend.learns_shape)
+        can = backend.capabilities
+        is_any_size = not (can.has_fixed_batch or can.learns_shape)
         return 1 if is_cpu and is_any_size else self._spec.batch
 
     def process(
@@ -277,14 +278,14 @@ class Device:
                 results, seconds = _run_timed(backend, batches)
         with self._report_lock:
             self._report.pictures += len(warped)
-            self._report.busy_seconds += sum(seconds) / self._backend.slots
+            self._report.busy_seconds += sum(seconds) / self._backend.streams
             is_first = self._cold > 0 and len(warped) >= size
             self._cold -= is_first
             # A part of a batch is no batch, unless it costs as much.
             self._report.batch_ms += [
                 1000 * each
                 for batch, each in zip(batches, seconds, strict=True)
-                if not is_first and (backend.has_fixed_batch or len(batch) == size)
+                if not is_first and (backend.capabilities.has_fixed_batch or len(batch) == size)
             ]
         return results
 
@@ -356,7 +357,7 @@ def _run_timed(
 
     Where a backend overlaps several batches, each counts as their time divided by their number.
     """
-    together = 1 if backend.group == 1 else len(batches)
+    together = 1 if backend.capabilities.group == 1 else len(batches)
     results: list[HeadMaps | Peaks] = []
     seconds: list[float] = []
     for first in range(0, len(batches), together):

@@ -26,7 +26,7 @@ _OUT_OF_MEMORY = re.compile(
 def activation_bytes(spec: ModelSpec, backend: type[Backend], threads: int = 1) -> int:
     """What the network's activations take of the machine's memory in a CPU slot of some threads."""
     pictures = backend.pictures_at_once(spec.batch, threads)
-    return pictures * spec.height * spec.width * backend.activation_bytes_per_pixel
+    return pictures * spec.height * spec.width * backend.capabilities.activation_bytes_per_pixel
 
 
 def needed_bytes(
@@ -48,11 +48,11 @@ def needed_bytes(
         threads: CPU threads each has for them.
     """
     pixels = spec.height * spec.width
-    chunk = largest_chunk(spec.batch * backend.group)
+    chunk = largest_chunk(spec.batch * backend.capabilities.group)
     buffers = (slots + AHEAD) * chunk * pixels * _PICTURE
-    if backend.is_simulated:
+    if backend.capabilities.is_simulated:
         return int(count * buffers)
-    at_once = slots * backend.group * spec.batch
+    at_once = slots * backend.capabilities.group * spec.batch
     # The device's input buffers; on a CPU, chunks do not grow to fill them.
     made = at_once if kind == "cpu" else (slots + 1) * chunk
     batches = pixels * (made * _FLOATS + at_once * _HEADS)

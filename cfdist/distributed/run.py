@@ -165,7 +165,7 @@ def evaluate_manifest(
         Device,
         (backend, spec, settings, plan.feeders),
         spec.batch,
-        group=backend_class.group,
+        group=backend_class.capabilities.group,
         reducer=reducer,
         pictures=pictures,
     )
