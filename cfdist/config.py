@@ -168,6 +168,17 @@ class BackendConfig:
     preset: str | None = _key(
         "simulated: the chip whose published times are taken", None, choices=("310P3",)
     )
+    fault: str | None = _key(
+        "simulated: what it gives wrong. nan: a heat map of NaN, inf: infinite box sizes, "
+        "inf_scores: infinite scores; null: nothing",
+        None,
+        choices=("nan", "inf", "inf_scores"),
+    )
+    fault_device: int | None = _key(
+        "simulated: the number of the one device with that fault, from 0; null: all have it",
+        None,
+        minimum=0,
+    )
 
     def as_dict(self):
         from dataclasses import asdict

@@ -91,22 +91,6 @@ def join_peaks(batches: Sequence[Peaks], k: int) -> Peaks:
     )
 
 
-def finite_pictures(outputs: Outputs) -> NDArray[np.bool_]:
-    """Which pictures' outputs are all finite.
-
-    Args:
-        outputs: What a model gave for n pictures.
-
-    Returns:
-        (n,) bool.
-    """
-    if isinstance(outputs, Peaks):
-        arrays = [outputs.score, np.where(outputs.score[..., None] > 0, outputs.values, 0)]
-    else:
-        arrays = [outputs.hm, outputs.wh, outputs.offset, outputs.landmarks]
-    return np.all([[np.isfinite(one).all() for one in array] for array in arrays], axis=0)
-
-
 def select_peaks(heads: HeadMaps, k: int = TOP_K) -> Peaks:
     """The K highest local maxima of each heat map.
 
@@ -136,7 +120,8 @@ def graph_peaks(
 ) -> Peaks:
     """What a graph that picks its own peaks gave, as `select_peaks` would have given it.
 
-    Runtimes may return equal scores in any order, and anything in the rows of score 0.
+    Runtimes may return equal scores in any order, and anything in the rows of score 0. A NaN score
+    stays, in the last rows, for `finite_pictures` to find.
 
     Args:
         score: (n, K).
@@ -155,6 +140,31 @@ def graph_peaks(
         np.where(none[..., None], np.float32(0), values),
         width,
     )
+
+
+def finite_pictures(outputs: Outputs) -> NDArray[np.bool_]:
+    """Which pictures' outputs are all finite.
+
+    Ask before `select_peaks`, which takes a NaN of the heat map for no peak.
+
+    Args:
+        outputs: Of n pictures. The rows of `Peaks` that no peak is in, those with a score of 0 or
+            less, may hold anything; a NaN score is not finite.
+
+    Returns:
+        (n,) False for the pictures with a NaN or an infinity.
+    """
+    if isinstance(outputs, Peaks):
+        is_finite = np.isfinite(outputs.score) & np.isfinite(outputs.values).all(axis=2)
+        return np.asarray((is_finite | (outputs.score <= 0)).all(axis=1))
+    finite = np.ones(len(outputs.hm), bool)
+    for maps in (outputs.hm, outputs.wh, outputs.offset, outputs.landmarks):
+        # A NaN or an infinity makes the float32 sum one, and einsum reads the maps twice as fast
+        # as isfinite. Large finite values do so too, so that only the values themselves decide.
+        sums = np.einsum("nchw->n", maps)
+        for i in np.flatnonzero(~np.isfinite(sums) & finite):
+            finite[i] = np.isfinite(maps[i]).all()
+    return finite
 
 
 def _top_peaks(hm: NDArray[np.float32], k: int) -> NDArray[np.intp]:

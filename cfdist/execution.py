@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from cfdist import backends
+from cfdist.backends.choice import choose_cpu_backend
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config, ModelConfig
 from cfdist.devices.memory import refuse_too_large, stream_bytes
@@ -26,7 +27,7 @@ from cfdist.distributed.session import session, shared_session
 from cfdist.distributed.work import fits_store, item_work, letterboxing_work, materialise
 from cfdist.errors import UserError
 from cfdist.files import JOURNAL
-from cfdist.machine import available_memory
+from cfdist.machine import available_cores, available_memory
 from cfdist.model import ModelSpec, locate_model, verify_model
 from cfdist.widerface.manifest import Manifest
 
@@ -62,9 +63,15 @@ def find_model(config: Config, folder: Path | None = None) -> BackendModel:
     Raises:
         UserError: the backend cannot run the model.
     """
-    begun = begun_identity(folder / JOURNAL) if folder and config.backend.name == "auto" else None
-    backend = backends.resolve(begun.backend if begun else config.backend.name)
-    options = config.backend.as_dict()
+    name, options = config.backend.name, config.backend.as_dict()
+    begun = begun_identity(folder / JOURNAL) if folder and name == backends.AUTO else None
+    if begun:
+        name = begun.backend
+    elif backends.is_cpu_auto(name) and config.cluster.address is None:
+        spec = model_spec(config.model)
+        choice = choose_cpu_backend(spec, options, available_cores())
+        return BackendModel(choice.name, spec, options, remark=str(choice))
+    backend = backends.resolve(name)
     model = BackendModel(backend, _spec_for_backend(config.model, backend), options)
     model.check()
     return model

@@ -140,9 +140,9 @@ def configured_feeders(config: Config, kind: str, cores: int) -> int | None:
 
 def _run_loops(config: Config, model: Model, figures: Figures) -> None:
     """The model alone, on all devices at once."""
-    from cfdist.distributed.looping_device import input_kind, loop_devices
+    from cfdist.distributed.looping_device import loop_devices
 
-    kind = input_kind(config.benchmark.input, model.backend_class)
+    kind = config.benchmark.input
     benchmark_screen.print_loops(config.benchmark.loops, kind)
     figures.loops = loop_devices(
         backend=model.backend,
@@ -216,7 +216,7 @@ def summarise(
     """
     whole = _evaluated(config, model, manifest, figures, phases)
     inference = _inference_entry(config, model, figures)
-    simulated = model is not None and model.backend_class.is_simulated
+    simulated = model is not None and model.backend_class.capabilities.is_simulated
     total = 0 if manifest is None else len(manifest.items)
     throughput = whole.throughput if whole else {"steady": None, "end_to_end": None}
     return Results(
@@ -292,12 +292,12 @@ def _inference_entry(
 ) -> dict[str, Any] | None:
     if model is None or figures.loops is None:
         return None
-    from cfdist.distributed.looping_device import common_rates, input_kind
+    from cfdist.distributed.looping_device import common_rates
 
     rates = common_rates(list(figures.loops.values()), model.spec.batch)
     return {
         "loops": config.benchmark.loops,
-        "input": input_kind(config.benchmark.input, model.backend_class),
+        "input": config.benchmark.input,
         "pictures_per_second": sum(rates),
         "devices": [
             {
@@ -327,7 +327,7 @@ def _bound_entry(
     if model is None or inference is None or not figures.host:
         return None
     plan = figures.plan
-    shares_cores = model.kind == "cpu" and not model.backend_class.is_simulated
+    shares_cores = model.kind == "cpu" and not model.backend_class.capabilities.is_simulated
     return find_bound(
         inference["pictures_per_second"],
         figures.host,

@@ -199,7 +199,7 @@ def _run(config, options, plan, reference, candidate, manifest, tally, progress)
         ComparingDevice,
         (reference, candidate, DeviceSettings(plan.threads, 1, options=options), plan.feeders),
         reference[1].batch,
-        group=max(one.group for one in classes),
+        group=max(one.capabilities.group for one in classes),
     )
 
     def take(_: str, batch: ComparedBatch) -> None:

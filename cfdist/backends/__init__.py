@@ -1,10 +1,10 @@
-"""Inference backends: one file each, loaded only when used."""
+"""Inference backends, loaded only when used; `register_backend` adds another one."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cfdist.ascend.npu_smi import list_npus
 from cfdist.errors import UserError
@@ -13,57 +13,121 @@ if TYPE_CHECKING:
     from cfdist.backends.base import Backend, DeviceSettings
     from cfdist.model import ModelSpec
 
+AUTO = "auto"
 SIMULATED = "simulated"
+CPU_RUNTIMES = ("openvino", "onnxruntime")  # what "auto" chooses from, the first one if equal
 
-# name -> (module, class, the package it needs)
-BACKENDS = {
-    "openvino": ("cfdist.backends.openvino", "OpenVINOBackend", "openvino"),
-    "onnxruntime": ("cfdist.backends.onnxruntime", "OnnxRuntimeBackend", "onnxruntime"),
-    "torch": ("cfdist.backends.torch", "TorchBackend", "torch"),
-    # Not by the name ais_bench: an unrelated package has it too.
-    "om": ("cfdist.backends.om", "OmBackend", "aclruntime"),
-    SIMULATED: ("cfdist.backends.simulated", "SimulatedBackend", "numpy"),
-}
+_INSTALL = "`pip install -r requirements.txt`"
 
-CPU_PREFERENCE = ("openvino", "onnxruntime")
 
-_INSTALL = {
-    "torch": "`pip install -r requirements-torch.txt`",
-    "om": (
-        "the wheels aclruntime and ais_bench from that project's own pages, see docs/ascend.md "
-        "(ais-bench-benchmark is another tool)"
-    ),
-}
+class BackendEntry(NamedTuple):
+    """Where a backend is.
+
+    Attributes:
+        module: The module that holds its class.
+        class_name: Its class, a `cfdist.backends.base.Backend`.
+        package: The package that it needs, by the name under which Python imports it.
+        install: How a person gets that package.
+    """
+
+    module: str
+    class_name: str
+    package: str
+    install: str = _INSTALL
+
+
+BACKENDS: dict[str, BackendEntry] = {}
+
+
+def register_backend(
+    name: str, module: str, class_name: str, package: str, install: str = _INSTALL
+) -> None:
+    """Add a backend, or replace the one of that name; nothing is imported yet.
+
+    Args:
+        name: What `backend=` calls it.
+        module: See `BackendEntry`, as for the others.
+        class_name: The class in that module.
+        package: The package that it needs.
+        install: How a person gets that package.
+    """
+    BACKENDS[name] = BackendEntry(module, class_name, package, install)
+
+
+register_backend("openvino", "cfdist.backends.openvino", "OpenVINOBackend", "openvino")
+register_backend("onnxruntime", "cfdist.backends.onnxruntime", "OnnxRuntimeBackend", "onnxruntime")
+register_backend(
+    "torch",
+    "cfdist.backends.torch",
+    "TorchBackend",
+    "torch",
+    "`pip install -r requirements-torch.txt`",
+)
+register_backend(
+    "om",
+    "cfdist.backends.om",
+    "OmBackend",
+    "aclruntime",  # an unrelated package has the name ais_bench too
+    "the wheels aclruntime and ais_bench from that project's own pages, see docs/ascend.md "
+    "(ais-bench-benchmark is another tool)",
+)
+register_backend(SIMULATED, "cfdist.backends.simulated", "SimulatedBackend", "numpy")
+
+
+def is_cpu_auto(name: str) -> bool:
+    """Whether a name leaves the CPU runtime open: it is "auto", and "auto" is not om here.
+
+    `cfdist.backends.choice.choose_cpu_backend` then says which one is faster.
+    """
+    return name == AUTO and not (list_npus() and is_installed("om"))
 
 
 def resolve(name: str) -> str:
-    """The backend that a name means; "auto": om where NPUs and ais_bench are, else OpenVINO.
+    """The backend that a name means.
+
+    "auto" is om on a machine with NPUs and ais_bench, else the first CPU runtime that is
+    installed, without measuring.
 
     Raises:
         UserError: no such backend, or its package is not installed.
     """
-    if name == "auto":
-        candidates = ("om", *CPU_PREFERENCE) if list_npus() else CPU_PREFERENCE
-        for candidate in candidates:
-            if _is_installed(candidate):
-                return candidate
-        raise UserError("backend=auto: neither openvino nor onnxruntime is installed; run ./run.sh")
+    if name == AUTO:
+        return installed_cpu_runtimes()[0] if is_cpu_auto(name) else "om"
     if name not in BACKENDS:
-        raise UserError(f"backend={name}: no such backend; choose auto, {', '.join(BACKENDS)}")
-    if not _is_installed(name):
-        package = BACKENDS[name][2]
-        how = _INSTALL.get(name, "`pip install -r requirements.txt`")
+        raise UserError(f"backend={name}: no such backend; choose {AUTO}, {', '.join(BACKENDS)}")
+    if not is_installed(name):
+        entry = BACKENDS[name]
         raise UserError(
-            f"backend={name}: the Python package {package!r} is not installed; get it: {how}, or "
-            "choose another backend"
+            f"backend={name}: the Python package {entry.package!r} is not installed; get it: "
+            f"{entry.install}, or choose another backend"
         )
     return name
 
 
+def installed_cpu_runtimes() -> list[str]:
+    """Those of `CPU_RUNTIMES` that are installed, at least one.
+
+    Raises:
+        UserError: none is installed.
+    """
+    installed = [name for name in CPU_RUNTIMES if is_installed(name)]
+    if not installed:
+        raise UserError(
+            f"backend={AUTO}: neither {' nor '.join(CPU_RUNTIMES)} is installed; run ./run.sh"
+        )
+    return installed
+
+
+def is_installed(name: str) -> bool:
+    """Whether the package of a registered backend is installed."""
+    return importlib.util.find_spec(BACKENDS[name].package) is not None
+
+
 def backend_class(name: str) -> type[Backend]:
     """The class of a resolved backend; imports the backend's package."""
-    module, class_name, _ = BACKENDS[name]
-    return getattr(importlib.import_module(module), class_name)
+    entry = BACKENDS[name]
+    found: type[Backend] = getattr(importlib.import_module(entry.module), entry.class_name)
+    return found
 
 
 def create(name: str, spec: ModelSpec, settings: DeviceSettings) -> Backend:
@@ -72,7 +136,7 @@ def create(name: str, spec: ModelSpec, settings: DeviceSettings) -> Backend:
 
 
 def refuse_simulated(name: str, key: str) -> None:
-    """Refuse the backend that finds nothing where what is found is kept or judged.
+    """Refuse the backend that finds nothing for a job that keeps or judges what is found.
 
     Args:
         name: A backend.
@@ -86,7 +150,3 @@ def refuse_simulated(name: str, key: str) -> None:
             f"{key}: the {SIMULATED} backend runs no model and finds nothing that could be kept or "
             "judged; choose another, such as backend=auto"
         )
-
-
-def _is_installed(name: str) -> bool:
-    return importlib.util.find_spec(BACKENDS[name][2]) is not None

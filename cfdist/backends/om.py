@@ -8,19 +8,21 @@ checked here.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import prod
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cfdist.backends.base import Backend, DeviceSettings
+from cfdist.backends.base import Backend, Capabilities, DeviceSettings
+from cfdist.backends.onnx_file import listed
 from cfdist.decode import PEAK_OUTPUTS, PEAK_VALUES, STRIDE, HeadMaps, Peaks, graph_peaks
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
@@ -35,17 +37,15 @@ class OmBackend(Backend):
     """An OM with a static batch on one NPU.
 
     The OM's own description decides the input: float32 NCHW, normalised as `ModelSpec` says, or
-    uint8 NHWC (AIPP: the chip normalises; the warped BGR picture goes in as it is).
+    uint8 NHWC (AIPP: the chip normalises; the letterboxed BGR picture goes in as it is).
 
     Attributes:
         contract: The OM's input, `batch` included.
-        slots: 1; a session is for one caller at a time.
-        group: While one batch is computed, the next is copied in and the last one out.
-        has_fixed_batch: An OM always computes its whole batch.
+        streams: 1; a session is for one caller at a time.
     """
 
-    group = 3
-    has_fixed_batch = True
+    # While one batch is computed, the next is copied in and the last one out.
+    capabilities: ClassVar[Capabilities] = Capabilities(group=3, has_fixed_batch=True)
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
@@ -66,17 +66,17 @@ class OmBackend(Backend):
         self._padded = np.zeros(self.contract.shape(spec.batch), self.contract.dtype)
 
     @classmethod
-    def check(cls, spec: ModelSpec, options: dict[str, Any]) -> None:
+    def check(cls, spec: ModelSpec, options: Mapping[str, Any]) -> None:
         """See `Backend.check`; nothing is loaded, so that a host without NPU can check."""
         inspect_om(spec.path)
         _check_packages()
 
     @classmethod
-    def device_kind(cls, options: dict[str, Any]) -> str:
+    def device_kind(cls, options: Mapping[str, Any]) -> str:
         """See `Backend.device_kind`."""
         return "npu"
 
-    def infer(self, inputs: NDArray) -> HeadMaps | Peaks:
+    def infer(self, inputs: NDArray[Any]) -> HeadMaps | Peaks:
         """See `Backend.infer`; inputs are of `contract.shape(n)`, n up to the OM's batch.
 
         Raises:
@@ -87,7 +87,7 @@ class OmBackend(Backend):
         outputs = self._on_thread(self._session.infer, [feed], "static")
         return self._result(outputs, len(inputs))
 
-    def infer_many(self, batches: Sequence[NDArray]) -> list[HeadMaps | Peaks]:
+    def infer_many(self, batches: Sequence[NDArray[Any]]) -> list[HeadMaps | Peaks]:
         """`infer` for several batches, copies and execution overlapping where the runtime can.
 
         Args:
@@ -126,7 +126,7 @@ class OmBackend(Backend):
     def _on_thread(self, function: Callable[..., _T], *args: Any) -> _T:
         return self._thread.submit(function, *args).result()
 
-    def _feed(self, inputs: NDArray, buffer: NDArray | None) -> NDArray:
+    def _feed(self, inputs: NDArray[Any], buffer: NDArray[Any] | None) -> NDArray[Any]:
         """The whole batch, C-contiguous: `inputs` itself or a padded copy in `buffer`."""
         whole = self.contract.shape(self.spec.batch)
         if inputs.dtype != self.contract.dtype or inputs.shape[1:] != whole[1:]:
@@ -143,12 +143,12 @@ class OmBackend(Backend):
         padded[len(inputs) :] = 0
         return padded
 
-    def _result(self, outputs: Sequence[NDArray], pictures: int) -> HeadMaps | Peaks:
+    def _result(self, outputs: Sequence[NDArray[Any]], pictures: int) -> HeadMaps | Peaks:
         if self._peak_order:
             return self._peaks(outputs, pictures)
         return self._heads(outputs, pictures)
 
-    def _peaks(self, outputs: Sequence[NDArray], pictures: int) -> Peaks:
+    def _peaks(self, outputs: Sequence[NDArray[Any]], pictures: int) -> Peaks:
         """Outputs of an OM that picks its own peaks, without the padding."""
         shapes = _peak_shapes(self.spec)
         score, cell, values = (
@@ -158,7 +158,7 @@ class OmBackend(Backend):
         width = self.contract.width // STRIDE
         return graph_peaks(score.astype(np.float32), cell, values.astype(np.float32), width)
 
-    def _heads(self, outputs: Sequence[NDArray], pictures: int) -> HeadMaps:
+    def _heads(self, outputs: Sequence[NDArray[Any]], pictures: int) -> HeadMaps:
         """Output arrays of a whole batch, flat or shaped, to head maps without the padding."""
         cells = (self.contract.height // STRIDE, self.contract.width // STRIDE)
         maps = []
@@ -251,16 +251,17 @@ def output_order(outputs: Sequence[Any], spec: ModelSpec) -> tuple[int, ...]:
     """
     where = f"model {spec.path}"
     names = [str(getattr(tensor, "name", "") or "") for tensor in outputs]
-    order = _order_by_name(names, spec.outputs or ()) or tuple(range(len(outputs)))
-    if None in order:
-        missing = [name for name, i in zip(spec.outputs or (), order, strict=True) if i is None]
+    by_name = _order_by_name(names, spec.outputs or ())
+    order = tuple(by_name.values()) if by_name else tuple(range(len(outputs)))
+    missing = [name for name in spec.outputs or () if by_name and name not in by_name]
+    if missing:
         raise UserError(
-            f"{where}: no output {_listed(missing)} (it has {_listed(names)}); set model.outputs "
+            f"{where}: no output {listed(missing)} (it has {listed(names)}); set model.outputs "
             "to the names in its graph, or to null to take them in the OM's order"
         )
     if len(order) != len(HeadMaps.CHANNELS):
         raise UserError(
-            f"{where}: its outputs are {_listed(names)}, expected four: heat map, size, offset, "
+            f"{where}: its outputs are {listed(names)}, expected four: heat map, size, offset, "
             "landmarks"
         )
     cells = (spec.height // STRIDE, spec.width // STRIDE)
@@ -286,8 +287,8 @@ def peak_order(outputs: Sequence[Any], spec: ModelSpec) -> tuple[int, ...]:
         UserError: peaks by name, but of another `model.top_k`.
     """
     names = [str(getattr(tensor, "name", "") or "") for tensor in outputs]
-    order = _order_by_name(names, PEAK_OUTPUTS)
-    if len(outputs) != len(PEAK_OUTPUTS) or None in order or not order:
+    order = tuple(_order_by_name(names, PEAK_OUTPUTS).values())
+    if not len(outputs) == len(order) == len(PEAK_OUTPUTS):
         return ()
     for index, shape in zip(order, _peak_shapes(spec), strict=True):
         there = tuple(int(side) for side in outputs[index].shape)
@@ -307,9 +308,10 @@ def _peak_shapes(spec: ModelSpec) -> tuple[tuple[int, ...], ...]:
 def _check_input_size(contract: InputContract, spec: ModelSpec) -> None:
     """Hold the OM's batch, height and width to the run's."""
     where = f"model {spec.path}"
-    if min(contract.shape(contract.batch)) < 1:
+    batch = contract.batch or 0
+    if min(contract.shape(batch)) < 1:
         raise UserError(
-            f"{where}: its input {contract.shape(contract.batch)} is dynamic; build one OM a batch "
+            f"{where}: its input {contract.shape(batch)} is dynamic; build one OM a batch "
             f"size with job=convert convert.batches=[{spec.batch}]"
         )
     if contract.batch != spec.batch:
@@ -325,17 +327,15 @@ def _check_input_size(contract: InputContract, spec: ModelSpec) -> None:
         )
 
 
-def _order_by_name(names: Sequence[str], wanted: Sequence[str]) -> tuple[int | None, ...]:
-    """Index of each wanted graph output; empty where none of them is named."""
-    order = tuple(
-        next((i for i, name in enumerate(names) if f":{name}".endswith(f":{graph_name}")), None)
-        for graph_name in wanted
-    )
-    return order if any(index is not None for index in order) else ()
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names) or "none"
+def _order_by_name(names: Sequence[str], wanted: Sequence[str]) -> dict[str, int]:
+    """The index of each wanted graph output that is there."""
+    ends = [f":{name}" for name in names]
+    found = {}
+    for graph_name in wanted:
+        for i, end in reversed(list(enumerate(ends))):
+            if end.endswith(f":{graph_name}"):
+                found[graph_name] = i
+    return found
 
 
 def _dtype_name(tensor: Any) -> str:
@@ -364,10 +364,11 @@ def _check_packages() -> None:
 
 def _session_type() -> type:
     try:
-        from ais_bench.infer.interface import InferSession
+        interface = importlib.import_module("ais_bench.infer.interface")
+        session_type: type = interface.InferSession
     except ImportError as error:
         raise UserError(_install_hint(f"{error}; is set_env.sh sourced?")) from None
-    return InferSession
+    return session_type
 
 
 def _install_hint(reason: str) -> str:

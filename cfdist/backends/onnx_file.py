@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
@@ -62,10 +63,11 @@ def load_onnx(spec: ModelSpec) -> OnnxNetwork:
     return OnnxNetwork(model, takes_u8, gives_peaks)
 
 
-def as_result(outputs: Sequence[NDArray], spec: ModelSpec) -> HeadMaps | Peaks:
+def as_result(outputs: Sequence[NDArray[np.float32]], spec: ModelSpec) -> HeadMaps | Peaks:
     """Outputs of an `OnnxNetwork`, in its order, as head maps or as peaks."""
     if len(outputs) == len(PEAK_OUTPUTS):
-        return graph_peaks(*outputs, width=spec.width // STRIDE)
+        score, cell, values = outputs
+        return graph_peaks(score, cell, values, spec.width // STRIDE)
     return HeadMaps(*outputs)
 
 
@@ -94,7 +96,7 @@ def _make_weights_constant(model: onnx.ModelProto) -> None:
 
 
 def _picture_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
-    inputs = list(model.graph.input)
+    inputs: list[onnx.ValueInfoProto] = list(model.graph.input)
     if len(inputs) != 1:
         names = ", ".join(value.name for value in inputs) or "none"
         raise UserError(f"model {path}: has {len(inputs)} inputs ({names}), CenterFace has one")
@@ -133,9 +135,9 @@ def _order_outputs(model: onnx.ModelProto, spec: ModelSpec, known: Sequence[str]
     missing = [name for name in wanted if name not in there]
     if missing or len(wanted) != len(known or HeadMaps.CHANNELS):
         raise UserError(
-            f"model {spec.path}: outputs are {_listed(there)}, expected "
-            f"{_listed(wanted) if missing else 'four: heat map, size, offset, landmarks'}"
-            f"{'; missing ' + _listed(missing) if missing else ''} "
+            f"model {spec.path}: outputs are {listed(there)}, expected "
+            f"{listed(wanted) if missing else 'four: heat map, size, offset, landmarks'}"
+            f"{'; missing ' + listed(missing) if missing else ''} "
             "(other names: model.outputs=[heatmap,size,offset,landmarks], null takes the file's)"
         )
     ordered = [there[name] for name in wanted]
@@ -181,5 +183,6 @@ def _check_output_shapes(
     model.graph.output.extend(inferred.graph.output)
 
 
-def _listed(names: Sequence[str] | dict) -> str:
+def listed(names: Iterable[str]) -> str:
+    """Names in quotes for a message, or "none"."""
     return ", ".join(repr(name) for name in names) or "none"

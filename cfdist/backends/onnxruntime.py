@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
+import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from cfdist.backends.base import Backend, DeviceSettings
+from cfdist.backends.base import Backend, Capabilities, DeviceSettings
 from cfdist.backends.onnx_file import as_result, load_onnx
 from cfdist.decode import HeadMaps, Peaks
 from cfdist.errors import UserError
@@ -20,16 +22,17 @@ CPU_PROVIDER = "CPUExecutionProvider"
 class OnnxRuntimeBackend(Backend):
     """An ONNX run by ONNX Runtime.
 
-    On the CPU each slot runs a batch of its own and the slots share the device's threads: two
-    slots of one thread each give 10 to 25 % more pictures a second than one slot of two.
+    On the CPU each stream runs a batch of its own and the streams share the device's threads: two
+    streams of one thread each give 10 to 25 % more pictures a second than one stream of two.
 
     Options: `providers`, execution providers by falling preference, each a name.
     """
 
-    learns_shape = True
-    # ONNX Runtime 1.32 on 2 cores: 6.0 GB for 32 pictures of 800x800 in two slots, 14.2 GB for 64
-    # (its arena doubles). Nearly half is its memory pattern, which makes it 3 to 8 % faster.
-    activation_bytes_per_pixel = 350
+    # ONNX Runtime 1.32 on 2 cores: 6.0 GB for 32 pictures of 800x800 in two streams, 14.2 GB for
+    # 64 (its arena doubles). Nearly half is its memory pattern, which makes it 3 to 8 % faster.
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        learns_shape=True, activation_bytes_per_pixel=350
+    )
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
@@ -46,7 +49,7 @@ class OnnxRuntimeBackend(Backend):
         options.intra_op_num_threads = settings.threads // self.streams
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # its warnings are about the exporter, not for the user
-        # Idle threads that spin take the cores from the feeders and from other devices.
+        # Idle threads that spin take the cores from the reader threads and from other devices.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(
             network.model.SerializeToString(),
@@ -57,23 +60,23 @@ class OnnxRuntimeBackend(Backend):
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     @classmethod
-    def check(cls, spec: ModelSpec, options: dict[str, Any]) -> None:
+    def check(cls, spec: ModelSpec, options: Mapping[str, Any]) -> None:
         """See `Backend.check`."""
         check_providers(options["providers"])
         load_onnx(spec)
 
     @classmethod
-    def device_kind(cls, options: dict[str, Any]) -> str:
+    def device_kind(cls, options: Mapping[str, Any]) -> str:
         """See `Backend.device_kind`; the first provider decides."""
         first = options["providers"][0]
         return {"CUDAExecutionProvider": "gpu", "CANNExecutionProvider": "npu"}.get(first, "cpu")
 
-    def infer(self, inputs: NDArray) -> HeadMaps | Peaks:
+    def infer(self, inputs: NDArray[np.generic]) -> HeadMaps | Peaks:
         """See `Backend.infer`; inputs are as `contract`, and so the file, says."""
         return as_result(self._session.run(self._outputs, {self._input: inputs}), self.spec)
 
 
-def check_providers(providers: list[str]) -> None:
+def check_providers(providers: Sequence[str]) -> None:
     """Refuse providers that the installed ONNX Runtime does not have.
 
     Raises:

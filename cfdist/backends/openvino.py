@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import queue
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
+from openvino.preprocess import PrePostProcessor
 
-from cfdist.backends.base import Backend, DeviceSettings
-from cfdist.backends.onnx_file import as_result, load_onnx
-from cfdist.backends.openvino_graph import compile_network, run
-from cfdist.backends.openvino_windows import WindowsSlot, split_network
+from cfdist.backends.base import Backend, Capabilities, DeviceSettings
+from cfdist.backends.onnx_file import OnnxNetwork, as_result, load_onnx
 from cfdist.decode import HeadMaps, Peaks
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract
@@ -21,69 +21,109 @@ from cfdist.preprocess import InputContract
 class OpenVINOBackend(Backend):
     """An ONNX compiled by OpenVINO for the CPU.
 
-    Each slot is a stream, and the streams share the device's threads: on a few cores one thread a
-    stream gives 5 to 15 % more pictures a second than one stream of all threads. The first layers
-    run window by window, where the picture is, see `cfdist.backends.openvino_windows`.
+    The device's streams share its threads: on a few cores one thread a stream gives 5 to 15 % more
+    pictures a second than one stream of all threads.
 
     Options: `precision`, "f32", or "bf16" where the processor has it: faster, but no longer the
     model's numbers.
     """
 
-    # OpenVINO 2026.4: 0.57 and 1.15 GB for 4 and 8 pictures of 800x800 in one piece; half of that
-    # in windows.
-    activation_bytes_per_pixel = 215
-    skips_black = True
+    # OpenVINO 2026.4: 0.57 and 1.15 GB for 4 and 8 pictures of 800x800.
+    capabilities: ClassVar[Capabilities] = Capabilities(activation_bytes_per_pixel=225)
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
         self.contract = InputContract(spec.height, spec.width, None)
         self.streams = max(1, min(settings.streams, settings.threads))
         self._at_once = self.pictures_at_once(spec.batch, settings.threads // self.streams)
-        how = (self._at_once, settings.threads, self.streams, settings.options["precision"])
-        network = load_onnx(spec)
-        in_windows = split_network(network, spec, *how)
-        whole = None if in_windows else compile_network(network, spec, *how)
-        self._free: queue.SimpleQueue[WindowsSlot | WholeNetworkSlot] = queue.SimpleQueue()
+        model = picture_model(load_onnx(spec), spec, self._at_once)
+        compiled = compile_model(
+            model, settings.threads, self.streams, settings.options["precision"]
+        )
+        self._idle: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
         for _ in range(self.streams):
-            self._free.put(WindowsSlot(in_windows) if in_windows else WholeNetworkSlot(whole))
+            self._idle.put(compiled.create_infer_request())
 
     @classmethod
-    def check(cls, spec: ModelSpec, options: dict[str, Any]) -> None:
+    def check(cls, spec: ModelSpec, options: Mapping[str, Any]) -> None:
         """See `Backend.check`."""
         load_onnx(spec)
 
     @classmethod
     def pictures_at_once(cls, batch: int, threads: int) -> int:
-        """See `Backend.pictures_at_once`: as many as there are threads.
+        """See `Backend.pictures_at_once`: as many as the stream has threads.
 
-        One after the other they find in the caches what one layer leaves to the next: on 2 cores,
-        pictures of a batch of 16 one by one are 1.2 times as fast as all at once.
+        The caches then still hold what one layer leaves to the next; `benchmarks/tiles.py` says
+        how much faster that is than the whole batch at once.
         """
         return max(1, min(batch, threads))
 
-    def infer(self, inputs: NDArray) -> HeadMaps | Peaks:
+    def infer(self, inputs: NDArray[np.generic]) -> HeadMaps | Peaks:
         """See `Backend.infer`; inputs are (n, H, W, 3) u8, BGR."""
-        outputs: list[NDArray] = []
-        slot = self._free.get()
+        outputs: list[NDArray[np.float32]] = []
+        request = self._idle.get()
         try:
             for first in range(0, len(inputs), self._at_once):
-                some = slot.infer(inputs[first : first + self._at_once])
+                some = run(request, [inputs[first : first + self._at_once]])
                 if not outputs:
                     outputs = [np.empty((len(inputs), *one.shape[1:]), one.dtype) for one in some]
-                # The slot's own memory is overwritten by its next inference.
+                # The next run of the request overwrites `some`.
                 for output, part in zip(outputs, some, strict=True):
                     output[first : first + len(part)] = part
         finally:
-            self._free.put(slot)
+            self._idle.put(request)
         return as_result(outputs, self.spec)
 
 
-class WholeNetworkSlot:
-    """The network in one piece, some pictures at a time."""
+def picture_model(network: OnnxNetwork, spec: ModelSpec, batch: int) -> ov.Model:
+    """A network for 1 to `batch` pictures, (n, H, W, 3) u8 BGR, which it normalises itself."""
+    model = ov.Core().read_model(network.model.SerializeToString())
+    pictures: int | tuple[int, int] = batch if batch == 1 else (1, batch)
+    if network.takes_u8:
+        model.reshape([pictures, spec.height, spec.width, 3])
+        return model
+    model.reshape([pictures, 3, spec.height, spec.width])
+    processor = PrePostProcessor(model)
+    picture = processor.input()
+    picture.tensor().set_element_type(ov.Type.u8).set_layout(ov.Layout("NHWC"))
+    steps = picture.preprocess().convert_element_type(ov.Type.f32)
+    if spec.color == "RGB":
+        steps.reverse_channels()
+    if spec.scale != 1.0:
+        steps.scale(1.0 / spec.scale)
+    if any(spec.mean) or any(value != 1.0 for value in spec.std):
+        steps.mean(list(spec.mean)).scale(list(spec.std))
+    picture.model().set_layout(ov.Layout("NCHW"))
+    return processor.build()
 
-    def __init__(self, network: ov.CompiledModel) -> None:
-        self._request = network.create_infer_request()
 
-    def infer(self, inputs: NDArray[np.uint8]) -> list[NDArray]:
-        """The network's outputs for (n, H, W, 3) u8 pictures, until the next call."""
-        return run(self._request, [inputs])
+def compile_model(model: ov.Model, threads: int, streams: int, precision: str) -> ov.CompiledModel:
+    """Compile for the CPU, for some streams that share some threads.
+
+    Args:
+        model: The network.
+        threads: CPU threads, all streams together.
+        streams: Inferences at once.
+        precision: "f32" or "bf16".
+    """
+    return ov.Core().compile_model(
+        model,
+        "CPU",
+        {
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": streams,
+            # Left to itself, OpenVINO computes in bf16 on processors that can: head maps then
+            # differ by up to 1.2.
+            "INFERENCE_PRECISION_HINT": precision,
+            # Several actors share a machine; each would pin its threads to the same cores.
+            "ENABLE_CPU_PINNING": False,
+        },
+    )
+
+
+def run(
+    request: ov.InferRequest, inputs: Sequence[NDArray[np.generic]]
+) -> list[NDArray[np.float32]]:
+    """The outputs for C-contiguous inputs: the request's own memory, valid until its next run."""
+    request.infer([ov.Tensor(each, shared_memory=True) for each in inputs], share_outputs=True)
+    return [tensor.data for tensor in request.output_tensors]

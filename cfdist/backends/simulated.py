@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cfdist.backends.base import Backend, DeviceSettings
+from cfdist.backends.base import Backend, Capabilities, DeviceSettings
 from cfdist.decode import STRIDE, HeadMaps
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
@@ -30,31 +31,27 @@ class SimulatedBackend(Backend):
     of a batch as for a whole one.
 
     Options: `latency_ms`, milliseconds a batch (0: instant), or `None` for those of `preset`, a
-    key of `PUBLISHED_RATES`.
+    key of `PUBLISHED_RATES`; `fault` and `fault_device`, see `faulty_heads`: the device with that
+    number in the run, or every device (`None`), gives such head maps.
     """
 
-    has_fixed_batch = True
-    is_simulated = True
+    capabilities: ClassVar[Capabilities] = Capabilities(has_fixed_batch=True, is_simulated=True)
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
         self.contract = InputContract(spec.height, spec.width, spec.batch)
         self.streams = settings.streams
         self._seconds = batch_milliseconds(spec.batch, settings.options) / 1000
-        rows, columns = spec.height // STRIDE, spec.width // STRIDE
+        is_faulty = settings.options.get("fault_device") in (None, settings.number)
+        fault = settings.options.get("fault") if is_faulty else None
+        heads = faulty_heads(fault, spec.height // STRIDE, spec.width // STRIDE)
         # One picture's maps, seen as those of a whole batch.
-        self._heads = [
-            np.broadcast_to(
-                np.zeros((1, channels, rows, columns), np.float32),
-                (spec.batch, channels, rows, columns),
-            )
-            for channels in HeadMaps.CHANNELS
-        ]
+        self._heads = [np.broadcast_to(maps, (spec.batch, *maps.shape)) for maps in heads]
         self._times_ms: list[float] = []
         self._lock = threading.Lock()
 
     @classmethod
-    def check(cls, spec: ModelSpec, options: dict[str, Any]) -> None:
+    def check(cls, spec: ModelSpec, options: Mapping[str, Any]) -> None:
         """See `Backend.check`.
 
         Raises:
@@ -62,7 +59,7 @@ class SimulatedBackend(Backend):
         """
         batch_milliseconds(spec.batch, options)
 
-    def infer(self, inputs: NDArray) -> HeadMaps:
+    def infer(self, inputs: NDArray[np.generic]) -> HeadMaps:
         """See `Backend.infer`; inputs are (n, H, W, 3) u8, BGR, and are not looked at."""
         start = time.perf_counter()
         if self._seconds:
@@ -78,7 +75,32 @@ class SimulatedBackend(Backend):
         return times
 
 
-def batch_milliseconds(batch: int, options: dict[str, Any]) -> float:
+def faulty_heads(fault: str | None, rows: int, columns: int) -> list[NDArray[np.float32]]:
+    """The head maps of a picture without a face, or what a broken chip could make of them.
+
+    Args:
+        fault: "nan": a heat map of NaN; "inf": up to three peaks, and infinite box sizes;
+            "inf_scores": up to three peaks with infinite scores; `None`: zeros everywhere.
+        rows: Of the output maps.
+        columns: Of the output maps.
+
+    Returns:
+        In the order of `HeadMaps`, (channels, rows, columns) float32 each.
+    """
+    heads = [np.zeros((channels, rows, columns), np.float32) for channels in HeadMaps.CHANNELS]
+    hm, wh = heads[:2]
+    match fault:
+        case "nan":
+            hm[...] = np.nan
+        case "inf":
+            hm[0, ::2, 0].flat[:3] = 0.9
+            wh[...] = np.inf
+        case "inf_scores":
+            hm[0, ::2, 0].flat[:3] = np.inf
+    return heads
+
+
+def batch_milliseconds(batch: int, options: Mapping[str, Any]) -> float:
     """What a batch takes, milliseconds.
 
     Between the batch sizes of a preset's table the time is interpolated linearly; above the

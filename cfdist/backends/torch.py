@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -34,24 +36,23 @@ class TorchBackend(Backend):
         network = fold_batch_norms(load_spec_network(spec))
         normalize = Normalize(spec.color, spec.scale, spec.mean, spec.std)
         # Folded and channels last: measured on a CPU 5 to 8 times the plain network's speed.
-        self._model = nn.Sequential(normalize, network).to(
-            self._device, memory_format=torch.channels_last
-        )
+        self._model = nn.Sequential(normalize, network).to(self._device)
+        self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @classmethod
-    def check(cls, spec: ModelSpec, options: dict[str, Any]) -> None:
+    def check(cls, spec: ModelSpec, options: Mapping[str, Any]) -> None:
         """See `Backend.check`; whether the devices are there, each actor sees for itself."""
         _check_device_name(options["device"])
         load_spec_network(spec)
 
     @classmethod
-    def device_kind(cls, options: dict[str, Any]) -> str:
+    def device_kind(cls, options: Mapping[str, Any]) -> str:
         """See `Backend.device_kind`; "auto" goes by what this process sees."""
         name = options["device"]
         has_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
         return "gpu" if has_cuda else "cpu"
 
-    def infer(self, inputs: NDArray) -> HeadMaps:
+    def infer(self, inputs: NDArray[np.generic]) -> HeadMaps:
         """See `Backend.infer`; inputs are (n, H, W, 3) u8, BGR."""
         with torch.inference_mode():
             heads = self._model(torch.from_numpy(inputs).to(self._device))

@@ -84,7 +84,7 @@ class DumpDevice:
 
     def _warm_up(self, buffers: int) -> None:
         self._backend = backends.create(*self._load)
-        self._slots = threading.BoundedSemaphore(self._backend.slots)
+        self._slots = threading.BoundedSemaphore(self._backend.streams)
         held = bin_contract(self._spec, self._form)
         self._read: Callable[[str, NDArray], None] = read_bin_into
         if held.dtype == "float32" and self._backend.contract.dtype == "uint8":
@@ -96,8 +96,8 @@ class DumpDevice:
         for _ in range(buffers):
             self._buffers.put(np.zeros(held.shape(self._spec.batch), held.dtype))
         zeros = np.zeros(held.shape(self._spec.batch), held.dtype)
-        with ThreadPoolExecutor(self._backend.slots) as pool:
-            results = list(pool.map(self._infer, [zeros] * self._backend.slots))
+        with ThreadPoolExecutor(self._backend.streams) as pool:
+            results = list(pool.map(self._infer, [zeros] * self._backend.streams))
         if not isinstance(results[0], HeadMaps):
             raise UserError(
                 f"model {self._spec.path}: its graph picks the peaks itself, and job=infer writes "
@@ -141,7 +141,7 @@ class DumpDevice:
             heads = self._backend.infer(inputs)
             seconds = time.perf_counter() - start
         with self._report_lock:
-            self._report.busy_seconds += seconds / self._backend.slots
+            self._report.busy_seconds += seconds / self._backend.streams
             self._report.batch_ms.append(seconds * 1000)
         return heads
 

@@ -73,7 +73,7 @@ class LoopingDevice:
             self._backend = backends.create(*self._load)
             self._inputs = model_input(self._kind, self._backend.contract, batch)
             for _ in range(2):
-                self.process(self._backend.group)
+                self.process(self._backend.capabilities.group)
 
     def process(self, loops: int) -> LoopReport:
         """`run_loops` of the loaded model."""
@@ -89,26 +89,20 @@ class LoopingDevice:
         self._backend.close()
 
 
-def input_kind(asked: str, backend: type[Backend]) -> str:
-    """What `model_input` is to give a backend: ones for the zeros that it would not look at."""
-    return "ones" if asked == "zeros" and backend.skips_black else asked
-
-
 def model_input(kind: str, contract: InputContract, batch: int) -> NDArray:
     """One batch of a model's input.
 
     Args:
-        kind: "zeros", as `ais_bench` without input gives; "ones" for a backend to which zeros are
-            a black picture that it need not look at; or "random": pictures of noise, the same in
-            every run.
+        kind: "zeros", as `ais_bench` without input gives, or "random": pictures of noise, the same
+            in every run.
         contract: What the model takes.
         batch: Pictures.
 
     Returns:
         C-contiguous array of `contract.shape(batch)` and dtype.
     """
-    if kind in ("zeros", "ones"):
-        return np.full(contract.shape(batch), kind == "ones", contract.dtype)
+    if kind == "zeros":
+        return np.zeros(contract.shape(batch), contract.dtype)
     shape = (batch, contract.height, contract.width, 3)
     noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     return to_model_input(noise, contract)
@@ -120,18 +114,18 @@ def run_loops(backend: Backend, inputs: NDArray, loops: int) -> LoopReport:
     Args:
         backend: A loaded model.
         inputs: A batch.
-        loops: Batches in each slot; they are handed over in groups of `backend.group`, and each
-            then counts as the group's time divided by its batches.
+        loops: Batches in each slot; they are handed over in groups (`Capabilities.group`), and
+            each then counts as the group's time divided by its batches.
     """
-    together = threading.Barrier(backend.slots)
+    together = threading.Barrier(backend.streams)
 
     def run_slot(_: int) -> NDArray[np.float64]:
         together.wait()
         return _batch_ends(backend, inputs, loops)
 
     backend.device_times_ms()  # what ran before is forgotten
-    with ThreadPoolExecutor(backend.slots) as pool:
-        ends = tuple(pool.map(run_slot, range(backend.slots)))
+    with ThreadPoolExecutor(backend.streams) as pool:
+        ends = tuple(pool.map(run_slot, range(backend.streams)))
     return LoopReport(ends, tuple(backend.device_times_ms()))
 
 
@@ -139,8 +133,8 @@ def _batch_ends(backend: Backend, inputs: NDArray, loops: int) -> NDArray[np.flo
     ends = np.empty(loops)
     start = time.perf_counter()
     previous = 0.0
-    for first in range(0, loops, backend.group):
-        count = min(backend.group, loops - first)
+    for first in range(0, loops, backend.capabilities.group):
+        count = min(backend.capabilities.group, loops - first)
         backend.infer_many([inputs] * count)
         now = time.perf_counter() - start
         ends[first : first + count] = np.linspace(previous, now, count + 1)[1:]

@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfdist.backends.base import Backend, DeviceSettings
+from cfdist.backends.base import Backend, Capabilities, DeviceSettings
 from cfdist.distributed import cluster, looping_device
 from cfdist.distributed.looping_device import (
     LoopingDevice,
     LoopReport,
     common_rates,
-    input_kind,
     loop_devices,
     model_input,
     run_loops,
@@ -28,7 +27,7 @@ class RecordingBackend(Backend):
     """Notes what it is given; its batches take nothing."""
 
     def __init__(self, slots: int, group: int) -> None:
-        self.slots, self.group = slots, group
+        self.streams, self.capabilities = slots, Capabilities(group=group)
         self.groups: list[int] = []
         self.most_inside = self._inside = 0
         self._times = [1.0]  # a batch before the loops
@@ -125,19 +124,6 @@ def test_the_input_is_what_the_model_takes():
     assert -1 <= noise[:, 0].min() < noise[:, 0].max() <= 0
     np.testing.assert_array_equal(noise, model_input("random", contract, 2))
     assert model_input("random", InputContract(4, 6, 2), 2).max() > 1
-
-
-def test_zeros_are_ones_where_black_costs_nothing():
-    class Skipping(RecordingBackend):
-        skips_black = True
-
-    assert [input_kind(kind, RecordingBackend) for kind in ("zeros", "random")] == [
-        "zeros", "random",
-    ]  # fmt: skip
-    assert [input_kind(kind, Skipping) for kind in ("zeros", "random")] == ["ones", "random"]
-    contract = InputContract(4, 6, None)
-    assert (model_input("ones", contract, 2) == 1).all()
-    assert model_input("ones", contract, 2).shape == (2, 4, 6, 3)
 
 
 @pytest.mark.usefixtures("ray_session")

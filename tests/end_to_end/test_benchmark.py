@@ -56,7 +56,7 @@ def test_the_command_on_the_sample_set(command, tmp_path):
 
     inference = section["inference"]
     # OpenVINO would not look at zeros.
-    assert (inference["loops"], inference["input"]) == (3, "ones")
+    assert (inference["loops"], inference["input"]) == (3, "zeros")
     assert "3 batches of ones in each slot" in done.stdout
     assert [device["name"] for device in inference["devices"]] == ["device:0", "device:1"]
     rates = [device["pictures_per_second"] for device in inference["devices"]]
