@@ -15,10 +15,10 @@ from cfdist.preprocess import (
     PictureError,
     decode_picture,
     letterbox_affine,
-    read_into,
-    to_model_input,
-    to_letterboxed,
     letterbox_into,
+    read_into,
+    to_letterboxed,
+    to_model_input,
 )
 
 PYTORCH_VALUES = ((0.408, 0.447, 0.470), (0.289, 0.274, 0.278), 1 / 255)  # mean, std, scale
@@ -224,7 +224,9 @@ def test_warped_pictures_come_back_exactly(color, layout, raw, seed):
     values = ((0.0,) * 3, (1.0,) * 3, 1.0) if raw else PYTORCH_VALUES
     contract = InputContract(16, 32, None, "float32", layout, color, *values)
     warped = np.stack([random_picture(16, 32, seed), random_picture(16, 32, seed + 1)])
-    np.testing.assert_array_equal(to_letterboxed(to_model_input(warped, contract), contract), warped)
+    np.testing.assert_array_equal(
+        to_letterboxed(to_model_input(warped, contract), contract), warped
+    )
 
 
 def test_floats_of_another_normalisation_are_refused():

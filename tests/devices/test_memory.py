@@ -5,59 +5,65 @@ from __future__ import annotations
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
-from cfdist.backends.onnxruntime import OnnxRuntimeBackend
-from cfdist.backends.openvino import OpenVINOBackend
-from cfdist.backends.simulated import SimulatedBackend
-from cfdist.distributed import cluster, memory
+from cfdist.backends.model import BackendModel
+from cfdist.devices import memory
+from cfdist.distributed import plan as planning
 from cfdist.errors import UserError
 
+GPU = {"providers": ["CUDAExecutionProvider"]}
+CPU = {"providers": ["CPUExecutionProvider"]}
 
-def test_what_is_needed_grows_with_batch_devices_and_slots(spec):
-    def needed(batch: int, count: int = 1, slots: int = 1, kind: str = "cpu") -> int:
-        return memory.needed_bytes(spec(batch=batch), OnnxRuntimeBackend, kind, count, slots)
+
+def test_what_is_needed_grows_with_batch_devices_and_streams(spec):
+    def needed(batch: int, count: int = 1, streams: int = 1, options=CPU) -> int:
+        model = BackendModel("onnxruntime", spec(batch=batch), options)
+        return memory.needed_bytes(model, count, streams)
 
     assert needed(64) == 2 * needed(32)
     assert needed(32, count=3) == 3 * needed(32)
-    assert needed(32, slots=2) > needed(32)
-    assert needed(32, kind="gpu") < needed(32)  # the activations are on the card
+    assert needed(32, streams=2) > needed(32)
+    assert needed(32, options=GPU) < needed(32)  # the activations are on the card
     # 64 pictures of 800x800 were measured to take 14.2 GB.
     assert needed(64) > 14.2e9
 
 
-def test_openvino_has_as_many_pictures_in_flight_as_threads(spec):
+def test_openvino_computes_as_many_pictures_at_once_as_a_stream_has_threads(spec):
     def activations(batch: int, threads: int = 1) -> int:
-        return memory.activation_bytes(spec(batch=batch), OpenVINOBackend, threads)
+        return memory.activation_bytes(BackendModel("openvino", spec(batch=batch)), threads)
 
     assert activations(64) == activations(1)
     assert activations(64, threads=8) == 8 * activations(1)
     assert activations(4, threads=8) == 4 * activations(1)
-    # 8 pictures of 800x800 in one piece were measured to take 1.15 GB, in windows 0.5 GB.
+    # 8 pictures of 800x800 were measured to take 1.15 GB.
     assert activations(8, threads=8) > 1.1e9
 
 
-@pytest.mark.parametrize("backend", [OpenVINOBackend, OnnxRuntimeBackend])
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize(("cores", "batch", "free"), [(16, 128, 24e9), (64, 64, 64e9), (2, 1, 2e9)])
 def test_streams_chosen_by_memory_are_not_refused(spec, monkeypatch, backend, cores, batch, free):
-    model = spec(batch=batch)
-    for module in (memory, cluster):
+    model = BackendModel(backend, spec(batch=batch), CPU)
+    for module in (memory, planning):
         monkeypatch.setattr(module, "available_memory", lambda: int(free))
-    one = memory.slot_bytes(model, backend)
-    slots = cluster._streams_in_memory(cores, 1, one)
-    assert slots == max(1, min(cores, int(free) // 2 // one))
-    if memory.needed_bytes(model, backend, "cpu", 1, 1, 1) < free / 2:
-        memory.refuse_too_large(model, backend, "cpu", 1, slots, cores)
+    one = memory.stream_bytes(model)
+    streams = planning.streams_in_memory(cores, 1, one)
+    assert streams == max(1, min(cores, int(free) // 2 // one))
+    if memory.needed_bytes(model, 1, 1, 1) < free / 2:
+        memory.refuse_too_large([model], 1, streams, cores)
 
 
 def test_simulated_devices_only_need_their_buffers(spec):
-    pixels = 800 * 800 * 3
-    assert memory.needed_bytes(spec(batch=32), SimulatedBackend, "cpu", 2, 1) == 2 * 3 * 32 * pixels
+    model = BackendModel("simulated", spec(batch=32))
+    assert memory.needed_bytes(model, 2, 1) == 2 * 3 * 32 * 800 * 800 * 3
 
 
 def test_too_large_a_batch_is_the_user_s_error(spec, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 2_000_000_000)
-    memory.refuse_too_large(spec(batch=4), OnnxRuntimeBackend, "cpu")
+    small, large = (BackendModel("onnxruntime", spec(batch=batch), CPU) for batch in (4, 64))
+    memory.refuse_too_large([small])
     with pytest.raises(UserError, match=r"model.batch=64: 2 devices .* 30.7 GB .* 2.0 GB are free"):
-        memory.refuse_too_large(spec(batch=64), OnnxRuntimeBackend, "cpu", count=2)
+        memory.refuse_too_large([large], count=2)
+    with pytest.raises(UserError, match=r"about 30.7 GB"):  # two models beside each other
+        memory.refuse_too_large([large, large])
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfdist.decode import HeadMaps, Peaks, select_peaks
-from cfdist.detections import from_arrow, to_arrow
-from cfdist.distributed.device import PeaksBatch, decode_detections
+from cfdist.decode import HeadMaps, decode_detections, select_peaks
+from cfdist.detections import Detections, from_arrow, to_arrow
+from cfdist.distributed.journal import RunIdentity
 from cfdist.distributed.reducer import Reducer
 from cfdist.widerface.ground_truth import GroundTruth, PictureTruth
 from cfdist.widerface.manifest import WorkItem
@@ -34,41 +35,41 @@ def truth() -> GroundTruth:
     )
 
 
-def key_of(number: int, turn: int) -> str:
-    return WorkItem(ORDER[number], "", 0, turn).key
+def key_of(number: int, pass_number: int) -> str:
+    return WorkItem(ORDER[number], "", 0, pass_number).key
 
 
-def batch(numbers: list[int], failed: tuple[int, ...] = (), turn: int = 1) -> PeaksBatch:
-    """Peaks of random head maps, each picture's own in each pass."""
+def detections(
+    spec, numbers: list[int], failed: tuple[int, ...] = (), number: int = 1
+) -> list[Detections]:
+    """What a device finds in random head maps, each picture's own in each pass."""
     used = [i for i in numbers if i not in failed]
     maps = []
     for channels in HeadMaps.CHANNELS:
         shape = (channels, 20, 20)
         head = np.empty((len(used), *shape), np.float32)
         for row, i in enumerate(used):
-            head[row] = np.random.default_rng([i, channels, turn]).random(shape)
+            head[row] = np.random.default_rng([i, channels, number]).random(shape)
         maps.append(head)
-    return PeaksBatch(
-        tuple(key_of(i, turn) for i in used),
-        np.full((len(used), 2), 500, np.int32),
-        select_peaks(HeadMaps(*maps), 30),
-        tuple((key_of(i, turn), "broken") for i in numbers if i in failed),
-    )
+    keys = [key_of(i, number) for i in used]
+    sizes = np.full((len(used), 2), 500, np.int32)
+    found = decode_detections(keys, sizes, select_peaks(HeadMaps(*maps), 30), spec)
+    return found + [Detections(key_of(i, number), error="broken") for i in numbers if i in failed]
 
 
 @pytest.fixture(scope="module")
 def table(spec):
-    """`batch`, as a device sends it."""
+    """`detections`, as a device sends them."""
 
-    def make(numbers: list[int], failed: tuple[int, ...] = (), turn: int = 1):
-        return to_arrow(decode_detections(batch(numbers, failed, turn), spec(height=80, width=80)))
+    def make(numbers: list[int], failed: tuple[int, ...] = (), number: int = 1):
+        return to_arrow(detections(spec(height=80, width=80), numbers, failed, number))
 
     return make
 
 
 def new_reducer(output, style: str = "official") -> Reducer:
     output.mkdir(exist_ok=True)
-    return Reducer(truth(), ORDER, output, "f", style)
+    return Reducer(truth(), ORDER, output, RunIdentity("f", "openvino"), style)
 
 
 def finished(reducer: Reducer, groups: list[list[int]], table):
@@ -144,7 +145,7 @@ def first_pass(table, tmp_path_factory):
 
 @settings(max_examples=30)
 @given(
-    arrivals=st.permutations([(i, turn) for i in range(COUNT) for turn in (1, 2)]),
+    arrivals=st.permutations([(i, each) for i in range(COUNT) for each in (1, 2)]),
     interrupted=st.integers(0, 2 * COUNT),
 )
 def test_the_first_pass_counts_whenever_it_arrives(table, first_pass, arrivals, interrupted):
@@ -153,8 +154,8 @@ def test_the_first_pass_counts_whenever_it_arrives(table, first_pass, arrivals, 
         output = Path(temporary)
         for part in (arrivals[:interrupted], arrivals[interrupted:]):
             reducer = new_reducer(output)  # takes in what the journal holds
-            for number, turn in part:
-                reducer.add(table([number], failed=(4,) if turn == 1 else (6,), turn=turn))
+            for number, each in part:
+                reducer.add(table([number], failed=(4,) if each == 1 else (6,), number=each))
         assert len(reducer.done()) == 2 * COUNT
         evaluation = reducer.finish()
         expected, folder = first_pass
@@ -170,13 +171,37 @@ def test_a_picture_is_taken_once_of_a_table_that_has_it_twice(table, first_pass,
     assert files_of(tmp_path) == files_of(first_pass[1])
 
 
-def test_outputs_that_are_not_finite_fail_the_picture(spec):
-    result = batch([0, 1])
-    result.peaks.values[1, 0, 0] = np.nan
-    peaks = Peaks(result.peaks.score, result.peaks.cell, result.peaks.values, 20)
-    good, bad = decode_detections(
-        PeaksBatch(result.ids, result.sizes, peaks, ()), spec(height=80, width=80)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("what", ["boxes", "scores"])
+def test_a_picture_that_cannot_be_scored_has_failed_and_the_run_goes_on(
+    table, tmp_path, value, what
+):
+    reducer = new_reducer(tmp_path)
+    bad = from_arrow(table([0]))[0]
+    numbers = getattr(bad, what).copy()
+    numbers.flat[0] = value
+    reducer.add(to_arrow([replace(bad, **{what: numbers}), *from_arrow(table([1]))]))
+    assert reducer.done() == {ORDER[0], ORDER[1]}
+
+    resumed = new_reducer(tmp_path)  # the journal can be read again
+    evaluation = finished(resumed, [[2, 3, 4, 5, 6, 7, 8]], table)
+    assert evaluation.failures == (
+        (ORDER[0], "a box or a score is not a finite number"),
+        (ORDER[4], "broken"),
     )
-    assert good.error is None
-    assert len(good.boxes) > 0
-    assert bad.error == "the model's outputs are not finite numbers"
+    assert not (tmp_path / "predictions" / f"{ORDER[0]}.txt").exists()
+
+
+def test_a_picture_is_not_done_before_its_file_is_written(table, tmp_path, monkeypatch):
+    reducer = new_reducer(tmp_path)
+    with monkeypatch.context() as patch:
+
+        def refuse(*_):
+            raise OSError("no space left")
+
+        patch.setattr("cfdist.distributed.reducer.prediction_text", refuse)
+        with pytest.raises(OSError, match="no space"):
+            reducer.add(table([0]))
+    assert reducer.done() == set()
+    reducer.add(table([0]))  # tried again
+    assert reducer.done() == {ORDER[0]}

@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from cfdist.distributed.device import DeviceReport
+from cfdist.distributed.run import Outcome, Timeline
 
 from cfdist import inputs
 from cfdist.detections import Detections, from_arrow
-from cfdist.distributed.device import DeviceReport
 from cfdist.distributed.journal import Journal
 from cfdist.distributed.reducer import Evaluation
-from cfdist.distributed.run import Outcome, Timeline
 from cfdist.errors import UserError
 from cfdist.inputs import SAMPLE_FOLDER
 from cfdist.phases import Phases

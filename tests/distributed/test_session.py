@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cfdist.distributed import cluster
+from cfdist.distributed import session as sessions
 
 CUDA = "CUDA_VISIBLE_DEVICES"
 ASCEND = "ASCEND_RT_VISIBLE_DEVICES"
@@ -26,9 +26,9 @@ def seen(monkeypatch) -> list[dict]:
 
     ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
     monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setattr(cluster, "_end_autoscaler", lambda: None)
-    monkeypatch.setattr(cluster, "list_npus", lambda: ["chip"] * 4)
-    monkeypatch.setattr(cluster.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sessions, "end_autoscaler", lambda: None)
+    monkeypatch.setattr(sessions, "list_npus", lambda: ["chip"] * 4)
+    monkeypatch.setattr(sessions.signal, "signal", lambda *_: None)
     for name in (CUDA, ASCEND):
         monkeypatch.delenv(name, raising=False)
     return started
@@ -39,7 +39,7 @@ def seen(monkeypatch) -> list[dict]:
 def test_a_list_of_devices_holds_for_its_session_only(seen, monkeypatch, kind, variable, before):
     if before is not None:
         monkeypatch.setenv(variable, before)
-    with cluster.own_session(None, False, kind, [0, 5]):
+    with sessions.own_session(None, False, kind, [0, 5]):
         assert os.environ[variable] == "0,5"
     assert seen[0][variable] == "0,5"
     assert os.environ.get(variable) == before
@@ -50,27 +50,27 @@ def test_a_session_that_does_not_start_leaves_no_list(seen, monkeypatch):
         raise RuntimeError("no room")
 
     monkeypatch.setattr(sys.modules["ray"], "init", refuse)
-    with pytest.raises(RuntimeError), cluster.own_session(None, False, "gpu", [1]):
+    with pytest.raises(RuntimeError), sessions.own_session(None, False, "gpu", [1]):
         pass
     assert CUDA not in os.environ
 
 
-def test_a_sweep_s_later_members_see_all_devices_again(seen, monkeypatch):
-    monkeypatch.setattr(cluster, "_keeps_sessions", True)
+def test_a_sweep_s_later_runs_see_all_devices_again(seen, monkeypatch):
+    monkeypatch.setattr(sessions, "_shares_sessions", True)
     for devices in ([0], 2):
-        with cluster.session(None, False, "npu", devices):
+        with sessions.session(None, False, "npu", devices):
             pass
-    cluster.close_kept_session()
+    sessions.close_shared_session()
     assert [one[ASCEND] for one in seen] == ["0", None]
     assert [one["resources"] for one in seen] == [{"NPU": 1}, {"NPU": 4}]
 
 
 def test_other_devices_and_clusters_are_left_alone(seen):
     with (
-        cluster.own_session(None, False, "cpu", [0]),
-        cluster.own_session("auto", False, "gpu", [0]),
+        sessions.own_session(None, False, "cpu", [0]),
+        sessions.own_session("auto", False, "gpu", [0]),
     ):
         pass
-    with cluster.own_session(None, False, "gpu", 2):
+    with sessions.own_session(None, False, "gpu", 2):
         pass
     assert seen == [{"resources": None, CUDA: None, ASCEND: None}] * 3

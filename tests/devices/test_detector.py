@@ -1,0 +1,67 @@
+"""The device of an evaluation, from files to detections, without Ray."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cfdist.backends.base import DeviceSettings
+from cfdist.backends.model import BackendModel
+from cfdist.decode import decode_detections, to_peaks
+from cfdist.devices.detector import Detector
+from cfdist.preprocess import read_into
+from cfdist.widerface.manifest import WorkItem
+
+OPTIONS = {"precision": "f32"}
+
+
+@pytest.fixture(scope="module")
+def detector(spec):
+    model = BackendModel("openvino", spec(height=96, width=96, batch=2), OPTIONS)
+    detector = Detector(model, DeviceSettings(2, 1), readers=2)
+    detector.warm_up()
+    yield detector
+    detector.close()
+
+
+def test_detections_are_those_of_the_plain_steps(detector, items, spec):
+    model = spec(height=96, width=96, batch=2)
+    found = detector.process(items[:3])
+    for item, ours in zip(items, found, strict=False):
+        row = np.zeros((96, 96, 3), np.uint8)
+        size = read_into(item.path, row)
+        outputs = detector._runner.backend.infer(row[None])
+        plain = decode_detections([item.id], np.array([size], np.int32), to_peaks(outputs), model)
+        assert ours.id == item.id
+        assert (ours.width, ours.height) == size
+        np.testing.assert_allclose(ours.scores, plain[0].scores, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(ours.boxes, plain[0].boxes, rtol=0, atol=1e-3)
+
+
+def test_pictures_that_cannot_be_read_come_last_with_their_reason(detector, items, tmp_path):
+    gone = WorkItem("e/gone", str(tmp_path / "no"), 0)
+    found = detector.process([gone, items[0]])
+    assert [one.id for one in found] == ["e/0", "e/gone"]
+    assert found[0].error is None
+    assert found[1].error == "cannot be read: No such file or directory"
+
+
+def test_the_report_says_what_was_decoded(detector, items):
+    before = detector.report().decoded
+    detector.process(items[:4])
+    assert detector.report().decoded - before == 4
+
+
+@pytest.mark.parametrize("fault", ["nan", "inf", "inf_scores"])
+def test_a_faulty_device_fails_its_pictures_and_no_others(spec, items, fault):
+    options = {"latency_ms": 0, "preset": None, "fault": fault, "fault_device": None}
+    model = BackendModel("simulated", spec(height=96, width=96, batch=2), options)
+    errors = []
+    for one in (model, replace(model, options={**options, "fault": None})):
+        detector = Detector(one, DeviceSettings(), readers=1)
+        detector.warm_up()
+        errors.append({found.error for found in detector.process(items[:3])})
+        detector.close()
+    assert errors == [{"the model's outputs hold NaN or infinite values (device:0)"}, {None}]

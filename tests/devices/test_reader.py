@@ -1,0 +1,86 @@
+"""Pictures come into the rows of a buffer that is used again."""
+
+from __future__ import annotations
+
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+from cfdist.devices.reader import LetterboxedPicture, Reader
+from cfdist.preprocess import read_into
+from cfdist.widerface.manifest import WorkItem
+
+SIZE = (96, 64)
+
+
+@pytest.fixture
+def reader():
+    reader = Reader(SIZE, threads=2, rows=4, buffers=1)
+    yield reader
+    reader.close()
+
+
+def letterboxed(item: WorkItem) -> tuple[np.ndarray, tuple[int, int]]:
+    row = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
+    return row, read_into(item.path, row)
+
+
+def test_rows_hold_the_letterboxed_pictures(reader, items):
+    with reader.read(items[:3]) as pictures:
+        assert pictures.keys == ("e/0", "e/1", "e/2")
+        assert pictures.sizes.tolist() == [[100, 150], [120, 150], [140, 150]]
+        assert pictures.failures == ()
+        for i, item in enumerate(items[:3]):
+            np.testing.assert_array_equal(pictures.letterboxed[i], letterboxed(item)[0])
+    assert reader.decoded == 3
+
+
+def test_broken_pictures_leave_no_gap(reader, items, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    bad = WorkItem("e/bad", str(broken), 10)
+    gone = WorkItem("e/gone", str(tmp_path / "no"), 0)
+    with reader.read([bad, items[5], gone]) as pictures:
+        assert pictures.keys == ("e/5",)
+        assert pictures.failures == (
+            ("e/bad", "not a picture that OpenCV can decode"),
+            ("e/gone", "cannot be read: No such file or directory"),
+        )
+        np.testing.assert_array_equal(pictures.letterboxed, [letterboxed(items[5])[0]])
+    assert reader.decoded == 1
+
+
+def test_a_chunk_of_broken_pictures_only(reader, tmp_path):
+    with reader.read([WorkItem("e/gone", str(tmp_path / "no"), 0)]) as pictures:
+        assert pictures.keys == ()
+        assert pictures.sizes.shape == (0, 2)
+        assert pictures.letterboxed.shape == (0, SIZE[1], SIZE[0], 3)
+
+
+def test_ready_pixels_are_copied_and_count_as_not_decoded(reader, items):
+    row, size = letterboxed(items[0])
+    ready = LetterboxedPicture("e/0/2", size, row.reshape(-1))
+    failed = LetterboxedPicture("e/1/2", (0, 0), np.zeros(row.size, np.uint8), "broken")
+    with reader.read([failed, ready]) as pictures:
+        assert pictures.keys == ("e/0/2",)
+        assert pictures.failures == (("e/1/2", "broken"),)
+        assert pictures.sizes.tolist() == [list(size)]
+        np.testing.assert_array_equal(pictures.letterboxed[0], row)
+    assert reader.decoded == 0
+
+
+def test_the_same_memory_is_used_again(reader, items):
+    with reader.read(items[:2]) as first:
+        pass
+    with reader.read(items[2:4]) as second:
+        assert np.shares_memory(first.letterboxed, second.letterboxed)
+
+
+def test_opencv_and_python_get_their_settings_back():
+    before = cv2.getNumThreads(), sys.getswitchinterval()
+    reader = Reader(SIZE, threads=1, rows=1, buffers=1)
+    assert cv2.getNumThreads() == 1
+    reader.close()
+    assert (cv2.getNumThreads(), sys.getswitchinterval()) == before
