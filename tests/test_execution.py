@@ -1,0 +1,164 @@
+"""What every job with devices decides before its first picture."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from cfdist import backends, execution, inputs
+from cfdist.backends.choice import Choice
+from cfdist.backends.model import BackendModel
+from cfdist.distributed import session as sessions
+from cfdist.distributed.journal import Journal, RunIdentity
+from cfdist.distributed.work import MaterialisedPictures, Work
+from cfdist.errors import UserError
+
+
+@pytest.fixture
+def chosen(monkeypatch) -> list[str]:
+    """The models for which a CPU runtime was chosen: always ONNX Runtime."""
+    asked: list[str] = []
+
+    def choose(spec, options, threads):
+        asked.append(spec.name)
+        return Choice("onnxruntime", {"onnxruntime": 2.0, "openvino": 1.0})
+
+    monkeypatch.setattr(execution, "choose_cpu_backend", choose)
+    monkeypatch.setattr(backends, "list_npus", list)
+    return asked
+
+
+def test_auto_takes_the_faster_runtime_and_says_so(compose, chosen):
+    model = execution.find_model(compose())
+    assert model.backend == "onnxruntime"
+    assert "the faster CPU runtime here" in model.remark
+    assert chosen == ["centerface"]
+
+
+def test_a_named_runtime_is_taken_without_measuring(compose, chosen):
+    model = execution.find_model(compose("backend=openvino"))
+    assert (model.backend, model.remark, chosen) == ("openvino", "", [])
+
+
+def test_a_resumed_run_keeps_the_backend_that_it_began_with(compose, chosen, tmp_path):
+    Journal(tmp_path / "journal", RunIdentity("f", "openvino"))
+    assert execution.find_model(compose(), tmp_path).backend == "openvino"
+    assert execution.find_model(compose("backend=onnxruntime"), tmp_path).backend == "onnxruntime"
+    assert chosen == []
+
+
+def test_another_cluster_s_runtimes_are_not_measured_here(compose, chosen):
+    model = execution.find_model(compose("cluster.address=auto"))
+    assert (model.backend, chosen) == ("openvino", [])
+
+
+def test_the_fingerprint_is_that_of_what_decides_the_detections(compose, spec):
+    config = compose("dataset.limit=3")
+    truth = inputs.find_ground_truth(config.dataset)
+    manifest = inputs.find_pictures(config.dataset, truth)
+    model = BackendModel("openvino", spec())
+
+    def fingerprint(backend="openvino", passes=1, **changes) -> str:
+        changed = replace(model, backend=backend, spec=spec(**changes))
+        return execution.run_fingerprint(changed, manifest.repeated(passes))
+
+    assert fingerprint(batch=7) == fingerprint()
+    others = [
+        fingerprint(nms=None),
+        fingerprint(sha256="1" * 64),
+        fingerprint(backend="torch"),
+        fingerprint(passes=2),
+    ]
+    assert len({fingerprint(), *others}) == 5
+    assert execution.run_identity(model, manifest) == RunIdentity(fingerprint(), "openvino")
+
+
+@pytest.mark.parametrize(
+    ("where", "kind", "nodes", "expected"),
+    [
+        ("device", "npu", [{"CPU": 4}], False),
+        ("cluster", "cpu", [{"CPU": 4}], True),
+        ("auto", "cpu", [{"CPU": 4}, {"CPU": 4}], False),
+        ("auto", "npu", [{"CPU": 4, "NPU": 2}], False),
+        ("auto", "npu", [{"CPU": 4, "NPU": 2}, {"CPU": 8}], True),
+        ("auto", "npu", [{"CPU": 4, "NPU": 2}, {"CPU": 8, "NPU": 1}], False),
+        ("auto", "gpu", [{"CPU": 4, "GPU": 1}, {"memory": 8}], False),
+    ],
+)
+def test_pictures_are_letterboxed_where_cores_are_idle(monkeypatch, where, kind, nodes, expected):
+    import ray
+
+    listed = [{"Resources": resources, "Alive": True} for resources in nodes]
+    listed.append({"Resources": {"CPU": 64}, "Alive": False})
+    monkeypatch.setattr(ray, "nodes", lambda: listed)
+    assert execution._letterboxes_on_cluster(where, kind) is expected
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_devices_that_do_not_fit_are_refused_before_they_start(compose, monkeypatch, spec):
+    monkeypatch.setattr("cfdist.devices.memory.available_memory", lambda: 1_000_000)
+    model = BackendModel("openvino", spec(), {"precision": "f32"})
+    with (
+        pytest.raises(UserError, match=r"model.batch=2: 1 device with 1 of these batches"),
+        execution.start(compose(), [model]),
+    ):
+        pass
+
+
+@pytest.fixture
+def sweep(monkeypatch):
+    """A sweep's session without pictures."""
+    shared = sessions.SharedSession((), contextlib.ExitStack(), None)
+    monkeypatch.setattr(sessions, "_shared", shared)
+    return shared
+
+
+@pytest.fixture
+def supplied(monkeypatch, compose, spec):
+    """Supplies three pictures, with everything that Ray would do recorded."""
+    made: list[tuple[int, tuple[int, int]]] = []
+    config = compose("dataset.limit=3")
+    manifest = inputs.find_pictures(config.dataset, inputs.find_ground_truth(config.dataset))
+
+    def materialise(items, fingerprint, size):
+        made.append((len(items), size))
+        places = {item.id: (0, i) for i, item in enumerate(items)}
+        return MaterialisedPictures(fingerprint, size, ("block",), places, failed=1)
+
+    monkeypatch.setattr(execution, "materialise", materialise)
+    monkeypatch.setattr(execution, "fits_store", lambda *_: True)
+
+    def supply(*overrides: str, height: int = 800, on_cluster: bool = False):
+        model = BackendModel("simulated", spec(height=height), {})
+        there = SimpleNamespace(models=(model,), letterboxes_on_cluster=on_cluster)
+        return execution.supply_pictures(compose(*overrides), there, manifest)
+
+    supply.made = made
+    supply.items = manifest.items
+    return supply
+
+
+def test_a_single_run_reads_beside_its_devices_or_by_a_stage(supplied):
+    assert supplied().origin == "device"
+    assert supplied(on_cluster=True).origin == "cluster"
+    assert supplied.made == []
+
+
+def test_the_runs_of_a_sweep_share_what_the_first_one_materialised(supplied, sweep):
+    first, second = supplied(), supplied()
+    assert (first.origin, first.decoded) == ("store", 2)  # one picture has failed
+    assert (second.origin, second.decoded) == ("store", 0)
+    assert isinstance(second.make_work(supplied.items), Work)
+    assert supplied.made == [(3, (800, 800))]
+    supplied(height=640)  # another size needs other pixels
+    assert supplied.made == [(3, (800, 800)), (3, (800, 640))]
+
+
+def test_pictures_are_materialised_only_as_configured(supplied, sweep, monkeypatch):
+    assert supplied("preprocess.cache=false").origin == "device"
+    monkeypatch.setattr(execution, "fits_store", lambda *_: False)
+    assert supplied().origin == "device"
+    assert supplied("preprocess.cache=true").origin == "store"  # Ray spills
