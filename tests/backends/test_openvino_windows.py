@@ -120,8 +120,8 @@ def test_normalisation_happens_in_every_window(spec):
     changes = {
         "color": "BGR",
         "scale": 1 / 255,
-        "mean": (0.408, 0.447, 0.470),
-        "std": (0.289, 0.274, 0.278),
+        "mean": (0.40789654, 0.44719302, 0.47026115),
+        "std": (0.28863828, 0.27408164, 0.27809835),
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend_module, "split_network", lambda *_: None)
