@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cfdist import backends, inputs
 from cfdist.config import Config
@@ -23,30 +24,23 @@ def main(config: Config, output: Path, started: float) -> int:
     """Export, compare, show; returns the exit code."""
     backends.resolve("torch")  # one line where it is not installed
     from cfdist.backends.torch import load_spec_network
-    from cfdist.network.export import ExportMismatchError, export_onnx
+    from cfdist.network.export import ExportMismatchError, ExportSettings, export_onnx
 
     spec = inputs.model_spec(config.model, config.model.checkpoint)
     network = load_spec_network(spec)
     target = Path(config.export.output or output / "CenterFace.onnx").expanduser()
     if target.resolve() == spec.path:
         raise UserError(f"export.output={target}: is the model itself; name another file")
+    settings = ExportSettings(
+        spec.float_contract(),
+        opset=config.export.opset,
+        takes_u8=config.export.input == "u8",
+        picks_peaks=config.export.peaks,
+        top_k=spec.top_k,
+    )
     ready = time.time()
     try:
-        report = export_onnx(
-            network,
-            target,
-            opset=config.export.opset,
-            height=spec.height,
-            width=spec.width,
-            input=config.export.input,
-            peaks=config.export.peaks,
-            color=spec.color,
-            scale=spec.scale,
-            mean=spec.mean,
-            std=spec.std,
-            top_k=spec.top_k,
-            pictures=real_pictures(config, spec),
-        )
+        report = export_onnx(network, target, settings, real_pictures(config, spec))
     except ExportMismatchError as error:
         raise UserError(str(error)) from None
     ended = time.time()
@@ -76,8 +70,8 @@ def main(config: Config, output: Path, started: float) -> int:
     return results.exit_code
 
 
-def real_pictures(config: Config, spec: ModelSpec) -> np.ndarray:
-    """The data set's first usable pictures, warped: (n, H, W, 3) u8, BGR."""
+def real_pictures(config: Config, spec: ModelSpec) -> NDArray[np.uint8]:
+    """The data set's first usable pictures, letterboxed: (n, H, W, 3) u8, BGR."""
     truth = inputs.find_ground_truth(config.dataset)
     rows = []
     for item in inputs.find_pictures(config.dataset, truth).items:

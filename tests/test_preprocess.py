@@ -21,7 +21,11 @@ from cfdist.preprocess import (
     to_model_input,
 )
 
-PYTORCH_VALUES = ((0.408, 0.447, 0.470), (0.289, 0.274, 0.278), 1 / 255)  # mean, std, scale
+PYTORCH_VALUES = (
+    (0.40789654, 0.44719302, 0.47026115),
+    (0.28863828, 0.27408164, 0.27809835),
+    1 / 255,
+)  # mean, std, scale
 PYTORCH_CONTRACT = InputContract(800, 800, None, "float32", "NCHW", "BGR", *PYTORCH_VALUES)
 
 

@@ -1,4 +1,4 @@
-"""CenterFace in PyTorch: a MobileNetV2 backbone, a 24-channel neck to stride 4, four 1x1 heads.
+"""CenterFace in PyTorch: a MobileNetV2 backbone, a neck up to stride 4, four 1x1 heads.
 
 Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face as Point", 2019. Module names
 are those of the published PyTorch checkpoints, so that their `state_dict` loads as it is.
@@ -7,67 +7,79 @@ are those of the published PyTorch checkpoints, so that their `state_dict` loads
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import nn
 
 INPUT_MULTIPLE = 32  # the deepest tap's stride: input sides are multiples of it
-NECK_CHANNELS = 24
 
 # The normalisation layers' epsilon in the neck's lateral and up convolutions; the backbone and the
 # neck's last convolution have PyTorch's 1e-5. No checkpoint holds it.
 _NECK_EPS = 1e-3
 
+# The end of a name in a `state_dict`: a batch norm's count of training steps.
+BATCH_COUNTER = ".num_batches_tracked"
+
 
 @dataclass(frozen=True)
 class Variant:
-    """What tells the published networks apart; no `state_dict` states the activation.
+    """What tells the published networks apart besides their weights' shapes.
 
     Attributes:
-        activation: "relu6" or "relu", the backbone's; the neck always has plain ReLU.
+        activation: The backbone's; the neck always has plain ReLU. No `state_dict` states it.
         depthwise_ups: Whether the neck's transposed convolutions have one group a channel.
     """
 
-    activation: Literal["relu6", "relu"]
+    activation: type[nn.Module]
     depthwise_ups: bool
 
 
 # By model convention, the keys of `cfdist.decode.CONVENTIONS`.
 VARIANTS = {
-    "centerface_pytorch": Variant("relu6", depthwise_ups=True),
-    "centerface": Variant("relu", depthwise_ups=False),
+    "centerface_pytorch": Variant(nn.ReLU6, depthwise_ups=True),
+    "centerface": Variant(nn.ReLU, depthwise_ups=False),
 }
 
 
 class CenterFace(nn.Module):
-    """The network, from normalised pictures to the four head maps.
+    """The network, from normalised pictures to the four head maps; its weights are random.
 
     Args:
-        activation: The backbone's, "relu6" (the PyTorch training code's) or "relu" (the original
-            authors'); the neck always has plain ReLU.
-        depthwise_ups: Whether the transposed convolutions are depthwise (the former) or dense.
+        convention: The model convention, a key of `VARIANTS`.
+        neck_width: Channels of the neck, which the weights decide: 64 with the default options of
+            the training code (`head_conv`), 24 in the original authors' file.
     """
 
-    def __init__(
-        self,
-        activation: Literal["relu6", "relu"] = "relu6",
-        depthwise_ups: bool = True,
-    ) -> None:
+    def __init__(self, convention: str, neck_width: int) -> None:
         super().__init__()
-        self.base = _Backbone({"relu6": nn.ReLU6, "relu": nn.ReLU}[activation])
-        self.dla_up = _Neck(depthwise_ups)
-        self.hm = nn.Sequential(nn.Conv2d(NECK_CHANNELS, 1, 1), nn.Sigmoid())
-        self.wh = nn.Conv2d(NECK_CHANNELS, 2, 1)
-        self.hm_offset = nn.Conv2d(NECK_CHANNELS, 2, 1)
-        self.landmarks = nn.Conv2d(NECK_CHANNELS, 10, 1)
+        variant = VARIANTS[convention]
+        self.base = _Backbone(variant.activation)
+        self.dla_up = _Neck(neck_width, variant.depthwise_ups)
+        self.hm = nn.Sequential(nn.Conv2d(neck_width, 1, 1), nn.Sigmoid())
+        self.wh = nn.Conv2d(neck_width, 2, 1)
+        self.hm_offset = nn.Conv2d(neck_width, 2, 1)
+        self.landmarks = nn.Conv2d(neck_width, 10, 1)
 
     @classmethod
-    def of_convention(cls, convention: str) -> CenterFace:
-        """The network of a model convention, a key of `VARIANTS`, with random weights."""
-        variant = VARIANTS[convention]
-        return cls(variant.activation, variant.depthwise_ups)
+    def without_weights(cls, convention: str, neck_width: int) -> CenterFace:
+        """The network with shapes only, on PyTorch's "meta" device: it takes no memory."""
+        with torch.device("meta"):
+            return cls(convention, neck_width).eval()
+
+    def with_weights(self, state: Mapping[str, torch.Tensor]) -> CenterFace:
+        """This network on the CPU with the weights of a `state_dict`; returns itself.
+
+        Args:
+            state: Names, shapes and dtypes are this network's. The counters
+                `num_batches_tracked`, which inference does not read, may be absent.
+        """
+        self.to_empty(device="cpu")
+        counters = [name for name in self.state_dict() if name.endswith(BATCH_COUNTER)]
+        self.load_state_dict({**dict.fromkeys(counters, torch.tensor(0)), **state})
+        return self
 
     def forward(
         self, x: torch.Tensor
@@ -100,19 +112,21 @@ def fold_batch_norms(network: CenterFace) -> CenterFace:
     for module in folded.modules():
         if not isinstance(module, nn.Sequential):
             continue
-        for i in range(len(module) - 1):
-            if isinstance(module[i + 1], nn.BatchNorm2d):
-                _fold_into(module[i], module[i + 1])
+        for i, (conv, norm) in enumerate(itertools.pairwise(list(module))):
+            if isinstance(norm, nn.BatchNorm2d):
+                assert isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d))
+                _fold_into(conv, norm)
                 module[i + 1] = nn.Identity()
     return folded.float()
 
 
 def _fold_into(conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> None:
     """Scale a convolution's output channels as the batch norm does, and give it the bias."""
+    assert norm.running_mean is not None and norm.running_var is not None
     factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     if isinstance(conv, nn.ConvTranspose2d):
         # Weights are (inputs, outputs/groups, ..): a group's outputs belong to its own inputs.
-        by_group = conv.weight.unflatten(0, (conv.groups, -1))
+        by_group = conv.weight.reshape(conv.groups, -1, *conv.weight.shape[1:])
         scaled = (by_group * factor.view(conv.groups, 1, -1, 1, 1)).flatten(0, 1)
     else:
         scaled = conv.weight * factor.view(-1, 1, 1, 1)
@@ -161,7 +175,8 @@ class _InvertedResidual(nn.Module):
         self.has_shortcut = stride == 1 and inputs == outputs
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.conv(x) if self.has_shortcut else self.conv(x)
+        y: torch.Tensor = self.conv(x)
+        return x + y if self.has_shortcut else y
 
 
 class _Backbone(nn.Module):
@@ -175,7 +190,7 @@ class _Backbone(nn.Module):
         def stage(
             inputs: int, outputs: int, blocks: int, stride: int, expansion: int = 6
         ) -> list[nn.Module]:
-            """Blocks of which the first changes channels and stride."""
+            """Blocks; the first one changes channels and stride."""
             shapes = [(inputs, outputs, stride)] + [(outputs, outputs, 1)] * (blocks - 1)
             return [_InvertedResidual(*shape, expansion, activation) for shape in shapes]
 
@@ -202,34 +217,36 @@ class _Backbone(nn.Module):
 class _Up(nn.Module):
     """One step up the neck: the deeper map at twice its size plus the next tap's lateral."""
 
-    def __init__(self, tap_channels: int, depthwise: bool) -> None:
+    def __init__(self, width: int, tap_channels: int, depthwise: bool) -> None:
         super().__init__()
-        groups = NECK_CHANNELS if depthwise else 1
+        groups = width if depthwise else 1
         self.up = nn.Sequential(
-            nn.ConvTranspose2d(NECK_CHANNELS, NECK_CHANNELS, 2, 2, groups=groups, bias=False),
-            nn.BatchNorm2d(NECK_CHANNELS, eps=_NECK_EPS),
+            nn.ConvTranspose2d(width, width, 2, 2, groups=groups, bias=False),
+            nn.BatchNorm2d(width, eps=_NECK_EPS),
             nn.ReLU(inplace=True),
         )
-        self.conv = _conv_bn(tap_channels, NECK_CHANNELS, 1, eps=_NECK_EPS)
+        self.conv = _conv_bn(tap_channels, width, 1, eps=_NECK_EPS)
 
     def forward(self, deeper: torch.Tensor, tap: torch.Tensor) -> torch.Tensor:
-        return self.up(deeper) + self.conv(tap)
+        y: torch.Tensor = self.up(deeper) + self.conv(tap)
+        return y
 
 
 class _Neck(nn.Module):
-    """From the four taps to one 24-channel map at stride 4, deepest first."""
+    """From the four taps to one map at stride 4, deepest tap first."""
 
-    def __init__(self, depthwise_ups: bool) -> None:
+    def __init__(self, width: int, depthwise_ups: bool) -> None:
         super().__init__()
         stride_4, stride_8, stride_16, stride_32 = _Backbone.CHANNELS
-        self.conv = _conv_bn(stride_32, NECK_CHANNELS, 1, eps=_NECK_EPS)
-        self.conv_last = _conv_bn(NECK_CHANNELS, NECK_CHANNELS, 3)
-        self.up_0 = _Up(stride_16, depthwise_ups)
-        self.up_1 = _Up(stride_8, depthwise_ups)
-        self.up_2 = _Up(stride_4, depthwise_ups)
+        self.conv = _conv_bn(stride_32, width, 1, eps=_NECK_EPS)
+        self.conv_last = _conv_bn(width, width, 3)
+        self.up_0 = _Up(width, stride_16, depthwise_ups)
+        self.up_1 = _Up(width, stride_8, depthwise_ups)
+        self.up_2 = _Up(width, stride_4, depthwise_ups)
 
     def forward(self, taps: tuple[torch.Tensor, ...]) -> torch.Tensor:
         stride_4, stride_8, stride_16, stride_32 = taps
         x = self.up_0(self.conv(stride_32), stride_16)
         x = self.up_1(x, stride_8)
-        return self.conv_last(self.up_2(x, stride_4))
+        y: torch.Tensor = self.conv_last(self.up_2(x, stride_4))
+        return y

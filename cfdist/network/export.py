@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx
@@ -21,8 +20,9 @@ from torch import nn
 from cfdist.decode import PEAK_OUTPUTS, STRIDE, TOP_K
 from cfdist.errors import UserError
 from cfdist.files import atomic_write
-from cfdist.network.centerface import INPUT_MULTIPLE, CenterFace, fold_batch_norms
+from cfdist.network.centerface import CenterFace, fold_batch_norms
 from cfdist.network.normalize import Normalize
+from cfdist.preprocess import InputContract
 
 INPUT_NAME = "image"
 HEAD_NAMES = ("output1", "output2", "output3", "output4")  # hm, wh, hm_offset, landmarks
@@ -40,6 +40,40 @@ class ExportMismatchError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class ExportSettings:
+    """What the ONNX takes and gives.
+
+    Attributes:
+        network_input: The network's own input, float32 NCHW: size, colour order, normalisation.
+        opset: One of `OPSETS`.
+        takes_u8: Whether the pictures' bytes are the input, normalised inside the graph.
+        picks_peaks: Whether the graph puts out peaks instead of head maps.
+        top_k: Peaks a picture.
+    """
+
+    network_input: InputContract
+    opset: int = OPSETS[0]
+    takes_u8: bool = False
+    picks_peaks: bool = False
+    top_k: int = TOP_K
+
+    @property
+    def cells(self) -> int:
+        """Cells of a head map."""
+        return (self.network_input.height // STRIDE) * (self.network_input.width // STRIDE)
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The outputs' names."""
+        return PEAK_OUTPUTS if self.picks_peaks else HEAD_NAMES
+
+    def normalize(self) -> Normalize:
+        """The layer from letterboxed pictures to the network's own input."""
+        own = self.network_input
+        return Normalize(own.color, own.scale, own.mean, own.std)
+
+
+@dataclass(frozen=True)
 class ExportReport:
     """What was written and how far it is from the PyTorch network.
 
@@ -51,8 +85,8 @@ class ExportReport:
         input_dtype: "float32" or "uint8".
         output_shapes: By output name, as declared.
         differences: By kind of picture ("random", "real"), then output name: the largest absolute
-            difference between ONNX Runtime and PyTorch. Of `cells`: between the score and
-            PyTorch's heat map in that cell.
+            difference between ONNX Runtime and PyTorch. For `cells` it is the difference between
+            the score and PyTorch's heat map in that cell.
     """
 
     path: Path
@@ -67,73 +101,51 @@ class ExportReport:
 def export_onnx(
     network: CenterFace,
     output: Path | str,
-    *,
-    opset: int = 11,
-    height: int = 800,
-    width: int = 800,
-    input: Literal["f32", "u8"] = "f32",
-    peaks: bool = False,
-    color: str = "BGR",
-    scale: float = 1.0,
-    mean: Sequence[float] = (0.0, 0.0, 0.0),
-    std: Sequence[float] = (1.0, 1.0, 1.0),
-    top_k: int = TOP_K,
+    settings: ExportSettings,
     pictures: NDArray[np.uint8] | None = None,
 ) -> ExportReport:
     """Write the network as ONNX, batch norms folded, with a free batch axis.
 
-    The input is `image`: (batch, 3, height, width) float32, normalised, or, with "u8",
-    (batch, height, width, 3) uint8 BGR as warped, normalised inside the graph. The outputs are
-    `output1` to `output4` (heat map, size, offset, landmarks), or, with `peaks`, what
-    `cfdist.decode.select_peaks` finds in them: `scores` (batch, top_k) float32, falling, 0 where
-    there are no more peaks; `cells` (batch, top_k) int64, row * map width + column; `values`
-    (batch, top_k, 14) float32: size, offset, landmarks. Rows with score 0 are no peaks, whatever
-    their cells and values. Among equal scores ONNX's TopK puts the lower cell first, as
-    `select_peaks` does; ONNX Runtime holds to that, OpenVINO gives them in any order.
+    The input is `image`: (batch, 3, height, width) float32, normalised, or, with `takes_u8`,
+    (batch, height, width, 3) uint8 BGR, letterboxed. The outputs are `output1` to `output4` (heat
+    map, size, offset, landmarks), or, with `picks_peaks`, what `cfdist.decode.select_peaks` finds
+    in them: `scores` (batch, top_k) float32, falling, 0 where there are no more peaks; `cells`
+    (batch, top_k) int64, row * map width + column; `values` (batch, top_k, 14) float32: size,
+    offset, landmarks. Rows with score 0 are no peaks, whatever their cells and values. Among equal
+    scores ONNX's TopK puts the lower cell first, as `select_peaks` does; ONNX Runtime holds to
+    that, OpenVINO gives them in any order.
 
-    The file is written only once it passed ONNX's own checker and a comparison with PyTorch, of
-    the unfolded network on the host's normalisation.
+    The file appears only after it passed ONNX's own checker and a comparison with PyTorch, which
+    runs the unfolded network on the host's normalisation.
 
     Args:
         network: On the CPU, float32; left as it is.
         output: The file to write.
-        opset: One of `OPSETS`.
-        height: Input rows, a multiple of 32.
-        width: Input columns, a multiple of 32.
-        input: The input's form.
-        peaks: Whether the peaks are picked inside the graph.
-        color: "BGR" or "RGB", the order in which the network wants the channels.
-        scale: What u8 values are multiplied with before `mean` and `std`.
-        mean: Three values in `color` order.
-        std: Three values in `color` order.
-        top_k: Peaks a picture.
-        pictures: (n, height, width, 3) uint8 BGR, warped: compared besides random pictures.
+        settings: What the ONNX takes and gives.
+        pictures: (n, height, width, 3) uint8 BGR, letterboxed: compared besides random pictures.
 
     Raises:
-        UserError: a setting that cannot be, or a file that cannot be written.
+        UserError: more peaks than cells, or a file that cannot be written.
         ExportMismatchError: the graph and the network differ by more than `MAX_DIFFERENCE`; no
             file is left.
     """
-    _check_settings(opset, height, width, input, top_k if peaks else None)
-    normalize = Normalize(color, scale, mean, std)
-    cells = (height // STRIDE) * (width // STRIDE)
+    _check_top_k(settings)
     graph = nn.Sequential(
-        normalize if input == "u8" else nn.Identity(),
+        settings.normalize() if settings.takes_u8 else nn.Identity(),
         fold_batch_norms(network),
-        _PickPeaks(top_k, cells) if peaks else nn.Identity(),
+        _PickPeaks(settings.top_k, settings.cells) if settings.picks_peaks else nn.Identity(),
     )
-    # Channels last is several times faster on a CPU and computes the same.
-    unfolded = copy.deepcopy(network).eval().to(memory_format=torch.channels_last)
-    reference = _Reference(unfolded, normalize, input, peaks)
-    kinds = {"random": _random_pictures(height, width)}
+    kinds = {"random": _random_pictures(settings.network_input)}
     if pictures is not None:
         kinds["real"] = pictures
     try:
         with atomic_write(output) as temporary:
-            _trace_to_onnx(graph, temporary, opset, height, width, input, peaks)
-            model = _checked(temporary, top_k if peaks else None)
+            _trace_to_onnx(graph, temporary, settings)
+            model = _checked(temporary, settings)
             session = _session(temporary)
-            differences = {kind: reference.compare(session, kinds[kind]) for kind in kinds}
+            differences = {
+                kind: _compare(network, session, settings, kinds[kind]) for kind in kinds
+            }
             _check_differences(differences, output)
             size = temporary.stat().st_size
     except OSError as error:
@@ -143,10 +155,10 @@ def export_onnx(
         ) from None
     return ExportReport(
         path=Path(output),
-        opset=opset,
+        opset=settings.opset,
         size=size,
         input_shape=_declared_shape(model.graph.input[0]),
-        input_dtype="uint8" if input == "u8" else "float32",
+        input_dtype="uint8" if settings.takes_u8 else "float32",
         output_shapes={value.name: _declared_shape(value) for value in model.graph.output},
         differences=differences,
     )
@@ -171,30 +183,31 @@ class _PickPeaks(nn.Module):
         return scores, cells, picked.transpose(1, 2)
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """The PyTorch side of the comparison."""
+def _compare(
+    network: CenterFace,
+    session: ort.InferenceSession,
+    settings: ExportSettings,
+    pictures: NDArray[np.uint8],
+) -> dict[str, float]:
+    """Largest absolute difference of each output, over (n, H, W, 3) uint8 BGR pictures."""
+    with torch.inference_mode():
+        normalized = settings.normalize()(torch.from_numpy(pictures))
+        heads = _channels_last(network)(normalized)
+    feed = pictures if settings.takes_u8 else normalized.contiguous().numpy()
+    outputs = [torch.from_numpy(array) for array in session.run(None, {INPUT_NAME: feed})]
+    if settings.picks_peaks:
+        return _peak_differences(outputs, heads)
+    return {
+        name: _difference(output, head)
+        for name, output, head in zip(HEAD_NAMES, outputs, heads, strict=True)
+    }
 
-    network: CenterFace
-    normalize: Normalize
-    input: Literal["f32", "u8"]
-    peaks: bool
 
-    def compare(
-        self, session: ort.InferenceSession, pictures: NDArray[np.uint8]
-    ) -> dict[str, float]:
-        """Largest absolute difference an output, over (n, H, W, 3) uint8 BGR pictures."""
-        with torch.inference_mode():
-            normalized = self.normalize(torch.from_numpy(pictures))
-            heads = self.network(normalized)
-        feed = pictures if self.input == "u8" else normalized.contiguous().numpy()
-        outputs = [torch.from_numpy(array) for array in session.run(None, {INPUT_NAME: feed})]
-        if self.peaks:
-            return _peak_differences(outputs, heads)
-        return {
-            name: _difference(output, head)
-            for name, output, head in zip(HEAD_NAMES, outputs, heads, strict=True)
-        }
+def _channels_last(network: CenterFace) -> nn.Module:
+    """A copy that computes the same, several times faster on a CPU."""
+    module = copy.deepcopy(network).eval()
+    # PyTorch's type hints lack this form of its own method.
+    return module.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def _peak_differences(
@@ -223,42 +236,34 @@ def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max()) if a.numel() else 0.0
 
 
-def _trace_to_onnx(
-    graph: nn.Module,
-    path: Path,
-    opset: int,
-    height: int,
-    width: int,
-    input: Literal["f32", "u8"],
-    peaks: bool,
-) -> None:
+def _trace_to_onnx(graph: nn.Module, path: Path, settings: ExportSettings) -> None:
+    own = settings.network_input
     example = (
-        torch.zeros(1, height, width, 3, dtype=torch.uint8)
-        if input == "u8"
-        else torch.zeros(1, 3, height, width)
+        torch.zeros(1, own.height, own.width, 3, dtype=torch.uint8)
+        if settings.takes_u8
+        else torch.zeros(1, 3, own.height, own.width)
     )
-    outputs = PEAK_OUTPUTS if peaks else HEAD_NAMES
     with _quiet():
         torch.onnx.export(
             graph.eval(),
             (example,),
             str(path),
             input_names=[INPUT_NAME],
-            output_names=list(outputs),
-            dynamic_axes={name: {0: "batch"} for name in (INPUT_NAME, *outputs)},
-            opset_version=opset,
+            output_names=list(settings.outputs),
+            dynamic_axes={name: {0: "batch"} for name in (INPUT_NAME, *settings.outputs)},
+            opset_version=settings.opset,
             # The newer exporter writes opset 18 and above, which ATC of CANN 6 does not take.
             dynamo=False,
         )
 
 
-def _checked(path: Path, top_k: int | None) -> onnx.ModelProto:
+def _checked(path: Path, settings: ExportSettings) -> onnx.ModelProto:
     """The exported model, through ONNX's own checker; rewritten where it lacks a shape."""
     model = onnx.load(str(path))
-    if top_k is not None:
+    if settings.picks_peaks:
         # The exporter leaves what TopK puts out unknown.
         for output in model.graph.output:
-            output.type.tensor_type.shape.dim[1].dim_value = top_k
+            output.type.tensor_type.shape.dim[1].dim_value = settings.top_k
         onnx.save(model, str(path))
     onnx.checker.check_model(model, full_check=True)
     return model
@@ -284,26 +289,18 @@ def _session(path: Path) -> ort.InferenceSession:
     return ort.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
 
 
-def _random_pictures(height: int, width: int) -> NDArray[np.uint8]:
+def _random_pictures(size: InputContract) -> NDArray[np.uint8]:
     """Two pictures, so that the batch axis is not the traced one."""
-    return np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
+    shape = (2, size.height, size.width, 3)
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def _check_settings(opset: int, height: int, width: int, input: str, top_k: int | None) -> None:
-    if opset not in OPSETS:
-        raise UserError(f"opset={opset}: cannot be exported; choose {OPSETS[0]} to {OPSETS[-1]}")
-    for name, side in (("height", height), ("width", width)):
-        if side <= 0 or side % INPUT_MULTIPLE:
-            raise UserError(
-                f"{name}={side}: CenterFace takes multiples of {INPUT_MULTIPLE}; "
-                "choose one, 800 is the published size"
-            )
-    if input not in ("f32", "u8"):
-        raise UserError(f"input={input}: no such input form; choose f32 or u8")
-    cells = (height // STRIDE) * (width // STRIDE)
-    if top_k is not None and not 1 <= top_k <= cells:
+def _check_top_k(settings: ExportSettings) -> None:
+    if settings.picks_peaks and not 1 <= settings.top_k <= settings.cells:
+        own = settings.network_input
         raise UserError(
-            f"top_k={top_k}: a {width}x{height} input has {cells} output cells; choose 1 to {cells}"
+            f"model.top_k={settings.top_k}: a {own.width}x{own.height} input has {settings.cells} "
+            f"output cells; choose 1 to {settings.cells}"
         )
 
 

@@ -19,20 +19,13 @@ from cfdist.network.centerface import INPUT_MULTIPLE, CenterFace
 # Heat map, scale, offset and landmarks in the authors' file.
 AUTHORS_OUTPUTS = ("537", "538", "539", "540")
 
+# The convolutions that give them in the PyTorch network.
+_HEADS = ("hm.0", "wh", "hm_offset", "landmarks")
+
 _OPERATORS = {"Add", "BatchNormalization", "Conv", "ConvTranspose", "Relu", "Sigmoid"}
 
 
-@dataclass(frozen=True)
-class _Convolution:
-    """A convolution node with the weights of itself and of a batch norm right behind it."""
-
-    output: str
-    weight: NDArray[np.float32]
-    bias: NDArray[np.float32]
-    stride: int
-    groups: int
-    is_transposed: bool
-    norm: _BatchNorm | None
+_Weights = Mapping[str, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -44,14 +37,27 @@ class _BatchNorm:
     eps: float
 
 
+@dataclass(frozen=True)
+class _Convolution:
+    """A convolution node with the weights of itself and of the batch norm that follows it."""
+
+    output: str
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    stride: int
+    groups: int
+    is_transposed: bool
+    norm: _BatchNorm | None
+
+
 def load_onnx_network(
     path: Path | str, outputs: Sequence[str] | None = AUTHORS_OUTPUTS
 ) -> CenterFace:
     """The network of the original authors' ONNX: plain ReLU, dense transposed convolutions.
 
-    The file's convolutions, in the graph's order, are those of `CenterFace.forward`; most have
-    their batch norm folded in, the network's own is then an identity plus the bias. The heads go
-    by the names of their outputs.
+    The file's convolutions, in the graph's order, are those of `CenterFace.forward`. Most have
+    their batch norm folded in; the network's own batch norm is then an identity plus the bias. The
+    heads go by the names of their outputs, and the neck is as wide as the heads' input.
 
     Args:
         path: The ONNX file.
@@ -64,22 +70,22 @@ def load_onnx_network(
         UserError: not an ONNX file, or the graph of another network.
     """
     graph = _read_graph(Path(path))
-    network = CenterFace.of_convention("centerface")
     convolutions = _convolutions(graph, path)
     heads = _take_heads(graph, convolutions, outputs, path)
+    network = CenterFace.without_weights("centerface", _neck_width(heads[0], path))
     trunk = _trunk_in_forward_order(network)
     if len(convolutions) != len(trunk):
         raise _other_network(
             path, f"{len(convolutions)} convolutions before the heads, expected {len(trunk)}"
         )
+    state: dict[str, torch.Tensor] = {}
     for (conv, norm), source in zip(trunk, convolutions, strict=True):
-        _check_same(conv, source, path)
-        _set_convolution(conv, norm, source)
-    modules = (network.hm[0], network.wh, network.hm_offset, network.landmarks)
-    for conv, source in zip(modules, heads, strict=True):
-        _check_same(conv, source, path)
-        _set_head(conv, source)
-    return network.eval()
+        _check_same(network, conv, source, path)
+        state |= _layer_state(conv, norm, network.get_submodule(norm), source)
+    for head, source in zip(_HEADS, heads, strict=True):
+        _check_same(network, head, source, path)
+        state |= _named(head, weight=source.weight, bias=source.bias)
+    return network.with_weights(state)
 
 
 def _read_graph(path: Path) -> onnx.GraphProto:
@@ -116,7 +122,7 @@ def _convolutions(graph: onnx.GraphProto, path: Path | str) -> list[_Convolution
 
 
 def _convolution(
-    node: onnx.NodeProto, weights: Mapping[str, NDArray], norm: onnx.NodeProto | None
+    node: onnx.NodeProto, weights: _Weights, norm: onnx.NodeProto | None
 ) -> _Convolution:
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     weight = weights[node.input[1]]
@@ -135,10 +141,11 @@ def _convolution(
     )
 
 
-def _batch_norm(node: onnx.NodeProto, weights: Mapping[str, NDArray]) -> _BatchNorm:
+def _batch_norm(node: onnx.NodeProto, weights: _Weights) -> _BatchNorm:
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    gamma, beta, mean, var = (weights[name] for name in node.input[1:5])
     # The default epsilon is the ONNX operator's.
-    return _BatchNorm(*(weights[name] for name in node.input[1:5]), attributes.get("epsilon", 1e-5))
+    return _BatchNorm(gamma, beta, mean, var, attributes.get("epsilon", 1e-5))
 
 
 def _take_heads(
@@ -162,23 +169,32 @@ def _take_heads(
     return heads
 
 
-def _trunk_in_forward_order(network: CenterFace) -> list[tuple[nn.Module, nn.BatchNorm2d]]:
-    """Each convolution before the heads with its batch norm, in the order in which they run."""
-    ran: list[nn.Module] = []
+def _neck_width(head: _Convolution, path: Path | str) -> int:
+    """The channels that a head takes."""
+    shape: tuple[int, ...] = head.weight.shape
+    if len(shape) != 4 or shape[1] == 0:
+        raise _other_network(path, f"convolution {head.output!r} has weights {shape}")
+    return shape[1]
+
+
+def _trunk_in_forward_order(network: CenterFace) -> list[tuple[str, str]]:
+    """Names of each convolution before the heads and of its batch norm, in running order."""
+    ran: list[str] = []
     hooks = [
-        module.register_forward_hook(lambda module, *_: ran.append(module))
-        for trunk in (network.base, network.dla_up)
-        for module in trunk.modules()
+        module.register_forward_hook(lambda *_, name=name: ran.append(name))
+        for name, module in network.named_modules()
         if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d))
+        and name not in _HEADS
     ]
-    with torch.inference_mode():
-        network.eval()(torch.zeros(1, 3, INPUT_MULTIPLE, INPUT_MULTIPLE))
+    network(torch.zeros(1, 3, INPUT_MULTIPLE, INPUT_MULTIPLE, device="meta"))
     for hook in hooks:
         hook.remove()
     return list(zip(ran[::2], ran[1::2], strict=True))
 
 
-def _check_same(conv: nn.Module, source: _Convolution, path: Path | str) -> None:
+def _check_same(network: CenterFace, name: str, source: _Convolution, path: Path | str) -> None:
+    conv = network.get_submodule(name)
+    assert isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d))
     wanted = (tuple(conv.weight.shape), conv.stride[0], conv.groups)
     actual = (source.weight.shape, source.stride, source.groups)
     if wanted != actual or source.is_transposed != isinstance(conv, nn.ConvTranspose2d):
@@ -189,29 +205,29 @@ def _check_same(conv: nn.Module, source: _Convolution, path: Path | str) -> None
         )
 
 
-def _set_convolution(conv: nn.Module, norm: nn.BatchNorm2d, source: _Convolution) -> None:
-    _assign(conv.weight, source.weight)
-    if source.norm is None:
+def _layer_state(
+    conv: str, norm: str, layer: nn.Module, source: _Convolution
+) -> dict[str, torch.Tensor]:
+    """The `state_dict` entries of a convolution and of its batch norm, which is `layer`."""
+    assert isinstance(layer, nn.BatchNorm2d)
+    bias, there = source.bias, source.norm
+    if there is None:
         # var + eps is 1 and so is its root: the batch norm adds the bias and changes no bit else.
-        norm.running_mean.zero_()
-        norm.running_var.fill_(1.0 - norm.eps)
-        nn.init.ones_(norm.weight)
-        _assign(norm.bias, source.bias)
-    else:
-        _assign(norm.running_mean, source.norm.mean - source.bias)
-        _assign(norm.running_var, source.norm.var + (source.norm.eps - norm.eps))
-        _assign(norm.weight, source.norm.gamma)
-        _assign(norm.bias, source.norm.beta)
+        one = np.ones_like(bias)
+        there = _BatchNorm(gamma=one, beta=bias, mean=0 * bias, var=one, eps=0.0)
+        bias = 0 * bias
+    return _named(conv, weight=source.weight) | _named(
+        norm,
+        weight=there.gamma,
+        bias=there.beta,
+        running_mean=there.mean - bias,
+        running_var=there.var + np.float32(there.eps - layer.eps),
+    )
 
 
-def _set_head(conv: nn.Conv2d, source: _Convolution) -> None:
-    _assign(conv.weight, source.weight)
-    _assign(conv.bias, source.bias)
-
-
-def _assign(target: torch.Tensor, value: NDArray) -> None:
-    with torch.no_grad():
-        target.copy_(torch.tensor(value))
+def _named(layer: str, **weights: NDArray[np.float32]) -> dict[str, torch.Tensor]:
+    """The `state_dict` entries of a layer."""
+    return {f"{layer}.{name}": torch.tensor(value) for name, value in weights.items()}
 
 
 def _other_network(path: Path | str, found: str) -> UserError:

@@ -1,4 +1,4 @@
-"""Warped pictures to the network's input, as a PyTorch layer: for a device, or inside a graph."""
+"""Letterboxed pictures to the network's input: a PyTorch layer for a device or a graph."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ class Normalize(nn.Module):
         std: Three values in `color` order.
     """
 
+    order: torch.Tensor | None
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(
         self, color: str, scale: float, mean: Sequence[float], std: Sequence[float]
     ) -> None:
@@ -30,9 +34,9 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).reshape(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).reshape(1, 3, 1, 1))
 
-    def forward(self, warped: torch.Tensor) -> torch.Tensor:
-        """See the class; the result's strides are the picture's, channels last."""
-        x = warped.permute(0, 3, 1, 2)
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """See the class; the result lies in memory as the pictures do, channels last."""
+        x = pictures.permute(0, 3, 1, 2)
         if self.order is not None:
             # Whole planes move; reordering the last axis moves single bytes.
             x = x.index_select(1, self.order)

@@ -15,7 +15,7 @@ from cfdist.preprocess import InputContract, to_model_input
 from tests.fakes.ascend import install_atc, install_double, small_network
 from tests.fakes.atc import RefusalError, parse
 
-MEAN = (0.408, 0.447, 0.470)
+MEAN = (0.40789654, 0.44719302, 0.47026115)
 STD = (0.28863828, 0.27408164, 0.27809835)
 
 

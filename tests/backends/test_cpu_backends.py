@@ -46,8 +46,8 @@ def test_normalisation_is_the_same_inside_and_outside_the_graph(spec):
         width=160,
         color="BGR",
         scale=1 / 255,
-        mean=(0.408, 0.447, 0.470),
-        std=(0.289, 0.274, 0.278),
+        mean=(0.40789654, 0.44719302, 0.47026115),
+        std=(0.28863828, 0.27408164, 0.27809835),
     )
     warped = pictures(2)
     openvino, onnxruntime = (infer(name, model, warped) for name in ("openvino", "onnxruntime"))

@@ -18,7 +18,7 @@ from cfdist.backends.base import DeviceSettings
 from cfdist.backends.om import OmBackend, input_contract, inspect_om, output_order
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
-from cfdist.preprocess import to_model_input
+from cfdist.preprocess import InputContract, to_model_input
 from tests.fakes.ascend import GENERATIONS, OUTPUT_NAMES, install_double, small_network
 
 BATCH = 4
@@ -37,7 +37,7 @@ def model_spec(path: Path | str = "net.om", **changes: object) -> ModelSpec:
         "color": "BGR",
         "scale": 1 / 255,
         "mean": (0.4, 0.4, 0.4),
-        "std": (0.289, 0.274, 0.278),
+        "std": (0.28863828, 0.27408164, 0.27809835),
         "batch": BATCH,
         "top_k": 200,
         "nms": None,
@@ -403,13 +403,14 @@ def test_an_om_that_picks_its_own_peaks(make, tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed (requirements-torch.txt)")
     from cfdist.decode import Peaks, select_peaks
     from cfdist.network.centerface import CenterFace
-    from cfdist.network.export import export_onnx
+    from cfdist.network.export import ExportSettings, export_onnx
 
-    network = CenterFace.of_convention("centerface_pytorch").eval()
+    network = CenterFace("centerface_pytorch", neck_width=24).eval()
     graphs = {}
     for peaks in (False, True):
         path = tmp_path / f"{peaks}.onnx"
-        export_onnx(network, path, height=64, width=64, peaks=peaks, top_k=20)
+        own = InputContract(64, 64, None, "float32", "NCHW")
+        export_onnx(network, path, ExportSettings(own, picks_peaks=peaks, top_k=20))
         graphs[peaks] = path.read_bytes()
     pictures = np.random.default_rng(0).normal(size=(3, 3, 64, 64)).astype(np.float32)
 

@@ -17,15 +17,15 @@ from cfdist.backends.torch import TorchBackend, choose_device  # noqa: E402
 from cfdist.errors import UserError  # noqa: E402
 from cfdist.model import ModelSpec, locate_model  # noqa: E402
 from cfdist.network.checkpoint import load_network  # noqa: E402
-from cfdist.network.export import export_onnx  # noqa: E402
+from cfdist.network.export import ExportSettings, export_onnx  # noqa: E402
 from cfdist.preprocess import to_model_input  # noqa: E402
 
 CPU = DeviceSettings(threads=1, options={"device": "cpu"})
 TRAINING_INPUT = {
     "color": "BGR",
     "scale": 1 / 255,
-    "mean": (0.408, 0.447, 0.470),
-    "std": (0.289, 0.274, 0.278),
+    "mean": (0.40789654, 0.44719302, 0.47026115),
+    "std": (0.28863828, 0.27408164, 0.27809835),
 }
 RAW_INPUT = {"color": "RGB", "scale": 1.0, "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -70,15 +70,16 @@ def test_authors_onnx(pictures, batch):
     assert_same_heads(backend.infer(inputs), expected, atol=2e-4)
 
 
-def test_checkpoint_and_its_export_in_the_other_backends(shared, pictures, tmp_path):
-    checkpoint = shared / "golden" / "centerface_seed_arch.pth"
+@pytest.mark.parametrize("name", ["seed_arch", "head_conv64"])
+def test_checkpoint_and_its_export_in_the_other_backends(shared, pictures, tmp_path, name):
+    checkpoint = shared / "golden" / f"centerface_{name}.pth"
     backend = TorchBackend(model_spec(checkpoint, "centerface_pytorch"), CPU)
     heads = backend.infer(pictures)
     backend.close()
     path = tmp_path / "m.onnx"
     network = load_network(checkpoint, "centerface_pytorch")
-    export_onnx(network, path, height=160, width=224, **TRAINING_INPUT)
     spec = model_spec(path, "centerface_pytorch")
+    export_onnx(network, path, ExportSettings(spec.float_contract()))
     openvino = DeviceSettings(threads=1, options={"precision": "f32"})
     assert_same_heads(heads, OpenVINOBackend(spec, openvino).infer(pictures))
     providers = DeviceSettings(threads=1, options={"providers": ["CPUExecutionProvider"]})

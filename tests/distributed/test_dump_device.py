@@ -39,7 +39,7 @@ def model(spec, tmp_path):
         color="BGR",
         scale=1 / 255,
         mean=(0.4, 0.4, 0.4),
-        std=(0.289, 0.274, 0.278),
+        std=(0.28863828, 0.27408164, 0.27809835),
         batch=BATCH,
     )
 

@@ -284,7 +284,10 @@ def test_preprocess_leaves_unknown_files_alone(compose, made, tmp_path):
     ("change", "words"),
     [
         (("model.height=96",), ("height 64, this run has 96",)),
-        (("model.mean=[0.5,0.5,0.5]",), ("mean [0.408, 0.447, 0.47], this run has",)),
+        (
+            ("model.mean=[0.5,0.5,0.5]",),
+            ("mean [0.40789654, 0.44719302, 0.47026115], this run has",),
+        ),
         (("model.color=RGB",), ("color BGR, this run has RGB",)),
     ],
 )

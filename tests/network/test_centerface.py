@@ -18,7 +18,7 @@ from tests.network.conftest import HEADS  # noqa: E402
 def lively(convention: str, seed: int) -> CenterFace:
     """A network whose batch norms do something, as trained ones do."""
     generator = torch.Generator().manual_seed(seed)
-    network = CenterFace.of_convention(convention).eval()
+    network = CenterFace(convention, neck_width=24).eval()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             for values in (module.running_var, module.weight.data):
@@ -29,14 +29,14 @@ def lively(convention: str, seed: int) -> CenterFace:
 
 
 def test_state_dict_has_the_published_names_and_shapes(state_dict_shapes):
-    network = CenterFace("relu6", depthwise_ups=True)
+    network = CenterFace("centerface_pytorch", 24)
     shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
     assert shapes == state_dict_shapes
     assert sum(p.numel() for p in network.parameters()) == 1_829_271
 
 
 def test_variants_differ_only_in_their_transposed_convolutions(state_dict_shapes):
-    network = CenterFace("relu", depthwise_ups=False)
+    network = CenterFace("centerface", 24)
     shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
     assert list(shapes) == list(state_dict_shapes)
     different = [name for name in shapes if shapes[name] != state_dict_shapes[name]]

@@ -38,10 +38,10 @@ def authors_spec(path: Path) -> ModelSpec:
     )
 
 
-def test_outputs_on_real_pictures_are_onnx_runtimes(authors_onnx, warped):
+def test_outputs_on_real_pictures_are_onnx_runtimes(authors_onnx, letterboxed):
     settings = DeviceSettings(threads=1, options={"providers": ["CPUExecutionProvider"]})
     backend = OnnxRuntimeBackend(authors_spec(authors_onnx), settings)
-    inputs = to_model_input(warped, backend.contract)
+    inputs = to_model_input(letterboxed, backend.contract)
     expected = backend.infer(inputs)
     network = load_onnx_network(authors_onnx).to(memory_format=torch.channels_last)
     with torch.inference_mode():
