@@ -21,7 +21,7 @@ JOURNAL_IDENTITY = "run.json"  # inside the journal: whose it is
 PREDICTIONS = "predictions"
 PARQUET = "predictions.parquet"
 
-# Written when all members of a sweep have ended, the CSV last.
+# Written when all runs of a sweep have ended, the CSV last.
 SWEEP_CSV = "sweep.csv"
 SWEEP_MARKDOWN = "sweep.md"
 SWEEP_PLOT = "throughput.png"
@@ -56,9 +56,9 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def claim_sweep(folder: Path) -> Iterator[None]:
-    """Hold a sweep's folder for the `with` block; its members claim their own folders in it.
+    """Hold a sweep's folder for the `with` block; its runs claim their own folders in it.
 
-    A folder that was made for a sweep of which nothing is left goes again.
+    A folder that was made for a sweep is removed if the sweep leaves nothing in it.
 
     Raises:
         UserError: the folder cannot be made, is in use, or holds a finished sweep or a single run.

@@ -81,7 +81,9 @@ def main(config: Config, output: Path, started: float) -> int:
             model.spec.width,
             needed=needed_bytes(*_layout(model, plan)),
         )
-        screen.print_plan(config, model.backend, model.spec, manifest, plan, dashboard)
+        pictures_text = screen.picture_count(config.dataset, manifest)
+        screen.print_plan(model.backend, model.spec, plan, pictures_text)
+        screen.print_dashboard(dashboard)
         with screen.PictureProgress(len(manifest.items)) as progress:
 
             def on_ready(done: int) -> None:

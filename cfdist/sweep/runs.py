@@ -63,14 +63,9 @@ def summarise_run(
     reason: str | None,
     results: dict[str, Any] | None,
 ) -> RunSummary:
-    """What the summary says of a run.
+    """What the summary says of a run, by the content of its `results.json` if it has one.
 
-    Args:
-        number: Its number in the sweep, from 0.
-        overrides: Key -> value, as set for it.
-        exit_code: What it ended with.
-        reason: Why it has no results, one line; `None` if it has.
-        results: The content of its `results.json`, if it has one.
+    The other arguments are those of `RunSummary`. With results the reason is that of its verdict.
     """
     if results is None:
         return RunSummary(number, overrides, exit_code, reason)
