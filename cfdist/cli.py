@@ -117,7 +117,7 @@ def _run(
 ) -> tuple[int, str | None]:
     """The job's exit code, and the reason where it broke down."""
     if _member_number() is not None and (results := finished_results(output, config_yaml)):
-        from cfdist.report.sweep import verdict
+        from cfdist.report.results import verdict
 
         print(f"{output}: done by an earlier command")
         return verdict(results)[0], None

@@ -52,9 +52,9 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def claim_sweep(folder: Path) -> Iterator[None]:
-    """Hold a sweep's folder for the `with` block; its members claim their own folders in it.
+    """Hold a sweep's folder for the `with` block; its runs claim their own folders in it.
 
-    A folder that was made for a sweep of which nothing is left goes again.
+    A folder that was made for a sweep is removed if the sweep leaves nothing in it.
 
     Raises:
         UserError: the folder cannot be made, is in use, or holds a finished sweep or a single run.

@@ -58,4 +58,4 @@ def main(config: Config, output: Path, started: float) -> int:
     path = results.write(output)
     screen.print_results(results)
     screen.print_path(path)
-    return gate.exit_code(config, results)
+    return results.exit_code

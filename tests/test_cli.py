@@ -1,4 +1,4 @@
-"""A job's end: whatever breaks, in a sweep it is that member's alone."""
+"""A job's end: whatever breaks, in a sweep it is that run's alone."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cfdist import cli
 
 
 @pytest.fixture
-def run_member(monkeypatch, tmp_path):
-    """Runs member 3 of a sweep, whose job raises an error; gives its outcome."""
+def run_third(monkeypatch, tmp_path):
+    """Runs number 3 of a sweep, whose job raises an error; gives its outcome."""
     hydra = SimpleNamespace(
         mode=RunMode.MULTIRUN, job=SimpleNamespace(num=3), overrides=SimpleNamespace(task=["a=1"])
     )
@@ -39,16 +39,16 @@ FULL = os.strerror(errno.ENOSPC)
 
 
 @pytest.mark.parametrize("file", [None, "/disk/run.log"])
-def test_a_file_that_cannot_be_used_is_bad_input(run_member, capsys, tmp_path, file):
-    outcome = run_member(OSError(errno.ENOSPC, FULL, file))
+def test_a_file_that_cannot_be_used_is_bad_input(run_third, capsys, tmp_path, file):
+    outcome = run_third(OSError(errno.ENOSPC, FULL, file))
     assert (outcome.number, outcome.exit_code) == (3, cli.EXIT_BAD_INPUT)
     where = file or f"output_dir={tmp_path / '3'}"
     assert outcome.reason.startswith(f"{where}: {FULL}; ")
     assert capsys.readouterr().err == f"cfdist: {outcome.reason}\n"
 
 
-def test_any_other_error_is_internal_and_shows_its_traceback(run_member, capsys):
-    outcome = run_member(KeyError("expected"))
+def test_any_other_error_is_internal_and_shows_its_traceback(run_third, capsys):
+    outcome = run_third(KeyError("expected"))
     assert outcome.exit_code == cli.EXIT_INTERNAL
     assert outcome.reason == "internal error: KeyError: 'expected'"
     shown = capsys.readouterr().err
@@ -56,9 +56,9 @@ def test_any_other_error_is_internal_and_shows_its_traceback(run_member, capsys)
     assert shown.endswith(f"cfdist: {outcome.reason}\n")
 
 
-def test_an_interruption_ends_the_sweep(run_member):
+def test_an_interruption_ends_the_sweep(run_third):
     with pytest.raises(KeyboardInterrupt):
-        run_member(KeyboardInterrupt())
+        run_third(KeyboardInterrupt())
     assert cli.outcomes == []
 
 

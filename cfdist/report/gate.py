@@ -1,4 +1,4 @@
-"""The AP that a model should have, held against the measured one."""
+"""The AP that a model should have, compared with the measured one."""
 
 from __future__ import annotations
 
@@ -7,14 +7,11 @@ from typing import Any
 from cfdist import backends
 from cfdist.config import Config
 from cfdist.errors import UserError
-from cfdist.report.results import Results
 from cfdist.widerface.ground_truth import DIFFICULTIES
-
-EXIT_GATE_MISSED = 5
 
 
 def refuse_empty(config: Config) -> None:
-    """A gate that nothing can miss would always be open.
+    """Refuse a gate that no result can miss.
 
     Raises:
         UserError: `eval.gate` without an expected AP, on the sample set, or without a model.
@@ -32,37 +29,25 @@ def refuse_empty(config: Config) -> None:
 
 
 def expected(config: Config, ap: dict[str, dict[str, float]]) -> dict[str, Any] | None:
-    """What the model should reach; the sample set says nothing about that."""
-    if config.dataset.kind == "sample":
-        return None
-    wanted = config.model.expected
-    values = {name: getattr(wanted, name) for name in DIFFICULTIES}
-    given = {name: value for name, value in values.items() if value is not None}
-    return hold_against(ap, given, wanted.protocol, wanted.tolerance)
-
-
-def hold_against(
-    ap: dict[str, dict[str, float]], expected: dict[str, float], protocol: str, tolerance: float
-) -> dict[str, Any] | None:
-    """The expected APs and whether the measured ones reach them.
+    """The results' `expected` section: the expected APs, and whether the measured ones reach them.
 
     Args:
-        ap: Protocol -> difficulty -> measured AP.
-        expected: Difficulty -> expected AP; difficulties without one are left out.
-        protocol: Which protocol's the expected ones are.
-        tolerance: How far below the expected AP a measured one may be.
+        config: With `model.expected`; a difficulty without an expected AP is left out.
+        ap: Protocol -> difficulty -> measured AP, a fraction.
 
     Returns:
-        The results' `expected` section; `None` where nothing is expected.
+        `None` if nothing is expected, as of the sample set.
     """
-    if not expected:
+    wanted = config.model.expected
+    given = {name: getattr(wanted, name) for name in DIFFICULTIES}
+    given = {name: value for name, value in given.items() if value is not None}
+    if config.dataset.kind == "sample" or not given:
         return None
-    met = all(ap[protocol][name] >= value - tolerance for name, value in expected.items())
-    return {"protocol": protocol, "ap": expected, "tolerance": tolerance, "met": met}
-
-
-def exit_code(config: Config, results: Results) -> int:
-    """What the process ends with: 5 where `eval.gate` is set and the AP misses what is expected."""
-    if config.eval.gate and results.expected and not results.expected["met"]:
-        return EXIT_GATE_MISSED
-    return results.exit_code
+    measured = ap[wanted.protocol]
+    met = all(measured[name] >= value - wanted.tolerance for name, value in given.items())
+    return {
+        "protocol": wanted.protocol,
+        "ap": given,
+        "tolerance": wanted.tolerance,
+        "met": met,
+    }

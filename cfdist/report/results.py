@@ -19,6 +19,7 @@ from cfdist.files import RESULTS, write_text
 SCHEMA_VERSION = 1
 EXIT_PICTURES_FAILED = 3
 EXIT_PAST_TOLERANCE = 4
+EXIT_GATE_MISSED = 5
 
 # Distributions whose versions can change a figure.
 _DISTRIBUTIONS = (
@@ -36,16 +37,16 @@ _DISTRIBUTIONS = (
 
 @dataclass(frozen=True)
 class Results:
-    """One run's figures; what does not apply to a job is `None` or empty.
+    """The figures of one run; what a job does not have is `None` or empty.
 
     Attributes:
-        job: Which of the modules in `jobs`.
+        job: Name of its module in `jobs`.
         ap: Protocol -> difficulty -> average precision, a fraction; the chosen protocol first.
-        total: Pictures asked for (job=infer: bins), each once however many passes there are.
+        total: Pictures asked for (job=infer: input tensors), each once whatever the passes.
         done: Those of them that did not fail.
         failures: (picture id, reason), each picture once.
-        seconds: "total", "start_up", "run" and "evaluation" -> seconds, `None` where a job has no
-            such part; job=evaluate and job=benchmark also "shut_down", job=benchmark also
+        seconds: "total", "start_up", "run" and "evaluation" -> seconds, `None` if a job has no such
+            part; job=evaluate and job=benchmark also "shut_down", job=benchmark also
             "inference" and "host".
         config: The resolved configuration.
         throughput: "steady" and "end_to_end", pictures a second, those of every pass;
@@ -56,11 +57,11 @@ class Results:
         backend: The resolved backend.
         batch: Pictures a batch.
         simulated: No real model ran.
-        fingerprint: Equal for runs that can go on with each other, see `inputs.run_fingerprint`.
-        passes: How often the pictures were gone through.
+        fingerprint: Equal for runs that can continue each other, see `inputs.run_fingerprint`.
+        passes: Over the data set.
         notes: What a reader should know, a sentence each.
         expected: What the AP should be: protocol, ap by difficulty, tolerance, met.
-        extra: Sections of a single job's own: name -> content.
+        extra: Sections that only one job has: name -> content.
     """
 
     job: str
@@ -84,8 +85,8 @@ class Results:
 
     @property
     def exit_code(self) -> int:
-        """What the process ends with: 3 when any picture failed, else 0."""
-        return EXIT_PICTURES_FAILED if self.failures else 0
+        """What the process ends with, see `verdict`."""
+        return verdict(self.to_dict())[0]
 
     def to_dict(self) -> dict[str, Any]:
         """The file's content."""
@@ -116,6 +117,22 @@ class Results:
         path = folder / RESULTS
         write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
         return path
+
+
+def verdict(content: dict[str, Any]) -> tuple[int, str | None]:
+    """The exit code of a run with this content of `results.json`, and why it is not 0."""
+    expected, comparison = content["expected"], content.get("comparison")
+    if expected and not expected["met"] and content["config"]["eval"]["gate"]:
+        return EXIT_GATE_MISSED, "the AP misses model.expected"
+    if comparison and not comparison["within_tolerance"]:
+        return EXIT_PAST_TOLERANCE, "the models are too far apart"
+    if content["failures"]:
+        first = content["failures"][0]
+        return EXIT_PICTURES_FAILED, (
+            f"{len(content['failures'])} of {content['pictures']['total']} pictures failed; the "
+            f"first, {first['picture']}: {first['reason']}"
+        )
+    return 0, None
 
 
 def versions() -> dict[str, str]:

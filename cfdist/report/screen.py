@@ -1,7 +1,8 @@
-"""The screen: the results table and the one progress bar."""
+"""The screen: what is about to run, the progress bar, and the results."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 class _RateColumn(ProgressColumn):
-    """Finished pictures a second, since the first was handed out."""
+    """Finished pictures a second since the first one was handed out."""
 
     def render(self, task: Task) -> Text:
         """The rate so far."""
@@ -63,7 +64,7 @@ class PictureProgress:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             console=console,
-            # Drawing takes processor time from the feeders: seldom, and only where one looks on.
+            # Drawing takes processor time from the reader threads: seldom, and only on a terminal.
             auto_refresh=console.is_terminal,
             refresh_per_second=4,
         )
@@ -93,12 +94,12 @@ class PictureProgress:
         )
 
     def start(self, done: int) -> None:
-        """The devices are ready; so many pictures were done before."""
+        """Start the clock: the devices are ready, and `done` pictures were done before."""
         self._progress.update(self._task, description="pictures", completed=done, before=done)
         self._progress.start_task(self._task)
 
     def advance(self, pictures: int, failed: int) -> None:
-        """So many pictures are finished, of which some failed."""
+        """Count finished pictures, and those of them that failed."""
         self._failed += failed
         note = f"pictures [red]({self._failed} failed)[/red]" if self._failed else "pictures"
         self._progress.update(self._task, advance=pictures, description=note)
@@ -141,21 +142,22 @@ def print_plan(
 
 
 def on_devices(plan: DevicePlan) -> str:
-    """How many devices of how many threads."""
-    return (
-        f"{plan.count} device{'s' if plan.count > 1 else ''} x "
-        f"{plan.threads} thread{'s' if plan.threads > 1 else ''}"
-    )
+    """How many devices with how many threads each."""
+    return f"{_count(plan.count, 'device')} x {_count(plan.threads, 'thread')}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def print_dashboard(dashboard: str | None) -> None:
-    """Where to watch the run."""
+    """Say where to watch the run, if there is a dashboard."""
     if dashboard:
         console.print(f"dashboard: {dashboard}", markup=False)
 
 
 def print_simulated() -> None:
-    """That what follows is no chip's and no model's."""
+    """Say that what follows comes from no chip and no model."""
     console.print(
         "[bold]SIMULATED[/bold]: no model runs and nothing is found; the devices only wait as long "
         "as a chip would, so that the figures are those of this host"
@@ -163,37 +165,32 @@ def print_simulated() -> None:
 
 
 def print_path(path: Path) -> None:
-    """Where the results are."""
+    """Say where the results are."""
     console.print(f"results: {path}", markup=False)
 
 
 def print_export(report: ExportReport) -> None:
-    """What was exported and how far it is from PyTorch."""
+    """Say what was exported and how far it is from PyTorch."""
     shape = ", ".join(map(str, report.input_shape))
     console.print(
         f"{report.path}: opset {report.opset}, {report.size / 1e6:.1f} MB, input "
         f"{report.input_dtype} ({shape})",
         markup=False,
     )
-    table = Table(title="largest difference from PyTorch", title_justify="left")
-    table.add_column("pictures")
-    for name in report.output_shapes:
-        table.add_column(name, justify="right")
+    table = _table("largest difference from PyTorch", ["pictures"], report.output_shapes)
     for kind, differences in report.differences.items():
         table.add_row(kind, *(f"{differences[name]:.1e}" for name in report.output_shapes))
     console.print(table)
 
 
 def print_comparison(comparison: dict[str, Any]) -> None:
-    """How far the candidate is from the reference: heads, boxes, AP, and the verdict."""
+    """Say how far the candidate is from the reference: heads, boxes, AP, and the verdict."""
     if comparison["heads"]:
-        table = Table(title="head maps, candidate against reference", title_justify="left")
-        for column in ("head", "largest difference", "mean difference", "cosine"):
-            table.add_column(column, justify="left" if column == "head" else "right")
+        figures = ("largest difference", "mean difference", "cosine")
+        table = _table("head maps, candidate against reference", ["head"], figures)
         for name, head in comparison["heads"].items():
-            table.add_row(
-                name, f"{head['max']:.2e}", f"{head['mean']:.2e}", f"{head['cosine']:.8f}"
-            )
+            cells = (f"{head['max']:.2e}", f"{head['mean']:.2e}", f"{head['cosine']:.8f}")
+            table.add_row(name, *cells)
         console.print(table)
     boxes = comparison["boxes"]
     console.print(
@@ -203,16 +200,11 @@ def print_comparison(comparison: dict[str, Any]) -> None:
         f"{boxes['mean_score_difference']:.1e} on average, {boxes['largest_score_difference']:.1e} "
         "at most"
     )
-    table = Table(title="WIDER FACE AP", title_justify="left")
-    table.add_column("protocol")
-    table.add_column("model")
-    for difficulty in DIFFICULTIES:
-        table.add_column(difficulty, justify="right")
+    table = _table("WIDER FACE AP", ["protocol", "model"], DIFFICULTIES)
     for protocol in comparison["reference"]["ap"]:
         for model in ("reference", "candidate"):
             ap = comparison[model]["ap"][protocol]
-            cells = (f"{100 * ap[name]:.2f} %" for name in DIFFICULTIES)
-            table.add_row(PROTOCOL_TITLES[protocol], model, *cells)
+            table.add_row(PROTOCOL_TITLES[protocol], model, *_percents(ap))
         apart = comparison["ap_difference"][protocol]
         table.add_row("", "difference", *(f"{100 * apart[name]:+.3f}" for name in DIFFICULTIES))
     console.print(table)
@@ -221,13 +213,13 @@ def print_comparison(comparison: dict[str, Any]) -> None:
 
 
 def print_results(results: Results) -> None:
-    """The short table: APs, throughput, devices, failures."""
+    """Say what a run found: APs, throughput, devices, failures."""
     if results.simulated:
         print_simulated()
     if results.ap:
         console.print(_ap_table(results))
     if results.throughput:
-        console.print(_speed_line(results))
+        console.print(_speed_line(results, results.throughput))
         for device in results.devices:
             console.print(_device_line(device))
     if results.expected:
@@ -237,7 +229,7 @@ def print_results(results: Results) -> None:
 
 
 def print_remarks(results: Results) -> None:
-    """The notes, and the first of the pictures that failed."""
+    """Print the notes, and the first pictures that failed."""
     for note in results.notes:
         console.print(f"note: {note}", markup=False)
     shown = list(results.failures)[:5]
@@ -247,31 +239,35 @@ def print_remarks(results: Results) -> None:
         console.print(f"failed: {len(results.failures) - len(shown)} more, see results.json")
 
 
+def _table(title: str, texts: Iterable[str], figures: Iterable[str]) -> Table:
+    """An empty table with columns of text at the left and of figures at the right."""
+    table = Table(title=title, title_justify="left")
+    for name in texts:
+        table.add_column(name)
+    for name in figures:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _percents(ap: dict[str, float]) -> list[str]:
+    """A cell for each difficulty, "-" for those without an AP."""
+    return [f"{100 * ap[name]:.2f} %" if name in ap else "-" for name in DIFFICULTIES]
+
+
 def _ap_table(results: Results) -> Table:
     title = f"WIDER FACE AP over {results.done} pictures"
     if results.passes and results.passes > 1:
         title += f" (the first of {results.passes} passes)"
-    table = Table(title=title, title_justify="left")
-    table.add_column("protocol")
-    for difficulty in DIFFICULTIES:
-        table.add_column(difficulty, justify="right")
+    table = _table(title, ["protocol"], DIFFICULTIES)
     for protocol, ap in results.ap.items():
-        table.add_row(
-            PROTOCOL_TITLES[protocol],
-            *(f"{100 * ap[difficulty]:.2f} %" for difficulty in DIFFICULTIES),
-        )
+        table.add_row(PROTOCOL_TITLES[protocol], *_percents(ap))
         if results.expected and results.expected["protocol"] == protocol:
-            table.add_row("  expected", *_expected_cells(results.expected))
+            table.add_row("  expected", *_percents(results.expected["ap"]))
     return table
 
 
-def _expected_cells(expected: dict) -> list[str]:
-    ap = expected["ap"]
-    return [f"{100 * ap[name]:.2f} %" if name in ap else "-" for name in DIFFICULTIES]
-
-
-def _speed_line(results: Results) -> str:
-    steady, whole = results.throughput["steady"], results.throughput["end_to_end"]
+def _speed_line(results: Results, throughput: dict[str, float | None]) -> str:
+    steady, whole = throughput["steady"], throughput["end_to_end"]
     seconds = results.seconds
     rate = "-" if steady is None else f"{steady:.1f}"
     return (
@@ -282,7 +278,7 @@ def _speed_line(results: Results) -> str:
     )
 
 
-def _device_line(device: dict) -> str:
+def _device_line(device: dict[str, Any]) -> str:
     times, pure = device["batch_ms"], device["device_ms"]
     batch = "no full batch" if times is None else f"{times['median']:.1f} ms a batch (median)"
     if pure is not None:

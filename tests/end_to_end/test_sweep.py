@@ -1,4 +1,4 @@
-"""Sweeps: one summary at the end, whatever became of the members."""
+"""Sweeps: one summary at the end, whatever became of the runs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def assert_refused(result, *words: str) -> None:
         assert word in line
 
 
-def test_a_member_that_fails_stops_no_other_and_is_in_the_summary(command, tmp_path):
+def test_a_run_that_fails_stops_no_other_and_is_in_the_summary(command, tmp_path):
     sweep = ("-m", "model.batch=1,0,2", "backend.latency_ms=60", *SIMULATED)
     result = command(*sweep)
 
@@ -128,7 +128,7 @@ def test_an_interrupted_sweep_goes_on(command, tmp_path):
     deadline = time.monotonic() + 120
     while not any(p.stat().st_size for p in (tmp_path / "out" / "1").glob("journal/segment-*")):
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the second member did not begin"
+        assert time.monotonic() < deadline, "the second run did not begin"
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=60)
@@ -147,11 +147,11 @@ def test_an_interrupted_sweep_goes_on(command, tmp_path):
     assert "were done by an earlier" in (tmp_path / "out" / "sweep.md").read_text()
 
 
-def test_members_of_other_settings_are_left_alone(command, tmp_path):
-    member = tmp_path / "out" / "0"
-    member.mkdir(parents=True)
-    (member / "results.json").write_text("{}")
-    (member / "config.yaml").write_text("job: evaluate\n")
+def test_runs_of_other_settings_are_left_alone(command, tmp_path):
+    run = tmp_path / "out" / "0"
+    run.mkdir(parents=True)
+    (run / "results.json").write_text("{}")
+    (run / "config.yaml").write_text("job: evaluate\n")
     (tmp_path / "out" / ".lock").touch()  # as a sweep that was interrupted leaves it
     before = content_of(tmp_path / "out")
     result = command("-m", "model.batch=1,2", "backend.providers=[No]", "backend=onnxruntime",
@@ -165,7 +165,7 @@ def test_members_of_other_settings_are_left_alone(command, tmp_path):
     assert "sweep.csv" not in after
 
 
-def test_a_member_whose_folder_cannot_be_written_to_fails_alone(command, tmp_path):
+def test_a_run_whose_folder_cannot_be_written_to_fails_alone(command, tmp_path):
     (tmp_path / "out" / "0" / "config.yaml").mkdir(parents=True)
     (tmp_path / "out" / "1").mkdir()
     for held in (tmp_path / "out", tmp_path / "out" / "0"):
@@ -179,7 +179,7 @@ def test_a_member_whose_folder_cannot_be_written_to_fails_alone(command, tmp_pat
     assert "'No'" in second
 
 
-def test_a_member_whose_results_are_damaged_fails_alone(command, tmp_path):
+def test_a_run_whose_results_are_damaged_fails_alone(command, tmp_path):
     boxes = tmp_path / "boxes" / "0--Portraits" / "0_Portraits_1.txt"
     boxes.parent.mkdir(parents=True)
     boxes.write_text("0_Portraits_1\n0\n")
@@ -216,7 +216,7 @@ def test_a_sweep_that_is_refused_leaves_nothing(command, tmp_path, arguments, wo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_sweep_whose_members_are_all_refused_leaves_nothing(command, tmp_path):
+def test_a_sweep_whose_runs_are_all_refused_leaves_nothing(command, tmp_path):
     result = command("-m", "model.batch=0,-1")
     assert result.returncode == 2
     assert result.stdout == ""
@@ -232,7 +232,7 @@ def ray_folder(monkeypatch) -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_the_second_member_decodes_no_picture_and_finds_the_same(command, tmp_path, ray_folder):
+def test_the_second_run_decodes_no_picture_and_finds_the_same(command, tmp_path, ray_folder):
     small = ("model.height=256", "model.width=256", "dataset.limit=24", "output_dir=out")
     result = command("-m", "model.batch=1,4", "backend=openvino", "cluster.dashboard=false", *small)
 
@@ -241,7 +241,7 @@ def test_the_second_member_decodes_no_picture_and_finds_the_same(command, tmp_pa
     assert (first["pictures_decoded"], second["pictures_decoded"]) == (24, 0)
     assert any("24 pictures were not decoded again" in note for note in second["notes"])
     assert first["ap"] == second["ap"]
-    # One Ray session: the second member starts nothing.
+    # One Ray session: the second run starts nothing.
     sessions = [path for path in ray_folder.glob("ray/session_*") if not path.is_symlink()]
     assert len(sessions) == 1
     assert first["start_up_seconds"]["ray"] > second["start_up_seconds"]["ray"]

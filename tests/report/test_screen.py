@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 
 from cfdist.report import screen
-from cfdist.report.results import Results
+from cfdist.report.results import Results, device_entry
 
 
 def results(passes: int | None) -> Results:
@@ -28,3 +31,85 @@ def test_the_ap_is_that_of_the_pictures_however_often_they_were_read(passes, tit
     screen.print_results(results(passes))
     shown = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert title in shown
+
+
+def plan_shown(capsys, *, count=2, threads=1, **changes) -> list[str]:
+    spec = SimpleNamespace(name="centerface", batch=4)
+    plan = SimpleNamespace(count=count, threads=threads)
+    screen.print_plan(changes.pop("backend", "openvino"), spec, plan, **changes)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_plan_is_one_line_and_a_remark_another(capsys):
+    assert plan_shown(capsys) == ["centerface on openvino, 2 devices x 1 thread, batch 4"]
+    assert plan_shown(
+        capsys, count=1, threads=8, pictures="610 pictures", remark="the [fastest]"
+    ) == [
+        "centerface on openvino, 1 device x 8 threads, batch 4: 610 pictures",
+        "backend: the [fastest]",
+    ]
+
+
+def test_simulated_devices_are_announced(capsys):
+    first, second = plan_shown(capsys, backend="simulated")
+    assert first.startswith("SIMULATED: no model runs")
+    assert second.startswith("centerface on simulated, ")
+
+
+@pytest.mark.parametrize(
+    ("kind", "pictures", "passes", "text"),
+    [
+        ("wider", 1, 1, "1 picture of dataset=name"),
+        ("wider", 610, 3, "3 passes over 610 pictures of dataset=name"),
+        ("sample", 8, 1, "8 pictures of dataset=name (the embedded sample set; no data set named)"),
+    ],
+)
+def test_pictures_are_counted_once_however_many_passes(kind, pictures, passes, text):
+    manifest = SimpleNamespace(pictures=range(pictures), passes=passes)
+    assert screen.picture_count(SimpleNamespace(name="name", kind=kind), manifest) == text
+
+
+def test_a_dashboard_has_a_line_if_there_is_one(capsys):
+    screen.print_dashboard(None)
+    screen.print_dashboard("http://127.0.0.1:8265")
+    assert capsys.readouterr().out == "dashboard: http://127.0.0.1:8265\n"
+
+
+def test_devices_have_a_line_each_and_failures_are_cut_short(capsys):
+    shown = replace(
+        results(1),
+        backend="openvino",
+        batch=4,
+        throughput={"steady": None, "end_to_end": 20.0},
+        seconds={"total": 4.0, "start_up": 1.0, "run": 2.0, "evaluation": 1.0},
+        devices=[
+            device_entry("device:0", 600, 1.0, 2.0, [10.0, 30.0], [9.0]),
+            device_entry("device:1", 10, 0.1, 2.0, [], []),
+        ],
+        failures=[(f"e/{n}", "broken") for n in range(7)],
+    )
+    screen.print_results(shown)
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        "openvino, batch 4: - pictures/s steady, 20.0 end to end; 4.0 s in all: 1.0 start-up, "
+        "2.0 run, 1.0 evaluation" in lines
+    )
+    assert (
+        "  device:0: 600 pictures, busy 50 %, 20.0 ms a batch (median), of which 9.0 ms on the "
+        "device" in lines
+    )
+    assert "  device:1: 10 pictures, busy 5 %, no full batch" in lines
+    assert [line for line in lines if line.startswith("failed: ")][-2:] == [
+        "failed: e/4: broken",
+        "failed: 2 more, see results.json",
+    ]
+
+
+@pytest.mark.parametrize(("met", "verdict"), [(True, "reached"), (False, "MISSED")])
+def test_the_expected_ap_stands_below_its_protocol_s(capsys, met, verdict):
+    expected = {"protocol": "official", "ap": {"easy": 0.9}, "tolerance": 0.002, "met": met}
+    screen.print_results(replace(results(1), expected=expected))
+    shown = capsys.readouterr().out
+    row = next(line for line in shown.splitlines() if "  expected" in line)
+    assert row.split()[2:] == ["│", "90.00", "%", "│", "-", "│", "-", "│"]
+    assert f"expected AP {verdict} (tolerance 0.002)" in shown

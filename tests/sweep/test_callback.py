@@ -9,8 +9,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from cfdist import cli, sweep
-from cfdist.sweep import SweepSummary, overrides_by_key
+from cfdist import cli
+from cfdist.sweep import callback
+from cfdist.sweep.callback import SweepSummary, overrides_by_key
 
 
 def test_overrides_are_read_as_a_person_would_write_them():
@@ -60,7 +61,7 @@ def test_a_folder_that_cannot_be_looked_at_ends_the_command(monkeypatch, tmp_pat
     def unreadable(folder):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
-    monkeypatch.setattr(sweep, "claim_sweep", unreadable)
+    monkeypatch.setattr(callback, "claim_sweep", unreadable)
     config = OmegaConf.create({"output_dir": "there", "hydra": {"sweep": {"dir": str(tmp_path)}}})
     with pytest.raises(SystemExit) as end:
         SweepSummary().on_multirun_start(config)

@@ -1,0 +1,82 @@
+"""What Hydra calls at the start and at the end of a sweep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from cfdist import cli
+from cfdist.distributed import session
+from cfdist.errors import UserError
+from cfdist.run_folder import claim_sweep, read_results
+from cfdist.sweep.runs import RunSummary, summarise_run
+
+
+class SweepSummary(Callback):
+    """Claims the sweep's folder at the start; writes the summary of its runs at the end.
+
+    Hydra turns what a callback raises into a warning and goes on; only `SystemExit` and
+    interruptions pass. Hydra does not call the end of a sweep that was interrupted.
+    """
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Claim the sweep's folder before any run starts."""
+        try:
+            if not config.output_dir:
+                raise UserError("output_dir: must not be empty")
+            cli.held.enter_context(claim_sweep(Path(config.hydra.sweep.dir)))
+        except (UserError, OSError) as error:
+            reason = str(error)
+            if isinstance(error, OSError):
+                reason = cli.os_reason(error, config.output_dir)
+            raise SystemExit(cli.fail(cli.EXIT_BAD_INPUT, reason)) from None
+        session.share_sessions()
+        cli.held.callback(session.close_shared_session)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Show and write the summary, unless no run has results."""
+        session.close_shared_session()
+        folder = Path(config.hydra.sweep.dir)
+        try:
+            runs = finished_runs()
+            if any(run.figures for run in runs):
+                # Loaded late: every command imports this module, and few are sweeps.
+                from cfdist.sweep.tables import write_summary
+
+                write_summary(runs, folder)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            message = (
+                f"internal error: no summary of the sweep: {type(error).__name__}: {reason}; the "
+                f"results of its runs are in {folder}"
+            )
+            raise SystemExit(cli.fail(cli.EXIT_INTERNAL, message)) from error
+
+
+def finished_runs() -> list[RunSummary]:
+    """The runs of this command, with the figures of each `results.json`."""
+    return [
+        summarise_run(
+            number,
+            overrides_by_key(outcome.overrides),
+            outcome.exit_code,
+            outcome.reason,
+            # A run with a reason has no results, and the file may be an earlier run's.
+            read_results(outcome.folder) if outcome.folder and outcome.reason is None else None,
+        )
+        for number, outcome in enumerate(cli.outcomes)
+    ]
+
+
+def overrides_by_key(overrides: tuple[str, ...]) -> dict[str, str]:
+    """Hydra's `key=value` texts as key -> value, as a person would write the value."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    values = {override.key_or_group: override.value() for override in parsed}
+    return {
+        key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()
+    }

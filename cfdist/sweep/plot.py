@@ -1,0 +1,121 @@
+"""The plot of a sweep: pictures a second over what was swept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cfdist.files import atomic_write
+from cfdist.sweep.published import LABEL
+from cfdist.sweep.runs import BATCH, HOST, PURE_INFERENCE, STEADY, RunSummary, have, swept_keys
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Largest rate over the smallest one. From here on a line far below the published one would look
+# flat on a linear axis, so the axis becomes logarithmic.
+WIDE_SPREAD = 5
+
+Line = list[tuple[float | str, float]]
+
+
+def draw_throughput(runs: Sequence[RunSummary], published: Mapping[int, float], path: Path) -> bool:
+    """Draw the runs' pictures a second, and the published ones if batch sizes are swept.
+
+    Args:
+        runs: The runs of the sweep.
+        published: Batch size -> images a second; empty for none.
+        path: The PNG to write.
+
+    Returns:
+        Whether there was anything to draw, and so whether the file was written.
+    """
+    axis = x_axis(runs)
+    lines = lines_of(runs, axis)
+    if not lines:
+        return False
+    # The first time, matplotlib says on stderr that it builds its font cache.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    from matplotlib.figure import Figure  # takes about a second, and few runs draw
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    if published and axis == BATCH:
+        lines[LABEL] = sorted(published.items())
+    for label, points in lines.items():
+        (line,) = axes.plot(*zip(*points, strict=True), marker="o", label=label)
+        if label == LABEL:
+            line.set(color="0.45", linestyle="--")
+        if isinstance(points[0][0], str):
+            line.set_linestyle("none")  # between two names there is nothing
+    _label(axes, axis, lines)
+    figure.legend(loc="outside upper center", ncols=2)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    return True
+
+
+def x_axis(runs: Sequence[RunSummary]) -> str:
+    """What rates are drawn over: the batch size if it is swept, else the first swept key."""
+    keys = swept_keys(runs)
+    return BATCH if BATCH in keys or not keys else keys[0]
+
+
+def lines_of(runs: Sequence[RunSummary], axis: str) -> dict[str, Line]:
+    """Label -> points (x, pictures a second), one line for each setting of the other swept keys.
+
+    x is a number if all values of the swept key are numbers, else the value as text.
+    """
+    others = [key for key in swept_keys(runs) if key != axis]
+    values = [str(run.overrides.get(axis, run.figures.get("batch"))) for run in runs]
+    is_numeric = all(map(_is_number, values))
+    lines: dict[str, Line] = {}
+    for run, value in zip(runs, values, strict=True):
+        settings = [f"{key}={run.overrides[key]}" for key in others if key in run.overrides]
+        mark = " (simulated)" if run.simulated else ""
+        rates = {
+            f"steady{mark}": run.figures.get(STEADY),
+            # Runs too short for a steady rate have at least one without the command's start.
+            f"first to last picture{mark}": None if have(runs, STEADY) else run.first_to_last,
+            f"pure inference{mark}": run.figures.get(PURE_INFERENCE),
+            # As real on a run of simulated devices.
+            "host alone": run.figures.get(HOST),
+        }
+        for kind, rate in rates.items():
+            if rate is not None:
+                point = (float(value) if is_numeric else value, rate)
+                lines.setdefault(", ".join([*settings, kind]), []).append(point)
+    return {label: sorted(points) if is_numeric else points for label, points in lines.items()}
+
+
+def _label(axes: Axes, axis: str, lines: Mapping[str, Line]) -> None:
+    """Set titles with units, ticks at the points, and scales that show every line."""
+    from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
+
+    places = sorted({x for points in lines.values() for x, _ in points}, key=str)
+    rates = [rate for points in lines.values() for _, rate in points]
+    if not any(isinstance(place, str) for place in places):
+        if axis == BATCH:
+            axes.set_xscale("log", base=2)
+        axes.set_xticks(places, [f"{place:g}" for place in places])
+        axes.xaxis.set_minor_locator(NullLocator())
+    if LABEL in lines and 0 < WIDE_SPREAD * min(rates) < max(rates):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel("batch size (pictures)" if axis == BATCH else axis)
+    axes.set_ylabel("throughput (pictures/s)")
+    axes.grid(alpha=0.3)
+
+
+def _is_number(value: str) -> bool:
+    try:
+        float(value)
+    except ValueError:
+        return False
+    return True

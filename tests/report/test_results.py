@@ -1,0 +1,114 @@
+"""`results.json`: its figures, and the exit code that they mean."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfdist.report.results import (
+    Results,
+    batch_statistics,
+    chosen_first,
+    device_entry,
+    phase_seconds,
+    verdict,
+)
+from tests.sweep.results import results_of
+
+times = st.lists(st.floats(0.001, 1e6), max_size=20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "words"),
+    [
+        ({}, 0, None),
+        ({"failures": [{"picture": "a/b", "reason": "broken"}]}, 3, "1 of 610 pictures failed"),
+        (
+            {
+                "expected": {"met": False},
+                "config": {"eval": {"protocol": "guide", "gate": True}},
+            },
+            5,
+            "model.expected",
+        ),
+        ({"expected": {"met": False}}, 0, None),
+        ({"comparison": {"within_tolerance": False}}, 4, "too far apart"),
+        ({"comparison": {"within_tolerance": True}}, 0, None),
+    ],
+)
+def test_the_verdict_is_that_of_the_job(changes, code, words):
+    found, reason = verdict(results_of(**changes))
+    assert found == code
+    assert reason is None if words is None else words in reason
+
+
+def results(**changes) -> Results:
+    values = {
+        "job": "evaluate", "ap": {}, "total": 2, "done": 1, "failures": [("e/a", "broken")],
+        "seconds": {"total": 1.0}, "config": {"eval": {"gate": True}},
+    }  # fmt: skip
+    return Results(**values | changes)
+
+
+def test_the_exit_code_is_that_of_what_was_written(tmp_path):
+    missed = {"protocol": "official", "ap": {"easy": 0.9}, "tolerance": 0.002, "met": False}
+    for one, code in (
+        (results(failures=[]), 0),
+        (results(), 3),
+        (results(extra={"comparison": {"within_tolerance": False}}), 4),
+        (results(expected=missed), 5),
+    ):
+        written = json.loads(one.write(tmp_path).read_text())
+        assert (one.exit_code, verdict(written)[0]) == (code, code)
+
+
+def test_the_keys_are_a_promise(tmp_path):
+    written = json.loads(results(extra={"own": [1]}).write(tmp_path).read_text())
+    assert list(written) == [
+        "schema_version", "job", "ap", "pictures", "failures", "throughput", "seconds", "devices",
+        "model", "backend", "batch", "simulated", "fingerprint", "passes", "versions", "config",
+        "notes", "expected", "own",
+    ]  # fmt: skip
+    assert written["pictures"] == {"total": 2, "done": 1, "failed": 1}
+    assert written["failures"] == [{"picture": "e/a", "reason": "broken"}]
+    assert {"python", "cfdist", "numpy"} <= set(written["versions"])
+
+
+@given(times)
+def test_batch_statistics_are_in_order(batch_ms):
+    found = batch_statistics(batch_ms)
+    if not batch_ms:
+        assert found is None
+        return
+    assert (found["min"], found["max"]) == (min(batch_ms), max(batch_ms))
+    assert found["min"] <= found["median"] <= found["p99"] <= found["max"]
+    assert found["mean"] == pytest.approx(sum(batch_ms) / len(batch_ms))
+
+
+@given(st.floats(0, 1e4), st.floats(0, 1e4), times)
+def test_a_device_is_busy_for_a_share_of_the_run(busy_seconds, run_seconds, batch_ms):
+    entry = device_entry("device:0", 7, busy_seconds, run_seconds, batch_ms, [])
+    assert (entry["name"], entry["pictures"], entry["device_ms"]) == ("device:0", 7, None)
+    assert entry["batch_ms"] == batch_statistics(batch_ms)
+    assert 0 <= entry["busy_share"] <= 1
+    if busy_seconds <= run_seconds:
+        assert entry["busy_share"] * run_seconds == pytest.approx(busy_seconds)
+
+
+@given(st.lists(st.floats(0, 1e9), min_size=4, max_size=4))
+def test_the_phases_add_up_to_the_whole(moments):
+    started, ready, ran, ended = sorted(moments)
+    seconds = phase_seconds(started, ready, ran, ended)
+    parts = (seconds["start_up"], seconds["run"], seconds["evaluation"])
+    assert sum(parts) == pytest.approx(seconds["total"], abs=1e-5)
+    without = phase_seconds(started, ready, ran)
+    assert (without["total"], without["evaluation"]) == (ran - started, None)
+
+
+def test_the_chosen_protocol_comes_first():
+    ap = {"official": {"easy": 0.5}, "guide": {"easy": 0.6}}
+    assert list(chosen_first(ap, "guide")) == ["guide", "official"]
+    assert chosen_first(ap, "official") == ap

@@ -1,0 +1,80 @@
+"""What a run says of itself in the summary of its sweep."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfdist.sweep.runs import summarise_run, swept_keys
+from tests.sweep.results import FAILED, runs_of
+
+
+def test_a_run_has_its_figures():
+    (run,) = runs_of(4)
+    assert run.figures == {
+        "device_count": 3,
+        "batch": 4,
+        "ap_easy": 0.9552,
+        "ap_medium": 0.9405,
+        "ap_hard": 0.7111,
+        "steady_pictures_per_s": 104.0,
+        "end_to_end_pictures_per_s": 50.0,
+        "median_batch_ms": 20.0,  # of the devices that ran a full batch
+        "busy_share": pytest.approx(0.5),
+        "total_seconds": 12.2,
+        "published_ap_easy": 0.9224,
+        "published_ap_medium": 0.9102,
+        "published_ap_hard": 0.7455,
+        "published_images_per_s": 412.4094,
+    }
+    assert run.first_to_last == pytest.approx(100.0)
+    assert (run.state, run.reason, run.notes) == ("done", None, ("a note",))
+
+
+def test_a_run_without_results_has_no_figures():
+    assert (FAILED.state, FAILED.reason) == ("failed (2)", "model.batch=0: no")
+    assert FAILED.figures == {}
+
+
+def test_what_differs_is_swept():
+    assert swept_keys([*runs_of(4), FAILED]) == ["model.batch"]
+    assert swept_keys(runs_of(4)) == []
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), st.sampled_from("01")), max_size=4))
+def test_a_swept_key_has_two_values_and_no_other_key_has(overrides):
+    runs = [summarise_run(n, one, 0, None, None) for n, one in enumerate(overrides)]
+    swept = swept_keys(runs)
+    for key in "abc":
+        assert (key in swept) == (len({one.get(key) for one in overrides}) > 1)
+
+
+def test_jobs_without_devices_or_rates_have_no_figures_of_them():
+    (run,) = runs_of(5, throughput=None, devices=[], backend=None, ap={})
+    assert run.figures == {"batch": 5, "total_seconds": 12.2}
+    assert run.first_to_last is None
+
+
+def test_where_only_the_inference_was_measured_its_devices_count():
+    inference = {
+        "devices": [
+            {"name": "device:0", "slots": 1, "batch_ms": {"median": 10.0}, "device_ms": None},
+            {"name": "device:1", "slots": 1, "batch_ms": {"median": 30.0}, "device_ms": None},
+        ]
+    }
+    (run,) = runs_of(4, devices=[], benchmark={"inference": inference})
+    assert (run.figures["device_count"], run.figures["median_batch_ms"]) == (2, 20.0)
+    assert "busy_share" not in run.figures
+
+    # The devices of the whole run, whose rates stand beside, come first.
+    (run,) = runs_of(4, benchmark={"inference": inference})
+    assert run.figures["device_count"] == 3
+    (run,) = runs_of(4, devices=[], benchmark={"inference": None})
+    assert not {"device_count", "median_batch_ms"} & set(run.figures)
+
+
+def test_the_host_s_rate_is_its_best():
+    rates = [{"pictures_per_second": 250.4}, {"pictures_per_second": 609.7}]
+    (run,) = runs_of(1, benchmark={"inference": None, "host": rates})
+    assert run.figures["host_pictures_per_s"] == 609.7
