@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from cfdist.inputs import SAMPLE_FOLDER
-from cfdist.widerface.sample import ensure_sample
+from cfdist.sample import ensure_sample
 
 
 @pytest.fixture(scope="module")

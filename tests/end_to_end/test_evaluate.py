@@ -26,7 +26,7 @@ from cfdist.widerface.ground_truth import load_ground_truth
 from cfdist.widerface.manifest import Manifest, WorkItem
 from cfdist.widerface.metric import WiderFaceMetric
 from cfdist.widerface.predictions import OFFICIAL_STYLE, read_predictions_file, rows
-from cfdist.widerface.sample import ensure_sample
+from cfdist.sample import ensure_sample
 from jobs import evaluate, score
 
 # The facts' figures for the authors' weights on the 610 real pictures at 800x800, suppression 0.3.
