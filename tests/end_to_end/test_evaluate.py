@@ -11,22 +11,17 @@ import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cfdist.distributed.device import DeviceReport
-from cfdist.distributed.run import Outcome, Timeline
 
 from cfdist import inputs
 from cfdist.detections import Detections, from_arrow
 from cfdist.distributed.journal import Journal
-from cfdist.distributed.reducer import Evaluation
 from cfdist.errors import UserError
+from cfdist.files import JOURNAL
 from cfdist.inputs import SAMPLE_FOLDER
-from cfdist.phases import Phases
-from cfdist.run_folder import JOURNAL
+from cfdist.sample import ensure_sample
 from cfdist.widerface.ground_truth import load_ground_truth
-from cfdist.widerface.manifest import Manifest, WorkItem
 from cfdist.widerface.metric import WiderFaceMetric
 from cfdist.widerface.predictions import OFFICIAL_STYLE, read_predictions_file, rows
-from cfdist.sample import ensure_sample
 from jobs import evaluate, score
 
 # The facts' figures for the authors' weights on the 610 real pictures at 800x800, suppression 0.3.
@@ -232,57 +227,6 @@ def test_an_unfinished_run_goes_on_with_its_number_of_passes_only(compose, tmp_p
         overrides = ("dataset.limit=3", "backend=openvino", f"dataset.repeat={repeat}")
         with pytest.raises(UserError, match="holds an unfinished run of other settings"):
             evaluate.main(compose(*overrides), folder, time.time())
-
-
-def outcome_of(*devices: DeviceReport, **changes) -> Outcome:
-    """A run's outcome with these devices' reports."""
-    fields = {
-        "evaluation": Evaluation({}, (), 0.0, 0),
-        "devices": {f"device:{i}": report for i, report in enumerate(devices)},
-        "timeline": Timeline(1),
-        "resumed": 0,
-        "lost": (),
-        "cpu_seconds": 0.0,
-    }
-    return Outcome(**{**fields, **changes})
-
-
-def notes_of(compose, outcome: Outcome, passes: int = 1) -> list[str]:
-    """The notes of a simulated run over six pictures."""
-    config = compose("backend=simulated", "dataset=wider_val")
-    manifest = Manifest(tuple(WorkItem(f"e/{i}", "", 1) for i in range(6)), 0, 0).repeated(passes)
-    model = evaluate.find_model(config)
-    phases = Phases(time.time() - 1)
-    phases.end("run")
-    return list(evaluate.summarise(config, model, manifest, outcome, "f", phases).notes)
-
-
-def test_the_notes_count_what_was_not_decoded_again(compose):
-    assert notes_of(compose, outcome_of(DeviceReport(pictures=6, decoded=6))) == []
-    # The sixth picture fails; it is neither decoded nor inferred.
-    failed = Evaluation({}, (("e/5", "broken"),), 0.0, 0)
-    left_out = "failed pictures are left out of the AP"
-    read = outcome_of(DeviceReport(pictures=5, decoded=5), evaluation=failed)
-    assert notes_of(compose, read) == [left_out]
-    kept = outcome_of(DeviceReport(3, 1), DeviceReport(2, 1), evaluation=failed)
-    assert notes_of(compose, kept) == [
-        "3 pictures were not decoded again but taken from Ray's object store (preprocess.cache)",
-        left_out,
-    ]
-    repeated = outcome_of(DeviceReport(pictures=10, decoded=5), resumed=2, evaluation=failed)
-    assert notes_of(compose, repeated, passes=2) == [
-        "2 pictures, each counted in every pass, were done by an earlier, interrupted run",
-        "5 pictures, each counted in every pass, were not decoded again but taken from Ray's "
-        "object store (preprocess.cache)",
-        left_out,
-    ]
-
-
-def test_the_notes_name_each_device_that_died(compose):
-    outcome = outcome_of(lost=("device:1", "device:0", "device:1"))
-    once, twice = notes_of(compose, outcome)
-    assert once.startswith("device:0 died 1 time and was replaced")
-    assert twice.startswith("device:1 died 2 times and was replaced")
 
 
 def test_score_reads_what_others_write(compose, tmp_path):

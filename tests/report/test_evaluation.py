@@ -30,11 +30,20 @@ AP = {
 def results(compose, spec):
     """Results of ten pictures on two devices; keyword arguments change the report."""
 
-    def make(*overrides: str, backend: str = "openvino", origin="device", decoded=0, **changes):
+    def make(
+        *overrides: str,
+        backend: str = "openvino",
+        origin="device",
+        decoded=0,
+        passes: int = 1,
+        **changes,
+    ):
         config = compose(
             "dataset=wider_val", "dataset.root=r", "dataset.ground_truth=g", *overrides
         )
-        manifest = Manifest(tuple(WorkItem(f"e/{i}", "", 1) for i in range(10)), 4, 2)
+        manifest = Manifest(tuple(WorkItem(f"e/{i}", "", 1) for i in range(10)), 4, 2).repeated(
+            passes
+        )
         plan = DevicePlan("cpu", 2, 1, 1, 1, 1.0)
         model = BackendModel(backend, spec(), {})
         identity = RunIdentity("f", backend)
@@ -104,3 +113,11 @@ def test_notes_say_what_a_reader_should_know(results):
 
 def test_a_cluster_s_processor_time_is_not_known(results):
     assert results("cluster.address=auto").extra["cpu_ms_per_picture"] is None
+
+
+def test_in_several_passes_notes_count_a_picture_in_each(results):
+    devices = {"device:0": DeviceReport(20, 15)}
+    notes = results(passes=2, resumed=2, devices=devices).notes
+    each = "pictures, each counted in every pass, were"
+    assert f"2 {each} done by an earlier, interrupted run" in notes
+    assert any(note.startswith(f"5 {each} not decoded again") for note in notes)
