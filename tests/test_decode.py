@@ -8,7 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cfdist.decode import HeadMaps, Peaks, decode_boxes, nms, select_peaks
+from cfdist.decode import (
+    HeadMaps,
+    Peaks,
+    decode_boxes,
+    finite_pictures,
+    graph_peaks,
+    nms,
+    select_peaks,
+)
 from cfdist.preprocess import letterbox_affine
 from cfdist.widerface.predictions import GUIDE_STYLE, format_rows, rows
 
@@ -178,3 +186,65 @@ def test_suppression_is_that_of_a_plain_loop(corners, threshold):
 def test_rows_without_score_are_no_boxes():
     boxes = np.array([[0, 0, 10, 10], [50, 50, 60, 60]], np.float32)
     assert nms(boxes, np.array([0.5, 0.0], np.float32), 0.3).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("head", ["hm", "wh", "offset", "landmarks"])
+@pytest.mark.parametrize("values", [[np.nan], [np.inf], [-np.inf], [np.inf, -np.inf]])
+def test_a_picture_with_anything_not_finite_is_found(head, values):
+    heads = heads_of(np.random.default_rng(0).uniform(size=(3, 8, 12)))
+    getattr(heads, head)[1, -1].flat[5 : 5 + len(values)] = values
+    assert finite_pictures(heads).tolist() == [True, False, True]
+
+
+def test_large_finite_values_are_finite():
+    heads = heads_of(np.zeros((2, 8, 12)))
+    heads.landmarks[0] = np.finfo(np.float32).max
+    heads.wh[1, 0], heads.wh[1, 1] = np.finfo(np.float32).max, np.finfo(np.float32).min
+    assert finite_pictures(heads).all()
+    heads.hm[1, 0, 7, 11] = np.nan
+    assert finite_pictures(heads).tolist() == [True, False]
+
+
+def test_of_no_pictures_none_is_not_finite():
+    heads = heads_of(np.zeros((0, 8, 12)))
+    for outputs in (heads, select_peaks(heads)):
+        finite = finite_pictures(outputs)
+        assert (finite.shape, finite.dtype) == ((0,), bool)
+
+
+@given(
+    hnp.arrays(
+        np.float32,
+        (2, 15, 4, 4),
+        elements=st.one_of(
+            st.floats(width=32), st.sampled_from([0.0, 3.4e38, -3.4e38, np.inf, -np.inf, np.nan])
+        ),
+    )
+)
+def test_finite_pictures_are_those_of_isfinite(values):
+    heads = HeadMaps(values[:, :1], values[:, 1:3], values[:, 3:5], values[:, 5:])
+    np.testing.assert_array_equal(
+        finite_pictures(heads), np.isfinite(values).reshape(2, -1).all(axis=1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("score", "value", "is_finite"),
+    [
+        (0.5, 1.0, True),
+        (0.5, np.nan, False),
+        (0.5, -np.inf, False),
+        (0.0, np.nan, True),  # no peak is in that row
+        (-1.0, np.inf, True),
+        (np.inf, 1.0, False),
+        (np.nan, 1.0, False),
+    ],
+)
+def test_only_rows_with_a_peak_have_to_be_finite(score, value, is_finite):
+    scores = np.array([[0.9, 0.0, score], [0.9, 0.8, 0.0]], np.float32)
+    values = np.zeros((2, 3, 14), np.float32)
+    values[0, 2, 3] = value
+    peaks = Peaks(scores, np.zeros((2, 3), np.int32), values, 8)
+    assert finite_pictures(peaks).tolist() == [is_finite, True]
+    of_graph = graph_peaks(scores, np.arange(6).reshape(2, 3), values, 8)
+    assert finite_pictures(of_graph).tolist() == [is_finite, True]

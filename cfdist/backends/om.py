@@ -8,7 +8,6 @@ checked here.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -21,8 +20,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cfdist.backends.base import Backend, Capabilities, DeviceSettings
-from cfdist.backends.onnx_file import listed
+from cfdist.backends.base import Backend, Capabilities, DeviceSettings, listed
 from cfdist.decode import PEAK_OUTPUTS, PEAK_VALUES, STRIDE, HeadMaps, Peaks, graph_peaks
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
@@ -364,11 +362,11 @@ def _check_packages() -> None:
 
 def _session_type() -> type:
     try:
-        interface = importlib.import_module("ais_bench.infer.interface")
-        session_type: type = interface.InferSession
+        from ais_bench.infer.interface import InferSession
     except ImportError as error:
         raise UserError(_install_hint(f"{error}; is set_env.sh sourced?")) from None
-    return session_type
+    found: type = InferSession
+    return found
 
 
 def _install_hint(reason: str) -> str:

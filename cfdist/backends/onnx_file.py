@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from cfdist.backends.base import listed
 from cfdist.decode import PEAK_OUTPUTS, PEAK_VALUES, STRIDE, HeadMaps, Peaks, graph_peaks
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 
 # Which axis holds the colours: float inputs are NCHW, bytes NHWC.
-_CHANNEL_AXIS = {onnx.TensorProto.FLOAT: 1, onnx.TensorProto.UINT8: 3}
+_CHANNEL_AXIS: dict[int, int] = {onnx.TensorProto.FLOAT: 1, onnx.TensorProto.UINT8: 3}
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def load_onnx(spec: ModelSpec) -> OnnxNetwork:
     return OnnxNetwork(model, takes_u8, gives_peaks)
 
 
-def as_result(outputs: Sequence[NDArray[np.float32]], spec: ModelSpec) -> HeadMaps | Peaks:
+def as_result(outputs: Sequence[NDArray[Any]], spec: ModelSpec) -> HeadMaps | Peaks:
     """Outputs of an `OnnxNetwork`, in its order, as head maps or as peaks."""
     if len(outputs) == len(PEAK_OUTPUTS):
         score, cell, values = outputs
@@ -181,8 +182,3 @@ def _check_output_shapes(
             )
     del model.graph.output[:]
     model.graph.output.extend(inferred.graph.output)
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names in quotes for a message, or "none"."""
-    return ", ".join(repr(name) for name in names) or "none"

@@ -60,7 +60,7 @@ class TorchBackend(Backend):
 
     def close(self) -> None:
         """Give the device's memory back."""
-        self._model = None
+        self._model = nn.Sequential()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 

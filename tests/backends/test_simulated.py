@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cfdist import backends
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.simulated import PUBLISHED_RATES, SimulatedBackend, batch_milliseconds
-from cfdist.decode import select_peaks
+from cfdist.decode import finite_pictures, select_peaks
 from cfdist.errors import UserError
 from cfdist.report import gate
 from jobs import compare, evaluate, infer
@@ -28,10 +28,10 @@ SMALL = ("model.height=256", "model.width=256", "cluster.dashboard=false")
 def make(spec):
     """A simulated device without a model file."""
 
-    def create(options=INSTANT, slots: int = 1, **changes) -> SimulatedBackend:
+    def create(options=INSTANT, streams: int = 1, number: int = 0, **changes) -> SimulatedBackend:
         model = spec(path="nowhere.onnx", **changes)
         backends.backend_class("simulated").check(model, options)
-        return backends.create("simulated", model, DeviceSettings(1, slots, 0, options))
+        return backends.create("simulated", model, DeviceSettings(1, streams, 0, options, number))
 
     return create
 
@@ -48,6 +48,33 @@ def test_head_maps_are_those_of_a_network(make, pictures):
     peaks = select_peaks(heads, 20)
     assert peaks.score.shape == (pictures, 20)
     assert not peaks.score.any()
+
+
+@pytest.mark.parametrize("fault", ["nan", "inf", "inf_scores"])
+def test_a_fault_makes_every_picture_of_the_faulty_device_unusable(make, fault):
+    def finite(fault_device, number: int) -> list[bool]:
+        options = INSTANT | {"fault": fault, "fault_device": fault_device}
+        device = make(options, number=number, height=64, width=96, batch=4)
+        heads = device.infer(np.zeros(device.contract.shape(3), np.uint8))
+        peaks = select_peaks(heads, 20)
+        if finite_pictures(heads).all() or fault == "nan":  # NaN is no peak
+            assert not peaks.score.any()
+        else:
+            assert np.count_nonzero(peaks.score, axis=1).tolist() == [3, 3, 3]
+            assert not finite_pictures(peaks).any()
+        return finite_pictures(heads).tolist()
+
+    assert finite(None, 0) == finite(None, 5) == finite(1, 1) == [False] * 3
+    assert finite(1, 0) == finite(0, 1) == [True] * 3
+
+
+def test_faults_are_settings(compose):
+    config = compose("backend=simulated", "backend.fault=inf", "backend.fault_device=1")
+    assert (config.backend.fault, config.backend.fault_device) == ("inf", 1)
+    with pytest.raises(UserError, match="choose one of nan, inf, inf_scores"):
+        compose("backend=simulated", "backend.fault=smoke")
+    with pytest.raises(UserError, match="backend.fault_device"):
+        compose("backend=simulated", "backend.fault_device=-1")
 
 
 @pytest.mark.parametrize(("batch", "rate"), PUBLISHED_RATES["310P3"].items())
@@ -95,12 +122,12 @@ def test_zero_does_not_sleep(make, monkeypatch):
     assert len(device.device_times_ms()) == 1
 
 
-def test_its_slots_wait_at_the_same_time(make, monkeypatch):
+def test_its_streams_wait_at_the_same_time(make, monkeypatch):
     """Each of two threads sleeps until the other one does."""
     both = threading.Barrier(2, timeout=30)
     monkeypatch.setattr(time, "sleep", lambda seconds: both.wait())
-    device = make({"latency_ms": 1.0, "preset": None}, slots=2)
-    assert device.slots == 2
+    device = make({"latency_ms": 1.0, "preset": None}, streams=2)
+    assert device.streams == 2
     inputs = np.zeros(device.contract.shape(1), np.uint8)
     threads = [threading.Thread(target=device.infer, args=(inputs,)) for _ in range(2)]
     for thread in threads:

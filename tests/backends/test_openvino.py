@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 import pytest
 
 from cfdist import backends
 from cfdist.backends.base import DeviceSettings
-from cfdist.errors import UserError
 from cfdist.preprocess import to_model_input
 
 OPTIONS = {"precision": "f32", "providers": ["CPUExecutionProvider"]}
@@ -76,28 +77,28 @@ def test_results_stay_when_the_next_batch_runs(spec):
     np.testing.assert_array_equal(first.hm, kept)
 
 
-def test_unknown_and_missing_backends_are_refused(monkeypatch):
-    with pytest.raises(UserError, match="backend=tensorrt: no such backend"):
-        backends.resolve("tensorrt")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="'openvino' is not installed"):
-        backends.resolve("openvino")
+@pytest.mark.parametrize(("threads", "streams", "batch"), [(1, 1, 5), (4, 2, 5), (8, 2, 3)])
+def test_a_batch_is_computed_in_as_many_pictures_as_a_stream_has_threads(
+    spec, threads, streams, batch
+):
+    model = spec(height=160, width=160, batch=batch)
+    backend = backends.create("openvino", model, DeviceSettings(threads, streams, 0, OPTIONS))
+    assert backend.streams == streams
+    heads = backend.infer(pictures(batch))
+    for i in range(batch):
+        alone = infer("openvino", model, pictures(batch)[i : i + 1])
+        for head in HEADS:
+            np.testing.assert_allclose(
+                getattr(heads, head)[i], getattr(alone, head)[0], rtol=0, atol=1e-3
+            )
 
 
-def test_auto_prefers_openvino(monkeypatch):
-    assert backends.resolve("auto") == "openvino"
-    import importlib.util
-
-    there = importlib.util.find_spec
-    monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name: None if name == "openvino" else there(name)
-    )
-    assert backends.resolve("auto") == "onnxruntime"
-
-
-def test_a_provider_that_is_not_there_is_refused(spec):
-    backend = backends.backend_class("onnxruntime")
-    with pytest.raises(UserError, match="'NoSuchProvider' is not in the installed onnxruntime"):
-        backend.check(spec(), {"providers": ["NoSuchProvider"]})
-    with pytest.raises(UserError, match="name at least one"):
-        backend.check(spec(), {"providers": []})
+def test_streams_do_not_disturb_each_other(spec):
+    model = spec(height=160, width=160, batch=1)
+    backend = backends.create("openvino", model, DeviceSettings(3, 3, 0, OPTIONS))
+    inputs = [one[None] for one in pictures(3)]
+    expected = [backend.infer(one).hm for one in inputs]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda i: backend.infer(inputs[i % 3]).hm, range(30)))
+    for i, hm in enumerate(found):
+        np.testing.assert_array_equal(hm, expected[i % 3])
