@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cfdist import execution
 from cfdist.backends.simulated import batch_milliseconds
-from cfdist.distributed import cluster
 from cfdist.errors import UserError
-from cfdist.host_benchmark import HostRate
 from cfdist.inputs import SAMPLE_FOLDER
 from cfdist.sample import ensure_sample
 from cfdist.widerface.ground_truth import load_ground_truth
@@ -40,7 +39,7 @@ def run(compose, folder: Path, *overrides: str) -> tuple[int, dict]:
 def test_the_command_on_the_sample_set(command, tmp_path):
     done = command(
         "job=benchmark", "model.batch=2", "devices=2", *SIZE, "benchmark.loops=3",
-        "benchmark.pictures=80", "pipeline.feeders=3", "output_dir=out",
+        "benchmark.pictures=80", "pipeline.readers=3", "output_dir=out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -55,9 +54,8 @@ def test_the_command_on_the_sample_set(command, tmp_path):
     section = results["benchmark"]
 
     inference = section["inference"]
-    # OpenVINO would not look at zeros.
     assert (inference["loops"], inference["input"]) == (3, "zeros")
-    assert "3 batches of ones in each slot" in done.stdout
+    assert "3 batches of zeros in each stream" in done.stdout
     assert [device["name"] for device in inference["devices"]] == ["device:0", "device:1"]
     rates = [device["pictures_per_second"] for device in inference["devices"]]
     assert inference["pictures_per_second"] == pytest.approx(sum(rates))
@@ -67,7 +65,7 @@ def test_the_command_on_the_sample_set(command, tmp_path):
         assert 0 < low <= min(mean, median) <= max(mean, median) <= p99 <= high
         assert device["device_ms"] is None
 
-    counts = [rate["feeders"] for rate in section["host"]]
+    counts = [rate["readers"] for rate in section["host"]]
     assert counts == sorted(counts)
     assert set(counts) >= {1, 6}  # what two devices of three have is among them
     for rate in section["host"]:
@@ -131,13 +129,13 @@ def test_other_backends(compose, tmp_path, backend):
 
 
 def test_the_host_alone_needs_neither_ray_nor_a_model(compose, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "session", lambda *_: pytest.fail("Ray was started"))
+    monkeypatch.setattr(execution, "start", lambda *_: pytest.fail("Ray was started"))
     code, results = run(
         compose, tmp_path, "benchmark.parts=[host]", "model=centerface_pytorch",
-        "benchmark.feeders=[2,1]", "benchmark.pictures=5",
+        "benchmark.readers=[2,1]", "benchmark.pictures=5",
     )  # fmt: skip
     assert code == 0
-    assert [rate["feeders"] for rate in results["benchmark"]["host"]] == [2, 1]
+    assert [rate["readers"] for rate in results["benchmark"]["host"]] == [2, 1]
     assert results["backend"] is results["model"] is results["batch"] is None
     assert results["benchmark"]["inference"] is results["benchmark"]["end_to_end"] is None
     assert results["pictures"] == {"total": 5, "done": 5, "failed": 0}
@@ -223,10 +221,10 @@ def test_a_sweep_of_benchmarks(command, tmp_path):
         ("benchmark.loops=0", "benchmark.loops=0: must be from 1"),
         ("benchmark.parts=[hots]", "benchmark.parts=hots: choose one of inference, host"),
         ("benchmark.parts=[]", "benchmark.parts: must not be empty"),
-        ("benchmark.feeders=[1,0]", "benchmark.feeders=[1, 0]: a list must hold whole numbers"),
-        ("benchmark.feeders=[]", "benchmark.feeders=[]: a list must hold whole numbers"),
-        ("benchmark.feeders=0", "benchmark.feeders=0: must be from 1"),
-        ("benchmark.feeders=many", "must be a number, a list or auto"),
+        ("benchmark.readers=[1,0]", "benchmark.readers=[1, 0]: a list must hold whole numbers"),
+        ("benchmark.readers=[]", "benchmark.readers=[]: a list must hold whole numbers"),
+        ("benchmark.readers=0", "benchmark.readers=0: must be from 1"),
+        ("benchmark.readers=many", "must be a number, a list or auto"),
         ("benchmark.pictures=0", "benchmark.pictures=0: must be from 1"),
         ("benchmark.input=ones", "choose one of zeros, random"),
     ],
@@ -256,43 +254,13 @@ def test_bad_input_is_one_line(command, tmp_path, override, words):
 @pytest.mark.usefixtures("ray_session")
 def test_an_interrupted_benchmark_leaves_no_scratch(compose, tmp_path, monkeypatch):
     """Its prediction files are no run's."""
-    from cfdist.distributed import run as distributed_run
 
-    def interrupt(*_, output, **__):
-        assert output.is_dir()
-        (output / "predictions.parquet").touch()
+    def interrupt(task, listener):
+        assert task.output.is_dir()
+        (task.output / "predictions.parquet").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(distributed_run, "evaluate_manifest", interrupt)
+    monkeypatch.setattr(benchmark, "evaluate_manifest", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(compose, tmp_path, "backend=simulated", "benchmark.parts=[end_to_end]")
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("overrides", "kind", "feeders"),
-    [
-        (("pipeline.feeders=auto", "devices=4"), "npu", None),
-        (("pipeline.feeders=3", "devices=auto"), "npu", None),
-        (("pipeline.feeders=3", "devices=auto"), "cpu", 6),
-        (("pipeline.feeders=3", "devices=4"), "npu", 12),
-        (("pipeline.feeders=3", "devices=[0,5]"), "npu", 6),
-        (("pipeline.feeders=1024", "devices=2"), "npu", 1024),
-    ],
-)
-def test_the_feeders_of_a_run(compose, overrides, kind, feeders):
-    assert benchmark.configured_feeders(compose(*overrides), kind, cores=16) == feeders
-
-
-def test_what_bounds_a_run():
-    host = [HostRate(1, 300, 70.0, 14.0), HostRate(2, 300, 140.0, 14.0)]
-    bound = benchmark.find_bound(100.0, host, feeders=2, shared_cores=None)
-    assert (bound["bound_by"], bound["host_pictures_per_second"]) == ("devices", 140.0)
-    bound = benchmark.find_bound(100.0, host, feeders=1, shared_cores=None)
-    assert (bound["bound_by"], bound["host_pictures_per_second"]) == ("host", 70.0)
-    assert bound["host_feeders"] == 1
-    # Fewer feeders than were measured: the fewest.
-    assert benchmark.find_bound(100.0, host[1:], feeders=1, shared_cores=2)["host_feeders"] == 2
-    # Two cores: 20 ms of inference and 7 ms of reading a picture.
-    bound = benchmark.find_bound(50.0, host, feeders=2, shared_cores=2)
-    assert bound["shared_cores_pictures_per_second"] == pytest.approx(1000 / 27)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from cfdist.backends import SIMULATED
+from cfdist.backends.model import BackendModel
+from cfdist.distributed.plan import DevicePlan
 from cfdist.report import screen
 from cfdist.report.results import Results
-
-if TYPE_CHECKING:
-    from cfdist.distributed.cluster import DevicePlan
-    from cfdist.model import ModelSpec
+from cfdist.throughput.bound import Bound, bound_sentence
 
 # Short, so that the table has room on 80 columns.
 _COLUMNS = (
@@ -33,28 +31,32 @@ _UNLIMITED = 1000  # columns
 Row = tuple[str, ...]
 
 
-def print_plan(backend: str, spec: ModelSpec, plan: DevicePlan, dashboard: str | None) -> None:
+def print_plan(model: BackendModel, plan: DevicePlan, dashboard: str | None) -> None:
     """What is about to be measured, on one line, and where to watch it."""
-    if backend == SIMULATED:
+    if model.is_simulated:
         screen.print_simulated()
     screen.console.print(
-        f"{spec.name} on {backend}, {screen.on_devices(plan)}, batch {spec.batch}", markup=False
+        f"{model.spec.name} on {model.backend}, {screen.on_devices(plan)}, "
+        f"batch {model.spec.batch}",
+        markup=False,
     )
+    if model.remark:
+        screen.console.print(f"backend=auto: {model.remark}", markup=False)
     screen.print_dashboard(dashboard)
 
 
-def print_host(pictures: int, feeders: Sequence[int]) -> None:
-    """That the host's part begins."""
-    counts = ", ".join(map(str, feeders))
+def print_host(pictures: int, readers: Sequence[int]) -> None:
+    """Say that the host part begins."""
+    counts = ", ".join(map(str, readers))
     screen.console.print(
         f"host: reading {pictures} pictures with {counts} "
-        f"feeder{'' if list(feeders) == [1] else 's'}"
+        f"reader thread{'' if list(readers) == [1] else 's'}"
     )
 
 
 def print_loops(loops: int, kind: str) -> None:
-    """That the inference part begins."""
-    screen.console.print(f"inference: {loops} batches of {kind} in each slot of each device")
+    """Say that the inference part begins."""
+    screen.console.print(f"inference: {loops} batches of {kind} in each stream of each device")
 
 
 def print_benchmark(results: Results) -> None:
@@ -84,7 +86,8 @@ def print_benchmark(results: Results) -> None:
     screen.console.print(table)
     if section["bound"]:
         reached = results.throughput["steady"] if results.throughput else None
-        screen.console.print(bound_sentence(section["bound"], reached, results.simulated))
+        sentence = bound_sentence(Bound(**section["bound"]), reached, results.simulated)
+        screen.console.print(sentence)
     screen.print_remarks(results)
 
 
@@ -99,9 +102,9 @@ def _inference_rows(section: dict[str, Any]) -> Iterator[Row]:
         return
     yield _row("inference alone")
     for device in inference["devices"]:
-        slots = f", {device['slots']} slots" if device["slots"] > 1 else ""
+        streams = f", {device['streams']} streams" if device["streams"] > 1 else ""
         yield _row(
-            f"  {device['name']}{slots}",
+            f"  {device['name']}{streams}",
             device["pictures_per_second"],
             device["batch_ms"],
             device["device_ms"],
@@ -115,9 +118,9 @@ def _host_rows(section: dict[str, Any]) -> Iterator[Row]:
         return
     yield _row("host alone (reading)")
     for rate in section["host"]:
-        plural = "s" if rate["feeders"] > 1 else ""
+        plural = "s" if rate["readers"] > 1 else ""
         yield _row(
-            f"  {rate['feeders']} feeder{plural}",
+            f"  {rate['readers']} reader{plural}",
             rate["pictures_per_second"],
             cpu_ms=rate["cpu_ms_per_picture"],
         )
@@ -150,8 +153,8 @@ def _row(
     return (
         label,
         _number(rate),
-        *(_number(times and times[name]) for name in ("min", "mean", "median", "p99")),
-        _number(device_times and device_times["median"]),
+        *(_number(times[name] if times else None) for name in ("min", "mean", "median", "p99")),
+        _number(device_times["median"] if device_times else None),
         _number(cpu_ms),
         "" if busy is None else f"{100 * busy:.0f} %",
     )
@@ -162,29 +165,3 @@ def _number(value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.2f}" if value < 10 else f"{value:.1f}"
-
-
-def bound_sentence(bound: dict[str, Any], reached: float | None, simulated: bool) -> str:
-    """What bounds a run, in one sentence.
-
-    Args:
-        bound: The results' `bound` entry.
-        reached: Pictures a second of the end-to-end part, where there is such a rate.
-        simulated: No real model ran.
-    """
-    feeders = bound["host_feeders"]
-    plural = "s" if feeders > 1 else ""
-    who = "simulated devices" if simulated else "devices"
-    sentence = (
-        f"the {who} can take {bound['devices_pictures_per_second']:.1f} pictures/s, this host can "
-        f"read {bound['host_pictures_per_second']:.1f} ({feeders} feeder{plural}): the "
-        f"{bound['bound_by']} bound{'s' if bound['bound_by'] == 'host' else ''} the run"
-    )
-    if bound["shared_cores_pictures_per_second"] is not None:
-        sentence += (
-            "; both use the same cores, which leaves about "
-            f"{bound['shared_cores_pictures_per_second']:.1f}"
-        )
-    if reached is not None:
-        sentence += f"; end to end it was {reached:.1f}"
-    return sentence

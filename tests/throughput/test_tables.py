@@ -6,15 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from cfdist.report import benchmark_screen, screen
+from cfdist.report import screen
 from cfdist.report.results import Results
+from cfdist.throughput import tables
 
 TIMES = {"min": 1.0, "mean": 2.0, "median": 3.25, "p99": 40.0, "max": 50.0}
 BOUND = {
     "bound_by": "host",
     "devices_pictures_per_second": 812.34,
     "host_pictures_per_second": 140.04,
-    "host_feeders": 2,
+    "host_readers": 2,
     "shared_cores_pictures_per_second": None,
 }
 
@@ -35,7 +36,7 @@ def results() -> Results:
     loops = [
         {
             "name": f"device:{i}",
-            "slots": 1 + i,
+            "streams": 1 + i,
             "pictures_per_second": 406.17,
             "batch_ms": TIMES,
             "device_ms": TIMES,
@@ -47,8 +48,8 @@ def results() -> Results:
             "loops": 20, "input": "zeros", "pictures_per_second": 812.34, "devices": loops,
         },
         "host": [
-            {"feeders": 1, "pictures": 9, "pictures_per_second": 70.5, "cpu_ms_per_picture": 14.2},
-            {"feeders": 2, "pictures": 9, "pictures_per_second": 140.04, "cpu_ms_per_picture": 9.5},
+            {"readers": 1, "pictures": 9, "pictures_per_second": 70.5, "cpu_ms_per_picture": 14.2},
+            {"readers": 2, "pictures": 9, "pictures_per_second": 140.04, "cpu_ms_per_picture": 9.5},
         ],
         "end_to_end": {
             "pictures": 100,
@@ -76,15 +77,15 @@ def lines(capsys) -> dict[str, list[list[str]]]:
 
 
 def test_each_figure_has_its_row(results, capsys):
-    benchmark_screen.print_benchmark(results)
+    tables.print_benchmark(results)
     shown = lines(capsys)
     assert "benchmark: om, batch 16" in shown
     times = ["1.00", "2.00", "3.25", "40.0"]
     assert shown["device:0"] == [["406.2", *times, "3.25"], [*times, "16", "%"]]
-    assert shown["device:1, 2 slots"] == [["406.2", *times, "3.25"]]
+    assert shown["device:1, 2 streams"] == [["406.2", *times, "3.25"]]
     assert shown["all devices"] == [["812.3"]]
-    assert shown["1 feeder"] == [["70.5", "14.2"]]
-    assert shown["2 feeders"] == [["140.0", "9.50"]]
+    assert shown["1 reader"] == [["70.5", "14.2"]]
+    assert shown["2 readers"] == [["140.0", "9.50"]]
     assert shown["steady"] == [[]]
     assert shown["whole command"] == [["33.3"]]
     assert "note: a note" in shown
@@ -93,43 +94,25 @@ def test_each_figure_has_its_row(results, capsys):
 
 def test_a_narrow_screen_breaks_no_number(results, capsys, monkeypatch):
     monkeypatch.setattr(screen.console, "_width", 40)
-    benchmark_screen.print_benchmark(results)
-    assert lines(capsys)["2 feeders"] == [["140.0", "9.50"]]
+    tables.print_benchmark(results)
+    assert lines(capsys)["2 readers"] == [["140.0", "9.50"]]
 
 
 def test_parts_that_were_not_run_have_no_row(results, capsys):
     section = {"inference": None, "host": None, "end_to_end": None, "bound": None}
     section["host"] = results.extra["benchmark"]["host"]
     only_host = replace(results, backend=None, batch=None, extra={"benchmark": section})
-    benchmark_screen.print_benchmark(only_host)
+    tables.print_benchmark(only_host)
     shown = lines(capsys)
     assert "benchmark: host" in shown
-    assert "2 feeders" in shown
+    assert "2 readers" in shown
     assert "device:0" not in shown
     assert "end to end" not in shown
 
 
 def test_simulated_figures_say_so(results, capsys):
-    benchmark_screen.print_benchmark(replace(results, backend="simulated", simulated=True))
+    tables.print_benchmark(replace(results, backend="simulated", simulated=True))
     shown = capsys.readouterr().out
     assert shown.startswith("SIMULATED: no model runs")
     assert "SIMULATED benchmark: simulated, batch 16" in shown
     assert "the simulated devices can take 812.3 pictures/s" in shown
-
-
-def test_the_sentence_says_what_bounds_the_run():
-    assert benchmark_screen.bound_sentence(BOUND, 99.95, simulated=False) == (
-        "the devices can take 812.3 pictures/s, this host can read 140.0 (2 feeders): the host "
-        "bounds the run; end to end it was 100.0"
-    )
-    shared = {
-        "bound_by": "devices",
-        "devices_pictures_per_second": 10.1,
-        "host_pictures_per_second": 70.0,
-        "host_feeders": 1,
-        "shared_cores_pictures_per_second": 9.4,
-    }
-    assert benchmark_screen.bound_sentence(shared, None, simulated=False) == (
-        "the devices can take 10.1 pictures/s, this host can read 70.0 (1 feeder): the devices "
-        "bound the run; both use the same cores, which leaves about 9.4"
-    )

@@ -1,0 +1,1 @@
+"""What `job=benchmark` measures: the devices alone, the host alone, and both together."""

@@ -1,0 +1,175 @@
+"""How many pictures a second this host reads, decodes and letterboxes: no model, no Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from math import ceil
+
+import numpy as np
+
+from cfdist.devices.base import AHEAD
+from cfdist.devices.reader import LetterboxedPicture, Reader, Size
+from cfdist.distributed.plan import CORES_PER_AUTO_DEVICE, Auto, Devices
+from cfdist.errors import UserError
+from cfdist.machine import available_cores
+from cfdist.widerface.manifest import WorkItem
+
+# Each thread has at least this many pictures, so that the last one of the slowest thread does not
+# decide.
+PICTURES_A_READER = 16
+
+# Pictures of a chunk. Its threads share it, so that its size hardly matters; the chunks together
+# take more memory than a core's own cache holds, as in a device.
+CHUNK = 16
+
+MAX_READERS = 1024
+
+Failure = tuple[str, str]  # key of a work item, and why the picture cannot be read
+
+
+@dataclass(frozen=True)
+class HostRate:
+    """What a number of reader threads reach.
+
+    Attributes:
+        readers: Threads that read, decode and letterbox.
+        pictures: Pictures read for the figures.
+        pictures_per_second: All threads together.
+        cpu_ms_per_picture: Processor time, milliseconds.
+    """
+
+    readers: int
+    pictures: int
+    pictures_per_second: float
+    cpu_ms_per_picture: float
+
+
+@dataclass(frozen=True)
+class HostFigures:
+    """What the host reaches.
+
+    Attributes:
+        rates: One entry for each number of reader threads.
+        failures: The pictures that cannot be read; they are in none of the rates.
+    """
+
+    rates: tuple[HostRate, ...]
+    failures: tuple[Failure, ...]
+
+
+def planned_readers(readers: int | Auto, devices: Devices, kind: str, cores: int) -> int | None:
+    """The reader threads of all devices of a run, if they are known before Ray counts the devices.
+
+    Args:
+        readers: Of each device, as configured.
+        devices: As configured.
+        kind: "cpu", "gpu" or "npu".
+        cores: CPU cores of this machine.
+    """
+    if readers == "auto" or (devices == "auto" and kind != "cpu"):
+        return None
+    if devices == "auto":
+        count = max(1, cores // CORES_PER_AUTO_DEVICE)
+    else:
+        count = len(devices) if isinstance(devices, list) else devices
+    return min(MAX_READERS, readers * count)
+
+
+def reader_counts(cores: int, planned: int | None = None) -> list[int]:
+    """1, 2, 4, ... as far as the cores go, the cores, and what the run has; rising."""
+    doubled = {2**i for i in range(cores.bit_length())}
+    return sorted(doubled | {cores} | ({planned} if planned else set()))
+
+
+def measure_host(
+    items: Sequence[WorkItem], pictures: int, size: Size, counts: Sequence[int]
+) -> HostFigures:
+    """Read pictures in this process, with each number of threads.
+
+    Args:
+        items: The pictures, each once.
+        pictures: How many to read each time; those that can be read are repeated.
+        size: Width and height of the letterboxed pictures, pixels.
+        counts: Numbers of reader threads.
+
+    Raises:
+        UserError: no picture can be read.
+    """
+    usable, failures = find_usable(items, size, available_cores())
+    if not usable:
+        raise UserError(
+            f"dataset: none of its {len(items)} pictures can be read; the first: {failures[0][1]}"
+        )
+    work = list(itertools.islice(itertools.cycle(usable), pictures))
+    return HostFigures(tuple(measure(work, size, count) for count in counts), tuple(failures))
+
+
+def find_usable(
+    items: Sequence[WorkItem], size: Size, readers: int
+) -> tuple[list[WorkItem], list[Failure]]:
+    """Read every picture once: the files are in memory then, and bad ones are known.
+
+    Returns:
+        The pictures that can be read, and the other ones.
+    """
+    with _reading(size, readers) as read_all:
+        failures = read_all(items)
+    bad = {key for key, _ in failures}
+    return [item for item in items if item.key not in bad], failures
+
+
+def measure(items: Sequence[WorkItem], size: Size, readers: int) -> HostRate:
+    """Read pictures with a number of threads.
+
+    Args:
+        items: Pictures that can be read, whose files are in memory; they are repeated if they are
+            fewer than `PICTURES_A_READER` for each thread.
+        size: Width and height of the letterboxed pictures, pixels.
+        readers: Threads.
+    """
+    count = max(len(items), PICTURES_A_READER * readers)
+    work = list(itertools.islice(itertools.cycle(items), count))
+    with _reading(size, readers) as read_all:
+        start, start_cpu = time.perf_counter(), time.process_time()
+        read_all(work)
+        seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    return HostRate(readers, count, count / seconds, 1000 * cpu / count)
+
+
+@contextlib.contextmanager
+def _reading(size: Size, readers: int) -> Iterator[Callable[[Sequence[WorkItem]], list[Failure]]]:
+    """A device's reader with several chunks in flight.
+
+    Yields:
+        A function that reads pictures and returns those that cannot be read, in order.
+    """
+    # Enough to keep all threads busy while finished chunks are handed over.
+    in_flight = ceil(readers / CHUNK) + AHEAD
+    reader = Reader(size, readers, CHUNK, in_flight)
+
+    def read(chunk: Sequence[WorkItem]) -> tuple[Failure, ...]:
+        with reader.read(chunk) as pictures:
+            return pictures.failures
+
+    with contextlib.closing(reader), ThreadPoolExecutor(in_flight) as callers:
+        _touch_buffers(reader, size, in_flight)
+
+        def read_all(items: Sequence[WorkItem]) -> list[Failure]:
+            chunks = [items[first : first + CHUNK] for first in range(0, len(items), CHUNK)]
+            return list(itertools.chain.from_iterable(callers.map(read, chunks)))
+
+        yield read_all
+
+
+def _touch_buffers(reader: Reader, size: Size, buffers: int) -> None:
+    """Fill each buffer once: the system finds its memory before the clock runs."""
+    width, height = size
+    black = LetterboxedPicture("", size, np.zeros(height * width * 3, np.uint8))
+    with contextlib.ExitStack() as held:
+        for _ in range(buffers):
+            held.enter_context(reader.read([black] * CHUNK))
