@@ -96,8 +96,8 @@ def main() -> None:
             ratios[cache].append((run_seconds / ideal, seconds / ideal, seconds / (decode + busy)))
             print(
                 f"  preprocess.cache={cache:5} inferring {busy:.1f} s, runs {run_seconds:5.1f} s "
-                f"({run_seconds / ideal:.3f}), command {seconds:5.1f} s ({seconds / ideal:.3f}), decoded "
-                f"{[run['pictures_decoded'] for run in runs]}",
+                f"({run_seconds / ideal:.3f}), command {seconds:5.1f} s ({seconds / ideal:.3f}), "
+                f"decoded {[run['pictures_decoded'] for run in runs]}",
                 flush=True,
             )
     for cache, rows in ratios.items():
