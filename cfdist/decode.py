@@ -44,6 +44,12 @@ class HeadMaps:
 
     CHANNELS = (1, 2, 2, 10)
 
+    def select(self, chosen: NDArray[np.bool_]) -> HeadMaps:
+        """The maps of some of the pictures, given an (n,) mask."""
+        return HeadMaps(
+            self.hm[chosen], self.wh[chosen], self.offset[chosen], self.landmarks[chosen]
+        )
+
 
 @dataclass(frozen=True)
 class Peaks:

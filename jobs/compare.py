@@ -3,98 +3,64 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
-from cfdist.distributed.memory import needed_bytes, refuse_too_large
-
-from cfdist import backends, inputs
-from cfdist.comparison import BoxAgreement, HeadDifference, compare_boxes
-from cfdist.config import CompareConfig, Config
-from cfdist.distributed import cluster
+from cfdist import backends, execution, inputs
+from cfdist.backends.base import DeviceSettings
+from cfdist.backends.model import BackendModel
+from cfdist.compare.device import SIDES, ComparedChunk, ComparingDevice
+from cfdist.compare.tables import print_comparison
+from cfdist.compare.tally import Tally
+from cfdist.config import Config
 from cfdist.errors import UserError
-from cfdist.model import ModelSpec
+from cfdist.execution import Execution
 from cfdist.report import screen
 from cfdist.report.results import Results, chosen_first, phase_seconds
-from cfdist.widerface.ground_truth import DIFFICULTIES, GroundTruth
-from cfdist.widerface.metric import WiderFaceMetric
-from cfdist.widerface.predictions import STYLES, rows
+from cfdist.widerface.manifest import Manifest
 
 BACKEND_OF_SUFFIX = {".onnx": "openvino", ".pth": "torch", ".pt": "torch", ".om": "om"}
-KINDS = ("npu", "gpu", "cpu")  # what the rarer device is, both models run beside
 
 
 def main(config: Config, output: Path, started: float) -> int:
     """Compare, show and write the results; returns the exit code."""
-    options = asdict(config.backend)
-    reference = find_side(config, "reference")
-    candidate = find_side(config, "candidate")
-    for backend, spec in (reference, candidate):
-        backends.backend_class(backend).check(spec, options)
+    models = [find_side(config, side) for side in SIDES]
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth)
-    tally = Tally(truth, reference[1], config.eval.protocol)
-
-    kinds = [
-        backends.backend_class(backend).device_kind(options)
-        for backend in (reference[0], candidate[0])
-    ]
-    kind = min(kinds, key=KINDS.index)
-
-    def refuse(count: int, threads: int = 1) -> None:
-        first, second = (
-            (spec, backends.backend_class(backend), own_kind, count, 1, threads)
-            for (backend, spec), own_kind in zip((reference, candidate), kinds, strict=True)
+    tally = Tally(truth, config.eval.protocol)
+    with execution.start(config, models, streams=1) as there:
+        screen.print_plan(
+            config, models[0], manifest, there.plan, there.dashboard, beside=models[1].backend
         )
-        refuse_too_large(*first, besides=needed_bytes(*second))
-
-    if config.cluster.address is None:
-        refuse(1)
-    with cluster.session(
-        config.cluster.address, config.cluster.dashboard, kind, config.devices
-    ) as dashboard:
-        plan = cluster.plan_devices(
-            kind,
-            config.devices,
-            feeders=config.pipeline.feeders,
-            streams=1,
-            slot_bytes=1,
-        )
-        if config.cluster.address is None:
-            refuse(plan.count, plan.threads)
-        both = f"{reference[0]} and {candidate[0]}"
-        screen.print_plan(both, reference[1], plan, screen.picture_count(config.dataset, manifest))
-        screen.print_dashboard(dashboard)
         ready = time.time()
         with screen.PictureProgress(len(manifest.items)) as progress:
-            _run(config, options, plan, reference, candidate, manifest, tally, progress)
+            _run(there, manifest, tally, progress)
     ran = time.time()
 
-    comparison = tally.summary(config.compare)
-    for name, (backend, spec) in (("reference", reference), ("candidate", candidate)):
-        about = {"path": str(spec.path), "sha256": spec.sha256, "backend": backend}
-        comparison[name] = about | {"ap": chosen_first(comparison[name], config.eval.protocol)}
-    ended = time.time()
+    aps = tally.average_precisions()
+    comparison = tally.summary(*aps, config.compare)
+    for side, model, ap in zip(SIDES, models, aps, strict=True):
+        about = {"path": str(model.spec.path), "sha256": model.spec.sha256}
+        ap = chosen_first(ap, config.eval.protocol)
+        comparison[side] = about | {"backend": model.backend, "ap": ap}
     results = Results(
         job="compare",
         ap={},
         total=len(manifest.items),
         done=len(manifest.items) - len(tally.failures),
         failures=sorted(tally.failures.items()),
-        seconds=phase_seconds(started, ready, ran, ended),
-        batch=reference[1].batch,
-        config=asdict(config),
+        seconds=phase_seconds(started, ready, ran, time.time()),
+        batch=models[0].spec.batch,
+        config=config.as_dict(),
         extra={"comparison": comparison},
     )
-    screen.print_comparison(comparison)
+    print_comparison(comparison)
     screen.print_results(results)
     screen.print_path(results.write(output))
     return results.exit_code
 
 
-def find_side(config: Config, side: str) -> tuple[str, ModelSpec]:
-    """The backend and the model of "reference" or "candidate": "<file>" or "<backend>:<file>".
+def find_side(config: Config, side: str) -> BackendModel:
+    """The model of "reference" or "candidate": "<file>" or "<backend>:<file>".
 
     Raises:
         UserError: not given, not there, or no backend for such a file.
@@ -105,112 +71,39 @@ def find_side(config: Config, side: str) -> tuple[str, ModelSpec]:
     prefix, colon, rest = given.partition(":")
     if colon and prefix in backends.BACKENDS:
         backends.refuse_simulated(prefix, f"{side}={given}")
-        return backends.resolve(prefix), inputs.model_spec(config.model, rest)
-    spec = inputs.model_spec(config.model, given)
-    backend = BACKEND_OF_SUFFIX.get(spec.path.suffix.lower())
-    if backend is None:
+        return execution.model_of_file(config, prefix, rest)
+    suffix = Path(given).suffix.lower()
+    if suffix not in BACKEND_OF_SUFFIX:
+        execution.model_spec(config.model, given)  # a file that is not there is told first
         raise UserError(
-            f"{side}={given}: no backend is known for {spec.path.suffix or 'a file without suffix'}"
-            f"; say which, {side}=onnxruntime:{given} (or {', '.join(backends.BACKENDS)})"
+            f"{side}={given}: no backend is known for {suffix or 'a file without suffix'}; say "
+            f"which, {side}=onnxruntime:{given} (or {', '.join(backends.BACKENDS)})"
         )
-    return backends.resolve(backend), spec
+    return execution.model_of_file(config, BACKEND_OF_SUFFIX[suffix], given)
 
 
-@dataclass
-class Tally:
-    """What the devices' batches add up to."""
-
-    truth: GroundTruth
-    spec: ModelSpec
-    style: str
-    heads: dict[str, HeadDifference] = field(default_factory=dict)
-    has_heads: bool = True
-    boxes: BoxAgreement = field(default_factory=BoxAgreement)
-    failures: dict[str, str] = field(default_factory=dict)
-    metrics: tuple[WiderFaceMetric, WiderFaceMetric] = field(
-        default_factory=lambda: (WiderFaceMetric(), WiderFaceMetric())
-    )
-
-    def add(self, batch: Any) -> None:
-        """Take in a `ComparedBatch`."""
-        from cfdist.distributed.device import decode_detections
-
-        if batch.heads is None:
-            self.has_heads = False
-        for name, difference in (batch.heads or {}).items():
-            self.heads[name] = self.heads.get(name, HeadDifference()) + difference
-        sides = [decode_detections(side, self.spec) for side in (batch.reference, batch.candidate)]
-        for pair in zip(*sides, strict=True):
-            error = next((found.error for found in pair if found.error is not None), None)
-            if error is not None:
-                self.failures[pair[0].id] = error
-                continue
-            self.boxes += compare_boxes(*pair)
-            for metric, found in zip(self.metrics, pair, strict=True):
-                table = rows(found.boxes, found.scores, STYLES[self.style])
-                metric.update(self.truth[found.id], table[:, :4], table[:, 4])
-
-    def summary(self, limits: CompareConfig) -> dict[str, Any]:
-        """The results' `comparison` section; APs under "reference" and "candidate"."""
-        reference, candidate = (metric.compute() for metric in self.metrics)
-        ap_difference = {
-            protocol: {name: candidate[protocol][name] - ap[name] for name in DIFFICULTIES}
-            for protocol, ap in reference.items()
-        }
-        heads = {
-            name: {"max": d.largest, "mean": d.mean, "cosine": d.cosine}
-            for name, d in (self.heads if self.has_heads else {}).items()
-        }
-        within = {
-            "ap": all(
-                abs(value) <= limits.ap for ap in ap_difference.values() for value in ap.values()
-            ),
-            "boxes": min(self.boxes.found_share, self.boxes.confirmed_share) >= limits.boxes,
-            "cosine": all(head["cosine"] >= limits.cosine for head in heads.values()),
-        }
-        found = max(1, self.boxes.found)
-        return {
-            "reference": reference,
-            "candidate": candidate,
-            "ap_difference": ap_difference,
-            "heads": heads or None,
-            "boxes": asdict(self.boxes)
-            | {
-                "found_share": self.boxes.found_share,
-                "confirmed_share": self.boxes.confirmed_share,
-                "mean_score_difference": self.boxes.score_difference / found,
-            },
-            "within": within,
-            "within_tolerance": all(within.values()),
-        }
-
-
-def _run(config, options, plan, reference, candidate, manifest, tally, progress) -> None:
+def _run(
+    there: Execution, manifest: Manifest, tally: Tally, progress: screen.PictureProgress
+) -> None:
     """Run the pictures through the comparing devices; raises what a device ran into."""
-    from cfdist.distributed.chunks import Work
-    from cfdist.distributed.device_pool import DevicePool
+    from cfdist.distributed.pool import DevicePool
+    from cfdist.distributed.work import item_work
 
-    from cfdist.backends.base import DeviceSettings
-    from cfdist.distributed.comparing_device import ComparedBatch, ComparingDevice
+    plan, (reference, candidate) = there.plan, there.models
 
-    classes = [backends.backend_class(backend) for backend, _ in (reference, candidate)]
-    pool = DevicePool(
-        plan,
-        ComparingDevice,
-        (reference, candidate, DeviceSettings(plan.threads, 1, options=options), plan.feeders),
-        reference[1].batch,
-        group=max(one.capabilities.group for one in classes),
-    )
+    def make_device(number: int) -> ComparingDevice:
+        settings = DeviceSettings(plan.threads, plan.streams, number=number)
+        return ComparingDevice(reference, candidate, settings, plan.readers)
 
-    def take(_: str, batch: ComparedBatch) -> None:
-        tally.add(batch)
-        failed = len(batch.reference.failures)
-        progress.advance(len(batch.reference.ids) + failed, failed)
+    def take(_: str, chunk: ComparedChunk) -> None:
+        progress.advance(len(chunk.reference), tally.add(chunk))
 
+    group = max(model.capabilities.group for model in there.models)
+    pool = DevicePool(plan, make_device, reference.spec.batch, group)
     try:
         pool.start()
         progress.start(0)
-        problems = pool.run_round(Work(manifest.items), take)
+        problems = pool.run_round(item_work(manifest.items), take)
         if problems:
             raise problems[0]
     finally:

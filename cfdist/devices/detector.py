@@ -56,19 +56,22 @@ class Detector:
         self._runner.close()
 
 
-def load(model: BackendModel, settings: DeviceSettings, readers: int) -> tuple[Runner, Reader]:
+def load(
+    model: BackendModel, settings: DeviceSettings, readers: int, group: int | None = None
+) -> tuple[Runner, Reader]:
     """A model, and a reader with as many buffers as the device holds chunks.
 
     Args:
         model: The model and its backend.
         settings: The device's.
         readers: Reader threads.
+        group: Batches that the device is given at once; `None`: the backend's own number.
 
     Raises:
         UserError: the model does not fit the device or the run.
     """
     spec = model.spec
-    chunk = largest_chunk(spec.batch * model.capabilities.group)
+    chunk = largest_chunk(spec.batch * (group or model.capabilities.group))
     runner = Runner(model, settings, chunk)
     with memory_as_user_error(spec.batch):
         reader = Reader((spec.width, spec.height), readers, chunk, settings.streams + AHEAD)

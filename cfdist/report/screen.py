@@ -177,39 +177,10 @@ def print_export(report: ExportReport) -> None:
         f"{report.input_dtype} ({shape})",
         markup=False,
     )
-    table = _table("largest difference from PyTorch", ["pictures"], report.output_shapes)
+    table = titled_table("largest difference from PyTorch", ["pictures"], report.output_shapes)
     for kind, differences in report.differences.items():
         table.add_row(kind, *(f"{differences[name]:.1e}" for name in report.output_shapes))
     console.print(table)
-
-
-def print_comparison(comparison: dict[str, Any]) -> None:
-    """Say how far the candidate is from the reference: heads, boxes, AP, and the verdict."""
-    if comparison["heads"]:
-        figures = ("largest difference", "mean difference", "cosine")
-        table = _table("head maps, candidate against reference", ["head"], figures)
-        for name, head in comparison["heads"].items():
-            cells = (f"{head['max']:.2e}", f"{head['mean']:.2e}", f"{head['cosine']:.8f}")
-            table.add_row(name, *cells)
-        console.print(table)
-    boxes = comparison["boxes"]
-    console.print(
-        f"boxes: {boxes['found']} of {boxes['reference']} of the reference found again "
-        f"({100 * boxes['found_share']:.2f} %), {boxes['confirmed']} of {boxes['candidate']} of "
-        f"the candidate confirmed ({100 * boxes['confirmed_share']:.2f} %); scores differ by "
-        f"{boxes['mean_score_difference']:.1e} on average, {boxes['largest_score_difference']:.1e} "
-        "at most"
-    )
-    table = _table("WIDER FACE AP", ["protocol", "model"], DIFFICULTIES)
-    for protocol in comparison["reference"]["ap"]:
-        for model in ("reference", "candidate"):
-            ap = comparison[model]["ap"][protocol]
-            table.add_row(PROTOCOL_TITLES[protocol], model, *_percents(ap))
-        apart = comparison["ap_difference"][protocol]
-        table.add_row("", "difference", *(f"{100 * apart[name]:+.3f}" for name in DIFFICULTIES))
-    console.print(table)
-    past = [name for name, within in comparison["within"].items() if not within]
-    console.print(f"PAST THE TOLERANCE: {', '.join(past)}" if past else "within the tolerances")
 
 
 def print_results(results: Results) -> None:
@@ -239,7 +210,7 @@ def print_remarks(results: Results) -> None:
         console.print(f"failed: {len(results.failures) - len(shown)} more, see results.json")
 
 
-def _table(title: str, texts: Iterable[str], figures: Iterable[str]) -> Table:
+def titled_table(title: str, texts: Iterable[str], figures: Iterable[str]) -> Table:
     """An empty table with columns of text at the left and of figures at the right."""
     table = Table(title=title, title_justify="left")
     for name in texts:
@@ -249,7 +220,7 @@ def _table(title: str, texts: Iterable[str], figures: Iterable[str]) -> Table:
     return table
 
 
-def _percents(ap: dict[str, float]) -> list[str]:
+def percents(ap: dict[str, float]) -> list[str]:
     """A cell for each difficulty, "-" for those without an AP."""
     return [f"{100 * ap[name]:.2f} %" if name in ap else "-" for name in DIFFICULTIES]
 
@@ -258,11 +229,11 @@ def _ap_table(results: Results) -> Table:
     title = f"WIDER FACE AP over {results.done} pictures"
     if results.passes and results.passes > 1:
         title += f" (the first of {results.passes} passes)"
-    table = _table(title, ["protocol"], DIFFICULTIES)
+    table = titled_table(title, ["protocol"], DIFFICULTIES)
     for protocol, ap in results.ap.items():
-        table.add_row(PROTOCOL_TITLES[protocol], *_percents(ap))
+        table.add_row(PROTOCOL_TITLES[protocol], *percents(ap))
         if results.expected and results.expected["protocol"] == protocol:
-            table.add_row("  expected", *_percents(results.expected["ap"]))
+            table.add_row("  expected", *percents(results.expected["ap"]))
     return table
 
 

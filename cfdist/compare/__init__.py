@@ -1,0 +1,1 @@
+"""The room of `job=compare`: the same pictures through two models."""

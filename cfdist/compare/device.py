@@ -1,0 +1,106 @@
+"""A device that runs the same pictures through two models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from cfdist.backends.base import DeviceSettings
+from cfdist.backends.model import BackendModel
+from cfdist.compare.differences import HeadDifference, compare_heads
+from cfdist.decode import HeadMaps
+from cfdist.detections import Detections
+from cfdist.devices.base import DeviceReport, largest_chunk
+from cfdist.devices.detector import decode_pictures, load
+from cfdist.devices.reader import Source
+from cfdist.devices.runner import Inferred, Runner
+
+SIDES = ("reference", "candidate")
+
+
+@dataclass(frozen=True)
+class ComparedChunk:
+    """What two models found in the same pictures.
+
+    Attributes:
+        reference: The reference's detections.
+        candidate: The candidate's, of the same pictures in the same order.
+        heads: Head name -> difference of the maps, over the pictures whose maps are finite in both
+            models; `None` if a graph gives peaks only.
+    """
+
+    reference: list[Detections]
+    candidate: list[Detections]
+    heads: dict[str, HeadDifference] | None
+
+
+class ComparingDevice:
+    """A reader and two runners; keeps the `Device` protocol."""
+
+    def __init__(
+        self,
+        reference: BackendModel,
+        candidate: BackendModel,
+        settings: DeviceSettings,
+        readers: int,
+    ) -> None:
+        """Remember what to load.
+
+        Args:
+            reference: The model that is right.
+            candidate: The model that is held against it; its input has the same size.
+            settings: The device's.
+            readers: Reader threads.
+        """
+        self._models = (reference, candidate)
+        self._settings = settings
+        self._readers = readers
+
+    def warm_up(self) -> None:
+        """See `Device.warm_up`."""
+        reference, candidate = self._models
+        group = max(model.capabilities.group for model in self._models)
+        first, self._reader = load(reference, self._settings, self._readers, group)
+        chunk = largest_chunk(reference.spec.batch * group)
+        self._runners = (first, Runner(candidate, self._settings, chunk))
+        for runner in self._runners:
+            runner.warm_up()
+
+    def process(self, chunk: Sequence[Source]) -> ComparedChunk:
+        """Read a chunk once, and infer it twice."""
+        with self._reader.read(chunk) as pictures:
+            both = [
+                replace(inferred, error=f"the {side}: {inferred.error}")
+                for side, runner in zip(SIDES, self._runners, strict=True)
+                for inferred in [runner.infer(pictures.letterboxed)]
+            ]
+        reference, candidate = (
+            decode_pictures(pictures, inferred, model.spec)
+            for inferred, model in zip(both, self._models, strict=True)
+        )
+        return ComparedChunk(reference, candidate, _compare_outputs(*both))
+
+    def report(self) -> DeviceReport:
+        """See `Device.report`; the figures are the reference's."""
+        return replace(self._runners[0].report(), decoded=self._reader.decoded)
+
+    def close(self) -> None:
+        """See `Device.close`."""
+        self._reader.close()
+        for runner in self._runners:
+            runner.close()
+
+
+def _compare_outputs(reference: Inferred, candidate: Inferred) -> dict[str, HeadDifference] | None:
+    """The differences of the head maps; `None` if there are peaks instead."""
+    total: dict[str, HeadDifference] = {}
+    is_finite = reference.is_finite & candidate.is_finite
+    first = 0
+    for a, b in zip(reference.outputs, candidate.outputs, strict=True):
+        if not isinstance(a, HeadMaps) or not isinstance(b, HeadMaps):
+            return None
+        chosen = is_finite[first : first + len(a.hm)]
+        first += len(a.hm)
+        for name, difference in compare_heads(a.select(chosen), b.select(chosen)).items():
+            total[name] = total.get(name, HeadDifference()) + difference
+    return total

@@ -1,0 +1,61 @@
+"""Two models on one device see the same pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from cfdist.backends.base import DeviceSettings
+from cfdist.backends.model import BackendModel
+from cfdist.compare.device import ComparingDevice
+from cfdist.widerface.manifest import WorkItem
+
+OPTIONS = {"precision": "f32", "providers": ["CPUExecutionProvider"]}
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory) -> list[WorkItem]:
+    folder = tmp_path_factory.mktemp("pictures")
+    random = np.random.default_rng(3)
+    for i in range(3):
+        cv2.imwrite(str(folder / f"{i}.jpg"), random.integers(0, 256, (60, 80, 3), np.uint8))
+    paths = [*sorted(folder.iterdir()), folder / "gone.jpg"]
+    return [WorkItem(f"e/{path.stem}", str(path), 1) for path in paths]
+
+
+def compared(reference: BackendModel, candidate: BackendModel, items: list[WorkItem]):
+    device = ComparingDevice(reference, candidate, DeviceSettings(2, 1), readers=1)
+    device.warm_up()
+    chunk = device.process(items)
+    assert device.report().decoded == 3
+    device.close()
+    return chunk
+
+
+def test_two_runtimes_of_one_model_agree(spec, items):
+    reference = BackendModel("openvino", spec(height=96, width=96, batch=2), OPTIONS)
+    chunk = compared(reference, replace(reference, backend="onnxruntime"), items)
+    assert [one.id for one in chunk.reference] == [one.id for one in chunk.candidate]
+    assert chunk.reference[-1].error == "cannot be read: No such file or directory"
+    assert set(chunk.heads) == {"hm", "wh", "offset", "landmarks"}
+    assert chunk.heads["hm"].count == 3 * 24 * 24
+    assert all(difference.largest < 1e-3 for difference in chunk.heads.values())
+
+
+@pytest.mark.parametrize(("side", "number"), [("reference", 0), ("candidate", 1)])
+def test_a_side_that_is_not_finite_is_named(spec, items, side, number):
+    model = BackendModel(
+        "simulated", spec(height=96, width=96, batch=2), {"latency_ms": 0, "fault": None}
+    )
+    sides = [model, model]
+    options = {"latency_ms": 0, "fault": "nan", "fault_device": None}
+    sides[number] = replace(model, options=options)
+    chunk = compared(*sides, items)
+    errors = {found.error for found in getattr(chunk, side)[:3]}
+    assert errors == {f"the {side}: the model's outputs hold NaN or infinite values (device:0)"}
+    other = chunk.candidate if side == "reference" else chunk.reference
+    assert {found.error for found in other[:3]} == {None}
+    assert chunk.heads["hm"].count == 0
