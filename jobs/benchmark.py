@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil
 from pathlib import Path
@@ -56,9 +54,8 @@ def main(config: Config, output: Path, started: float) -> int:
                 figures.loops = _run_loops(config, model, there.plan)
                 phases.end("inference")
             if manifest and truth and "end_to_end" in parts:
-                with _scratch_folder(output) as scratch:
-                    task = _end_to_end_task(config, model, there.plan, manifest, truth, scratch)
-                    figures.end_to_end = task, _evaluate(task, phases)
+                task = _end_to_end_task(config, model, there.plan, manifest, truth, output)
+                figures.end_to_end = task, _evaluate(task, phases)
         phases.end("shut_down")
     results = benchmark_results(config, figures, phases)
     tables.print_benchmark(results)
@@ -79,10 +76,9 @@ def _measure_host(
     """Read the pictures in this process, with each number of reader threads."""
     counts = config.benchmark.readers
     if counts == "auto":
-        cores = available_cores()
         kind = model.kind if model else "cpu"
-        planned = host.planned_readers(config.pipeline.readers, config.devices, kind, cores)
-        counts = host.reader_counts(cores, planned)
+        readers, devices = config.pipeline.readers, config.devices
+        counts = host.reader_counts(available_cores(), readers, devices, kind)
     elif isinstance(counts, int):
         counts = [counts]
     pictures = config.benchmark.pictures
@@ -98,36 +94,30 @@ def _run_loops(config: Config, model: BackendModel, plan: DevicePlan) -> dict[st
     return loop_devices(model, plan, kind, loops)
 
 
-@contextlib.contextmanager
-def _scratch_folder(output: Path) -> Iterator[Path]:
-    scratch = output / SCRATCH
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 def _end_to_end_task(
     config: Config,
     model: BackendModel,
     plan: DevicePlan,
     manifest: Manifest,
     truth: GroundTruth,
-    scratch: Path,
+    output: Path,
 ) -> EvaluationTask:
     """What `job=evaluate` does; each device reads every picture in every pass."""
     wanted = config.benchmark.pictures * config.dataset.repeat
     passes = manifest.repeated(ceil(wanted / len(manifest.items)))
     passes = replace(passes, items=passes.items[:wanted])
-    identity = execution.run_identity(model, passes)
-    style = config.eval.protocol
-    return EvaluationTask(passes, truth, model, plan, scratch, identity, style, item_work)
+    identity, style = execution.run_identity(model, passes), config.eval.protocol
+    return EvaluationTask(passes, truth, model, plan, output / SCRATCH, identity, style, item_work)
 
 
 def _evaluate(task: EvaluationTask, phases: Phases) -> EvaluationReport:
-    with screen.PictureProgress(len(task.manifest.items)) as progress:
-        report = evaluate_manifest(task, progress.listener(phases))
+    """Evaluate, and throw the files away."""
+    shutil.rmtree(task.output, ignore_errors=True)
+    task.output.mkdir()
+    try:
+        with screen.PictureProgress(len(task.manifest.items)) as progress:
+            report = evaluate_manifest(task, progress.listener(phases))
+    finally:
+        shutil.rmtree(task.output, ignore_errors=True)
     phases.end("run")
     return report

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
@@ -62,28 +62,24 @@ class HostFigures:
     failures: tuple[Failure, ...]
 
 
-def planned_readers(readers: int | Auto, devices: Devices, kind: str, cores: int) -> int | None:
-    """The reader threads of all devices of a run, if they are known before Ray counts the devices.
+def reader_counts(cores: int, readers: int | Auto, devices: Devices, kind: str) -> list[int]:
+    """1, 2, 4, ... as far as the cores go, the cores, and what the run has; rising.
+
+    What the run has is left out if only Ray can count its devices.
 
     Args:
-        readers: Of each device, as configured.
+        cores: CPU cores of this machine.
+        readers: Reader threads of each device, as configured.
         devices: As configured.
         kind: "cpu", "gpu" or "npu".
-        cores: CPU cores of this machine.
     """
-    if readers == "auto" or (devices == "auto" and kind != "cpu"):
-        return None
-    if devices == "auto":
-        count = max(1, cores // CORES_PER_AUTO_DEVICE)
-    else:
+    counts = {2**i for i in range(cores.bit_length())} | {cores}
+    if devices == "auto" and kind == "cpu":
+        devices = max(1, cores // CORES_PER_AUTO_DEVICE)
+    if readers != "auto" and devices != "auto":
         count = len(devices) if isinstance(devices, list) else devices
-    return min(MAX_READERS, readers * count)
-
-
-def reader_counts(cores: int, planned: int | None = None) -> list[int]:
-    """1, 2, 4, ... as far as the cores go, the cores, and what the run has; rising."""
-    doubled = {2**i for i in range(cores.bit_length())}
-    return sorted(doubled | {cores} | ({planned} if planned else set()))
+        counts.add(min(MAX_READERS, readers * count))
+    return sorted(counts)
 
 
 def measure_host(
@@ -91,62 +87,45 @@ def measure_host(
 ) -> HostFigures:
     """Read pictures in this process, with each number of threads.
 
+    All are read once before the clock runs: the files are in memory then, and bad ones are known.
+
     Args:
         items: The pictures, each once.
-        pictures: How many to read each time; those that can be read are repeated.
+        pictures: How many to read each time, or `PICTURES_A_READER` for each thread if that is
+            more; those that can be read are repeated.
         size: Width and height of the letterboxed pictures, pixels.
         counts: Numbers of reader threads.
 
     Raises:
         UserError: no picture can be read.
     """
-    usable, failures = find_usable(items, size, available_cores())
+    _, failures = read_pictures(items, size, available_cores())
+    bad = dict(failures)
+    usable = [item for item in items if item.key not in bad]
     if not usable:
         raise UserError(
             f"dataset: none of its {len(items)} pictures can be read; the first: {failures[0][1]}"
         )
-    work = list(itertools.islice(itertools.cycle(usable), pictures))
-    return HostFigures(tuple(measure(work, size, count) for count in counts), tuple(failures))
+    rates = []
+    for readers in counts:
+        count = max(pictures, PICTURES_A_READER * readers)
+        work = list(itertools.islice(itertools.cycle(usable), count))
+        rates.append(read_pictures(work, size, readers)[0])
+    return HostFigures(tuple(rates), failures)
 
 
-def find_usable(
+def read_pictures(
     items: Sequence[WorkItem], size: Size, readers: int
-) -> tuple[list[WorkItem], list[Failure]]:
-    """Read every picture once: the files are in memory then, and bad ones are known.
-
-    Returns:
-        The pictures that can be read, and the other ones.
-    """
-    with _reading(size, readers) as read_all:
-        failures = read_all(items)
-    bad = {key for key, _ in failures}
-    return [item for item in items if item.key not in bad], failures
-
-
-def measure(items: Sequence[WorkItem], size: Size, readers: int) -> HostRate:
-    """Read pictures with a number of threads.
+) -> tuple[HostRate, tuple[Failure, ...]]:
+    """Read pictures as a device does, with several chunks in flight.
 
     Args:
-        items: Pictures that can be read, whose files are in memory; they are repeated if they are
-            fewer than `PICTURES_A_READER` for each thread.
+        items: The pictures.
         size: Width and height of the letterboxed pictures, pixels.
         readers: Threads.
-    """
-    count = max(len(items), PICTURES_A_READER * readers)
-    work = list(itertools.islice(itertools.cycle(items), count))
-    with _reading(size, readers) as read_all:
-        start, start_cpu = time.perf_counter(), time.process_time()
-        read_all(work)
-        seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    return HostRate(readers, count, count / seconds, 1000 * cpu / count)
 
-
-@contextlib.contextmanager
-def _reading(size: Size, readers: int) -> Iterator[Callable[[Sequence[WorkItem]], list[Failure]]]:
-    """A device's reader with several chunks in flight.
-
-    Yields:
-        A function that reads pictures and returns those that cannot be read, in order.
+    Returns:
+        The rate, and the pictures that cannot be read, in order.
     """
     # Enough to keep all threads busy while finished chunks are handed over.
     in_flight = ceil(readers / CHUNK) + AHEAD
@@ -158,12 +137,12 @@ def _reading(size: Size, readers: int) -> Iterator[Callable[[Sequence[WorkItem]]
 
     with contextlib.closing(reader), ThreadPoolExecutor(in_flight) as callers:
         _touch_buffers(reader, size, in_flight)
-
-        def read_all(items: Sequence[WorkItem]) -> list[Failure]:
-            chunks = [items[first : first + CHUNK] for first in range(0, len(items), CHUNK)]
-            return list(itertools.chain.from_iterable(callers.map(read, chunks)))
-
-        yield read_all
+        chunks = [items[first : first + CHUNK] for first in range(0, len(items), CHUNK)]
+        start, start_cpu = time.perf_counter(), time.process_time()
+        failures = tuple(itertools.chain.from_iterable(callers.map(read, chunks)))
+        seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+    count = len(items)
+    return HostRate(readers, count, count / seconds, 1000 * cpu / count), failures
 
 
 def _touch_buffers(reader: Reader, size: Size, buffers: int) -> None:

@@ -14,7 +14,7 @@ from cfdist.execution import PictureSupply
 from cfdist.phases import START_UP, Phases
 from cfdist.report.evaluation import evaluation_results, preset_notes, replacement_notes
 from cfdist.report.results import Results, batch_statistics
-from cfdist.throughput.bound import Bound, find_bound
+from cfdist.throughput.bound import find_bound
 from cfdist.throughput.host import HostFigures
 from cfdist.throughput.loops import LoopReport, common_rates
 from cfdist.widerface.manifest import Manifest
@@ -63,10 +63,9 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
     model, failures = figures.model, figures.failures
     whole = _evaluation(config, figures, phases)
     inference = _inference_section(config, figures)
-    bound = _bound(inference, figures)
     is_simulated = model is not None and model.is_simulated
     total = len(figures.manifest.items) if figures.manifest else 0
-    rates = whole.throughput if whole else None
+    rates = (whole.throughput if whole else None) or {}
     return Results(
         job="benchmark",
         ap={},
@@ -75,7 +74,8 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
         failures=failures,
         seconds=_seconds(whole, phases),
         throughput={
-            **(rates or {"steady": None, "end_to_end": None}),
+            "steady": rates.get("steady"),
+            "end_to_end": rates.get("end_to_end"),
             "pure_inference": inference["pictures_per_second"] if inference else None,
         },
         devices=whole.devices if whole else [],
@@ -94,7 +94,7 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
                 "inference": inference,
                 "host": [asdict(rate) for rate in figures.host.rates] if figures.host else None,
                 "end_to_end": _end_to_end_section(whole, figures),
-                "bound": asdict(bound) if bound else None,
+                "bound": _bound_section(inference, figures),
             },
         },
     )
@@ -105,11 +105,9 @@ def _evaluation(config: Config, figures: Figures, phases: Phases) -> Results | N
     if figures.end_to_end is None:
         return None
     alone = Phases(0.0)
-    alone.seconds = {
-        name: seconds for name, seconds in phases.seconds.items() if name not in _OWN_PHASES
-    }
-    task, report = figures.end_to_end
-    return evaluation_results(config, task, report, PictureSupply(item_work, "device"), alone)
+    alone.seconds = {k: v for k, v in phases.seconds.items() if k not in _OWN_PHASES}
+    supply = PictureSupply(item_work, "device")
+    return evaluation_results(config, *figures.end_to_end, supply, alone)
 
 
 def _seconds(whole: Results | None, phases: Phases) -> dict[str, float | None]:
@@ -118,11 +116,8 @@ def _seconds(whole: Results | None, phases: Phases) -> dict[str, float | None]:
     return {
         "total": sum(spent.values()),
         "start_up": sum(spent.get(name, 0.0) for name in START_UP),
-        "run": whole.seconds["run"] if whole else None,
-        "evaluation": whole.seconds["evaluation"] if whole else None,
-        "shut_down": spent.get("shut_down"),
-        "inference": spent.get("inference"),
-        "host": spent.get("host"),
+        **{name: whole.seconds[name] if whole else None for name in ("run", "evaluation")},
+        **{name: spent.get(name) for name in ("shut_down", "inference", "host")},
     }
 
 
@@ -148,27 +143,25 @@ def _inference_section(config: Config, figures: Figures) -> dict[str, Any] | Non
 
 
 def _end_to_end_section(whole: Results | None, figures: Figures) -> dict[str, Any] | None:
-    if whole is None or whole.throughput is None or figures.end_to_end is None:
+    if whole is None or figures.end_to_end is None:
         return None
+    rates = whole.throughput or {}
     return {
         "pictures": len(figures.end_to_end[0].manifest.items),
-        "steady_pictures_per_second": whole.throughput["steady"],
-        "end_to_end_pictures_per_second": whole.throughput["end_to_end"],
+        "steady_pictures_per_second": rates["steady"],
+        "end_to_end_pictures_per_second": rates["end_to_end"],
         "cpu_ms_per_picture": whole.extra["cpu_ms_per_picture"],
     }
 
 
-def _bound(inference: dict[str, Any] | None, figures: Figures) -> Bound | None:
+def _bound_section(inference: dict[str, Any] | None, figures: Figures) -> dict[str, Any] | None:
     model, plan, host = figures.model, figures.plan, figures.host
     if inference is None or model is None or plan is None or host is None:
         return None
     shares_cores = model.kind == "cpu" and not model.is_simulated
-    return find_bound(
-        inference["pictures_per_second"],
-        host.rates,
-        plan.count * plan.readers,
-        plan.count * plan.threads if shares_cores else None,
-    )
+    readers, threads = plan.count * plan.readers, plan.count * plan.threads
+    rate = inference["pictures_per_second"]
+    return asdict(find_bound(rate, host.rates, readers, threads if shares_cores else None))
 
 
 def _notes(config: Config, figures: Figures) -> list[str]:

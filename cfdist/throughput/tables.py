@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from rich import box
@@ -61,11 +62,20 @@ def print_loops(loops: int, kind: str) -> None:
 
 def print_benchmark(results: Results) -> None:
     """The table, what bounds a run, and what a reader should know."""
-    section = results.extra["benchmark"]
     if results.simulated:
         screen.print_simulated()
+    screen.console.print(_table(results))
+    bound = results.extra["benchmark"]["bound"]
+    if bound:
+        reached = results.throughput["steady"] if results.throughput else None
+        screen.console.print(bound_sentence(Bound(**bound), reached, results.simulated))
+    screen.print_remarks(results)
+
+
+def _table(results: Results) -> Table:
+    what = "host" if results.backend is None else f"{results.backend}, batch {results.batch}"
     table = Table(
-        title=_title(results),
+        title=f"{'SIMULATED ' if results.simulated else ''}benchmark: {what}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -75,40 +85,25 @@ def print_benchmark(results: Results) -> None:
     table.add_column("")
     for column in _COLUMNS:
         table.add_column(column, justify="right")
+    section = results.extra["benchmark"]
     for rows in (_inference_rows(section), _host_rows(section), _end_to_end_rows(results)):
         for row in rows:
             table.add_row(*row)
         table.add_section()
     # On a narrower screen the table would break its numbers; the screen then breaks the lines.
-    table.width = screen.console.measure(
-        table, options=screen.console.options.update(max_width=_UNLIMITED)
-    ).maximum
-    screen.console.print(table)
-    if section["bound"]:
-        reached = results.throughput["steady"] if results.throughput else None
-        sentence = bound_sentence(Bound(**section["bound"]), reached, results.simulated)
-        screen.console.print(sentence)
-    screen.print_remarks(results)
-
-
-def _title(results: Results) -> str:
-    what = "host" if results.backend is None else f"{results.backend}, batch {results.batch}"
-    return f"SIMULATED benchmark: {what}" if results.simulated else f"benchmark: {what}"
+    options = screen.console.options.update(max_width=_UNLIMITED)
+    table.width = screen.console.measure(table, options=options).maximum
+    return table
 
 
 def _inference_rows(section: dict[str, Any]) -> Iterator[Row]:
     inference = section["inference"]
     if inference is None:
         return
-    yield _row("inference alone")
+    yield ("inference alone",)
     for device in inference["devices"]:
         streams = f", {device['streams']} streams" if device["streams"] > 1 else ""
-        yield _row(
-            f"  {device['name']}{streams}",
-            device["pictures_per_second"],
-            device["batch_ms"],
-            device["device_ms"],
-        )
+        yield _row(f"  {device['name']}{streams}", device["pictures_per_second"], device)
     if len(inference["devices"]) > 1:
         yield _row("  all devices", inference["pictures_per_second"])
 
@@ -116,28 +111,19 @@ def _inference_rows(section: dict[str, Any]) -> Iterator[Row]:
 def _host_rows(section: dict[str, Any]) -> Iterator[Row]:
     if not section["host"]:
         return
-    yield _row("host alone (reading)")
+    yield ("host alone (reading)",)
     for rate in section["host"]:
-        plural = "s" if rate["readers"] > 1 else ""
-        yield _row(
-            f"  {rate['readers']} reader{plural}",
-            rate["pictures_per_second"],
-            cpu_ms=rate["cpu_ms_per_picture"],
-        )
+        label = f"  {rate['readers']} reader{'s' if rate['readers'] > 1 else ''}"
+        yield _row(label, rate["pictures_per_second"], cpu_ms=rate["cpu_ms_per_picture"])
 
 
 def _end_to_end_rows(results: Results) -> Iterator[Row]:
     whole = results.extra["benchmark"]["end_to_end"]
     if whole is None:
         return
-    yield _row("end to end")
+    yield ("end to end",)
     for device in results.devices:
-        yield _row(
-            f"  {device['name']}",
-            times=device["batch_ms"],
-            device_times=device["device_ms"],
-            busy=device["busy_share"],
-        )
+        yield _row(f"  {device['name']}", device=device)
     yield _row("  steady", whole["steady_pictures_per_second"], cpu_ms=whole["cpu_ms_per_picture"])
     yield _row("  whole command", whole["end_to_end_pictures_per_second"])
 
@@ -145,16 +131,16 @@ def _end_to_end_rows(results: Results) -> Iterator[Row]:
 def _row(
     label: str,
     rate: float | None = None,
-    times: dict[str, float] | None = None,
-    device_times: dict[str, float] | None = None,
+    device: Mapping[str, Any] = MappingProxyType({}),
     cpu_ms: float | None = None,
-    busy: float | None = None,
 ) -> Row:
+    """A row; a device brings its batch times, its own times and its busy share."""
+    times, own, busy = (device.get(key) for key in ("batch_ms", "device_ms", "busy_share"))
     return (
         label,
         _number(rate),
         *(_number(times[name] if times else None) for name in ("min", "mean", "median", "p99")),
-        _number(device_times["median"] if device_times else None),
+        _number(own["median"] if own else None),
         _number(cpu_ms),
         "" if busy is None else f"{100 * busy:.0f} %",
     )

@@ -12,14 +12,7 @@ import pytest
 from cfdist.devices import reader
 from cfdist.devices.reader import SWITCH_SECONDS
 from cfdist.errors import UserError
-from cfdist.throughput.host import (
-    PICTURES_A_READER,
-    find_usable,
-    measure,
-    measure_host,
-    planned_readers,
-    reader_counts,
-)
+from cfdist.throughput.host import PICTURES_A_READER, measure_host, read_pictures, reader_counts
 from cfdist.widerface.manifest import WorkItem
 
 
@@ -36,32 +29,43 @@ def items(tmp_path) -> list[WorkItem]:
     return items
 
 
+@pytest.mark.parametrize(("cores", "counts"), [(1, [1]), (2, [1, 2]), (6, [1, 2, 4, 6])])
+def test_reader_counts_double_up_to_the_cores(cores, counts):
+    assert reader_counts(cores, "auto", "auto", "cpu") == counts
+
+
 @pytest.mark.parametrize(
-    ("cores", "planned", "counts"),
+    ("readers", "devices", "kind", "planned"),
     [
-        (1, None, [1]),
-        (2, None, [1, 2]),
-        (6, None, [1, 2, 4, 6]),
-        (8, 8, [1, 2, 4, 8]),
-        (4, 3, [1, 2, 3, 4]),
-        (2, 16, [1, 2, 16]),
+        ("auto", 4, "npu", None),
+        (3, "auto", "npu", None),
+        (3, "auto", "cpu", 6),
+        (3, 4, "npu", 12),
+        (3, [0, 5], "npu", 6),
+        (1024, 2, "npu", 1024),
+        (4, 2, "npu", 8),
     ],
 )
-def test_reader_counts_double_up_to_the_cores(cores, planned, counts):
-    assert reader_counts(cores, planned) == counts
+def test_the_readers_of_a_run_are_among_them(readers, devices, kind, planned):
+    known = {planned} if planned else set()
+    assert reader_counts(16, readers, devices, kind) == sorted({1, 2, 4, 8, 16} | known)
 
 
-def test_bad_pictures_are_known_before_the_clock_runs(items):
-    usable, failures = find_usable(items, (32, 32), readers=2)
-    assert [item.id for item in usable] == ["e/0", "e/2", "e/4"]
-    assert [id for id, _ in failures] == ["e/1", "e/3"]
+def test_bad_pictures_are_listed_in_order_and_in_no_rate(items):
+    _, failures = read_pictures(items, (32, 32), readers=2)
+    assert [key for key, _ in failures] == ["e/1", "e/3"]
     assert "not a picture" in failures[0][1]
     assert "No such file" in failures[1][1]
+    figures = measure_host(items, 50, (32, 32), [1, 2])
+    assert [(rate.readers, rate.pictures) for rate in figures.rates] == [(1, 50), (2, 50)]
+    assert figures.failures == failures
+    with pytest.raises(UserError, match="none of its 1 pictures can be read; the first: not a"):
+        measure_host(items[1:2], 50, (32, 32), [1])
 
 
 @pytest.mark.parametrize("readers", [1, 3])
 def test_every_picture_is_read_and_each_reader_has_enough(items, monkeypatch, readers):
-    usable, _ = find_usable(items, (32, 32), readers=1)
+    usable = items[::2]
     read = []
 
     def read_into(path, row):
@@ -71,10 +75,10 @@ def test_every_picture_is_read_and_each_reader_has_enough(items, monkeypatch, re
 
     monkeypatch.setattr(reader, "read_into", read_into)
     threads = cv2.getNumThreads()
-    rate = measure(usable, (48, 32), readers)
+    (rate,) = measure_host(usable, 3, (48, 32), [readers]).rates
     assert cv2.getNumThreads() == threads
     assert rate.readers == readers
-    assert rate.pictures == len(read) == PICTURES_A_READER * readers
+    assert rate.pictures == len(read) - 3 == PICTURES_A_READER * readers
     counts = [read.count(item.path) for item in usable]
     assert max(counts) - min(counts) <= 1
 
@@ -88,25 +92,17 @@ def test_readers_wait_for_python_as_long_as_in_a_device(items, monkeypatch):
 
     monkeypatch.setattr(reader, "read_into", read_into)
     before = sys.getswitchinterval()
-    measure(items[:1], (32, 32), readers=2)
+    read_pictures(items, (32, 32), readers=2)
     assert intervals == {SWITCH_SECONDS}
     assert sys.getswitchinterval() == before
 
 
 def test_the_rate_is_that_of_real_reading(items):
-    usable, _ = find_usable(items, (320, 320), readers=1)
-    rate = measure(usable * 20, (320, 320), readers=2)
+    rate, failures = read_pictures(items[::2] * 20, (320, 320), readers=2)
     assert rate.pictures == 60
     assert rate.pictures_per_second > 0
     assert rate.cpu_ms_per_picture > 0
-
-
-def test_the_pictures_are_repeated_and_bad_ones_are_in_no_rate(items):
-    figures = measure_host(items, 50, (32, 32), [1, 2])
-    assert [(rate.readers, rate.pictures) for rate in figures.rates] == [(1, 50), (2, 50)]
-    assert [key for key, _ in figures.failures] == ["e/1", "e/3"]
-    with pytest.raises(UserError, match="none of its 1 pictures can be read; the first: not a"):
-        measure_host(items[1:2], 50, (32, 32), [1])
+    assert failures == ()
 
 
 def test_more_readers_than_a_chunk_has_pictures_work_at_once(items, monkeypatch):
@@ -117,19 +113,4 @@ def test_more_readers_than_a_chunk_has_pictures_work_at_once(items, monkeypatch)
         return (1, 1)
 
     monkeypatch.setattr(reader, "read_into", read_into)
-    assert measure(items[:1], (32, 32), readers=40).pictures == 40 * PICTURES_A_READER
-
-
-@pytest.mark.parametrize(
-    ("readers", "devices", "kind", "planned"),
-    [
-        ("auto", 4, "npu", None),
-        (3, "auto", "npu", None),
-        (3, "auto", "cpu", 6),
-        (3, 4, "npu", 12),
-        (3, [0, 5], "npu", 6),
-        (1024, 2, "npu", 1024),
-    ],
-)
-def test_the_readers_of_a_run(readers, devices, kind, planned):
-    assert planned_readers(readers, devices, kind, cores=16) == planned
+    assert read_pictures(items[:1] * 80, (32, 32), readers=40)[0].pictures == 80

@@ -1,0 +1,125 @@
+"""From figures to results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cfdist.backends.model import BackendModel
+from cfdist.devices.base import DeviceReport
+from cfdist.distributed.journal import RunIdentity
+from cfdist.distributed.plan import DevicePlan
+from cfdist.distributed.reducer import Evaluation
+from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
+from cfdist.distributed.timeline import Timeline
+from cfdist.distributed.work import item_work
+from cfdist.phases import Phases
+from cfdist.throughput.host import HostFigures, HostRate
+from cfdist.throughput.loops import LoopReport
+from cfdist.throughput.results import Figures, benchmark_results
+from cfdist.widerface.manifest import Manifest, WorkItem
+
+MANIFEST = Manifest(tuple(WorkItem(f"e/{i}", f"{i}.jpg", 9) for i in range(4)), 0, 0)
+HOST = HostFigures((HostRate(1, 300, 70.0, 14.0),), (("e/3", "not a picture"),))
+
+
+@pytest.fixture
+def phases() -> Phases:
+    """Ten seconds, of which the parts take six."""
+    phases = Phases(0.0)
+    phases.seconds = {
+        "imports": 0.5, "checks": 0.5, "host": 2.0, "ray": 1.0, "inference": 1.0, "devices": 1.0,
+        "run": 3.0, "shut_down": 1.0,
+    }  # fmt: skip
+    return phases
+
+
+@pytest.fixture
+def figures(spec) -> Figures:
+    """All parts, on one device with two streams, in two passes over the pictures."""
+    model = BackendModel("openvino", spec(batch=4))
+    plan = DevicePlan("cpu", count=1, threads=2, streams=2, readers=1, cpus=2)
+    passes = MANIFEST.repeated(2)
+    timeline = Timeline(2, 0.0, [(2.0, 8)], {"device:0": [(2.0, 8)]})
+    task = EvaluationTask(
+        passes, {}, model, plan, Path(), RunIdentity("f" * 64, "openvino"), "official", item_work
+    )
+    report = EvaluationReport(
+        Evaluation({"official": {"easy": 0.5}}, (("e/2", "NaN"), ("e/3", "no picture")), 0.5, 0),
+        {"device:0": DeviceReport(pictures=8, decoded=8, busy_seconds=1.0)},
+        timeline,
+        resumed=0,
+        lost=("device:0",),
+        cpu_seconds=0.8,
+    )
+    loops = LoopReport((np.array([1.0, 2.0]), np.array([2.0, 4.0])), ())
+    return Figures(model, MANIFEST, HOST, plan, {"device:0": loops}, (task, report))
+
+
+def test_all_parts(compose, figures, phases):
+    results = benchmark_results(compose("job=benchmark", "benchmark.loops=2"), figures, phases)
+    assert (results.job, results.ap, results.passes) == ("benchmark", {}, None)
+    # The host's reason and the run's are of one picture.
+    assert (results.total, results.done) == (4, 2)
+    assert results.failures == [("e/2", "NaN"), ("e/3", "no picture")]
+    assert results.seconds == {
+        "total": 10.0, "start_up": 3.0, "run": 2.0, "evaluation": 0.5, "shut_down": 1.0,
+        "inference": 1.0, "host": 2.0,
+    }  # fmt: skip
+    assert results.fingerprint == "f" * 64
+    section = results.extra["benchmark"]
+    (device,) = section["inference"]["devices"]
+    # Until 2 s: two batches of one stream, one of the other.
+    assert device["pictures_per_second"] == section["inference"]["pictures_per_second"] == 6.0
+    assert (device["streams"], device["device_ms"]) == (2, None)
+    assert device["batch_ms"]["max"] == 2000
+    assert section["host"] == [
+        {"readers": 1, "pictures": 300, "pictures_per_second": 70.0, "cpu_ms_per_picture": 14.0}
+    ]
+    # Eight pictures in the seven seconds that are neither the host's nor the loops'.
+    assert section["end_to_end"] == {
+        "pictures": 8,
+        "steady_pictures_per_second": None,
+        "end_to_end_pictures_per_second": pytest.approx(8 / 7),
+        "cpu_ms_per_picture": pytest.approx(100.0),
+    }
+    assert results.throughput == {
+        "steady": None, "end_to_end": pytest.approx(8 / 7), "pure_inference": 6.0,
+    }  # fmt: skip
+    assert section["bound"]["bound_by"] == "devices"
+    # Two cores: 1/6 s of inference and 7 ms of reading a picture.
+    assert section["bound"]["shared_cores_pictures_per_second"] == pytest.approx(
+        1 / (1 / 6 + 0.007)
+    )
+    notes = " ".join(results.notes)
+    for words in (
+        "repeated to make 300", "none of the host's rates", "too few pictures", "device:0 died 1",
+    ):  # fmt: skip
+        assert words in notes
+    assert "AP" not in notes
+
+
+def test_the_host_alone(compose, phases):
+    figures = Figures(manifest=MANIFEST, host=HOST)
+    results = benchmark_results(compose("job=benchmark"), figures, phases)
+    assert results.backend is results.model is results.batch is results.fingerprint is None
+    assert results.throughput == {"steady": None, "end_to_end": None, "pure_inference": None}
+    assert (results.total, results.done, results.devices) == (4, 3, [])
+    assert results.seconds["run"] is results.seconds["evaluation"] is None
+    section = results.extra["benchmark"]
+    assert section["inference"] is section["end_to_end"] is section["bound"] is None
+    assert section["host"][0]["readers"] == 1
+
+
+def test_devices_that_compute_elsewhere_share_no_cores(compose, figures, phases, spec):
+    options = {"latency_ms": 1.0, "preset": None}
+    figures.model = BackendModel("simulated", spec(batch=4), options)
+    figures.end_to_end = None
+    results = benchmark_results(compose("job=benchmark", "backend=simulated"), figures, phases)
+    assert results.simulated
+    assert results.model is None
+    assert results.backend == "simulated"
+    assert results.extra["benchmark"]["bound"]["shared_cores_pictures_per_second"] is None
+    assert results.extra["benchmark"]["end_to_end"] is None
