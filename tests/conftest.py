@@ -55,9 +55,9 @@ def command(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One Ray for all tests that need one."""
-    from cfdist.distributed import cluster
+    from cfdist.distributed.session import session
 
-    with cluster.session(None, dashboard=False):
+    with session(None, dashboard=False):
         yield
 
 
