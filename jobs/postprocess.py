@@ -1,21 +1,28 @@
-"""`job=postprocess`: output files to WIDER FACE prediction files, the guide's last step."""
+"""`job=postprocess`: raw outputs to WIDER FACE prediction files, the guide's last step."""
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-from cfdist import dumps, inputs
+from cfdist import execution, inputs
 from cfdist.config import Config
-from cfdist.distributed import cluster
+from cfdist.distributed.session import session
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.report import screen
 from cfdist.report.results import Results, phase_seconds
+from cfdist.widerface.manifest import Manifest
+from cfdist.workflow.files import OUTPUTS, SUFFIX, Failures, refuse_existing, whole_folder
+from cfdist.workflow.matching import (
+    OutputFiles,
+    RawOutput,
+    find_outputs,
+    ids_by_stem,
+    match_outputs,
+)
+from cfdist.workflow.records import OutputRecord
 
 KEY = "postprocess.input"
 
@@ -26,25 +33,19 @@ def main(config: Config, output: Path, started: float) -> int:
         raise UserError(f"{KEY}: not given; name the folder of the files that job=infer left")
     source = Path(config.postprocess.input).expanduser().absolute()
     target = Path(config.postprocess.output or output / "predictions").expanduser().absolute()
-    dumps.refuse_existing(target, "postprocess.output")
-    spec = inputs.conventions(config.model)
-    found = dumps.find_dumps(source, KEY)
-    fingerprint = _check_records(source, found, spec)
+    refuse_existing(target, "postprocess.output")
+    spec = execution.conventions(config.model)
+    found = find_outputs(source, KEY)
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth)
-    if fingerprint is not None and fingerprint != manifest.fingerprint:
-        raise UserError(
-            f"{KEY}={source}: made from another list of pictures than this run's, or from files of "
-            "another size; give the same dataset.* as then"
-        )
-    stems = dumps.ids_by_stem(item.id for item in manifest.items)
-    usable, failures = dumps.match_dumps(found, manifest.items, spec)
+    _check_records(source, found, spec, manifest)
+    stems = ids_by_stem(item.id for item in manifest.items)
+    usable, failures = match_outputs(found, manifest.items, spec)
     if not usable:
         _refuse_all(source, found, stems, failures)
 
-    with cluster.session(config.cluster.address, config.cluster.dashboard) as dashboard:
-        if dashboard:
-            screen.console.print(f"dashboard: {dashboard}", markup=False)
+    with session(config.cluster.address, config.cluster.dashboard) as dashboard:
+        screen.print_dashboard(dashboard)
         ready = time.time()
         failures += _write_files(usable, spec, target, config.eval.protocol)
     ended = time.time()
@@ -59,7 +60,7 @@ def main(config: Config, output: Path, started: float) -> int:
         done=len(manifest.items) - len(failures),
         failures=sorted(failures),
         seconds=phase_seconds(started, ready, ended),
-        config=asdict(config),
+        config=config.as_dict(),
         notes=notes,
     )
     path = results.write(output)
@@ -73,29 +74,28 @@ def main(config: Config, output: Path, started: float) -> int:
     return results.exit_code
 
 
-def _check_records(
-    source: Path, found: Mapping[str, Mapping[int, Path]], spec: ModelSpec
-) -> str | None:
-    """Hold the records of all folders with output files to this run's settings.
-
-    Returns:
-        The fingerprint of the pictures they were made from, where a record has it.
+def _check_records(source: Path, found: OutputFiles, spec: ModelSpec, manifest: Manifest) -> None:
+    """Check the records of all folders with raw outputs.
 
     Raises:
-        UserError: files of a run with other settings.
+        UserError: files of a run with other settings or other pictures.
     """
     folders = {source, *(path.parent for files in found.values() for path in files.values())}
-    expected = dumps.DumpRecord.of(spec, None)
-    keys = ("convention", "height", "width")
-    records = [dumps.check_record(folder, expected, keys, KEY) for folder in sorted(folders)]
-    return next((record["fingerprint"] for record in records if record), None)
+    expected = OutputRecord.of(spec, None)
+    for folder in sorted(folders):
+        record = expected.check(folder, ("convention", "height", "width"), KEY)
+        if record and record["fingerprint"] not in (None, manifest.fingerprint):
+            raise UserError(
+                f"{KEY}={source}: made from another list of pictures than this run's, or from "
+                "files of another size; give the same dataset.* as then"
+            )
 
 
 def _refuse_all(
     source: Path,
-    found: Mapping[str, object],
+    found: OutputFiles,
     stems: Mapping[str, str],
-    failures: Sequence[tuple[str, str]],
+    failures: Failures,
 ) -> None:
     """Say why not one picture has usable output files.
 
@@ -105,8 +105,8 @@ def _refuse_all(
     if found.keys().isdisjoint(stems):
         raise UserError(
             f"{KEY}={source}: output files of none of the {len(stems)} pictures "
-            f"({len(found)} other names found); expected <picture>_0{dumps.SUFFIX} to "
-            f"<picture>_{dumps.OUTPUTS - 1}{dumps.SUFFIX}: name the folder that job=infer left, "
+            f"({len(found)} other names found); expected <picture>_0{SUFFIX} to "
+            f"<picture>_{OUTPUTS - 1}{SUFFIX}: name the folder that job=infer left, "
             "and the dataset it was made from"
         )
     reason = next(reason for id, reason in failures if id.rpartition("/")[2] in found)
@@ -114,22 +114,15 @@ def _refuse_all(
 
 
 def _write_files(
-    usable: Sequence[dumps.Dump], spec: ModelSpec, target: Path, style: str
-) -> list[tuple[str, str]]:
+    usable: Sequence[RawOutput], spec: ModelSpec, target: Path, style: str
+) -> Failures:
     """Write the folder, all cores at work, whole or not at all; returns what failed and why."""
-    from cfdist.distributed.file_steps import run_chunks, write_predictions
+    from cfdist.workflow.stages import write_predictions
 
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    failures: list[tuple[str, str]] = []
-    try:
-        with screen.PictureProgress(len(usable)) as progress:
-            progress.start(0)
-            for done, failed in run_chunks(write_predictions, usable, spec, partial, style):
-                failures += failed
-                progress.advance(done, len(failed))
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    failures: Failures = []
+    with whole_folder(target) as partial, screen.PictureProgress(len(usable)) as progress:
+        progress.start(0)
+        for done, failed in write_predictions(usable, spec, partial, style):
+            failures += failed
+            progress.advance(done, len(failed))
     return failures

@@ -1,59 +1,67 @@
-"""`job=preprocess`: pictures to the .bin files that ais_bench reads, the guide's first step."""
+"""`job=preprocess`: pictures to the input tensors that ais_bench reads, the guide's first step."""
 
 from __future__ import annotations
 
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
-from cfdist import dumps, inputs
+from cfdist import execution, inputs
 from cfdist.config import Config
-from cfdist.distributed import cluster
+from cfdist.distributed.session import session
 from cfdist.errors import UserError
 from cfdist.preprocess import InputContract
 from cfdist.report import screen
 from cfdist.report.results import Results, phase_seconds
 from cfdist.widerface.manifest import WorkItem
+from cfdist.workflow.files import Failures, check_space, input_bytes, input_contract
+from cfdist.workflow.matching import ids_by_stem, without_input
+from cfdist.workflow.records import InputRecord
 
 KEY = "preprocess.output"
 
 
 def main(config: Config, output: Path, started: float) -> int:
-    """Write the bins that are not there yet, and the results; returns the exit code."""
+    """Write the input tensors that are not there yet, and the results; returns the exit code."""
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth)
-    dumps.ids_by_stem(item.id for item in manifest.items)
-    contract = dumps.bin_contract(inputs.conventions(config.model), config.preprocess.input)
+    ids_by_stem(item.id for item in manifest.items)
+    contract = input_contract(execution.conventions(config.model), config.preprocess.input)
     folder = Path(config.preprocess.output or output / "bins").expanduser().absolute()
-    record = dumps.BinRecord.of(contract, len(manifest.items), manifest.fingerprint)
-    _open_folder(folder, record)
-    missing = _without_bin(manifest.items, folder, contract)
-    dumps.check_space(folder, len(missing) * dumps.bin_bytes(contract), KEY)
+    total = len(manifest.items)
+    _open_folder(folder, InputRecord.of(contract, total, manifest.fingerprint))
+    missing = without_input(manifest.items, folder, contract)
+    check_space(folder, len(missing) * input_bytes(contract), KEY)
 
-    with cluster.session(config.cluster.address, config.cluster.dashboard) as dashboard:
-        _print_plan(config, len(manifest.items), folder, dashboard)
+    with session(config.cluster.address, config.cluster.dashboard) as dashboard:
+        screen.console.print(
+            f"{total} pictures of dataset={config.dataset.name} to {config.preprocess.input} bins "
+            f"in {folder}",
+            markup=False,
+        )
+        screen.print_dashboard(dashboard)
         ready = time.time()
-        failures = _write_missing(missing, len(manifest.items), contract, folder)
+        failures = _write_missing(missing, total, contract, folder)
     ended = time.time()
 
     notes = []
-    if resumed := len(manifest.items) - len(missing):
+    if resumed := total - len(missing):
         notes.append(f"{resumed} bins were there already, of an earlier, interrupted run")
     results = Results(
         job="preprocess",
         ap={},
-        total=len(manifest.items),
-        done=len(manifest.items) - len(failures),
+        total=total,
+        done=total - len(failures),
         failures=sorted(failures),
         seconds=phase_seconds(started, ready, ended),
-        config=asdict(config),
+        config=config.as_dict(),
         notes=notes,
     )
     path = results.write(output)
     screen.console.print(
-        f"{results.done} bins of {dumps.bin_bytes(contract)} bytes in {folder}, "
+        f"{results.done} bins of {input_bytes(contract)} bytes in {folder}, "
         f"{len(missing) / max(ended - ready, 1e-9):.1f} a second",
         markup=False,
     )
@@ -62,7 +70,7 @@ def main(config: Config, output: Path, started: float) -> int:
     return results.exit_code
 
 
-def _open_folder(folder: Path, record: dumps.BinRecord) -> None:
+def _open_folder(folder: Path, record: InputRecord) -> None:
     """Make the folder and its record, or see that what is there is of the same run.
 
     Raises:
@@ -71,51 +79,31 @@ def _open_folder(folder: Path, record: dumps.BinRecord) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{KEY}={folder}: is a file; choose another folder")
     if folder.is_dir() and any(folder.iterdir()):
-        keys = [item.name for item in fields(record)]
-        if dumps.check_record(folder, record, keys, KEY) is None:
+        if record.check(folder, [item.name for item in fields(record)], KEY) is None:
             raise UserError(
-                f"{KEY}={folder}: holds files, and no {dumps.record_path(folder, type(record))} "
-                "says of which run; choose another folder or remove it"
+                f"{KEY}={folder}: holds files, and no {record.path(folder)} says of which run; "
+                "choose another folder or remove it"
             )
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        dumps.write_record(folder, record)
-
-
-def _without_bin(
-    items: Sequence[WorkItem], folder: Path, contract: InputContract
-) -> list[WorkItem]:
-    """The pictures that have no whole bin yet."""
-    there = {path.name: path.stat().st_size for path in folder.iterdir()}
-    size = dumps.bin_bytes(contract)
-    return [item for item in items if there.get(Path(item.id).name + dumps.SUFFIX) != size]
+        record.write(folder)
 
 
 def _write_missing(
     missing: Sequence[WorkItem], total: int, contract: InputContract, folder: Path
-) -> list[tuple[str, str]]:
-    """Write bins, all cores at work; returns (picture id, reason) of those that failed."""
-    from cfdist.distributed.file_steps import run_chunks, write_bins
+) -> Failures:
+    """Write input tensors, all cores at work; returns (picture id, reason) of what failed."""
+    from cfdist.workflow.stages import write_inputs
 
     temporary = folder.with_name(f".{folder.name}.partial")
     temporary.mkdir(exist_ok=True)
-    failures: list[tuple[str, str]] = []
+    failures: Failures = []
     try:
         with screen.PictureProgress(total) as progress:
             progress.start(total - len(missing))
-            for done, failed in run_chunks(write_bins, missing, contract, folder, temporary):
+            for done, failed in write_inputs(missing, contract, folder, temporary):
                 failures += failed
                 progress.advance(done, len(failed))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return failures
-
-
-def _print_plan(config: Config, pictures: int, folder: Path, dashboard: str | None) -> None:
-    screen.console.print(
-        f"{pictures} pictures of dataset={config.dataset.name} to {config.preprocess.input} bins "
-        f"in {folder}",
-        markup=False,
-    )
-    if dashboard:
-        screen.console.print(f"dashboard: {dashboard}", markup=False)

@@ -190,6 +190,13 @@ class Runner:
             self._report.peak_memory = peak_memory()
             return self._report
 
+    def forget(self) -> None:
+        """Leave out of the report what was done so far: it warmed the device up."""
+        with self._lock:
+            self._cold = 0
+            self._report = DeviceReport()
+            self.backend.device_times_ms()
+
     def close(self) -> None:
         """Unload the model."""
         self.backend.close()

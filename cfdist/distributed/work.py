@@ -170,7 +170,7 @@ def item_work(items: Sequence[WorkItem]) -> Work:
         return Work((), 0)
     # Taking the blocks as they are executes no plan: that would start two actors of Ray's own,
     # which take the cores from the devices just as these load.
-    refs = _item_dataset(items, BLOCK_ROWS).to_arrow_refs()
+    refs = item_dataset(items, BLOCK_ROWS).to_arrow_refs()
     return Work(
         [Slice(ref, 0, len(block)) for ref, block in zip(refs, ray.get(refs), strict=True)],
         len(items),
@@ -303,8 +303,8 @@ def _refuse_small_store(rows: int, size: Size) -> None:
         )
 
 
-def _item_dataset(items: Sequence[WorkItem], rows: int) -> Any:
-    """A Ray Dataset of work items with about `rows` rows a block."""
+def item_dataset(items: Sequence[Any], rows: int) -> Any:
+    """A Ray Dataset of dataclass instances, such as work items, about `rows` rows a block."""
     import ray.data
 
     # It warns that no core is free.
@@ -328,7 +328,7 @@ def letterbox_stage(items: Sequence[WorkItem], size: Size, rows: int) -> Any:
         size: Width and height of the letterboxed pictures, pixels.
         rows: Pictures of one block.
     """
-    return _item_dataset(items, rows).map_batches(
+    return item_dataset(items, rows).map_batches(
         letterbox_block,
         batch_size=None,
         batch_format="pyarrow",
@@ -342,6 +342,23 @@ def _blocks_of(dataset: Any) -> Iterator[tuple[Ref, int]]:
     for bundle in dataset.iter_internal_ref_bundles():
         for entry in bundle.blocks:
             yield entry.ref, entry.metadata.num_rows
+
+
+def run_stage(dataset: Any) -> Iterator[pa.Table]:
+    """Run the stages of a Dataset; the blocks come as they are made.
+
+    Raises:
+        UserError: a stage raised it.
+    """
+    import ray
+
+    # The error itself is enough; Ray Data would log it with a traceback.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    try:
+        for ref, _ in _blocks_of(dataset):
+            yield ray.get(ref)
+    except Exception as error:  # Ray Data raises errors of several kinds
+        raise user_error(error) from None
 
 
 def letterbox_block(table: pa.Table, size: Size) -> pa.Table:

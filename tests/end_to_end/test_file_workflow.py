@@ -11,12 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from cfdist import dumps
-from cfdist.distributed import memory
+from cfdist.devices import memory
 from cfdist.errors import UserError
 from cfdist.inputs import SAMPLE_FOLDER
 from cfdist.sample import ensure_sample
 from cfdist.widerface.ground_truth import load_ground_truth
+from cfdist.workflow.files import output_names
+from cfdist.workflow.records import InputRecord, OutputRecord
 from jobs import evaluate, infer, postprocess, preprocess, score
 from tests.fakes.ascend import install_double, install_npu_smi, small_network
 
@@ -54,7 +55,7 @@ def sort_by_event(source: Path, target: Path, ids: tuple[str, ...]) -> None:
     for id in ids:
         event, stem = id.split("/")
         (target / event).mkdir(parents=True, exist_ok=True)
-        for name in dumps.dump_names(stem):
+        for name in output_names(stem):
             shutil.copy(source / name, target / event / name)
 
 
@@ -76,7 +77,7 @@ def test_four_steps_give_the_files_of_the_run_in_memory(run, tmp_path, backend, 
     }
     inferred = run(infer, tmp_path / "inferred", *overrides, f"infer.input={bins}")
     dump = tmp_path / "inferred" / "dumpout_bs5"
-    assert content(dump).keys() == {name for stem in stems for name in dumps.dump_names(stem)}
+    assert content(dump).keys() == {name for stem in stems for name in output_names(stem)}
     summary = json.loads((tmp_path / "inferred" / "dumpout_bs5_summary.json").read_text())
     assert set(summary) == {"NPU_compute_time", "throughput"}
     read = run(postprocess, tmp_path / "read", *overrides, f"postprocess.input={dump}")
@@ -143,9 +144,9 @@ def made(run, ray_session, tmp_path_factory) -> SimpleNamespace:
 def copy_with_record(source: Path, target: Path) -> Path:
     """A folder and the record beside it."""
     shutil.copytree(source, target)
-    for kind in (dumps.BinRecord, dumps.DumpRecord):
-        if dumps.record_path(source, kind).exists():
-            shutil.copy(dumps.record_path(source, kind), dumps.record_path(target, kind))
+    for kind in (InputRecord, OutputRecord):
+        if kind.path(source).exists():
+            shutil.copy(kind.path(source), kind.path(target))
     return target
 
 
@@ -211,7 +212,7 @@ def test_a_bin_of_the_wrong_size_is_listed(run, made, tmp_path):
     assert found.failures[0]["picture"] == made.stems[3]
     assert "has 5 bytes, expected 49152 (f32); run job=prep" in found.failures[0]["reason"]
     expected = content(made.dump)
-    for name in dumps.dump_names(made.stems[3]):
+    for name in output_names(made.stems[3]):
         del expected[name]
     assert content(tmp_path / "inf" / "dumpout_bs1") == expected
 
@@ -237,7 +238,7 @@ def test_output_files_that_are_missing_are_listed(run, made, tmp_path):
 
 def test_pictures_are_paired_by_name_not_by_position(run, made, tmp_path):
     dump = copy_with_record(made.dump, tmp_path / "dump")
-    for name in dumps.dump_names(made.stems[0]):
+    for name in output_names(made.stems[0]):
         (dump / name).unlink()
     read = run(postprocess, tmp_path / "post", *made.overrides, f"postprocess.input={dump}")
     assert [failure["picture"] for failure in read.failures] == [made.ids[0]]

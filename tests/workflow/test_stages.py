@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfdist.picture_size import picture_size
 from cfdist.preprocess import PictureError, decode_picture
+from cfdist.workflow.stages import picture_size
 
 ORIENTATION_6 = (  # an EXIF segment that says: turn by 90 degrees
     b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
