@@ -93,13 +93,8 @@ class CenterFace(nn.Module):
             `hm` (n, 1, H/4, W/4) in 0..1, `wh` (n, 2, ..), `hm_offset` (n, 2, ..) and
             `landmarks` (n, 10, ..).
         """
-        features = self.dla_up(self.base(x))
-        return (
-            self.hm(features),
-            self.wh(features),
-            self.hm_offset(features),
-            self.landmarks(features),
-        )
+        y = self.dla_up(self.base(x))
+        return self.hm(y), self.wh(y), self.hm_offset(y), self.landmarks(y)
 
 
 def fold_batch_norms(network: CenterFace) -> CenterFace:
@@ -156,12 +151,7 @@ class _InvertedResidual(nn.Module):
     """MobileNetV2's block: expand 1x1, depthwise 3x3, project 1x1 without activation."""
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        stride: int,
-        expansion: int,
-        activation: type[nn.Module],
+        self, inputs: int, outputs: int, stride: int, expansion: int, activation: type[nn.Module]
     ) -> None:
         super().__init__()
         hidden = inputs * expansion

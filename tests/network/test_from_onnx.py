@@ -109,7 +109,13 @@ def test_other_graphs(authors_onnx, tmp_path):
         bias = next(t for t in graph.initializer if t.name == "544")
         graph.initializer.remove(bias)
 
+    def cut_batch_norm(graph):
+        node = next(node for node in graph.node if node.op_type == "BatchNormalization")
+        gamma = next(t for t in graph.initializer if t.name == node.input[1])
+        gamma.CopyFrom(onnx.numpy_helper.from_array(np.ones(5, np.float32), gamma.name))
+
     target = tmp_path / "m.onnx"
+    assert "do not fit together" in refusal(rewritten(authors_onnx, target, cut_batch_norm))
     assert "operators Tanh" in refusal(rewritten(authors_onnx, target, rename_relu))
     assert "expected four" in refusal(rewritten(authors_onnx, target, drop_output))
     assert "convolution '363'" in refusal(rewritten(authors_onnx, target, regroup))
