@@ -17,9 +17,6 @@ from torch import nn
 from cfdist.errors import UserError
 from cfdist.network.centerface import INPUT_MULTIPLE, CenterFace, fold_batch_norms
 
-# Heat map, scale, offset and landmarks in the authors' file.
-AUTHORS_OUTPUTS = ("537", "538", "539", "540")
-
 _OPERATORS = {"Add", "BatchNormalization", "Conv", "ConvTranspose", "Relu", "Sigmoid"}
 
 _Array = NDArray[np.float32]
@@ -37,9 +34,7 @@ class _Convolution:
     is_transposed: bool
 
 
-def load_onnx_network(
-    path: Path | str, outputs: Sequence[str] | None = AUTHORS_OUTPUTS
-) -> CenterFace:
+def load_onnx_network(path: Path | str, outputs: Sequence[str] | None) -> CenterFace:
     """The network of the original authors' ONNX: plain ReLU, dense transposed convolutions.
 
     The file's convolutions, in the graph's order, are those of `CenterFace.forward`, with their
