@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cfdist import __version__
@@ -46,9 +46,9 @@ class AtcModel:
         """The OM's file name without `.om`: "CenterFace_bs16", "CenterFace_bs16_aipp"."""
         return f"{self.onnx.stem}_bs{batch}{'_aipp' if self.aipp else ''}"
 
-    def aipp_path(self, out_dir: Path) -> Path | None:
-        """Where `convert` puts the AIPP file, one for all batch sizes; `None` without AIPP."""
-        return Path(out_dir).resolve() / f"{self.onnx.stem}.aippconfig" if self.aipp else None
+    def aipp_path(self, folder: Path) -> Path:
+        """Where `convert` puts the AIPP file, one for all batch sizes."""
+        return folder.resolve() / f"{self.onnx.stem}.aippconfig"
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,22 @@ class ConvertResult:
         batch: Its batch size.
         om: Its path.
         command: The command line that makes it in the folder where it is called.
-        made: Whether this call made it; else it was there already, or it is a dry run.
+        made: Whether this call made it; if not, it was there already, or this is a dry run.
     """
 
     batch: int
     om: Path
     command: str
     made: bool
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    """Everything that decides what is in an OM."""
+
+    onnx_sha256: str
+    command: list[str]
+    aipp: str | None
 
 
 def aipp_config(
@@ -76,7 +85,7 @@ def aipp_config(
     height: int,
     width: int,
 ) -> str:
-    """The static AIPP file with which the chip takes warped BGR bytes and normalises them itself.
+    """The static AIPP file; the chip then takes letterboxed BGR bytes and normalises them itself.
 
     The network wants (u8 * scale - mean) / std, AIPP gives (u8 - min) * var_reci: min = mean/scale,
     rounded to an integer, and var_reci = scale/std, 7 decimals. Both apply after the chip's swap of
@@ -118,41 +127,27 @@ def aipp_config(
     return "aipp_op{\n" + "".join(f"  {line}\n" for line in lines) + "}\n"
 
 
-def atc_command(
-    onnx: Path | str,
-    output_stem: str,
-    batch: int,
-    soc_version: str,
-    input_name: str,
-    height: int,
-    width: int,
-    aipp_path: Path | str | None = None,
-    log: str = "error",
-) -> list[str]:
+def atc_command(model: AtcModel, output: Path, batch: int) -> list[str]:
     """ATC's arguments, in the order of the published guide.
 
     Args:
-        onnx: The ONNX file.
-        output_stem: Where to write, without `.om`.
+        model: What to convert.
+        output: The OM. ATC is given its name only, for it is called in a temporary folder; the
+            AIPP file lies beside the OM.
         batch: Static batch size.
-        soc_version: The chip, "Ascend310P3".
-        input_name: The ONNX input's name.
-        height: Input rows, pixels.
-        width: Input columns, pixels.
-        aipp_path: The AIPP file; the OM's input is then uint8 NHWC.
-        log: ATC's log level: debug, info, warning, error or null.
     """
     command = [
         "atc",
         "--framework=5",  # ONNX
-        f"--model={onnx}",
+        f"--model={model.onnx.resolve()}",
         "--input_format=NCHW",
-        f"--input_shape={input_name}:{batch},3,{height},{width}",
-        f"--output={output_stem}",
-        f"--log={log}",
-        f"--soc_version={soc_version}",
+        f"--input_shape={model.input_name}:{batch},3,{model.height},{model.width}",
+        f"--output={output.stem}",
+        f"--log={model.log}",
+        f"--soc_version={model.soc_version}",
     ]
-    if aipp_path is not None:
+    if model.aipp is not None:
+        aipp_path = model.aipp_path(output.parent)
         command += [f"--insert_op_conf={aipp_path}", "--enable_small_channel=1"]
     return command
 
@@ -160,7 +155,7 @@ def atc_command(
 def convert(
     model: AtcModel, out_dir: Path, batches: Sequence[int], dry_run: bool = False
 ) -> list[ConvertResult]:
-    """Make the OM of each batch size, unless the one that is there is of the same making.
+    """Make the OM of each batch size, unless the one that is there was made in the same way.
 
     Beside each OM lies `<om>.json`: the digests of ONNX and OM, command, AIPP text and versions.
 
@@ -174,8 +169,12 @@ def convert(
         UserError: no `atc`, or it failed (its last lines are in the message); a file that cannot
             be read or written. OM files that are complete stay.
     """
+    oms = {batch: Path(out_dir) / f"{model.stem(batch)}.om" for batch in batches}
     if dry_run:
-        return [_plan(model, Path(out_dir), batch) for batch in batches]
+        return [
+            ConvertResult(batch, om, shlex.join(atc_command(model, om, batch)), made=False)
+            for batch, om in oms.items()
+        ]
     try:
         digest = sha256_of(model.onnx)
     except OSError as error:
@@ -184,9 +183,8 @@ def convert(
             "job=export"
         ) from None
     results = []
-    for batch in batches:
-        om = Path(out_dir) / f"{model.stem(batch)}.om"
-        recipe = _recipe(model, om, batch, digest)
+    for batch, om in oms.items():
+        recipe = _Recipe(digest, atc_command(model, om, batch), model.aipp)
         made = not _is_made(om, recipe)
         if made:
             try:
@@ -195,81 +193,55 @@ def convert(
                 raise UserError(
                     f"convert: {error.filename or om} cannot be written ({error.strerror})"
                 ) from None
-        results.append(ConvertResult(batch, om, shlex.join(recipe["command"]), made))
+        results.append(ConvertResult(batch, om, shlex.join(recipe.command), made))
     return results
-
-
-def _plan(model: AtcModel, out_dir: Path, batch: int) -> ConvertResult:
-    """What a dry run says: the very command; ATC leaves the OM in the folder where it is called."""
-    om = out_dir / f"{model.stem(batch)}.om"
-    return ConvertResult(
-        batch, om, shlex.join(_recipe(model, om, batch, "")["command"]), made=False
-    )
 
 
 def toolkit_version() -> str | None:
     """The version of the sourced Ascend toolkit, as its `version.info` says; `None` if unknown."""
-    for variable in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH"):
-        home = os.environ.get(variable)
-        for place in ("compiler/version.info", "version.info") if home else ():
-            with contextlib.suppress(OSError, UnicodeDecodeError):
-                for line in (Path(home) / place).read_text(encoding="utf-8").splitlines():
-                    key, _, value = line.partition("=")
-                    if key.strip().lower() == "version" and value.strip():
-                        return value.strip()
+    homes = [os.environ.get(name) for name in ("ASCEND_TOOLKIT_HOME", "ASCEND_HOME_PATH")]
+    folders = [Path(home) / inner for home in homes if home for inner in ("compiler", ".")]
+    for folder in folders:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            for line in (folder / "version.info").read_text(encoding="utf-8").splitlines():
+                key, _, value = line.partition("=")
+                if key.strip().lower() == "version" and value.strip():
+                    return value.strip()
     return None
-
-
-def _recipe(model: AtcModel, om: Path, batch: int, onnx_sha256: str) -> dict:
-    """All that decides what is in an OM."""
-    command = atc_command(
-        model.onnx.resolve(),
-        # In ATC's own folder: it is called in a temporary one.
-        om.stem,
-        batch,
-        model.soc_version,
-        model.input_name,
-        model.height,
-        model.width,
-        model.aipp_path(om.parent),
-        model.log,
-    )
-    return {"onnx_sha256": onnx_sha256, "command": command, "aipp": model.aipp}
 
 
 def _sidecar_path(om: Path) -> Path:
     return om.with_name(om.name + ".json")
 
 
-def _is_made(om: Path, recipe: dict) -> bool:
+def _is_made(om: Path, recipe: _Recipe) -> bool:
     """Whether the OM is there, whole, and made by the same recipe."""
     try:
         sidecar = json.loads(_sidecar_path(om).read_text(encoding="utf-8"))
-        same = all(sidecar[key] == value for key, value in recipe.items())
-        return same and sidecar["om_sha256"] == sha256_of(om)
+        same = all(sidecar[key] == value for key, value in asdict(recipe).items())
+        return same and bool(sidecar["om_sha256"] == sha256_of(om))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def _make(model: AtcModel, om: Path, recipe: dict) -> None:
+def _make(model: AtcModel, om: Path, recipe: _Recipe) -> None:
     """Call ATC in a temporary folder beside the target, then put OM and sidecar in place."""
     om.parent.mkdir(parents=True, exist_ok=True)
-    aipp_path = model.aipp_path(om.parent)
-    if aipp_path is not None:
-        write_text(aipp_path, model.aipp)
+    if model.aipp is not None:
+        write_text(model.aipp_path(om.parent), model.aipp)
     # ATC also leaves kernel_meta and fusion_result.json where it is called.
     with tempfile.TemporaryDirectory(dir=om.parent, prefix=f".{om.stem}.") as folder:
-        _call(recipe["command"], Path(folder))
+        _call(recipe.command, Path(folder))
         made = Path(folder) / om.name
         if not made.is_file():
             raise UserError(
                 f"convert: atc said it succeeded but wrote no {om.name}; call it by hand: "
-                f"{shlex.join(recipe['command'])}"
+                f"{shlex.join(recipe.command)}"
             )
         fsync(made)
         made.replace(om)
         fsync(om.parent)
-    sidecar = recipe | {
+    sidecar = asdict(recipe) | {
         "om_sha256": sha256_of(om),
         "toolkit_version": toolkit_version(),
         "cfdist_version": __version__,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 INPUT_MULTIPLE = 32  # the deepest tap's stride: input sides are multiples of it
 
@@ -93,13 +94,8 @@ class CenterFace(nn.Module):
             `hm` (n, 1, H/4, W/4) in 0..1, `wh` (n, 2, ..), `hm_offset` (n, 2, ..) and
             `landmarks` (n, 10, ..).
         """
-        features = self.dla_up(self.base(x))
-        return (
-            self.hm(features),
-            self.wh(features),
-            self.hm_offset(features),
-            self.landmarks(features),
-        )
+        y = self.dla_up(self.base(x))
+        return self.hm(y), self.wh(y), self.hm_offset(y), self.landmarks(y)
 
 
 def fold_batch_norms(network: CenterFace) -> CenterFace:
@@ -115,23 +111,11 @@ def fold_batch_norms(network: CenterFace) -> CenterFace:
         for i, (conv, norm) in enumerate(itertools.pairwise(list(module))):
             if isinstance(norm, nn.BatchNorm2d):
                 assert isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d))
-                _fold_into(conv, norm)
+                # A dense transposed convolution has its outputs on the weights' second axis.
+                is_dense = isinstance(conv, nn.ConvTranspose2d) and conv.groups == 1
+                module[i] = fuse_conv_bn_eval(conv, norm, transpose=is_dense)
                 module[i + 1] = nn.Identity()
     return folded.float()
-
-
-def _fold_into(conv: nn.Conv2d | nn.ConvTranspose2d, norm: nn.BatchNorm2d) -> None:
-    """Scale a convolution's output channels as the batch norm does, and give it the bias."""
-    assert norm.running_mean is not None and norm.running_var is not None
-    factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    if isinstance(conv, nn.ConvTranspose2d):
-        # Weights are (inputs, outputs/groups, ..): a group's outputs belong to its own inputs.
-        by_group = conv.weight.reshape(conv.groups, -1, *conv.weight.shape[1:])
-        scaled = (by_group * factor.view(conv.groups, 1, -1, 1, 1)).flatten(0, 1)
-    else:
-        scaled = conv.weight * factor.view(-1, 1, 1, 1)
-    conv.weight = nn.Parameter(scaled.detach())
-    conv.bias = nn.Parameter((norm.bias - norm.running_mean * factor).detach())
 
 
 def _conv_bn(
@@ -156,12 +140,7 @@ class _InvertedResidual(nn.Module):
     """MobileNetV2's block: expand 1x1, depthwise 3x3, project 1x1 without activation."""
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        stride: int,
-        expansion: int,
-        activation: type[nn.Module],
+        self, inputs: int, outputs: int, stride: int, expansion: int, activation: type[nn.Module]
     ) -> None:
         super().__init__()
         hidden = inputs * expansion

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,22 +44,24 @@ def number_of_calls(calls: Path) -> int:
 
 
 def test_command_is_the_guides():
-    command = atc_command(
-        "CenterFace.onnx", "CenterFace_bs1", 1, "Ascend310P3", "image", 800, 800, log="debug"
-    )
+    model = AtcModel(Path("/m/CenterFace.onnx"), "image", 800, 800, "Ascend310P3", log="debug")
+    om = Path("/oms/CenterFace_bs1.om")
+    command = atc_command(model, om, 1)
     assert shlex.join(command) == (
-        "atc --framework=5 --model=CenterFace.onnx --input_format=NCHW "
+        "atc --framework=5 --model=/m/CenterFace.onnx --input_format=NCHW "
         "--input_shape=image:1,3,800,800 --output=CenterFace_bs1 --log=debug "
         "--soc_version=Ascend310P3"
     )
-    with_file = atc_command(
-        "CenterFace.onnx", "CenterFace_bs1", 1, "Ascend310P3", "image", 800, 800, "a.cfg", "debug"
-    )
-    assert with_file == [*command, "--insert_op_conf=a.cfg", "--enable_small_channel=1"]
+    with_file = atc_command(replace(model, aipp="aipp_op{}"), om, 1)
+    conf = "--insert_op_conf=/oms/CenterFace.aippconfig"
+    assert with_file == [*command, conf, "--enable_small_channel=1"]
 
 
-def test_aipp_numbers_of_the_training_code():
-    assert aipp_config(MEAN, STD, 1 / 255, "BGR", 800, 800).split() == [
+def test_aipp_of_the_training_code_has_the_published_digits(compose):
+    model = compose("model=centerface_pytorch").model
+    assert (tuple(model.mean), tuple(model.std)) == (MEAN, STD)
+    text = aipp_config(model.mean, model.std, model.scale, model.color, model.height, model.width)
+    assert text.split() == [
         "aipp_op{",
         "aipp_mode:static",
         "input_format:RGB888_U8",
@@ -239,7 +242,8 @@ def test_names_with_spaces_and_quotes(calls, tmp_path):
 
 
 def test_the_played_atc_is_strict():
-    command = atc_command("a.onnx", "a", 1, "Ascend310P3", "image", 64, 64)[1:]
+    model = AtcModel(Path("a.onnx"), "image", 64, 64, "Ascend310P3")
+    command = atc_command(model, Path("a.om"), 1)[1:]
     spaced = [word for argument in command for word in argument.split("=", 1)]
     assert parse(command) == parse(spaced)
     for wrong in (

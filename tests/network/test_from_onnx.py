@@ -15,8 +15,9 @@ from cfdist.backends.onnxruntime import OnnxRuntimeBackend  # noqa: E402
 from cfdist.errors import UserError  # noqa: E402
 from cfdist.model import ModelSpec  # noqa: E402
 from cfdist.network.centerface import fold_batch_norms  # noqa: E402
-from cfdist.network.from_onnx import AUTHORS_OUTPUTS, load_onnx_network  # noqa: E402
+from cfdist.network.from_onnx import load_onnx_network  # noqa: E402
 from cfdist.preprocess import to_model_input  # noqa: E402
+from tests.network.conftest import AUTHORS_OUTPUTS  # noqa: E402
 
 
 def authors_spec(path: Path) -> ModelSpec:
@@ -43,7 +44,7 @@ def test_outputs_on_real_pictures_are_onnx_runtimes(authors_onnx, letterboxed):
     backend = OnnxRuntimeBackend(authors_spec(authors_onnx), settings)
     inputs = to_model_input(letterboxed, backend.contract)
     expected = backend.infer(inputs)
-    network = load_onnx_network(authors_onnx).to(memory_format=torch.channels_last)
+    network = load_onnx_network(authors_onnx, AUTHORS_OUTPUTS).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         heads = network(torch.from_numpy(inputs))
     for name, head in zip(("hm", "wh", "offset", "landmarks"), heads, strict=True):
@@ -54,7 +55,7 @@ def test_outputs_on_real_pictures_are_onnx_runtimes(authors_onnx, letterboxed):
 
 
 def test_folding_gives_the_files_own_weights_back(authors_onnx):
-    folded = fold_batch_norms(load_onnx_network(authors_onnx)).state_dict()
+    folded = fold_batch_norms(load_onnx_network(authors_onnx, AUTHORS_OUTPUTS)).state_dict()
     ours = [value.numpy() for value in folded.values()]
     graph = onnx.load(str(authors_onnx)).graph
     tensors = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
@@ -87,8 +88,8 @@ def test_heads_go_by_name(authors_onnx, tmp_path):
         del graph.output[4:]
 
     path = rewritten(authors_onnx, tmp_path / "m.onnx", reverse)
-    expected = load_onnx_network(authors_onnx).state_dict()
-    actual = load_onnx_network(path).state_dict()
+    expected = load_onnx_network(authors_onnx, AUTHORS_OUTPUTS).state_dict()
+    actual = load_onnx_network(path, AUTHORS_OUTPUTS).state_dict()
     assert all(torch.equal(expected[name], actual[name]) for name in expected)
     assert "expected" in refusal(path, None)  # the file's order: landmarks first
 
@@ -109,7 +110,13 @@ def test_other_graphs(authors_onnx, tmp_path):
         bias = next(t for t in graph.initializer if t.name == "544")
         graph.initializer.remove(bias)
 
+    def cut_batch_norm(graph):
+        node = next(node for node in graph.node if node.op_type == "BatchNormalization")
+        gamma = next(t for t in graph.initializer if t.name == node.input[1])
+        gamma.CopyFrom(onnx.numpy_helper.from_array(np.ones(5, np.float32), gamma.name))
+
     target = tmp_path / "m.onnx"
+    assert "do not fit together" in refusal(rewritten(authors_onnx, target, cut_batch_norm))
     assert "operators Tanh" in refusal(rewritten(authors_onnx, target, rename_relu))
     assert "expected four" in refusal(rewritten(authors_onnx, target, drop_output))
     assert "convolution '363'" in refusal(rewritten(authors_onnx, target, regroup))
