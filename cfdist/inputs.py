@@ -8,9 +8,9 @@ from pathlib import Path
 
 from cfdist.config import DatasetConfig
 from cfdist.errors import UserError
+from cfdist.sample import SAMPLE_VERSION, ensure_sample
 from cfdist.widerface.ground_truth import GroundTruth, load_ground_truth
 from cfdist.widerface.manifest import Manifest, build_manifest
-from cfdist.sample import SAMPLE_VERSION, ensure_sample
 
 
 def _cache_folder() -> Path:

@@ -29,7 +29,7 @@ WIDER FACE calls 10 to 50 pixels its small scale. Smaller faces have a box that 
 """
 
 FACE_BOX = (162, 131, 173, 203)
-"""x y w h of the face in `portrait`, in WIDER FACE's manner: brim of the cap to chin, cheek to cheek.
+"""x y w h of the face in `portrait` as WIDER FACE has it: cap's brim to chin, cheek to cheek.
 
 Read off a grid drawn over the photograph.
 """

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cfdist.devices.base import DeviceReport
 from cfdist.report import screen
 from cfdist.report.results import Results, device_entry
 
@@ -33,21 +34,25 @@ def test_the_ap_is_that_of_the_pictures_however_often_they_were_read(passes, tit
     assert title in shown
 
 
-def plan_shown(capsys, *, count=2, threads=1, **changes) -> list[str]:
+def plan_shown(
+    capsys, *, backend="openvino", remark="", kind="wider", passes=1, pictures=610, **more
+) -> list[str]:
     spec = SimpleNamespace(name="centerface", batch=4)
-    plan = SimpleNamespace(count=count, threads=threads)
-    screen.print_plan(changes.pop("backend", "openvino"), spec, plan, **changes)
+    model = SimpleNamespace(
+        backend=backend, spec=spec, remark=remark, is_simulated=backend == "simulated"
+    )
+    config = SimpleNamespace(dataset=SimpleNamespace(name="name", kind=kind))
+    manifest = SimpleNamespace(pictures=range(pictures), passes=passes)
+    plan = SimpleNamespace(count=2, threads=1)
+    screen.print_plan(config, model, manifest, plan, None, **more)
     return capsys.readouterr().out.splitlines()
 
 
 def test_the_plan_is_one_line_and_a_remark_another(capsys):
-    assert plan_shown(capsys) == ["centerface on openvino, 2 devices x 1 thread, batch 4"]
-    assert plan_shown(
-        capsys, count=1, threads=8, pictures="610 pictures", remark="the [fastest]"
-    ) == [
-        "centerface on openvino, 1 device x 8 threads, batch 4: 610 pictures",
-        "backend: the [fastest]",
-    ]
+    line = "centerface on openvino, 2 devices x 1 thread, batch 4: 610 pictures of dataset=name"
+    assert plan_shown(capsys) == [line]
+    assert plan_shown(capsys, remark="the [fastest]") == [line, "backend=auto: the [fastest]"]
+    assert plan_shown(capsys, beside="torch")[0].startswith("centerface on openvino and torch, ")
 
 
 def test_simulated_devices_are_announced(capsys):
@@ -64,9 +69,9 @@ def test_simulated_devices_are_announced(capsys):
         ("sample", 8, 1, "8 pictures of dataset=name (the embedded sample set; no data set named)"),
     ],
 )
-def test_pictures_are_counted_once_however_many_passes(kind, pictures, passes, text):
-    manifest = SimpleNamespace(pictures=range(pictures), passes=passes)
-    assert screen.picture_count(SimpleNamespace(name="name", kind=kind), manifest) == text
+def test_pictures_are_counted_once_however_many_passes(capsys, kind, pictures, passes, text):
+    (line,) = plan_shown(capsys, kind=kind, pictures=pictures, passes=passes)
+    assert line.endswith(f", batch 4: {text}")
 
 
 def test_a_dashboard_has_a_line_if_there_is_one(capsys):
@@ -83,8 +88,8 @@ def test_devices_have_a_line_each_and_failures_are_cut_short(capsys):
         throughput={"steady": None, "end_to_end": 20.0},
         seconds={"total": 4.0, "start_up": 1.0, "run": 2.0, "evaluation": 1.0},
         devices=[
-            device_entry("device:0", 600, 1.0, 2.0, [10.0, 30.0], [9.0]),
-            device_entry("device:1", 10, 0.1, 2.0, [], []),
+            device_entry("device:0", DeviceReport(600, 600, 1.0, [10.0, 30.0], [9.0]), 2.0),
+            device_entry("device:1", DeviceReport(10, 10, 0.1), 2.0),
         ],
         failures=[(f"e/{n}", "broken") for n in range(7)],
     )

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from cfdist.distributed.dump_device import DumpDevice
 from onnx import TensorProto
 
 from cfdist import dumps
 from cfdist.ascend.atc import aipp_config
 from cfdist.backends.base import DeviceSettings
-from cfdist.distributed.dump_device import DumpDevice
 from cfdist.errors import UserError
 from cfdist.preprocess import to_model_input
 from cfdist.widerface.manifest import WorkItem

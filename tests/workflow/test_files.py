@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from cfdist.decode import HeadMaps
 from cfdist.errors import UserError
 from cfdist.widerface.manifest import WorkItem
-from cfdist.workflow import files as workflow_files
 
 # As WIDER FACE has them: digits and underscores at the end, dashes, no dot.
 stems = st.text("ab_-0123", min_size=1, max_size=12)
