@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -76,7 +77,7 @@ class FileDevice:
         self._read: Callable[[str, NDArray[Any]], None] = read_raw_into
         if held.dtype == "float32" and self._runner.backend.contract.dtype == "uint8":
             # The model normalises: the pictures' bytes give what they give without files.
-            self._read = _PictureReader(held)
+            self._read = functools.partial(_read_picture_into, held)
             held = input_contract(spec, "u8")
         self._infer: Callable[[NDArray[Any]], Inferred] = self._runner.run
         if held.is_letterboxed_bytes:
@@ -161,22 +162,16 @@ class FileDevice:
         self._runner.close()
 
 
-class _PictureReader:
-    """Reads float32 input tensors as the letterboxed pictures that they were made of."""
+def _read_picture_into(contract: InputContract, path: str, row: NDArray[np.uint8]) -> None:
+    """Read a float32 input tensor, and put the picture that it was made of into a batch.
 
-    def __init__(self, contract: InputContract) -> None:
-        self._contract = contract
-
-    def __call__(self, path: str, row: NDArray[np.uint8]) -> None:
-        """Read a file into its place in a batch.
-
-        Raises:
-            ValueError: the file holds something else.
-            OSError: the file cannot be read.
-        """
-        floats = np.empty(self._contract.shape(1), np.float32)
-        read_raw_into(path, floats[0])
-        row[:] = to_letterboxed(floats, self._contract)[0]
+    Raises:
+        ValueError: the file holds something else.
+        OSError: the file cannot be read.
+    """
+    floats = np.empty(contract.shape(1), np.float32)
+    read_raw_into(path, floats[0])
+    row[:] = to_letterboxed(floats, contract)[0]
 
 
 def _head_maps(inferred: Inferred, model: BackendModel) -> list[HeadMaps]:

@@ -7,7 +7,7 @@ through the object store.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -18,6 +18,7 @@ import simplejpeg
 from cfdist.decode import decode_detections, finite_pictures, select_peaks
 from cfdist.devices.reader import LetterboxedPicture
 from cfdist.distributed.work import Slice, item_dataset, letterbox_stage, run_stage, sources_of
+from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract, PictureError, decode_picture, to_model_input
 from cfdist.widerface.manifest import WorkItem
@@ -33,6 +34,9 @@ from cfdist.workflow.matching import RawOutput
 
 # Pictures of one task: some hundred milliseconds of work.
 BLOCK_ROWS = 16
+
+# Of what a stage returns for a block, see `_do_each`.
+_COLUMNS = ("id", "error", "refusal")
 
 
 def write_inputs(
@@ -94,9 +98,38 @@ def write_predictions(
 
 
 def _outcome(table: pa.Table) -> tuple[int, Failures]:
-    ids, errors = table.column("id").to_pylist(), table.column("error").to_pylist()
+    """The pictures of a block, and which of them failed.
+
+    Raises:
+        UserError: the block holds one.
+    """
+    ids, errors, refusals = (table.column(name).to_pylist() for name in _COLUMNS)
+    if refusals[0] is not None:
+        raise UserError(refusals[0])
     failures = [(id, error) for id, error in zip(ids, errors, strict=True) if error is not None]
     return len(ids), failures
+
+
+def _do_each(ids: Sequence[str], do: Callable[[int], str | None]) -> pa.Table:
+    """Do something for each picture of a block.
+
+    Args:
+        ids: The pictures.
+        do: Called with a picture's number in the block; returns why it failed, or `None`.
+
+    Returns:
+        String columns id, error and refusal. The last is the message of a UserError, whose class
+        would be lost in Ray Data.
+    """
+    errors: list[str | None] = [None] * len(ids)
+    refusal = None
+    try:
+        for i in range(len(ids)):
+            errors[i] = do(i)
+    except UserError as error:
+        refusal = str(error)
+    columns = (ids, errors, [refusal] * len(ids))
+    return pa.table([pa.array(column, pa.string()) for column in columns], names=_COLUMNS)
 
 
 def write_input_block(
@@ -111,20 +144,22 @@ def write_input_block(
         temporary: See `write_inputs`.
 
     Returns:
-        Columns id and error (string, null if the input tensor is written).
-
-    Raises:
-        UserError: the disk does not take an input tensor.
+        See `_do_each`.
     """
     inputs = np.empty(contract.shape(1), contract.dtype)
-    for picture in sources_of([Slice(None, 0, len(table))], [table]):
+    pictures = sources_of([Slice(None, 0, len(table))], [table])
+
+    def write(i: int) -> str | None:
+        picture = pictures[i]
         assert isinstance(picture, LetterboxedPicture)
         if picture.error is None:
             pixels = picture.pixels.reshape(1, contract.height, contract.width, 3)
             name = input_name(picture.key)
             write_raw(temporary / name, to_model_input(pixels, contract, inputs))
             os.replace(temporary / name, folder / name)
-    return table.select(["id", "error"])
+        return picture.error
+
+    return _do_each([picture.key for picture in pictures], write)
 
 
 def write_prediction_block(table: pa.Table, spec: ModelSpec, folder: Path, style: str) -> pa.Table:
@@ -137,15 +172,14 @@ def write_prediction_block(table: pa.Table, spec: ModelSpec, folder: Path, style
         style: See `write_predictions`.
 
     Returns:
-        Columns id and error (string, null if the prediction file is written).
-
-    Raises:
-        UserError: the disk does not take a prediction file.
+        See `_do_each`.
     """
     cv2.setNumThreads(1)  # the tasks are the parallelism
     outputs = [RawOutput(**row) for row in table.to_pylist()]
-    errors = [write_prediction(output, spec, folder, style) for output in outputs]
-    return table.select(["id"]).append_column("error", pa.array(errors, pa.string()))
+    return _do_each(
+        [output.id for output in outputs],
+        lambda i: write_prediction(outputs[i], spec, folder, style),
+    )
 
 
 def write_prediction(output: RawOutput, spec: ModelSpec, folder: Path, style: str) -> str | None:

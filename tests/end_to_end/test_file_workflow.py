@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from cfdist.devices import memory
@@ -215,6 +216,41 @@ def test_a_bin_of_the_wrong_size_is_listed(run, made, tmp_path):
     for name in output_names(made.stems[3]):
         del expected[name]
     assert content(tmp_path / "inf" / "dumpout_bs1") == expected
+
+
+def test_values_that_are_not_finite_are_listed_at_each_step(run, made, tmp_path):
+    bins = copy_with_record(made.bins, tmp_path / "bins")
+    spoil(bins / f"{made.stems[1]}.bin")
+    found = run(infer, tmp_path / "inf", *made.overrides, f"infer.input={bins}")
+    assert found.code == 3
+    assert found.pictures == {"total": 4, "done": 3, "failed": 1}
+    assert found.failures == [
+        {
+            "picture": made.stems[1],
+            "reason": "the model's outputs hold NaN or infinite values (device:0)",
+        }
+    ]
+    expected = content(made.dump)
+    for name in output_names(made.stems[1]):
+        del expected[name]
+    assert content(tmp_path / "inf" / "dumpout_bs1") == expected
+
+    dump = copy_with_record(made.dump, tmp_path / "dump")
+    spoil(dump / f"{made.stems[2]}_0.bin")
+    read = run(postprocess, tmp_path / "post", *made.overrides, f"postprocess.input={dump}")
+    assert read.code == 3
+    assert [failure["picture"] for failure in read.failures] == [made.ids[2]]
+    assert f"{made.stems[2]}_0.bin holds NaN or infinite" in read.failures[0]["reason"]
+    predictions = content(made.predictions)
+    del predictions[f"{made.ids[2]}.txt"]
+    assert content(tmp_path / "post" / "predictions") == predictions
+
+
+def spoil(path: Path) -> None:
+    """Put a NaN into a file of float32 numbers."""
+    values = np.fromfile(path, "<f4")
+    values[7] = np.nan
+    values.tofile(path)
 
 
 def test_output_files_that_are_missing_are_listed(run, made, tmp_path):

@@ -1,4 +1,4 @@
-"""From bins to dumps on one device, without Ray."""
+"""From input tensors to raw outputs on one device, without Ray."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from cfdist.distributed.dump_device import DumpDevice
 from onnx import TensorProto
 
-from cfdist import dumps
 from cfdist.ascend.atc import aipp_config
 from cfdist.backends.base import DeviceSettings
+from cfdist.backends.model import BackendModel
 from cfdist.errors import UserError
 from cfdist.preprocess import to_model_input
 from cfdist.widerface.manifest import WorkItem
+from cfdist.workflow.device import FileDevice
+from cfdist.workflow.files import FORMS, input_contract, write_raw
+from cfdist.workflow.records import summary
 from tests.fakes.ascend import OUTPUT_NAMES, install_double, small_network
 
 OPTIONS = {"precision": "f32", "providers": ["CPUExecutionProvider"], "device": "cpu"}
@@ -39,22 +41,22 @@ def model(spec, tmp_path):
         color="BGR",
         scale=1 / 255,
         mean=(0.4, 0.4, 0.4),
-        std=(0.28863828, 0.27408164, 0.27809835),
+        std=(0.289, 0.274, 0.278),
         batch=BATCH,
     )
 
 
-def warped(count: int) -> np.ndarray:
+def letterboxed(count: int) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (count, SIDE, SIDE, 3), np.uint8)
 
 
-def write_bins(folder: Path, pictures: np.ndarray, model, form: str) -> list[WorkItem]:
+def write_inputs(folder: Path, pictures: np.ndarray, model, form: str) -> list[WorkItem]:
     folder.mkdir()
-    arrays = to_model_input(pictures, dumps.bin_contract(model, form))
+    arrays = to_model_input(pictures, input_contract(model, form))
     items = []
     for i, array in enumerate(arrays):
         path = folder / f"p_{i}.bin"
-        dumps.write_raw(path, array)
+        write_raw(path, array)
         items.append(WorkItem(f"p_{i}", str(path), path.stat().st_size))
     return items
 
@@ -62,9 +64,9 @@ def write_bins(folder: Path, pictures: np.ndarray, model, form: str) -> list[Wor
 def run(backend: str, model, items: list[WorkItem], form: str, folder: Path, **options):
     """What `process` reports, and the device's own report."""
     folder.mkdir()
-    settings = DeviceSettings(1, 1, 0, {**OPTIONS, **options})
-    device = DumpDevice(backend, model, settings, form, folder)
-    device.warm_up(BATCH, 1)
+    there = BackendModel(backend, model, {**OPTIONS, **options})
+    device = FileDevice(there, DeviceSettings(), form, folder)
+    device.warm_up()
     try:
         return device.process(items), device.report()
     finally:
@@ -88,8 +90,8 @@ def content(folder: Path) -> dict[str, bytes]:
     [("onnxruntime", "f32"), ("onnxruntime", "u8"), ("openvino", "f32"), ("openvino", "u8")],
 )
 def test_outputs_are_the_networks(tmp_path, model, backend, form):
-    pictures = warped(BATCH + 2)
-    items = write_bins(tmp_path / "bins", pictures, model, form)
+    pictures = letterboxed(BATCH + 2)
+    items = write_inputs(tmp_path / "bins", pictures, model, form)
     report, times = run(backend, model, items, form, tmp_path / "out")
     assert report.done == tuple(item.id for item in items)
     assert report.failures == ()
@@ -103,11 +105,11 @@ def test_outputs_are_the_networks(tmp_path, model, backend, form):
             np.testing.assert_allclose(found, array, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("form", dumps.FORMS)
+@pytest.mark.parametrize("form", FORMS)
 def test_torch_takes_both_forms(tmp_path, spec, form):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     model = spec(height=SIDE, width=SIDE, batch=BATCH)
-    items = write_bins(tmp_path / "bins", warped(3), model, form)
+    items = write_inputs(tmp_path / "bins", letterboxed(3), model, form)
     report, _ = run("torch", model, items, form, tmp_path / "out")
     assert len(report.done) == 3
     run("onnxruntime", model, items, form, tmp_path / "expected")
@@ -118,7 +120,7 @@ def test_torch_takes_both_forms(tmp_path, spec, form):
 
 
 def test_bins_that_cannot_be_read_leave_the_others_alone(tmp_path, model):
-    items = write_bins(tmp_path / "bins", warped(BATCH + 1), model, "f32")
+    items = write_inputs(tmp_path / "bins", letterboxed(BATCH + 1), model, "f32")
     Path(items[0].path).write_bytes(b"short")
     Path(items[2].path).unlink()
     report, _ = run("onnxruntime", model, items, "f32", tmp_path / "out")
@@ -132,12 +134,35 @@ def test_bins_that_cannot_be_read_leave_the_others_alone(tmp_path, model):
 
 
 def test_a_folder_that_vanishes_is_one_line(tmp_path, model):
-    items = write_bins(tmp_path / "bins", warped(1), model, "f32")
-    settings = DeviceSettings(1, 1, 0, OPTIONS)
-    device = DumpDevice("onnxruntime", model, settings, "f32", tmp_path / "none")
-    device.warm_up(BATCH, 1)
+    items = write_inputs(tmp_path / "bins", letterboxed(1), model, "f32")
+    there = BackendModel("onnxruntime", model, OPTIONS)
+    device = FileDevice(there, DeviceSettings(), "f32", tmp_path / "none")
+    device.warm_up()
     with pytest.raises(UserError, match=r"p_0_0\.bin: cannot be written"):
         device.process(items)
+    device.close()
+
+
+def test_pictures_with_outputs_that_are_not_finite_have_failed(tmp_path, model):
+    items = write_inputs(tmp_path / "bins", letterboxed(BATCH + 1), model, "f32")
+    values = np.fromfile(items[1].path, "<f4")
+    values[5] = np.nan
+    values.tofile(items[1].path)
+    report, _ = run("onnxruntime", model, items, "f32", tmp_path / "out")
+    assert report.done == ("p_0", "p_2", "p_3", "p_4")
+    (failure,) = report.failures
+    assert failure[0] == "p_1"
+    assert "NaN or infinite values (device:0)" in failure[1]
+    assert not list((tmp_path / "out").glob("p_1_*"))
+    assert len(content(tmp_path / "out")) == 16
+
+
+def test_a_chunk_with_nothing_to_read_is_listed(tmp_path, model):
+    items = [WorkItem("p", str(tmp_path / "none.bin"), 1)]
+    report, times = run("onnxruntime", model, items, "f32", tmp_path / "out")
+    assert report.done == ()
+    assert [id for id, _ in report.failures] == ["p"]
+    assert (times.pictures, times.batch_ms) == (0, [])
 
 
 def test_an_onnx_for_bytes_takes_float_bins_too(tmp_path, model):
@@ -157,7 +182,7 @@ def test_an_onnx_for_bytes_takes_float_bins_too(tmp_path, model):
     onnx.save(network, str(model.path))
 
     for form in ("u8", "f32"):
-        items = write_bins(tmp_path / f"bins-{form}", warped(BATCH), model, form)
+        items = write_inputs(tmp_path / f"bins-{form}", letterboxed(BATCH), model, form)
         run("onnxruntime", model, items, form, tmp_path / form)
     assert content(tmp_path / "u8") == content(tmp_path / "f32")
 
@@ -177,7 +202,7 @@ def test_an_om_gives_what_the_tool_itself_gives(tmp_path, monkeypatch, model, ai
     aclruntime.make_om(model.path, om, BATCH, text)
     model = replace(model, path=om)
     form = "u8" if aipp else "f32"
-    items = write_bins(tmp_path / "bins", warped(BATCH + 2), model, form)
+    items = write_inputs(tmp_path / "bins", letterboxed(BATCH + 2), model, form)
 
     report, times = run("om", model, items, form, tmp_path / "out")
     run_ais_bench(om, tmp_path / "bins", tmp_path / "tool", BATCH, None)
@@ -185,7 +210,7 @@ def test_an_om_gives_what_the_tool_itself_gives(tmp_path, monkeypatch, model, ai
     assert len(report.done) == BATCH + 2
     assert len(times.device_ms) == 2
     there = json.loads((tmp_path / "tool_summary.json").read_text())
-    ours = dumps.summary([times.device_ms], BATCH)
+    ours = summary([times.device_ms], BATCH)
     assert ours.keys() == there.keys()
     assert ours["NPU_compute_time"].keys() == there["NPU_compute_time"].keys()
 
@@ -199,6 +224,6 @@ def test_an_om_with_aipp_takes_float_bins_too(tmp_path, monkeypatch, model):
     om = aclruntime.make_om(model.path, tmp_path / "net.om", BATCH, text)
     model = replace(model, path=om)
     for form in ("u8", "f32"):
-        items = write_bins(tmp_path / f"bins-{form}", warped(BATCH), model, form)
+        items = write_inputs(tmp_path / f"bins-{form}", letterboxed(BATCH), model, form)
         run("om", model, items, form, tmp_path / form)
     assert content(tmp_path / "u8") == content(tmp_path / "f32")

@@ -1,6 +1,8 @@
-"""A picture's size from its header is that of the decoded picture."""
+"""The workflow's steps without a device: picture sizes, and what fails in a block."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,8 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cfdist.errors import UserError
 from cfdist.preprocess import PictureError, decode_picture
-from cfdist.workflow.stages import picture_size
+from cfdist.widerface.manifest import WorkItem
+from cfdist.workflow.files import input_contract, output_names, output_shapes, write_raw
+from cfdist.workflow.matching import RawOutput
+from cfdist.workflow.stages import picture_size, write_inputs, write_prediction
 
 ORIENTATION_6 = (  # an EXIF segment that says: turn by 90 degrees
     b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"
@@ -80,3 +86,43 @@ def test_what_is_no_picture(tmp_path, content):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(PictureError, match="cannot be read: No such file"):
         picture_size(tmp_path / "none.jpg")
+
+
+@pytest.fixture
+def output(tmp_path, spec) -> RawOutput:
+    """A picture and a raw output without faces, for a model of 32 x 64 pixels."""
+    (tmp_path / "a.jpg").write_bytes(jpeg(60, 20))
+    files = tuple(str(tmp_path / name) for name in output_names("a"))
+    for file, shape in zip(files, output_shapes(spec(height=32, width=64)), strict=True):
+        write_raw(Path(file), np.zeros(shape, np.float32))
+    return RawOutput("0--E/a", str(tmp_path / "a.jpg"), files)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("number", range(4))
+def test_a_raw_output_that_is_not_finite_has_failed(tmp_path, spec, output, bad, number):
+    model = spec(height=32, width=64)
+    assert write_prediction(output, model, tmp_path / "out", "guide") is None
+    assert (tmp_path / "out" / "0--E" / "a.txt").read_text() == "0--E/a.jpg\n0\n"
+    values = np.fromfile(output.files[number], "<f4")
+    values[3] = bad
+    values.tofile(output.files[number])
+    reason = write_prediction(output, model, tmp_path / "other", "guide")
+    assert f"a_{number}.bin holds NaN or infinite values" in reason
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_prediction_that_the_disk_does_not_take_is_one_line(tmp_path, spec, output):
+    (tmp_path / "out").touch()
+    with pytest.raises(UserError, match=r"0--E/a\.txt: cannot be written"):
+        write_prediction(output, spec(height=32, width=64), tmp_path / "out", "guide")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_disk_that_takes_no_input_tensor_is_one_line(tmp_path, spec, capfd):
+    (tmp_path / "a.jpg").write_bytes(jpeg(60, 20))
+    items = [WorkItem("0--E/a", str(tmp_path / "a.jpg"), 1)]
+    contract = input_contract(spec(height=32, width=64), "u8")
+    with pytest.raises(UserError, match=r"none/a\.bin: cannot be written \(No such file"):
+        list(write_inputs(items, contract, tmp_path, tmp_path / "none"))
+    assert capfd.readouterr() == ("", "")
