@@ -144,7 +144,7 @@ def test_a_model_that_one_cannot_load_goes_to_the_other(spec, tmp_path, measured
 def test_a_model_that_none_loads_is_the_user_s_error(spec, tmp_path, measured):
     _, state = measured
     state["found"] = Measurement({}, {"openvino": "bad file", "onnxruntime": "bad file"})
-    with pytest.raises(UserError, match="^bad file$"):
+    with pytest.raises(UserError, match=r"^bad file$"):
         choose_cpu_backend(spec(), OPTIONS, 2, tmp_path)
     state["found"] = Measurement({}, {"openvino": "bad", "onnxruntime": "worse"})
     with pytest.raises(UserError, match=r"no CPU runtime takes it \(openvino: bad; onnxruntime: w"):
