@@ -254,12 +254,11 @@ def _cpu_model() -> str:
 
 
 def _version(package: str) -> str:
-    # A package such as onnxruntime also comes from distributions of other names.
-    distributions = [package, *metadata.packages_distributions().get(package, [])]
-    for name in distributions:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return metadata.version(name)
-    return "unknown"
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return metadata.version(package)
+    # Distributions of other names hold it too, such as onnxruntime-gpu. Looking takes seconds.
+    distributions = metadata.packages_distributions().get(package, [])
+    return ", ".join(f"{name} {metadata.version(name)}" for name in distributions)
 
 
 def _cache_file(identity: Mapping[str, Any], cache: Path | None) -> Path | None:

@@ -73,7 +73,7 @@ def test_faults_are_settings(compose):
     assert (config.backend.fault, config.backend.fault_device) == ("inf", 1)
     with pytest.raises(UserError, match="choose one of nan, inf, inf_scores"):
         compose("backend=simulated", "backend.fault=smoke")
-    with pytest.raises(UserError, match="backend.fault_device"):
+    with pytest.raises(UserError, match=r"backend\.fault_device"):
         compose("backend=simulated", "backend.fault_device=-1")
 
 
