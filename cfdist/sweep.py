@@ -10,7 +10,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from cfdist import cli
+from cfdist.command import cli
+from cfdist.command.exit_codes import ExitCode
 from cfdist.distributed import cluster
 from cfdist.errors import UserError
 from cfdist.run_folder import claim_sweep, read_results
@@ -35,10 +36,10 @@ class SweepSummary(Callback):
             cluster.keep_sessions()
             cli.held.callback(cluster.close_kept_session)
         except UserError as error:
-            raise SystemExit(cli.fail(cli.EXIT_BAD_INPUT, str(error))) from None
+            raise SystemExit(cli.fail(ExitCode.BAD_INPUT, str(error))) from None
         except OSError as error:
             reason = cli.os_reason(error, config.output_dir)
-            raise SystemExit(cli.fail(cli.EXIT_BAD_INPUT, reason)) from None
+            raise SystemExit(cli.fail(ExitCode.BAD_INPUT, reason)) from None
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Show and write the summary, unless no member has results."""
@@ -56,10 +57,10 @@ class SweepSummary(Callback):
                 f"internal error: no summary of the sweep: {type(error).__name__}: {reason}; what "
                 f"its runs found is in {folder}"
             )
-            raise SystemExit(cli.fail(cli.EXIT_INTERNAL, message)) from error
+            raise SystemExit(cli.fail(ExitCode.INTERNAL, message)) from error
 
 
-def _member(outcome: cli.Outcome) -> Member:
+def _member(outcome: cli.JobOutcome) -> Member:
     from cfdist.report.sweep import Member
 
     results = read_results(outcome.folder) if outcome.reason is None else None

@@ -11,18 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfdist import host_benchmark, inputs
+from cfdist.command.phases import Phases
 from cfdist.config import Config
 from cfdist.distributed import cluster
 from cfdist.errors import UserError
 from cfdist.host_benchmark import HostRate
 from cfdist.machine import available_cores
-from cfdist.phases import Phases
 from cfdist.report import benchmark_screen, screen
 from cfdist.report.results import Results, batch_statistics
 from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.manifest import Manifest
-from jobs import evaluate
-from jobs.evaluate import Model
+
+from . import evaluate
+from .evaluate import Model
 
 if TYPE_CHECKING:
     from cfdist.distributed.cluster import DevicePlan
@@ -107,7 +108,7 @@ def _measure_host(
     """
     size = (config.model.height, config.model.width)
     cores = available_cores()
-    counts = config.benchmark.feeders
+    counts = config.benchmark.readers
     if counts == "auto":
         kind = "cpu" if model is None else model.kind
         counts = host_benchmark.feeder_counts(cores, configured_feeders(config, kind, cores))
@@ -127,7 +128,7 @@ def _measure_host(
 
 def configured_feeders(config: Config, kind: str, cores: int) -> int | None:
     """The feeders of all devices of the run, where that is known before Ray counts the devices."""
-    feeders, devices = config.pipeline.feeders, config.devices
+    feeders, devices = config.pipeline.readers, config.devices
     if feeders == "auto" or (devices == "auto" and kind != "cpu"):
         return None
     if devices == "auto":
@@ -234,7 +235,7 @@ def summarise(
         batch=model and model.spec.batch,
         simulated=simulated,
         fingerprint=whole and whole.fingerprint,
-        config=asdict(config),
+        config=config.model_dump(),
         notes=[
             *(evaluate.preset_notes(config) if simulated else []),
             *_notes(config, manifest, figures),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cfdist import backends, inputs
+from cfdist.command.exit_codes import ExitCode
 from cfdist.comparison import BoxAgreement, HeadDifference, compare_boxes
 from cfdist.config import CompareConfig, Config
 from cfdist.distributed import cluster
@@ -15,7 +16,7 @@ from cfdist.distributed.memory import needed_bytes, refuse_too_large
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.report import screen
-from cfdist.report.results import EXIT_PAST_TOLERANCE, Results, chosen_first, phase_seconds
+from cfdist.report.results import Results, chosen_first, phase_seconds
 from cfdist.widerface.ground_truth import DIFFICULTIES, GroundTruth
 from cfdist.widerface.metric import WiderFaceMetric
 from cfdist.widerface.predictions import STYLES, rows
@@ -26,7 +27,7 @@ KINDS = ("npu", "gpu", "cpu")  # what the rarer device is, both models run besid
 
 def main(config: Config, output: Path, started: float) -> int:
     """Compare, show and write the results; returns the exit code."""
-    options = asdict(config.backend)
+    options = config.backend.model_dump()
     reference = find_side(config, "reference")
     candidate = find_side(config, "candidate")
     for backend, spec in (reference, candidate):
@@ -56,7 +57,7 @@ def main(config: Config, output: Path, started: float) -> int:
         plan = cluster.plan_devices(
             kind,
             config.devices,
-            feeders=config.pipeline.feeders,
+            feeders=config.pipeline.readers,
             streams=1,
             slot_bytes=1,
         )
@@ -83,13 +84,13 @@ def main(config: Config, output: Path, started: float) -> int:
         failures=sorted(tally.failures.items()),
         seconds=phase_seconds(started, ready, ran, ended),
         batch=reference[1].batch,
-        config=asdict(config),
+        config=config.model_dump(),
         extra={"comparison": comparison},
     )
     screen.print_comparison(comparison)
     screen.print_results(results)
     screen.print_path(results.write(output))
-    return results.exit_code if comparison["within_tolerance"] else EXIT_PAST_TOLERANCE
+    return results.exit_code if comparison["within_tolerance"] else ExitCode.PAST_TOLERANCE
 
 
 def find_side(config: Config, side: str) -> tuple[str, ModelSpec]:

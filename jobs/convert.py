@@ -45,7 +45,7 @@ def main(config: Config, output: Path, started: float) -> int:
         failures=[],
         seconds=phase_seconds(started, ready, ended),
         model={"path": str(spec.path), "sha256": spec.sha256},
-        config=asdict(config),
+        config=config.model_dump(),
         extra={"convert": [asdict(result) | {"om": str(result.om)} for result in made]},
     )
     results.write(output)

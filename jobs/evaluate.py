@@ -5,19 +5,19 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfdist import backends, inputs
 from cfdist.backends.simulated import PUBLISHED_INPUT
+from cfdist.command.phases import Phases
 from cfdist.config import Config
 from cfdist.distributed import cluster
 from cfdist.distributed.journal import check_identity
 from cfdist.distributed.memory import needed_bytes, refuse_too_large, slot_bytes
 from cfdist.machine import available_memory, peak_memory, reset_peak_memory
 from cfdist.model import ModelSpec
-from cfdist.phases import Phases
 from cfdist.report import gate, screen
 from cfdist.report.results import (
     Results,
@@ -75,7 +75,7 @@ def main(config: Config, output: Path, started: float) -> int:
         plan = plan_devices(config, model)
         pictures = choose_cache(
             config.preprocess.cache,
-            config.preprocess.cache_gb,
+            None,
             manifest,
             model.spec.height,
             model.spec.width,
@@ -124,7 +124,7 @@ def find_model(config: Config) -> Model:
     """
     backend = backends.resolve(config.backend.name)
     backend_class = backends.backend_class(backend)
-    options = asdict(config.backend)
+    options = config.backend.model_dump()
     spec = inputs.spec_for_backend(config.model, backend)
     backend_class.check(spec, options)
     kind = backend_class.device_kind(options)
@@ -179,7 +179,7 @@ def _plan(config: Config, model: Model) -> DevicePlan:
     return cluster.plan_devices(
         model.kind,
         config.devices,
-        feeders=config.pipeline.feeders,
+        feeders=config.pipeline.readers,
         streams=config.backend.streams,
         slot_bytes=slot_bytes(model.spec, model.backend_class),
     )
@@ -251,7 +251,7 @@ def summarise(
         batch=model.spec.batch,
         fingerprint=fingerprint,
         passes=manifest.passes,
-        config=asdict(config),
+        config=config.model_dump(),
         simulated=simulated,
         notes=_notes(config, manifest, outcome, simulated),
         extra={

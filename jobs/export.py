@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +58,7 @@ def main(config: Config, output: Path, started: float) -> int:
         failures=[],
         seconds=phase_seconds(started, ready, ended),
         model={"path": str(spec.path), "sha256": spec.sha256},
-        config=asdict(config),
+        config=config.model_dump(),
         extra={
             "export": {
                 "path": str(report.path),

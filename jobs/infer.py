@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def main(config: Config, output: Path, started: float) -> int:
     backends.refuse_simulated(backend, f"backend={backend}")
     spec = inputs.model_spec(config.model, config.model.checkpoint if backend == "torch" else None)
     bins = _find_bins(Path(config.infer.input).expanduser().absolute(), spec)
-    backends.backend_class(backend).check(spec, asdict(config.backend))
+    backends.backend_class(backend).check(spec, config.backend.model_dump())
     dump_bytes = sum(
         channels * rows * columns * 4 for channels, rows, columns in dumps.dump_shapes(spec)
     )
@@ -97,7 +97,7 @@ def main(config: Config, output: Path, started: float) -> int:
         model={"path": str(spec.path), "sha256": spec.sha256},
         backend="ais_bench" if config.infer.cli else backend,
         batch=spec.batch,
-        config=asdict(config),
+        config=config.model_dump(),
         notes=["job=postprocess makes prediction files of these"],
     )
     path = results.write(output)
@@ -140,7 +140,7 @@ def _find_bins(folder: Path, spec: ModelSpec) -> Bins:
 def _run_backend(config: Config, backend: str, spec: ModelSpec, bins: Bins, folder: Path) -> Run:
     """Infer on devices of a backend; the folder of the output files appears whole."""
     backend_class = backends.backend_class(backend)
-    options = asdict(config.backend)
+    options = config.backend.model_dump()
     kind = backend_class.device_kind(options)
     is_here = config.cluster.address is None
     if is_here:

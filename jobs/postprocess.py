@@ -6,7 +6,6 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from cfdist import dumps, inputs
@@ -59,7 +58,7 @@ def main(config: Config, output: Path, started: float) -> int:
         done=len(manifest.items) - len(failures),
         failures=sorted(failures),
         seconds=phase_seconds(started, ready, ended),
-        config=asdict(config),
+        config=config.model_dump(),
         notes=notes,
     )
     path = results.write(output)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 
 from cfdist import dumps, inputs
@@ -48,7 +48,7 @@ def main(config: Config, output: Path, started: float) -> int:
         done=len(manifest.items) - len(failures),
         failures=sorted(failures),
         seconds=phase_seconds(started, ready, ended),
-        config=asdict(config),
+        config=config.model_dump(),
         notes=notes,
     )
     path = results.write(output)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from cfdist import backends
+from cfdist.command.exit_codes import ExitCode
 from cfdist.config import Config
 from cfdist.errors import UserError
 from cfdist.report.results import Results
 from cfdist.widerface.ground_truth import DIFFICULTIES
-
-EXIT_GATE_MISSED = 5
 
 
 def refuse_empty(config: Config) -> None:
@@ -64,5 +63,5 @@ def hold_against(
 def exit_code(config: Config, results: Results) -> int:
     """What the process ends with: 5 where `eval.gate` is set and the AP misses what is expected."""
     if config.eval.gate and results.expected and not results.expected["met"]:
-        return EXIT_GATE_MISSED
+        return ExitCode.GATE_MISSED
     return results.exit_code

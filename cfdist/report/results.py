@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 import cfdist
+from cfdist.command.exit_codes import ExitCode
 from cfdist.files import write_text
 from cfdist.run_folder import RESULTS
 
 SCHEMA_VERSION = 1
-EXIT_PICTURES_FAILED = 3
-EXIT_PAST_TOLERANCE = 4
 
 # Distributions whose versions can change a figure.
 _DISTRIBUTIONS = (
@@ -85,7 +84,7 @@ class Results:
     @property
     def exit_code(self) -> int:
         """What the process ends with: 3 when any picture failed, else 0."""
-        return EXIT_PICTURES_FAILED if self.failures else 0
+        return ExitCode.PICTURES_FAILED if self.failures else ExitCode.DONE
 
     def to_dict(self) -> dict[str, Any]:
         """The file's content."""

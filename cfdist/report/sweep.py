@@ -16,11 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from cfdist.backends.simulated import PUBLISHED_INPUT, PUBLISHED_RATES
+from cfdist.command.exit_codes import ExitCode
 from cfdist.config import CONFIG_FOLDER
 from cfdist.files import write_text
 from cfdist.report import plots
-from cfdist.report.gate import EXIT_GATE_MISSED
-from cfdist.report.results import EXIT_PAST_TOLERANCE, EXIT_PICTURES_FAILED
 from cfdist.report.screen import PROTOCOL_TITLES, console
 from cfdist.run_folder import SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT
 from cfdist.widerface.ground_truth import DIFFICULTIES
@@ -163,12 +162,12 @@ def verdict(results: dict[str, Any]) -> tuple[int, str | None]:
     """The exit code of a run with these results and, where it is not 0, why."""
     expected, comparison = results["expected"], results.get("comparison")
     if results["config"]["eval"]["gate"] and expected and not expected["met"]:
-        return EXIT_GATE_MISSED, "the AP misses model.expected"
+        return ExitCode.GATE_MISSED, "the AP misses model.expected"
     if comparison and not comparison["within_tolerance"]:
-        return EXIT_PAST_TOLERANCE, "the models are too far apart"
+        return ExitCode.PAST_TOLERANCE, "the models are too far apart"
     if results["failures"]:
         first = results["failures"][0]
-        return EXIT_PICTURES_FAILED, (
+        return ExitCode.PICTURES_FAILED, (
             f"{len(results['failures'])} of {results['pictures']['total']} pictures failed; the "
             f"first, {first['picture']}: {first['reason']}"
         )

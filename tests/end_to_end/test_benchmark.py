@@ -40,7 +40,7 @@ def run(compose, folder: Path, *overrides: str) -> tuple[int, dict]:
 def test_the_command_on_the_sample_set(command, tmp_path):
     done = command(
         "job=benchmark", "model.batch=2", "devices=2", *SIZE, "benchmark.loops=3",
-        "benchmark.pictures=80", "pipeline.feeders=3", "output_dir=out",
+        "benchmark.pictures=80", "pipeline.readers=3", "output_dir=out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -134,7 +134,7 @@ def test_the_host_alone_needs_neither_ray_nor_a_model(compose, tmp_path, monkeyp
     monkeypatch.setattr(cluster, "session", lambda *_: pytest.fail("Ray was started"))
     code, results = run(
         compose, tmp_path, "benchmark.parts=[host]", "model=centerface_pytorch",
-        "benchmark.feeders=[2,1]", "benchmark.pictures=5",
+        "benchmark.readers=[2,1]", "benchmark.pictures=5",
     )  # fmt: skip
     assert code == 0
     assert [rate["feeders"] for rate in results["benchmark"]["host"]] == [2, 1]
@@ -220,15 +220,15 @@ def test_a_sweep_of_benchmarks(command, tmp_path):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("benchmark.loops=0", "benchmark.loops=0: must be from 1"),
-        ("benchmark.parts=[hots]", "benchmark.parts=hots: choose one of inference, host"),
+        ("benchmark.loops=0", "benchmark.loops=0: must be a whole number from 1"),
+        ("benchmark.parts=[hots]", "each value inference, host or end_to_end"),
         ("benchmark.parts=[]", "benchmark.parts: must not be empty"),
-        ("benchmark.feeders=[1,0]", "benchmark.feeders=[1, 0]: a list must hold whole numbers"),
-        ("benchmark.feeders=[]", "benchmark.feeders=[]: a list must hold whole numbers"),
-        ("benchmark.feeders=0", "benchmark.feeders=0: must be from 1"),
-        ("benchmark.feeders=many", "must be a number, a list or auto"),
-        ("benchmark.pictures=0", "benchmark.pictures=0: must be from 1"),
-        ("benchmark.input=ones", "choose one of zeros, random"),
+        ("benchmark.readers=[1,0]", "each value a whole number from 1 to 1024"),
+        ("benchmark.readers=[]", "benchmark.readers=[]: must be auto"),
+        ("benchmark.readers=0", "benchmark.readers=0: must be auto, a whole number from 1"),
+        ("benchmark.readers=many", "auto, a whole number from 1 to 1024 or a list"),
+        ("benchmark.pictures=0", "benchmark.pictures=0: must be a whole number from 1"),
+        ("benchmark.input=ones", "benchmark.input=ones: must be zeros or random"),
     ],
 )
 def test_settings_out_of_range(compose, override, words):
@@ -239,7 +239,7 @@ def test_settings_out_of_range(compose, override, words):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("benchmark.loops=0", "benchmark.loops=0: must be from 1"),
+        ("benchmark.loops=0", "benchmark.loops=0: must be a whole number from 1"),
         ("benchmark.parts=host", "benchmark.parts=host: must be a list"),
         ("eval.gate=true", "eval.gate: job=benchmark computes no AP"),
     ],
@@ -272,12 +272,12 @@ def test_an_interrupted_benchmark_leaves_no_scratch(compose, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("overrides", "kind", "feeders"),
     [
-        (("pipeline.feeders=auto", "devices=4"), "npu", None),
-        (("pipeline.feeders=3", "devices=auto"), "npu", None),
-        (("pipeline.feeders=3", "devices=auto"), "cpu", 6),
-        (("pipeline.feeders=3", "devices=4"), "npu", 12),
-        (("pipeline.feeders=3", "devices=[0,5]"), "npu", 6),
-        (("pipeline.feeders=1024", "devices=2"), "npu", 1024),
+        (("pipeline.readers=auto", "devices=4"), "npu", None),
+        (("pipeline.readers=3", "devices=auto"), "npu", None),
+        (("pipeline.readers=3", "devices=auto"), "cpu", 6),
+        (("pipeline.readers=3", "devices=4"), "npu", 12),
+        (("pipeline.readers=3", "devices=[0,5]"), "npu", 6),
+        (("pipeline.readers=1024", "devices=2"), "npu", 1024),
     ],
 )
 def test_the_feeders_of_a_run(compose, overrides, kind, feeders):

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cfdist import inputs
+from cfdist.command.phases import Phases
 from cfdist.detections import Detections, from_arrow
 from cfdist.distributed.device import DeviceReport
 from cfdist.distributed.journal import Journal
@@ -20,7 +21,6 @@ from cfdist.distributed.reducer import Evaluation
 from cfdist.distributed.run import Outcome, Timeline
 from cfdist.errors import UserError
 from cfdist.inputs import SAMPLE_FOLDER
-from cfdist.phases import Phases
 from cfdist.run_folder import JOURNAL
 from cfdist.widerface.ground_truth import load_ground_truth
 from cfdist.widerface.manifest import Manifest, WorkItem
