@@ -26,10 +26,10 @@ from statistics import median
 import cv2
 import numpy as np
 import onnx
+from cfdist.backends.openvino_graph import compile_network
 from common import arguments_for, data_set, picture_paths, plain_warp, product
 
 from cfdist.backends.onnx_file import load_onnx
-from cfdist.backends.openvino_graph import compile_network
 from cfdist.config import compose
 from cfdist.decode import HeadMaps, decode_boxes, nms, select_peaks
 from cfdist.inputs import model_spec

@@ -63,7 +63,7 @@ def find_model(config: Config, folder: Path | None = None) -> BackendModel:
     Raises:
         UserError: the backend cannot run the model.
     """
-    name, options = config.backend.name, config.backend.as_dict()
+    name, options = config.backend.name, config.backend.model_dump()
     begun = begun_identity(folder / JOURNAL) if folder and name == backends.AUTO else None
     if begun:
         name = begun.backend
@@ -83,7 +83,7 @@ def model_of_file(config: Config, backend: str, file: str) -> BackendModel:
     Raises:
         UserError: the backend cannot run the file.
     """
-    options = config.backend.as_dict()
+    options = config.backend.model_dump()
     model = BackendModel(backends.resolve(backend), model_spec(config.model, file), options)
     model.check()
     return model

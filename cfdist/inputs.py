@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from cfdist.config import DatasetConfig
+from cfdist.config.installation import CHECKOUT
 from cfdist.errors import UserError
 from cfdist.sample import SAMPLE_VERSION, ensure_sample
 from cfdist.widerface.ground_truth import GroundTruth, load_ground_truth
@@ -14,10 +15,9 @@ from cfdist.widerface.manifest import Manifest, build_manifest
 
 
 def _cache_folder() -> Path:
-    """The checkout's own cache; the user's where the checkout cannot be written to."""
-    checkout = Path(__file__).resolve().parent.parent
-    if (checkout / ".cache").is_dir() or os.access(checkout, os.W_OK):
-        return checkout / ".cache"
+    """The checkout's own cache; the user's if there is no checkout, or none to write to."""
+    if CHECKOUT and ((CHECKOUT / ".cache").is_dir() or os.access(CHECKOUT, os.W_OK)):
+        return CHECKOUT / ".cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cfdist"
 
 

@@ -15,8 +15,8 @@ from cfdist.distributed.rounds import EvaluationReport, EvaluationTask, evaluate
 from cfdist.distributed.work import item_work
 from cfdist.errors import UserError
 from cfdist.machine import available_cores
-from cfdist.phases import Phases
 from cfdist.report import screen
+from cfdist.report.phases import Phases
 from cfdist.throughput import host, tables
 from cfdist.throughput.device import loop_devices
 from cfdist.throughput.loops import LoopReport

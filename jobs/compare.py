@@ -50,7 +50,7 @@ def main(config: Config, output: Path, started: float) -> int:
         failures=sorted(tally.failures.items()),
         seconds=phase_seconds(started, ready, ran, time.time()),
         batch=models[0].spec.batch,
-        config=config.as_dict(),
+        config=config.model_dump(),
         extra={"comparison": comparison},
     )
     print_comparison(comparison)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from cfdist import inputs
+from cfdist import execution
 from cfdist.ascend import atc
 from cfdist.ascend.npu_smi import soc_version
 from cfdist.backends.onnx_file import load_onnx
@@ -22,7 +22,7 @@ from cfdist.report.results import Results, phase_seconds
 
 def main(config: Config, output: Path, started: float) -> int:
     """Convert, show; returns the exit code."""
-    spec = inputs.model_spec(config.model)
+    spec = execution.model_spec(config.model)
     folder = Path(config.convert.output).expanduser()
     model = atc_model(config, spec, folder)
     ready = time.time()
@@ -45,7 +45,7 @@ def main(config: Config, output: Path, started: float) -> int:
         failures=[],
         seconds=phase_seconds(started, ready, ended),
         model={"path": str(spec.path), "sha256": spec.sha256},
-        config=asdict(config),
+        config=config.model_dump(),
         extra={"convert": [asdict(result) | {"om": str(result.om)} for result in made]},
     )
     results.write(output)

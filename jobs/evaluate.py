@@ -10,9 +10,9 @@ from cfdist.config import Config
 from cfdist.distributed.journal import check_identity
 from cfdist.files import JOURNAL, PARQUET, PREDICTIONS
 from cfdist.machine import reset_peak_memory
-from cfdist.phases import Phases
 from cfdist.report import gate, screen
 from cfdist.report.evaluation import evaluation_results
+from cfdist.report.phases import Phases
 
 
 def main(config: Config, output: Path, started: float) -> int:

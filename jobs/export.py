@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cfdist import backends, inputs
+from cfdist import backends, execution, inputs
 from cfdist.config import Config
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
@@ -26,7 +25,7 @@ def main(config: Config, output: Path, started: float) -> int:
     from cfdist.backends.torch import load_spec_network
     from cfdist.network.export import ExportSettings, export_onnx
 
-    spec = inputs.model_spec(config.model, config.model.checkpoint)
+    spec = execution.model_spec(config.model, config.model.checkpoint)
     network = load_spec_network(spec)
     target = Path(config.export.output or output / "CenterFace.onnx").expanduser()
     if target.resolve() == spec.path:
@@ -50,7 +49,7 @@ def main(config: Config, output: Path, started: float) -> int:
         failures=[],
         seconds=phase_seconds(started, ready, ended),
         model={"path": str(spec.path), "sha256": spec.sha256},
-        config=asdict(config),
+        config=config.model_dump(),
         extra={
             "export": {
                 "path": str(report.path),

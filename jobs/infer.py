@@ -69,7 +69,7 @@ def main(config: Config, output: Path, started: float) -> int:
         model={"path": str(model.spec.path), "sha256": model.spec.sha256},
         backend="ais_bench" if config.infer.cli else model.backend,
         batch=model.spec.batch,
-        config=config.as_dict(),
+        config=config.model_dump(),
         notes=["job=postprocess makes prediction files of these"],
     )
     path = results.write(output)

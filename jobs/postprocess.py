@@ -60,7 +60,7 @@ def main(config: Config, output: Path, started: float) -> int:
         done=len(manifest.items) - len(failures),
         failures=sorted(failures),
         seconds=phase_seconds(started, ready, ended),
-        config=config.as_dict(),
+        config=config.model_dump(),
         notes=notes,
     )
     path = results.write(output)

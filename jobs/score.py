@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from cfdist import inputs
@@ -51,7 +50,7 @@ def main(config: Config, output: Path, started: float) -> int:
         done=len(files),
         failures=[(id, "no prediction file") for id in missing],
         seconds=phase_seconds(started, ready, read, ended),
-        config=asdict(config),
+        config=config.model_dump(),
         notes=notes,
         expected=gate.expected(config, ap),
     )

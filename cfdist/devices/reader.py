@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -82,6 +83,7 @@ class Reader:
         cv2.setNumThreads(1)
         sys.setswitchinterval(SWITCH_SECONDS)
         self.decoded = 0
+        self._lock = threading.Lock()
         self._thread_count = threads
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="reader")
         self._buffers: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
@@ -126,10 +128,11 @@ class Reader:
         wait(workers)
         for worker in workers:
             worker.result()
-        self.decoded += sum(
-            isinstance(source, WorkItem) and not isinstance(outcome, str)
-            for source, outcome in zip(sources, outcomes, strict=True)
-        )
+        with self._lock:
+            self.decoded += sum(
+                isinstance(source, WorkItem) and not isinstance(outcome, str)
+                for source, outcome in zip(sources, outcomes, strict=True)
+            )
         return outcomes
 
     def close(self) -> None:

@@ -10,8 +10,8 @@ from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
 from cfdist.execution import PictureSupply
 from cfdist.files import LOG
 from cfdist.machine import peak_memory
-from cfdist.phases import START_UP, Phases
 from cfdist.report import gate
+from cfdist.report.phases import START_UP, Phases
 from cfdist.report.results import Results, chosen_first, device_entry
 from cfdist.widerface.manifest import Manifest
 
@@ -66,7 +66,7 @@ def evaluation_results(
         batch=model.spec.batch,
         fingerprint=task.identity.fingerprint,
         passes=manifest.passes,
-        config=config.as_dict(),
+        config=config.model_dump(),
         simulated=model.is_simulated,
         notes=_notes(config, task, report, supply),
         extra={

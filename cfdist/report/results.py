@@ -15,11 +15,9 @@ import numpy as np
 import cfdist
 from cfdist.devices.base import DeviceReport
 from cfdist.files import RESULTS, write_text
+from cfdist.report.exit_codes import ExitCode
 
 SCHEMA_VERSION = 1
-EXIT_PICTURES_FAILED = 3
-EXIT_PAST_TOLERANCE = 4
-EXIT_GATE_MISSED = 5
 
 # Distributions whose versions can change a figure.
 _DISTRIBUTIONS = (
@@ -123,12 +121,12 @@ def verdict(content: dict[str, Any]) -> tuple[int, str | None]:
     """The exit code of a run with this content of `results.json`, and why it is not 0."""
     expected, comparison = content["expected"], content.get("comparison")
     if expected and not expected["met"] and content["config"]["eval"]["gate"]:
-        return EXIT_GATE_MISSED, "the AP misses model.expected"
+        return ExitCode.GATE_MISSED, "the AP misses model.expected"
     if comparison and not comparison["within_tolerance"]:
-        return EXIT_PAST_TOLERANCE, "the models are too far apart"
+        return ExitCode.PAST_TOLERANCE, "the models are too far apart"
     if content["failures"]:
         first = content["failures"][0]
-        return EXIT_PICTURES_FAILED, (
+        return ExitCode.PICTURES_FAILED, (
             f"{len(content['failures'])} of {content['pictures']['total']} pictures failed; the "
             f"first, {first['picture']}: {first['reason']}"
         )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cfdist.distributed.plan import DevicePlan
     from cfdist.distributed.rounds import Listener
     from cfdist.network.export import ExportReport
-    from cfdist.phases import Phases
+    from cfdist.report.phases import Phases
     from cfdist.widerface.manifest import Manifest
 
 PROTOCOL_TITLES = {

@@ -10,10 +10,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from cfdist import cli
+from cfdist.command import cli
+from cfdist.command.run_folder import claim_sweep, read_results
 from cfdist.distributed import session
 from cfdist.errors import UserError
-from cfdist.run_folder import claim_sweep, read_results
+from cfdist.report.exit_codes import ExitCode
 from cfdist.sweep.runs import RunSummary, summarise_run
 
 
@@ -34,7 +35,7 @@ class SweepSummary(Callback):
             reason = str(error)
             if isinstance(error, OSError):
                 reason = cli.os_reason(error, config.output_dir)
-            raise SystemExit(cli.fail(cli.EXIT_BAD_INPUT, reason)) from None
+            raise SystemExit(cli.fail(ExitCode.BAD_INPUT, reason)) from None
         session.share_sessions()
         cli.held.callback(session.close_shared_session)
 
@@ -55,7 +56,7 @@ class SweepSummary(Callback):
                 f"internal error: no summary of the sweep: {type(error).__name__}: {reason}; the "
                 f"results of its runs are in {folder}"
             )
-            raise SystemExit(cli.fail(cli.EXIT_INTERNAL, message)) from error
+            raise SystemExit(cli.fail(ExitCode.INTERNAL, message)) from error
 
 
 def finished_runs() -> list[RunSummary]:

@@ -11,8 +11,8 @@ from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
 from cfdist.distributed.work import item_work
 from cfdist.execution import PictureSupply
-from cfdist.phases import START_UP, Phases
 from cfdist.report.evaluation import evaluation_results, preset_notes, replacement_notes
+from cfdist.report.phases import START_UP, Phases
 from cfdist.report.results import Results, batch_statistics
 from cfdist.throughput.bound import find_bound
 from cfdist.throughput.host import HostFigures
@@ -86,7 +86,7 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
         batch=model.spec.batch if model else None,
         simulated=is_simulated,
         fingerprint=whole.fingerprint if whole else None,
-        config=config.as_dict(),
+        config=config.model_dump(),
         notes=(preset_notes(config) if is_simulated else []) + _notes(config, figures),
         extra={
             **(whole.extra if whole else {}),

@@ -30,7 +30,7 @@ def assert_refused(result, *words: str) -> None:
     [
         (["devices=0"], ["devices=0", "from 1"]),
         (["devices=null"], ["devices=null", "number or auto"]),
-        (["pipeline.feeders=null"], ["pipeline.feeders=null"]),
+        (["pipeline.readers=null"], ["pipeline.readers=null"]),
         (["model.std=[1,0,1]"], ["model.std", "above 0"]),
         (["--devices", "2"], ["--devices", "no such option"]),
         (["output_dir="], ["output_dir", "must not be empty"]),
@@ -51,7 +51,7 @@ def assert_refused(result, *words: str) -> None:
         (["model.convention=other"], ["choose one of centerface, centerface_pytorch"]),
         (["backend=tensorrt"], ["backend=tensorrt", "no such choice", "openvino"]),
         (["backend.streams=0"], ["backend.streams=0"]),
-        (["pipeline.feeders=0"], ["pipeline.feeders=0", "from 1"]),
+        (["pipeline.readers=0"], ["pipeline.readers=0", "from 1"]),
         (["eval=strict"], ["eval=strict", "guide, official"]),
         (["eval=null"], ["eval=null", "no such choice", "guide, official"]),
         (["dataset=null"], ["dataset=null", "no such choice", "sample, wider_val"]),
@@ -138,7 +138,7 @@ def test_a_stranger_s_folder_is_left_alone(command, tmp_path):
 
 
 def test_a_folder_in_use_is_refused(command, tmp_path):
-    from cfdist.run_folder import claim
+    from cfdist.command.run_folder import claim
 
     with claim(tmp_path / "busy", "job: evaluate"):
         assert_refused(command("output_dir=busy"), "another run is using it")

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from cfdist import inputs
+from cfdist import execution, inputs
 from cfdist.detections import Detections, from_arrow
 from cfdist.distributed.journal import Journal
 from cfdist.errors import UserError
@@ -216,13 +216,11 @@ def test_passes_count_for_the_rate_and_pictures_for_the_rest(
 def test_an_unfinished_run_goes_on_with_its_number_of_passes_only(compose, tmp_path):
     config = compose("dataset.limit=3")
     manifest = inputs.find_pictures(config.dataset, inputs.find_ground_truth(config.dataset))
-    spec = inputs.spec_for_backend(config.model, "openvino")
-    once, thrice = (
-        inputs.run_fingerprint(spec, manifest.repeated(passes), "openvino") for passes in (1, 3)
-    )
-    assert once == inputs.run_fingerprint(spec, manifest, "openvino")
+    model = execution.find_model(compose("backend=openvino"))
+    once, thrice = (execution.run_identity(model, manifest.repeated(passes)) for passes in (1, 3))
+    assert once == execution.run_identity(model, manifest)
     for there, repeat in ((once, 3), (thrice, 1), (thrice, 2)):
-        folder = tmp_path / f"{there[:8]}-{repeat}"
+        folder = tmp_path / f"{there.fingerprint[:8]}-{repeat}"
         Journal(folder / JOURNAL, there)
         overrides = ("dataset.limit=3", "backend=openvino", f"dataset.repeat={repeat}")
         with pytest.raises(UserError, match="holds an unfinished run of other settings"):

@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import pytest
 
-from cfdist.run_folder import SWEEP_FILES, read_results
+from cfdist.command.run_folder import SWEEP_FILES, read_results
 from tests.conftest import PROJECT
 
 SIMULATED = ("backend=simulated", "cluster.dashboard=false", "output_dir=out")

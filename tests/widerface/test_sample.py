@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 import pytest
 import scipy.io
-
-from cfdist.errors import UserError
-from cfdist.widerface import sample, sample_photo
 from cfdist.widerface.sample import ensure_sample
 from cfdist.widerface.sample_drawing import encode_jpeg
 from cfdist.widerface.sample_scenes import DIFFICULTY_HEIGHTS, SCENES, Scene, render_picture
+
+from cfdist.errors import UserError
+from cfdist.widerface import sample, sample_photo
 
 MATS = ["face", "easy", "medium", "hard"]
 FEW = (

@@ -5,9 +5,6 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from cfdist.widerface.sample_people import (
     Cover,
     Look,
@@ -20,6 +17,8 @@ from cfdist.widerface.sample_people import (
     person_affine,
 )
 from cfdist.widerface.sample_photo import FACE_BOX, cutout
+from hypothesis import given
+from hypothesis import strategies as st
 
 looks = st.builds(Look, mirrored=st.booleans(), angle=st.floats(-60, 60), stretch=st.floats(0.5, 2))
 

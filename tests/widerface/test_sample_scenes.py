@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-
-from cfdist.widerface import sample_scenes
 from cfdist.widerface.sample_photo import FACE_BOX
 from cfdist.widerface.sample_scenes import DIFFICULTY_HEIGHTS, SCENES, Faces
+
+from cfdist.widerface import sample_scenes
 
 
 def test_a_face_mostly_outside_is_boxed_but_not_counted() -> None:

@@ -9,8 +9,8 @@ import os
 import pytest
 
 from cfdist import run_folder
+from cfdist.command.run_folder import claim, claim_sweep, finished_results
 from cfdist.errors import UserError
-from cfdist.run_folder import claim, claim_sweep, finished_results
 
 
 def names(folder) -> set[str]:

@@ -10,11 +10,12 @@ import pytest
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from cfdist import cli
+from cfdist.command import cli
+from cfdist.report.exit_codes import ExitCode
 
 
 @pytest.fixture
-def run_third(monkeypatch, tmp_path):
+def run_member(monkeypatch, tmp_path):
     """Runs number 3 of a sweep, whose job raises an error; gives its outcome."""
     hydra = SimpleNamespace(
         mode=RunMode.MULTIRUN, job=SimpleNamespace(num=3), overrides=SimpleNamespace(task=["a=1"])
@@ -23,7 +24,7 @@ def run_third(monkeypatch, tmp_path):
     monkeypatch.setattr(cli.config, "load", lambda composed: composed)
     monkeypatch.setattr(cli, "outcomes", [])
 
-    def run(error: BaseException) -> cli.Outcome:
+    def run(error: BaseException) -> cli.JobOutcome:
         def break_down(*_):
             raise error
 
@@ -39,30 +40,24 @@ FULL = os.strerror(errno.ENOSPC)
 
 
 @pytest.mark.parametrize("file", [None, "/disk/run.log"])
-def test_a_file_that_cannot_be_used_is_bad_input(run_third, capsys, tmp_path, file):
-    outcome = run_third(OSError(errno.ENOSPC, FULL, file))
-    assert (outcome.number, outcome.exit_code) == (3, cli.EXIT_BAD_INPUT)
+def test_a_file_that_cannot_be_used_is_bad_input(run_member, capsys, tmp_path, file):
+    outcome = run_member(OSError(errno.ENOSPC, FULL, file))
+    assert (outcome.number, outcome.exit_code) == (3, ExitCode.BAD_INPUT)
     where = file or f"output_dir={tmp_path / '3'}"
     assert outcome.reason.startswith(f"{where}: {FULL}; ")
     assert capsys.readouterr().err == f"cfdist: {outcome.reason}\n"
 
 
-def test_any_other_error_is_internal_and_shows_its_traceback(run_third, capsys):
-    outcome = run_third(KeyError("expected"))
-    assert outcome.exit_code == cli.EXIT_INTERNAL
+def test_any_other_error_is_internal_and_shows_its_traceback(run_member, capsys):
+    outcome = run_member(KeyError("expected"))
+    assert outcome.exit_code == ExitCode.INTERNAL
     assert outcome.reason == "internal error: KeyError: 'expected'"
     shown = capsys.readouterr().err
     assert "Traceback" in shown
     assert shown.endswith(f"cfdist: {outcome.reason}\n")
 
 
-def test_an_interruption_ends_the_sweep(run_third):
+def test_an_interruption_ends_the_sweep(run_member):
     with pytest.raises(KeyboardInterrupt):
-        run_third(KeyboardInterrupt())
+        run_member(KeyboardInterrupt())
     assert cli.outcomes == []
-
-
-def test_the_option_for_a_sweep_may_stand_anywhere():
-    settings = ["model.batch=1,2", "devices=2"]
-    assert cli.prepare_arguments([settings[0], "-m", settings[1]]) == ["-m", *settings]
-    assert cli.prepare_arguments([*settings, "--multirun"]) == ["--multirun", *settings]

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cfdist.phases import Phases
+from cfdist.report.phases import Phases
 
 
 def test_phases_follow_each_other_without_a_gap():

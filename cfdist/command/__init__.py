@@ -1,0 +1,1 @@
+"""What surrounds a job: from the command line to an exit code."""

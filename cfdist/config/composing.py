@@ -1,0 +1,69 @@
+"""From `conf/` and the command line to a checked configuration."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, cast
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+from pydantic import ValidationError
+
+from cfdist.config.help import help_text
+from cfdist.config.installation import CONFIG_FOLDER
+from cfdist.config.messages import allowed, refused_value
+from cfdist.config.schema import IS_PATH, Config, all_fields, default_values
+from cfdist.errors import UserError
+
+
+def load(composed: DictConfig) -> Config:
+    """The composed configuration, every value checked.
+
+    Raises:
+        UserError: a key is unknown, or a value is missing or not allowed.
+    """
+    if missing := sorted(OmegaConf.missing_keys(composed)):
+        raise UserError(f"{missing[0]}: no value given; add {missing[0]}=... to the command")
+    values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(refused_value(error, values)) from None
+
+
+def compose(*overrides: str) -> Config:
+    """The configuration of a command line, for programs and tests."""
+    register()
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        return load(hydra_compose("config", list(overrides)))
+
+
+def register() -> None:
+    """Make the defaults, the help page and the resolvers known to Hydra."""
+    resolvers = {
+        # Two runs that start in the same second get folders of their own.
+        "process_id": os.getpid,
+        "absolute": lambda path: str(Path(path).expanduser().absolute()),
+        # Hydra resolves it only for --help, and takes $ for one of its own variables.
+        "help_page": lambda: help_text().replace("$", "$$"),
+    }
+    for name, resolver in resolvers.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    store = ConfigStore.instance()
+    store.store(name="schema", node=default_values())
+    page = {"app_name": "cfdist", "header": "", "footer": "", "template": "${help_page:}"}
+    store.store(group="hydra/help", name="cfdist", node=page)
+
+
+def group_choices(group: str) -> list[str]:
+    """The names that a group of `conf/` has, such as "model"; none where it is no group."""
+    folders = [path for path in CONFIG_FOLDER.iterdir() if path.name == group]
+    return sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
+
+
+def path_keys() -> set[str]:
+    """The keys whose values are paths."""
+    return {key for key, field in all_fields() if IS_PATH.text in allowed(field)}

@@ -1,0 +1,124 @@
+"""What a person is told of settings that do not fit: one line, with what to do."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from cfdist.config.installation import COMMAND
+from cfdist.config.schema import Says, all_fields
+
+SEE_HELP = f"`{COMMAND} --help` explains every key"
+_NOT_KEY_VALUE = f"not of the form key=value; {SEE_HELP}"
+_SEVERAL = "several values; for a run of each add -m, for a list write [a,b]"
+_LIST = "a list"
+
+
+def refused_value(error: ValidationError, values: dict[str, Any]) -> str:
+    """The first thing that is wrong with composed settings: the key, its value, what it may be."""
+    problem = error.errors(include_url=False)[0]
+    key, value, fields = "", values, dict(all_fields())
+    for place in problem["loc"]:  # behind a key follow indices of lists and choices of unions
+        if key in fields or not isinstance(value, dict):
+            break
+        key, value = f"{key}.{place}".lstrip("."), value[str(place)]
+    if key not in fields and problem["type"] == "extra_forbidden":
+        return no_such_key(key)
+    if key not in fields:
+        inner = next(name for name in fields if name.startswith(f"{key}."))
+        return f"{key}={shown(value)}: holds further keys; set these, such as {inner}=..."
+    if value in ("", []) and problem["type"].endswith("too_short"):
+        return f"{key}: must not be empty"
+    return f"{key}={shown(value)}: must be {allowed(fields[key])}"
+
+
+def allowed(field: FieldInfo) -> str:
+    """What a key's value may be, such as "a whole number from 1 to 1024 or null"."""
+    *others, last = sorted(_options(field), key=lambda option: option.startswith(_LIST))
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _options(field: FieldInfo) -> list[str]:
+    """The possibilities that a value has, in words."""
+    kind, rules = field.annotation, field.metadata
+    inner = get_args(kind)
+    for rule in rules:
+        if isinstance(rule, Says):
+            return [rule.text]
+    if get_origin(kind) in (Union, UnionType):
+        return [option for one in inner for option in _options(FieldInfo.from_annotation(one))]
+    if get_origin(kind) is Literal:
+        return [str(choice) for choice in inner]
+    if kind in (int, float):
+        return [_number(kind, rules)]
+    if get_origin(kind) is list:
+        length = _limit(rules, "max_length")
+        name = f"{_LIST} of {length} values" if length else _LIST
+        return [f"{name} in brackets, each value {allowed(FieldInfo.from_annotation(inner[0]))}"]
+    return {bool: ["true", "false"], NoneType: ["null"], str: ["text"]}[kind]
+
+
+def _number(kind: type, rules: Iterable[Any]) -> str:
+    low, high, above = (_limit(rules, name) for name in ("ge", "le", "gt"))
+    name = "a whole number" if kind is int else "a finite number" if high is None else "a number"
+    if factor := _limit(rules, "multiple_of"):
+        name = f"a multiple of {factor}"
+    if above is not None:
+        return f"{name} above {above}"
+    if low is not None:
+        return f"{name} from {low} {'up' if high is None else f'to {high}'}"
+    return name
+
+
+def _limit(rules: Iterable[Any], name: str) -> Any:
+    """A limit that the rules of a type set, such as "ge"; `None` where they do not."""
+    return next((getattr(rule, name) for rule in rules if hasattr(rule, name)), None)
+
+
+def shown(value: Any) -> str:
+    """A value as a person writes it on the command line: null, true, [a, b]."""
+    if isinstance(value, str | float):
+        return str(value)
+    return json.dumps(value, ensure_ascii=False).replace('"', "")
+
+
+def one_line(error: HydraException | OmegaConfBaseException) -> str:
+    """A Hydra or OmegaConf error as one line: what, where, and what to do."""
+    message = " ".join(str(error).split())
+    if found := re.search(
+        r"Could not find '([^']+)' Available options in '[^']+': (.*?) Config ", message
+    ):
+        group, _, choice = found[1].rpartition("/")
+        return no_such_choice(group, choice, found[2].split())
+    if found := re.search(r"Could not override '([^']+)'", message):
+        # In a mapping as value it is a key inside that does not exist.
+        inner = re.search(rf"full_key: ({re.escape(found[1])}\.\S+)", str(error.__cause__))
+        return no_such_key(inner[1] if inner else found[1])
+    if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)' ", message):
+        return f"{found[1]}: {_SEVERAL}"
+    if found := re.match(r"Error parsing override '(.*?)'|LexerNoViable\w+: (.*?) \^", message):
+        return f"{found[1] or found[2]}: {_NOT_KEY_VALUE}"
+    if found := re.match(r"(.*) full_key: (\S+)", message):
+        return f"{found[2]}: {found[1]}; {SEE_HELP}"
+    return f"{message}; {SEE_HELP}"
+
+
+def no_such_choice(group: str, choice: str, choices: Iterable[str]) -> str:
+    """What a person is told of a choice that a group does not have."""
+    return f"{group}={choice}: no such choice; there are {', '.join(choices)}"
+
+
+def no_such_key(key: str) -> str:
+    """What a person is told of a key that does not exist."""
+    close = difflib.get_close_matches(key, [name for name, _ in all_fields()], n=1)
+    hint = f"did you mean {close[0]}?" if close else SEE_HELP
+    return f"{key}: no such key; {hint}"

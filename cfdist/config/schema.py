@@ -1,0 +1,391 @@
+"""The schema of the configuration: every key with its type, its range and what it means.
+
+Hydra composes `conf/` and the command line into plain values, these pydantic models check them,
+and the text below each key is what `--help` prints. Jobs read a `Config`; nothing below them does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.fields import FieldInfo
+
+MAX_DEVICES = 1024
+
+
+@dataclass(frozen=True)
+class Says:
+    """What a value must be, where its type does not say it."""
+
+    text: str
+
+
+IS_PATH = Says("a path")  # the command line quotes such a value
+
+
+def _from_text(value: object) -> object:
+    """The number that a text holds, such as an environment variable's; others as they are."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _different(numbers: list[int]) -> list[int]:
+    if len(set(numbers)) != len(numbers):
+        raise ValueError("the same number twice")
+    return numbers
+
+
+def _word(value: object) -> object:
+    """Hydra reads the words nan and inf as numbers."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+PathText = Annotated[str, IS_PATH]
+Strict = Field(strict=True)  # true is no number, 1 is not true, 4.0 is not 4
+Whole = Annotated[int, Strict, BeforeValidator(_from_text)]
+Positive = Annotated[Whole, Field(ge=1)]
+UpToMillion = Annotated[Whole, Field(ge=1, le=1_000_000)]
+PixelCount = Annotated[Whole, Field(ge=32, multiple_of=32)]
+Real = Annotated[float, Strict, BeforeValidator(_from_text), Field(allow_inf_nan=False)]
+PositiveReal = Annotated[Real, Field(gt=0)]
+Fraction = Annotated[Real, Field(ge=0, le=1)]
+Threads = Annotated[int, Strict, Field(ge=1, le=1024)]
+StrictBool = Annotated[bool, Strict]
+DeviceList = Annotated[
+    list[Annotated[int, Strict, Field(ge=0)]],
+    Field(min_length=1, max_length=MAX_DEVICES),
+    AfterValidator(_different),
+    Says(f"a list of different device numbers (0 and up, at most {MAX_DEVICES})"),
+]
+Protocol = Literal["official", "guide"]
+InputKind = Literal["f32", "u8"]
+Job = Literal[
+    "evaluate",
+    "score",
+    "benchmark",
+    "export",
+    "convert",
+    "compare",
+    "preprocess",
+    "infer",
+    "postprocess",
+]
+JOBS: tuple[str, ...] = get_args(Job)
+
+
+class Section(BaseModel):
+    """Keys that belong together; one that is not among them is refused."""
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+
+
+class DatasetConfig(Section):
+    """Which pictures: `dataset=sample` or `dataset=wider_val`."""
+
+    name: str
+    """name in tables and results"""
+    kind: Literal["sample", "wider"]
+    """sample: the embedded set; wider: a folder in WIDER FACE's layout"""
+    root: PathText | None = None
+    """folder that holds images/<event>/<name>.jpg (WIDER_val); for the sample set: where to
+    generate it"""
+    ground_truth: PathText | None = None
+    """folder with wider_face_val.mat and wider_{easy,medium,hard}_val.mat"""
+    limit: Positive | None = None
+    """take only the first N pictures; null: all"""
+    repeat: Positive = 1
+    """job=evaluate, benchmark: passes over the pictures, for longer measurements"""
+
+
+class ExpectedConfig(Section):
+    """The AP that the model should have, for the table and for `eval.gate`."""
+
+    easy: Fraction | None = None
+    """expected AP of the easy faces, a fraction"""
+    medium: Fraction | None = None
+    """the same for medium"""
+    hard: Fraction | None = None
+    """the same for hard"""
+    protocol: Protocol = "official"
+    """the protocol of that AP"""
+    tolerance: Fraction = 0.002
+    """how far below it the measured AP may be"""
+
+
+class WeightsConfig(Section):
+    """The weights that a model comes with."""
+
+    path: PathText | None = None
+    """a file, or package://<package>/<file> inside an installed Python package"""
+    size: Positive | None = None
+    """its size in bytes; null: any"""
+    sha256: str | None = None
+    """its SHA-256; null: any"""
+
+
+class ModelConfig(Section):
+    """Which network: `model=centerface` (the authors' ONNX) or `model=centerface_pytorch`."""
+
+    name: str
+    """name in tables and results"""
+    path: PathText | None = None
+    """your own model file ({batch} in it stands for model.batch); null: the weights below"""
+    sha256: str | None = None
+    """expected SHA-256 of your own file; null: any"""
+    weights: WeightsConfig
+    checkpoint: PathText | None = None
+    """job=export, backend=torch: the .pth file"""
+    batch: Annotated[Whole, Field(ge=1, le=1024)] = 1
+    """pictures a batch"""
+    convention: Literal["centerface", "centerface_pytorch"]
+    """how head maps become boxes"""
+    outputs: list[str] | None = None
+    """names of the heat map, size, offset and landmark outputs; null: in the file's order"""
+    height: PixelCount = 800
+    """input rows, pixels, a multiple of 32"""
+    width: PixelCount = 800
+    """input columns, pixels, a multiple of 32"""
+    color: Literal["RGB", "BGR"]
+    """order of the channels that the network wants"""
+    scale: PositiveReal = 1.0
+    """what u8 values are multiplied with first"""
+    mean: Annotated[list[Real], Field(min_length=3, max_length=3)]
+    """subtracted after that, per channel in `color` order"""
+    std: Annotated[list[PositiveReal], Field(min_length=3, max_length=3)]
+    """divided by after that, per channel in `color` order"""
+    top_k: Annotated[Whole, Field(ge=1, le=10000)] = 200
+    """peaks kept a picture"""
+    nms: Fraction | None = None
+    """IoU threshold of the suppression after decoding; null: none"""
+    expected: ExpectedConfig
+
+
+class BackendConfig(Section):
+    """What runs the network: `backend=auto`, `openvino`, `onnxruntime`, `torch`, `om`.
+
+    Or nothing does: `backend=simulated`.
+    """
+
+    name: str
+    """auto: om where NPUs and ais_bench are, else openvino, else onnxruntime"""
+    streams: Literal["auto"] | Annotated[int, Strict, Field(ge=1)] = "auto"
+    """inferences a device takes at once; auto: as many as its threads and memory allow"""
+    precision: Literal["f32", "bf16"] = "f32"
+    """openvino: f32, or bf16 (faster where the processor has it, not the model's numbers)"""
+    providers: list[str] = ["CPUExecutionProvider"]
+    """onnxruntime: execution providers by falling preference"""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """torch: auto (CUDA where there is one), cpu or cuda"""
+    latency_ms: Annotated[Real, Field(ge=0, le=3_600_000)] | None = None
+    """simulated: milliseconds a batch, 0 is instant; null: the preset's"""
+    preset: Literal["310P3"] | None = None
+    """simulated: the chip whose published times are taken"""
+    fault: Annotated[Literal["nan", "inf", "inf_scores"] | None, BeforeValidator(_word)] = None
+    """simulated: what the devices give instead of head maps without a face, to try what a run
+    does"""
+    fault_device: Annotated[Whole, Field(ge=0)] | None = None
+    """simulated: the one device that is faulty; null: all"""
+
+
+class EvalConfig(Section):
+    """Which protocol comes first and how boxes are written: `eval=official` or `eval=guide`."""
+
+    protocol: Protocol
+    """official: IoU 0.5, boxes written and scored as the detector gives them; guide: IoU 0.4, boxes
+    and scores rounded as the CenterFace script does. Both IoUs are always computed"""
+    gate: bool = False
+    """exit code 5 where the AP misses model.expected"""
+
+
+class BenchmarkConfig(Section):
+    """`job=benchmark`: how fast the devices are, how fast the host, and both together."""
+
+    parts: Annotated[list[Literal["inference", "host", "end_to_end"]], Field(min_length=1)] = [
+        "inference",
+        "host",
+        "end_to_end",
+    ]
+    """which to run: inference, the model alone; host, reading the pictures alone; end_to_end, both,
+    as job=evaluate"""
+    loops: UpToMillion = 20
+    """inference: batches in each slot of a device, after a warm-up"""
+    input: Literal["zeros", "random"] = "zeros"
+    """inference: what the model is given"""
+    readers: Literal["auto"] | Threads | Annotated[list[Threads], Field(min_length=1)] = "auto"
+    """host: how many reader threads, a number or a list; auto: 1, 2, 4, ... as far as the cores go,
+    and as many as the run has"""
+    pictures: UpToMillion = 300
+    """host, end_to_end: the first N of the data set, which is repeated where it has fewer"""
+
+
+class ExportConfig(Section):
+    """`job=export`: a checkpoint to ONNX."""
+
+    output: PathText | None = None
+    """the ONNX file to write; null: <output_dir>/CenterFace.onnx"""
+    opset: Annotated[Whole, Field(ge=11, le=17)] = 11
+    """ONNX operator set; ATC of CANN 6 takes 11"""
+    input: InputKind = "f32"
+    """f32: normalised NCHW; u8: pictures as they are, NHWC BGR, normalised in the graph"""
+    peaks: bool = False
+    """pick the peaks inside the graph: K x 15 numbers a picture come out"""
+
+
+class ConvertConfig(Section):
+    """`job=convert`: ONNX (model.path) to OM, through ATC."""
+
+    output: PathText = "models"
+    """folder for the OM files"""
+    batches: Annotated[list[Positive], Field(min_length=1)] = [1, 4, 8, 16, 32]
+    """batch sizes, one OM each"""
+    soc_version: str | None = None
+    """the chip, Ascend310P3; null: asked from npu-smi"""
+    aipp: bool = False
+    """normalise on the chip: the OM takes u8 NHWC"""
+    log: Annotated[
+        Literal["debug", "info", "warning", "error", "null"],
+        BeforeValidator(lambda value: "null" if value is None else value),
+    ] = "error"
+    """ATC's log level"""
+    dry_run: bool = False
+    """only print the command lines"""
+
+
+class CompareConfig(Section):
+    """`job=compare`: past one of these, the exit code is 4."""
+
+    ap: Annotated[Real, Field(ge=0)] = 0.002
+    """how far the candidate's AP may be from the reference's"""
+    boxes: Fraction = 0.98
+    """share of the reference's boxes that the candidate must find again, at IoU 0.9"""
+    cosine: Annotated[Real, Field(ge=-1, le=1)] = 0.999
+    """least cosine similarity of each head's maps"""
+
+
+class PreprocessConfig(Section):
+    """Letterboxed pictures: where they are made and kept, and `job=preprocess`."""
+
+    where: Literal["auto", "device", "cluster"] = "auto"
+    """where pictures are read and letterboxed: device, beside the device that infers them; cluster,
+    on the CPUs of any node, by a stage of a Ray Dataset; auto: cluster where the cluster has nodes
+    whose CPUs no device uses, else device"""
+    cache: Literal["auto"] | StrictBool = "auto"
+    """materialise the letterboxed Dataset once and hand its blocks to every run of a sweep: auto
+    (where the object store holds it all), true (Ray spills what does not fit; also for the passes
+    of dataset.repeat) or false"""
+    output: PathText | None = None
+    """folder for the .bin files; null: <output_dir>/bins"""
+    input: InputKind = "f32"
+    """f32: normalised NCHW, as the guide; u8: NHWC BGR for an OM with AIPP"""
+
+
+class InferConfig(Section):
+    """`job=infer`: .bin files to output files, the guide's second step."""
+
+    input: PathText | None = None
+    """folder of .bin files, as job=preprocess leaves them"""
+    output: PathText | None = None
+    """folder that gets <name>/ and <name>_summary.json; null: <output_dir>"""
+    name: PathText | None = None
+    """folder of the output files; null: dumpout_bs<batch>"""
+    cli: bool = False
+    """call `python -m ais_bench` instead of a backend"""
+
+
+class PostprocessConfig(Section):
+    """`job=postprocess`: output files to WIDER FACE prediction files, the guide's last step."""
+
+    input: PathText | None = None
+    """folder of <name>_{0..3}.bin files, flat or sorted into event folders"""
+    output: PathText | None = None
+    """folder for the prediction files; null: <output_dir>/predictions"""
+
+
+class ClusterConfig(Section):
+    """Where Ray runs."""
+
+    address: str | None = None
+    """a running Ray cluster (auto, or host:port); null: one on this machine for this run"""
+    dashboard: Literal["auto"] | StrictBool = "auto"
+    """start Ray's dashboard with the run's own cluster, which takes about two seconds: true, false,
+    or auto: where the command runs in a terminal"""
+
+
+class PipelineConfig(Section):
+    """How each device gets its pictures."""
+
+    readers: Literal["auto"] | Threads = "auto"
+    """reader threads a device, which read, decode and letterbox pictures; auto: its share of the
+    cores"""
+
+
+class Config(Section):
+    """Every key that the command line takes as `key=value`."""
+
+    job: Job
+    """what to do"""
+    devices: Literal["auto"] | Annotated[int, Strict, Field(ge=1, le=MAX_DEVICES)] | DeviceList = (
+        "auto"
+    )
+    """device actors: a number, a list such as [0,1], or auto (every accelerator; on CPUs one for
+    each 8 cores)"""
+    output_dir: Annotated[PathText, Field(min_length=1)]
+    """folder for results.json, predictions and the run's log"""
+    predictions: PathText | None = None
+    """job=score: folder of WIDER prediction files, <event>/<name>.txt"""
+    reference: PathText | None = None
+    """job=compare: a model file, or <backend>:<file>; its suffix chooses the backend"""
+    candidate: PathText | None = None
+    """job=compare: the model to hold against it, in the same form"""
+    dataset: DatasetConfig
+    model: ModelConfig
+    backend: BackendConfig
+    eval: EvalConfig
+    benchmark: BenchmarkConfig
+    export: ExportConfig
+    convert: ConvertConfig
+    compare: CompareConfig
+    preprocess: PreprocessConfig
+    infer: InferConfig
+    postprocess: PostprocessConfig
+    cluster: ClusterConfig
+    pipeline: PipelineConfig
+
+
+def section_of(field: FieldInfo) -> type[Section] | None:
+    """The section that a field holds; `None` where it holds a value."""
+    kind = field.annotation
+    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+
+
+def all_fields(
+    section: type[Section] = Config, prefix: str = ""
+) -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of a section and of those inside it, "model.batch", with its field."""
+    for name, field in section.model_fields.items():
+        inner = section_of(field)
+        if inner is None:
+            yield prefix + name, field
+        else:
+            yield from all_fields(inner, f"{prefix}{name}.")
+
+
+def default_values(section: type[Section] = Config) -> dict[str, Any]:
+    """The section's defaults as Hydra composes on top of them; "???" where there is none."""
+    values: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        inner = section_of(field)
+        if inner is not None:
+            values[name] = default_values(inner)
+        else:
+            values[name] = "???" if field.is_required() else field.default
+    return values
