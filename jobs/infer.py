@@ -132,7 +132,7 @@ def _run_tool(config: Config, model: BackendModel, files: InputFiles, folder: Pa
 
 
 def _print_outcome(results: Results, run: Run, folder: Path) -> None:
-    line = f"outputs of {results.done} bins in {folder}"
+    line = f"{results.done} raw outputs in {folder}"
     if run.summary is not None:
         mean = run.summary["NPU_compute_time"]["mean"]
         line += f", {mean:.2f} ms a batch, {run.summary['throughput']:.1f} pictures/s by that"

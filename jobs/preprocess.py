@@ -37,8 +37,8 @@ def main(config: Config, output: Path, started: float) -> int:
 
     with session(config.cluster.address, config.cluster.dashboard) as dashboard:
         screen.console.print(
-            f"{total} pictures of dataset={config.dataset.name} to {config.preprocess.input} bins "
-            f"in {folder}",
+            f"{total} pictures of dataset={config.dataset.name} to {config.preprocess.input} input "
+            f"tensors in {folder}",
             markup=False,
         )
         screen.print_dashboard(dashboard)
@@ -48,7 +48,7 @@ def main(config: Config, output: Path, started: float) -> int:
 
     notes = []
     if resumed := total - len(missing):
-        notes.append(f"{resumed} bins were there already, of an earlier, interrupted run")
+        notes.append(f"{resumed} input tensors were there already, of an earlier, interrupted run")
     results = Results(
         job="preprocess",
         ap={},
@@ -61,7 +61,7 @@ def main(config: Config, output: Path, started: float) -> int:
     )
     path = results.write(output)
     screen.console.print(
-        f"{results.done} bins of {input_bytes(contract)} bytes in {folder}, "
+        f"{results.done} input tensors of {input_bytes(contract)} bytes in {folder}, "
         f"{len(missing) / max(ended - ready, 1e-9):.1f} a second",
         markup=False,
     )

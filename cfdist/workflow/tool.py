@@ -51,7 +51,7 @@ def check_for_tool(spec: ModelSpec, files: InputFiles, device: int, key: str) ->
     if (held.dtype, held.layout) != (contract.dtype, contract.layout):
         form = "f32" if contract.dtype == "float32" else "u8"
         raise UserError(
-            f"model {spec.path}: takes {contract.dtype} {contract.layout}, the bins hold "
+            f"model {spec.path}: takes {contract.dtype} {contract.layout}, the files hold "
             f"{held.dtype} {held.layout}; make them with job=preprocess preprocess.input={form}"
         )
 
@@ -83,7 +83,7 @@ def infer_with_tool(
     if len(failures) == len(files.items):
         raise UserError(
             f"python -m ais_bench left no usable files in {folder}; the first: {failures[0][1]}; "
-            "see whether the OM's input is what the bins hold"
+            "see whether the OM's input is what the files hold"
         )
     path = summary_path(folder)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None, failures

@@ -169,7 +169,7 @@ def test_an_interrupted_preprocess_goes_on(run, made, tmp_path):
     assert again.code == 0
     assert content(bins) == content(made.bins)
     assert kept.stat().st_mtime_ns == before
-    assert any("2 bins were there already" in note for note in again.notes)
+    assert any("2 input tensors were there already" in note for note in again.notes)
 
 
 def test_broken_pictures_are_listed_at_each_step(run, made, tmp_path):
@@ -454,7 +454,7 @@ def test_the_tool_is_not_given_what_it_would_misread(compose, run, made, tmp_pat
     run(preprocess, tmp_path / "u8", *made.overrides, "preprocess.input=u8")
     u8 = f"infer.input={tmp_path / 'u8' / 'bins'}"
     found = refused(infer, compose, out, *overrides, u8)
-    assert "takes float32 NCHW, the bins hold uint8 NHWC" in found
+    assert "takes float32 NCHW, the files hold uint8 NHWC" in found
     assert "preprocess.input=f32" in found
     found = refused(infer, compose, out, *overrides, u8, "model.batch=2")
     assert "made for batches of 4" in found
