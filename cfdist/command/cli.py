@@ -24,10 +24,9 @@ from cfdist.command.arguments import prepare_arguments
 from cfdist.command.run_folder import claim, finished_results
 from cfdist.config.installation import CONFIG_FOLDER, load_job
 from cfdist.distributed import session
-from cfdist.errors import TerminatedError, UserError, raise_terminated
+from cfdist.errors import ExitCode, TerminatedError, UserError, raise_terminated
 from cfdist.files import LOG
 from cfdist.machine import process_age
-from cfdist.report.exit_codes import ExitCode
 
 # Set by run.sh: when the command began, its installation left out.
 STARTED_VARIABLE = "CFDIST_STARTED"

@@ -9,7 +9,7 @@ import itertools
 from cfdist.config.installation import COMMAND
 from cfdist.config.messages import allowed, shown
 from cfdist.config.schema import Config, Section, section_of
-from cfdist.report.exit_codes import ExitCode
+from cfdist.errors import ExitCode
 
 _INTRODUCTION = """\
 cfdist: the WIDER FACE accuracy and the speed of CenterFace, on many devices at once

@@ -14,8 +14,8 @@ import numpy as np
 
 import cfdist
 from cfdist.devices.base import DeviceReport
+from cfdist.errors import ExitCode
 from cfdist.files import RESULTS, write_text
-from cfdist.report.exit_codes import ExitCode
 
 SCHEMA_VERSION = 1
 

@@ -13,8 +13,7 @@ from omegaconf import DictConfig
 from cfdist.command import cli
 from cfdist.command.run_folder import claim_sweep, read_results
 from cfdist.distributed import session
-from cfdist.errors import UserError
-from cfdist.report.exit_codes import ExitCode
+from cfdist.errors import ExitCode, UserError
 from cfdist.sweep.runs import RunSummary, summarise_run
 
 

@@ -11,7 +11,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from cfdist.command import cli
-from cfdist.report.exit_codes import ExitCode
+from cfdist.errors import ExitCode
 
 
 @pytest.fixture

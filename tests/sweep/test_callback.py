@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from cfdist.command import cli
-from cfdist.report.exit_codes import ExitCode
+from cfdist.errors import ExitCode
 from cfdist.sweep import callback
 from cfdist.sweep.callback import SweepSummary, overrides_by_key
 
