@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from cfdist import run_folder
+from cfdist.command import run_folder
 from cfdist.command.run_folder import claim, claim_sweep, finished_results
 from cfdist.errors import UserError
 

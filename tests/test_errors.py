@@ -1,0 +1,34 @@
+"""Bad input is one line; exit codes are numbers with a meaning."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from cfdist.errors import ExitCode, TerminatedError, UserError, raise_terminated
+
+
+def test_a_message_is_one_line():
+    assert str(UserError("first\n  second\tthird")) == "first second third"
+    assert str(pickle.loads(pickle.dumps(UserError("a b")))) == "a b"
+
+
+def test_sigterm_ends_as_an_interruption_does():
+    with pytest.raises(KeyboardInterrupt):
+        raise_terminated(15, None)
+    assert issubclass(TerminatedError, KeyboardInterrupt)
+
+
+def test_exit_codes_are_those_of_the_readme():
+    assert {code.name: int(code) for code in ExitCode} == {
+        "DONE": 0,
+        "INTERNAL": 1,
+        "BAD_INPUT": 2,
+        "PICTURES_FAILED": 3,
+        "PAST_TOLERANCE": 4,
+        "GATE_MISSED": 5,
+        "INTERRUPTED": 130,
+        "TERMINATED": 143,
+    }
+    assert all(code.meaning for code in ExitCode)

@@ -1,0 +1,49 @@
+"""From the configuration to the pictures and their ground truth."""
+
+from __future__ import annotations
+
+import pytest
+
+from cfdist import inputs
+from cfdist.errors import UserError
+
+
+def test_the_sample_set_is_found_without_any_folder(compose):
+    config = compose("dataset.limit=3").dataset
+    truth = inputs.find_ground_truth(config)
+    manifest = inputs.find_pictures(config, truth)
+    assert [item.id for item in manifest.items] == list(truth.ids)[:3]
+
+
+def test_the_ground_truth_is_read_once(compose):
+    config = compose().dataset
+    assert inputs.find_ground_truth(config) is inputs.find_ground_truth(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["dataset.ground_truth=x"], "the sample set has its own"),
+        (["dataset=wider_val"], "dataset.ground_truth: not given"),
+        (["dataset=wider_val", "dataset.ground_truth=nowhere"], "no ground-truth folder at"),
+    ],
+)
+def test_a_missing_ground_truth_is_named(compose, overrides, reason):
+    with pytest.raises(UserError, match=reason):
+        inputs.find_ground_truth(compose(*overrides).dataset)
+
+
+def test_missing_pictures_are_named(compose):
+    truth = inputs.find_ground_truth(compose().dataset)
+    with pytest.raises(UserError, match=r"dataset.root: not given"):
+        inputs.find_pictures(compose("dataset=wider_val").dataset, truth)
+    with pytest.raises(UserError, match=r"dataset.root=nowhere: no such folder"):
+        inputs.find_pictures(compose("dataset=wider_val", "dataset.root=nowhere").dataset, truth)
+
+
+def test_an_installed_program_keeps_its_cache_with_the_user(monkeypatch, tmp_path):
+    monkeypatch.setattr(inputs, "CHECKOUT", None)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert inputs._cache_folder() == tmp_path / "cfdist"
+    monkeypatch.setattr(inputs, "CHECKOUT", tmp_path)
+    assert inputs._cache_folder() == tmp_path / ".cache"
