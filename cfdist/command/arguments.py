@@ -48,11 +48,16 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
             raise UserError(f"{argument}: not of the form key=value; {config.SEE_HELP}")
         is_sweep = is_multirun and "," in value
         if key in paths and not is_sweep and not _NEEDS_NO_QUOTES.fullmatch(value):
-            escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-            argument = f"{key}='{escaped}'"
+            argument = f"{key}={_quoted(value)}"
         prepared.append(_with_named_choices(argument))
     # Behind a setting, Hydra's parser would take an option's settings for something unknown.
     return sorted(prepared, key=lambda argument: argument not in _MULTIRUN)
+
+
+def _quoted(value: str) -> str:
+    """In Hydra's quotes; there a backslash is itself, unless a quote follows."""
+    escaped = re.sub(r"(\\+)(?='|\Z)", r"\1\1", value).replace("'", "\\'")
+    return f"'{escaped}'"
 
 
 def _with_named_choices(argument: str) -> str:

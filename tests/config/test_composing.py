@@ -1,0 +1,83 @@
+"""What a command line's values become."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cfdist import config
+from cfdist.config.schema import JOBS, all_fields
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("devices=2", 2),
+        ("devices=[0,1]", [0, 1]),
+        ("devices=auto", "auto"),
+        ("benchmark.readers=[2,2]", [2, 2]),
+        ("model.batch='4'", 4),
+        ("model.batch=${oc.env:CFDIST_TEST_BATCH}", 16),
+        ("model.scale=2", 2.0),
+        ("model.nms=1e-1", 0.1),
+        ("model.nms=null", None),
+        ("model.mean=[1,2,3]", [1.0, 2.0, 3.0]),
+        ("model.outputs=[537,538,539,540]", ["537", "538", "539", "540"]),
+        ("model.name=3", "3"),
+        ("cluster.address=1", "1"),
+        ("eval.gate=yes", True),
+        ("eval.gate=1", True),
+        ("preprocess.cache=true", True),
+        ("preprocess.cache=auto", "auto"),
+        ("preprocess.where=cluster", "cluster"),
+        ("backend.fault=nan", "nan"),
+        ("backend.fault=inf", "inf"),
+        ("backend.fault=inf_scores", "inf_scores"),
+        ("backend.fault_device=0", 0),
+        ("convert.log=null", "null"),
+        ("backend.providers=[]", []),
+    ],
+)
+def test_values_get_their_key_s_type(override, value, monkeypatch):
+    monkeypatch.setenv("CFDIST_TEST_BATCH", "16")
+    found = config.compose(override)
+    for name in override.partition("=")[0].split("."):
+        found = getattr(found, name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_a_group_chooses_what_its_file_says_and_leaves_the_rest():
+    composed = config.compose("model=centerface_pytorch", "model.expected={easy: 0.5}")
+    assert composed.model.convention == "centerface_pytorch"
+    assert composed.model.expected.easy == 0.5
+    assert composed.model.expected.hard == 0.7455
+    assert composed.model.batch == 1
+
+
+def test_the_whole_configuration_is_plain_values():
+    dumped = config.compose("devices=[0,1]", "preprocess.cache=true").model_dump()
+    assert json.loads(json.dumps(dumped)) == dumped
+    for key, _ in all_fields():
+        section = dumped
+        for name in key.split("."):
+            section = section[name]
+
+
+def test_every_job_has_its_module():
+    from cfdist.installation import load_job
+
+    for job in JOBS:
+        assert callable(load_job(job).main)
+
+
+def test_paths_are_known():
+    keys = config.path_keys()
+    assert {"output_dir", "model.path", "dataset.root", "infer.name", "convert.output"} <= keys
+    assert "model.name" not in keys
+
+
+def test_group_choices():
+    assert config.group_choices("eval") == ["guide", "official"]
+    assert config.group_choices("nosuch") == []

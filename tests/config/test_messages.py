@@ -1,0 +1,173 @@
+"""Every kind of setting that does not fit, and the one line that a person is told."""
+
+from __future__ import annotations
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cfdist import config
+from cfdist.command.arguments import prepare_arguments
+from cfdist.config.messages import SEE_HELP, allowed, shown
+from cfdist.config.schema import all_fields
+from cfdist.errors import UserError
+
+
+def refusal(*arguments: str) -> str:
+    """What a command line is told."""
+    try:
+        config.compose(*prepare_arguments(list(arguments)))
+    except UserError as error:
+        return str(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        return config.one_line(error)
+    raise AssertionError(f"{arguments} were not refused")
+
+
+@pytest.fixture(scope="module")
+def defaults() -> DictConfig:
+    """What Hydra composes without a command line."""
+    config.register()
+    with initialize_config_dir(str(config.CONFIG_FOLDER), version_base="1.3"):
+        return compose("config")
+
+
+DEVICES = (
+    "auto, a whole number from 1 to 1024 or a list of different device numbers (0 and up, at most "
+    "1024)"
+)
+BATCH = "a whole number from 1 to 1024"
+STD = "a list of 3 values in brackets, each value a finite number above 0"
+PARTS = "a list in brackets, each value inference, host or end_to_end"
+BATCHES = "a list in brackets, each value a whole number from 1 up"
+JOBS = "evaluate, score, benchmark, export, convert, compare, preprocess, infer or postprocess"
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "must_be"),
+    [
+        (
+            "devices",
+            ["0", "1025", "null", "many", "2.0", "true", "[1, 1]", "[]", "[-1]", "[auto]"],
+            DEVICES,
+        ),
+        ("devices", ["{a: 1}"], DEVICES),
+        ("pipeline.readers", ["null", "0", "2000", "[1]"], "auto or a whole number from 1 to 1024"),
+        (
+            "benchmark.readers",
+            ["null", "0", "many", "[1, 0]", "[]"],
+            f"auto, {BATCH} or a list in brackets, each value {BATCH}",
+        ),
+        (
+            "model.batch",
+            ["abc", "0", "1.5", "4.0", "true", "null", "[1]", "2000", "", "{a: 1}", "4 5"],
+            BATCH,
+        ),
+        ("model.height", ["801", "0"], "a multiple of 32 from 32 up"),
+        ("model.nms", ["1.5", "nan", "inf", "true", "abc"], "a number from 0 to 1 or null"),
+        ("model.scale", ["0", "-1", "nan", "inf", "true", "null"], "a finite number above 0"),
+        ("model.std", ["[1, 0, 1]", "[1, 1]", "1", "null", "[1, a, 1]", "[true, 1, 1]"], STD),
+        ("model.convention", ["other", "null", "1"], "centerface or centerface_pytorch"),
+        ("model.color", ["rgb"], "RGB or BGR"),
+        ("model.name", ["null", "true"], "text"),
+        ("model.outputs", ["537", "[a, null]"], "null or a list in brackets, each value text"),
+        ("model.expected.easy", ["nan", "2"], "a number from 0 to 1 or null"),
+        ("model.weights.size", ["0"], "a whole number from 1 up or null"),
+        ("model.top_k", ["0", "10001"], "a whole number from 1 to 10000"),
+        ("dataset.kind", ["zip"], "sample or wider"),
+        ("dataset.limit", ["0", "1.5"], "a whole number from 1 up or null"),
+        ("output_dir", ["null"], "a path"),
+        ("eval.gate", ["maybe", "null", "2"], "true or false"),
+        ("eval.protocol", ["both"], "official or guide"),
+        ("backend.streams", ["0", "many", "null", "2.5"], "auto or a whole number from 1 up"),
+        ("backend.precision", ["f16", "null"], "f32 or bf16"),
+        ("backend.providers", ["X", "null"], "a list in brackets, each value text"),
+        ("backend.latency_ms", ["-1", "nan", "abc"], "a number from 0 to 3600000 or null"),
+        ("backend.preset", ["910"], "310P3 or null"),
+        ("backend.fault", ["none", "1", "true"], "nan, inf, inf_scores or null"),
+        ("backend.fault_device", ["-1", "nan"], "a whole number from 0 up or null"),
+        ("benchmark.parts", ["[inference, hosts]", "host", "null", "[null]"], PARTS),
+        ("benchmark.loops", ["0"], "a whole number from 1 to 1000000"),
+        ("export.opset", ["18"], "a whole number from 11 to 17"),
+        ("convert.batches", ["[1, 0]", "4", "[1, 2.5]"], BATCHES),
+        ("convert.log", ["loud"], "debug, info, warning, error or null"),
+        ("compare.ap", ["-1", "nan"], "a finite number from 0 up"),
+        ("compare.cosine", ["-2"], "a number from -1 to 1"),
+        ("preprocess.where", ["null", "node"], "auto, device or cluster"),
+        ("preprocess.cache", ["1", "null", "[auto]", "yes"], "auto, true or false"),
+        ("cluster.dashboard", ["0", "off"], "auto, true or false"),
+        ("job", ["train", "null", ""], JOBS),
+    ],
+)
+def test_a_value_that_does_not_fit(defaults, key, values, must_be):
+    for value in values:
+        settings = defaults.copy()
+        override = OverridesParser.create().parse_override(f"{key}={value}")
+        OmegaConf.update(settings, key, override.value())
+        with pytest.raises(UserError) as refused:
+            config.load(settings)
+        assert str(refused.value) == f"{key}={value}: must be {must_be}"
+
+
+@pytest.mark.parametrize(
+    ("argument", "line"),
+    [
+        ("modle.batch=4", "modle.batch: no such key; did you mean model.batch?"),
+        ("model.bacth=4", "model.bacth: no such key; did you mean model.batch?"),
+        ("model.weights.pth=4", "model.weights.pth: no such key; did you mean model.weights.path?"),
+        ("+model.bacth=1", "model.bacth: no such key; did you mean model.batch?"),
+        ("+anything=4", f"anything: no such key; {SEE_HELP}"),
+        ("model.expected={eas: 1}", "model.expected.eas: no such key; did you mean"),
+        ("model={bacth: 1}", "model.bacth: no such key; did you mean model.batch?"),
+        ("pipeline.feeders=3", "pipeline.feeders: no such key; did you mean pipeline.readers?"),
+        ("benchmark.feeders=3", "benchmark.feeders: no such key; did you mean benchmark.readers?"),
+        ("preprocess.cache_gb=3", "preprocess.cache_gb: no such key; did you mean preprocess.ca"),
+        (
+            "model.expected=null",
+            "model.expected=null: holds further keys; set these, such as model",
+        ),
+        ("output_dir=", "output_dir: must not be empty"),
+        ("benchmark.parts=[]", "benchmark.parts: must not be empty"),
+        ("convert.batches=[]", "convert.batches: must not be empty"),
+        ("backend=tensorrt", "backend=tensorrt: no such choice; there are auto, om, onnxruntime"),
+        ("eval=null", "eval=null: no such choice; there are guide, official"),
+        ("model=Null", "model=null: no such choice; there are centerface, centerface_pytorch"),
+        ("backend=1", "backend=1: no such choice; there are auto, om"),
+        ("experiment=2", "experiment=2: no such choice; there are published_table"),
+        ("batch", f"batch: not of the form key=value; {SEE_HELP}"),
+        ("model.batch=(3", "model.batch=(3: not of the form key=value"),
+        ("model.name='a", "model.name='a: not of the form key=value"),
+        ("model.batch=1,2", "model.batch=1,2: several values; for a run of each add -m"),
+        ("model.batch=choice(1,2)", "model.batch=choice(1,2): several values; for a run of each"),
+        ("model.batch=${nosuch}", "model.batch: Interpolation key 'nosuch' not found"),
+        ("model.name=???", "model.name: no value given; add model.name=... to the command"),
+    ],
+)
+def test_what_else_is_refused(argument, line):
+    assert refusal(argument).startswith(line)
+
+
+def test_the_first_of_several_is_named():
+    assert refusal("model.batch=0", "devices=0").startswith("devices=0: ")
+
+
+def test_every_key_says_what_it_may_be():
+    for key, field in all_fields():
+        assert allowed(field), key
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (None, "null"),
+        (True, "true"),
+        ("a b", "a b"),
+        ([1, None, "x"], "[1, null, x]"),
+        (2.5, "2.5"),
+    ],
+)
+def test_values_are_shown_as_they_are_typed(value, text):
+    assert shown(value) == text
