@@ -12,6 +12,7 @@ from pathlib import Path
 from cfdist.backends import backend_class
 from cfdist.config import DatasetConfig, ModelConfig
 from cfdist.errors import UserError
+from cfdist.installation import CHECKOUT
 from cfdist.model import ModelSpec, locate_model, verify_model
 from cfdist.widerface.ground_truth import GroundTruth, load_ground_truth
 from cfdist.widerface.manifest import Manifest, build_manifest
@@ -19,10 +20,9 @@ from cfdist.widerface.sample import SAMPLE_VERSION, ensure_sample
 
 
 def _cache_folder() -> Path:
-    """The checkout's own cache; the user's where the checkout cannot be written to."""
-    checkout = Path(__file__).resolve().parent.parent
-    if (checkout / ".cache").is_dir() or os.access(checkout, os.W_OK):
-        return checkout / ".cache"
+    """The checkout's own cache; the user's where there is none that can be written to."""
+    if CHECKOUT and ((CHECKOUT / ".cache").is_dir() or os.access(CHECKOUT, os.W_OK)):
+        return CHECKOUT / ".cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cfdist"
 
 
