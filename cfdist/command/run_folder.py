@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cfdist.errors import UserError
+<<<<<<< HEAD:cfdist/command/run_folder.py
 from cfdist.files import (
     CONFIG,
     JOURNAL,
@@ -22,29 +23,46 @@ from cfdist.files import (
     SWEEP_FILES,
     write_text,
 )
+=======
+from cfdist.files import write_text
+
+RESULTS = "results.json"
+CONFIG = "config.yaml"
+LOG = "run.log"
+JOURNAL = "journal"
+JOURNAL_IDENTITY = "run.json"  # inside the journal: whose it is
+PREDICTIONS = "predictions"
+PARQUET = "predictions.parquet"
+
+# Written when all runs of a sweep have ended, the CSV last.
+SWEEP_CSV = "sweep.csv"
+SWEEP_MARKDOWN = "sweep.md"
+SWEEP_PLOT = "throughput.png"
+SWEEP_FILES = (SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT)
+>>>>>>> config:cfdist/run_folder.py
 
 _LOCK = ".lock"
-_STRANGE = "holds '{}', which is of no run of this program; choose another output_dir"
-_HYDRAS_RECORD = "multirun.yaml"  # Hydra writes it into every sweep's folder
+_FOREIGN = "holds '{}', which no run of this program has written; choose another output_dir"
+_HYDRA_RECORD = "multirun.yaml"  # Hydra writes it into every sweep's folder
 
 
 @contextlib.contextmanager
 def claim(folder: Path, config_yaml: str) -> Iterator[None]:
     """Hold a run's folder for the `with` block, with its configuration and log in it.
 
-    A folder that was made for a run which is then refused (a `UserError`) goes again.
+    A folder that was made for a run which is then refused is removed again.
 
     Raises:
-        UserError: the folder cannot be made or written to, is in use, or holds a finished run or
-            other files.
+        UserError: the folder cannot be made, is in use, or holds a finished run or other files.
+        OSError: the configuration cannot be written.
     """
     is_new = not folder.exists()
     with _locked(folder, _refuse_to_run):
         try:
-            _write_config(folder, config_yaml)
+            write_text(folder / CONFIG, config_yaml)
             with _logging_to(folder / LOG):
                 yield
-        except UserError:
+        except (UserError, OSError):
             if is_new:
                 _remove(folder, (CONFIG, LOG, _LOCK))
             raise
@@ -54,7 +72,11 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
 def claim_sweep(folder: Path) -> Iterator[None]:
     """Hold a sweep's folder for the `with` block; its runs claim their own folders in it.
 
+<<<<<<< HEAD:cfdist/command/run_folder.py
     A folder that was made for a sweep is removed if the sweep leaves nothing in it.
+=======
+    A folder that was made for a sweep and in which nothing was left is removed again.
+>>>>>>> config:cfdist/run_folder.py
 
     Raises:
         UserError: the folder cannot be made, is in use, or holds a finished sweep or a single run.
@@ -64,15 +86,15 @@ def claim_sweep(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if is_new and {path.name for path in folder.iterdir()} <= {_LOCK, _HYDRAS_RECORD}:
-                _remove(folder, (_LOCK, _HYDRAS_RECORD))
+            if is_new and {path.name for path in folder.iterdir()} <= {_LOCK, _HYDRA_RECORD}:
+                _remove(folder, (_LOCK, _HYDRA_RECORD))
 
 
 def finished_results(folder: Path, config_yaml: str) -> dict[str, Any] | None:
     """The results that a run with this very configuration left in a folder, if one has.
 
     Raises:
-        UserError: the file is none of a run's results.
+        UserError: `results.json` is damaged or no run's.
     """
     if not (folder / RESULTS).is_file() or not (folder / CONFIG).is_file():
         return None
@@ -85,7 +107,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     """The content of a run's `results.json`.
 
     Raises:
-        UserError: the file is none of a run's results.
+        UserError: it is damaged or no run's.
         OSError: it cannot be read.
     """
     path = folder / RESULTS
@@ -100,15 +122,7 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _locked(folder: Path, refuse: Callable[[Path], None]) -> Iterator[None]:
-    """Make a folder and hold it alone; nothing is written to one that is refused.
-
-    Args:
-        folder: The folder.
-        refuse: Raises where the folder holds what it must not.
-
-    Raises:
-        UserError: it cannot be made, is in use, or is refused.
-    """
+    """Make a folder and hold it alone; `refuse` raises where it holds what it must not."""
     refuse(folder)
     _refuse_strangers(folder)
     try:
@@ -129,34 +143,16 @@ def _locked(folder: Path, refuse: Callable[[Path], None]) -> Iterator[None]:
         yield
 
 
-def _write_config(folder: Path, config_yaml: str) -> None:
-    try:
-        write_text(folder / CONFIG, config_yaml)
-    except OSError as error:
-        raise UserError(
-            f"output_dir={folder}: {CONFIG} cannot be written ({error.strerror}); make room and "
-            "see to the permissions, or choose another output_dir"
-        ) from None
-
-
 def _refuse_strangers(folder: Path) -> None:
-    """Refuse a folder with something in it that no run has held before.
-
-    Raises:
-        UserError: naming the first thing that is there.
-    """
+    """Refuse a folder with something in it that no run has held before."""
     was_held = (folder / _LOCK).exists() or (folder / JOURNAL / JOURNAL_IDENTITY).is_file()
     if folder.is_dir() and not was_held:
         names = sorted(path.name for path in folder.iterdir())
-        _refuse_any(folder, names, _STRANGE)
+        _refuse_any(folder, names, _FOREIGN)
 
 
 def _refuse_to_sweep(folder: Path) -> None:
-    """Refuse a sweep a folder that holds a finished sweep or a single run.
-
-    Raises:
-        UserError: saying which.
-    """
+    """Refuse a folder that holds a finished sweep or a single run."""
     again = f"or remove {', '.join(SWEEP_FILES)} to run again what failed"
     finished = f"holds a finished sweep ({{}}); choose another output_dir, {again}"
     single = "holds a single run ({}); choose another output_dir for the sweep"
@@ -165,26 +161,18 @@ def _refuse_to_sweep(folder: Path) -> None:
 
 
 def _refuse_to_run(folder: Path) -> None:
-    """Refuse a run a folder that holds a finished run, a sweep, or files named as a run's.
-
-    Raises:
-        UserError: saying which.
-    """
+    """Refuse a folder that holds a finished run, a sweep, or files named as a run's."""
     finished = "holds a finished run ({}); choose another output_dir or remove it"
     sweep = "holds a sweep ({}); choose another output_dir for a single run"
     _refuse_any(folder, (RESULTS,), finished)
-    _refuse_any(folder, (*SWEEP_FILES, _HYDRAS_RECORD), sweep)
+    _refuse_any(folder, (*SWEEP_FILES, _HYDRA_RECORD), sweep)
     is_interrupted = (folder / JOURNAL / JOURNAL_IDENTITY).is_file()
     if not is_interrupted:
-        _refuse_any(folder, (PREDICTIONS, PARQUET, JOURNAL), _STRANGE)
+        _refuse_any(folder, (PREDICTIONS, PARQUET, JOURNAL), _FOREIGN)
 
 
 def _refuse_any(folder: Path, names: Iterable[str], reason: str) -> None:
-    """Refuse a folder that holds one of the names.
-
-    Raises:
-        UserError: the reason, with the name in its braces.
-    """
+    """Refuse a folder that holds one of the names; the first is put into the reason's braces."""
     for name in names:
         if (folder / name).exists():
             raise UserError(f"output_dir={folder}: {reason.format(name)}")

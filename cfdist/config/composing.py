@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,7 +44,7 @@ def compose(*overrides: str) -> Config:
 
 def register() -> None:
     """Make the defaults, the help page and the resolvers known to Hydra."""
-    resolvers = {
+    resolvers: dict[str, Callable[..., Any]] = {
         # Two runs that start in the same second get folders of their own.
         "process_id": os.getpid,
         "absolute": lambda path: str(Path(path).expanduser().absolute()),

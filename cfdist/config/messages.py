@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -26,7 +26,7 @@ _LIST = "a list"
 def refused_value(error: ValidationError, values: dict[str, Any]) -> str:
     """The first thing that is wrong with composed settings: the key, its value, what it may be."""
     problem = error.errors(include_url=False)[0]
-    key, value, fields = "", values, dict(all_fields())
+    fields, key, value = dict(all_fields()), "", cast(Any, values)
     for place in problem["loc"]:  # behind a key follow indices of lists and choices of unions
         if key in fields or not isinstance(value, dict):
             break
@@ -67,7 +67,7 @@ def _options(field: FieldInfo) -> list[str]:
     return {bool: ["true", "false"], NoneType: ["null"], str: ["text"]}[kind]
 
 
-def _number(kind: type, rules: Iterable[Any]) -> str:
+def _number(kind: Any, rules: Iterable[Any]) -> str:
     low, high, above = (_limit(rules, name) for name in ("ge", "le", "gt"))
     name = "a whole number" if kind is int else "a finite number" if high is None else "a number"
     if factor := _limit(rules, "multiple_of"):

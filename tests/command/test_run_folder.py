@@ -66,7 +66,7 @@ def test_an_interrupted_sweep_s_folder_is_refused_for_runs(tmp_path):
 @pytest.mark.parametrize("hold", [lambda folder: claim(folder, ""), claim_sweep])
 def test_a_stranger_s_folder_is_refused_and_left_as_it_is(tmp_path, name, hold):
     (tmp_path / name).write_text("mine")
-    with pytest.raises(UserError, match=f"holds '{name}', which is of no run"), hold(tmp_path):
+    with pytest.raises(UserError, match=f"holds '{name}', which no run"), hold(tmp_path):
         pass
     assert names(tmp_path) == {name}
     assert (tmp_path / name).read_text() == "mine"
@@ -119,6 +119,6 @@ def test_a_disk_that_is_full_refuses_the_run_and_leaves_no_folder(tmp_path, monk
 
     monkeypatch.setattr(run_folder, "write_text", write_text)
     folder = tmp_path / "outputs" / "now"
-    with pytest.raises(UserError, match=f"output_dir={folder}: .*No space left"), claim(folder, ""):
+    with pytest.raises(OSError, match="No space left"), claim(folder, ""):
         pass
     assert names(tmp_path) == set()

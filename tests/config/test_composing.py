@@ -66,7 +66,7 @@ def test_the_whole_configuration_is_plain_values():
 
 
 def test_every_job_has_its_module():
-    from cfdist.installation import load_job
+    from cfdist.config.installation import load_job
 
     for job in JOBS:
         assert callable(load_job(job).main)

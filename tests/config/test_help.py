@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cfdist.command.exit_codes import ExitCode
+from cfdist.errors import ExitCode
 from cfdist.config.help import help_text
 from cfdist.config.schema import all_fields
 
