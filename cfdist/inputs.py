@@ -9,22 +9,13 @@ from pathlib import Path
 from cfdist.config import DatasetConfig
 from cfdist.config.installation import CHECKOUT
 from cfdist.errors import UserError
-<<<<<<< HEAD
 from cfdist.sample import SAMPLE_VERSION, ensure_sample
-=======
-from cfdist.installation import CHECKOUT
-from cfdist.model import ModelSpec, locate_model, verify_model
->>>>>>> config
 from cfdist.widerface.ground_truth import GroundTruth, load_ground_truth
 from cfdist.widerface.manifest import Manifest, build_manifest
 
 
 def _cache_folder() -> Path:
-<<<<<<< HEAD
     """The checkout's own cache; the user's if there is no checkout, or none to write to."""
-=======
-    """The checkout's own cache; the user's where there is none that can be written to."""
->>>>>>> config
     if CHECKOUT and ((CHECKOUT / ".cache").is_dir() or os.access(CHECKOUT, os.W_OK)):
         return CHECKOUT / ".cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cfdist"

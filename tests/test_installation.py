@@ -11,7 +11,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-
 from cfdist.installation import CHECKOUT, COMMAND, CONFIG_FOLDER, load_job
 
 PROJECT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from cfdist.errors import UserError
-<<<<<<< HEAD:cfdist/command/run_folder.py
 from cfdist.files import (
     CONFIG,
     JOURNAL,
@@ -23,23 +22,6 @@ from cfdist.files import (
     SWEEP_FILES,
     write_text,
 )
-=======
-from cfdist.files import write_text
-
-RESULTS = "results.json"
-CONFIG = "config.yaml"
-LOG = "run.log"
-JOURNAL = "journal"
-JOURNAL_IDENTITY = "run.json"  # inside the journal: whose it is
-PREDICTIONS = "predictions"
-PARQUET = "predictions.parquet"
-
-# Written when all runs of a sweep have ended, the CSV last.
-SWEEP_CSV = "sweep.csv"
-SWEEP_MARKDOWN = "sweep.md"
-SWEEP_PLOT = "throughput.png"
-SWEEP_FILES = (SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT)
->>>>>>> config:cfdist/run_folder.py
 
 _LOCK = ".lock"
 _FOREIGN = "holds '{}', which no run of this program has written; choose another output_dir"
@@ -72,11 +54,7 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
 def claim_sweep(folder: Path) -> Iterator[None]:
     """Hold a sweep's folder for the `with` block; its runs claim their own folders in it.
 
-<<<<<<< HEAD:cfdist/command/run_folder.py
     A folder that was made for a sweep is removed if the sweep leaves nothing in it.
-=======
-    A folder that was made for a sweep and in which nothing was left is removed again.
->>>>>>> config:cfdist/run_folder.py
 
     Raises:
         UserError: the folder cannot be made, is in use, or holds a finished sweep or a single run.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from cfdist.errors import ExitCode
 from cfdist.config.help import help_text
 from cfdist.config.schema import all_fields
+from cfdist.errors import ExitCode
 
 
 def test_every_key_is_explained_on_a_line_of_its_own():
