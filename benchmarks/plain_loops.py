@@ -26,10 +26,10 @@ from statistics import median
 import cv2
 import numpy as np
 import onnx
-from cfdist.backends.openvino_graph import compile_network
 from common import arguments_for, data_set, picture_paths, plain_warp, product
 
 from cfdist.backends.onnx_file import load_onnx
+from cfdist.backends.openvino import compile_model, picture_model
 from cfdist.config import compose
 from cfdist.decode import HeadMaps, decode_boxes, nms, select_peaks
 from cfdist.inputs import model_spec
@@ -99,7 +99,8 @@ def _through_queue(
 ) -> float:
     import openvino as ov
 
-    compiled = compile_network(load_onnx(spec), spec, 1, available_cores(), streams, "f32")
+    model = picture_model(load_onnx(spec), spec, 1)
+    compiled = compile_model(model, available_cores(), streams, "f32")
     queue = ov.AsyncInferQueue(compiled, streams)
     queue.set_callback(lambda request, _: take([t.data for t in request.output_tensors]))
 
