@@ -21,7 +21,7 @@ REAL_PICTURES = 2  # of the data set, compared besides random ones
 
 def main(config: Config, output: Path, started: float) -> int:
     """Export, compare, show; returns the exit code."""
-    backends.resolve("torch")  # one line where it is not installed
+    backends.resolve("torch")  # ends with one line if PyTorch is not installed
     from cfdist.backends.torch import load_spec_network
     from cfdist.network.export import ExportSettings, export_onnx
 

@@ -16,14 +16,14 @@ _LAST_LINES = 3  # of a failed call's output that go into the message
 def command_line(
     model: Path, bins: Path, folder: Path, batch: int, devices: Sequence[int] | None
 ) -> list[str]:
-    """The call that infers all files of `bins` into `folder`, for `subprocess`.
+    """The call that infers all input tensors of `bins` into `folder`, for `subprocess`.
 
     Args:
         model: The OM.
         bins: The input folder.
-        folder: The output folder, which the call makes; its parent is there.
+        folder: The output folder, which the call makes; its parent must exist.
         batch: The OM's batch.
-        devices: Chips, which then get equal contiguous shares; `None`: the tool's own choice.
+        devices: Chips; each gets an equal contiguous share. `None`: the tool's own choice.
     """
     call = [sys.executable, "-m", "ais_bench", "--model", str(model), "--input", str(bins)]
     call += ["--output", str(folder.parent), "--output_dirname", folder.name]
@@ -36,10 +36,10 @@ def command_line(
 def run_ais_bench(
     model: Path, bins: Path, folder: Path, batch: int, devices: Sequence[int] | None
 ) -> None:
-    """Run it and wait; its parameters are those of `command_line`.
+    """Run `python -m ais_bench` and wait; the parameters are those of `command_line`.
 
     Raises:
-        UserError: it failed; what it had left is removed.
+        UserError: the call failed; the output folder is then removed.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(

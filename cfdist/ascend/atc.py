@@ -17,7 +17,7 @@ from cfdist import __version__
 from cfdist.errors import UserError
 from cfdist.files import fsync, sha256_of, write_text
 
-_LAST_LINES = 5  # of a failed ATC's output; the reason is among them
+_LAST_LINES = 5  # of the output when ATC fails; they hold the reason
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ConvertResult:
     Attributes:
         batch: Its batch size.
         om: Its path.
-        command: The command line that makes it in the folder where it is called.
+        command: The command line; ATC writes the OM into the current folder.
         made: Whether this call made it; if not, it was there already, or this is a dry run.
     """
 
@@ -163,11 +163,11 @@ def convert(
         model: What to convert.
         out_dir: Where the OM files go.
         batches: Batch sizes.
-        dry_run: Only say what would be called; the AIPP file is not written either.
+        dry_run: Only return the command lines; nothing is written.
 
     Raises:
-        UserError: no `atc`, or it failed (its last lines are in the message); a file that cannot
-            be read or written. OM files that are complete stay.
+        UserError: `atc` is not there or failed (its last lines are in the message), or a file
+            cannot be read or written. OM files that are complete stay.
     """
     oms = {batch: Path(out_dir) / f"{model.stem(batch)}.om" for batch in batches}
     if dry_run:
@@ -229,7 +229,7 @@ def _make(model: AtcModel, om: Path, recipe: _Recipe) -> None:
     om.parent.mkdir(parents=True, exist_ok=True)
     if model.aipp is not None:
         write_text(model.aipp_path(om.parent), model.aipp)
-    # ATC also leaves kernel_meta and fusion_result.json where it is called.
+    # ATC also leaves kernel_meta and fusion_result.json in the current folder.
     with tempfile.TemporaryDirectory(dir=om.parent, prefix=f".{om.stem}.") as folder:
         _call(recipe.command, Path(folder))
         made = Path(folder) / om.name
@@ -253,7 +253,7 @@ def _call(command: list[str], folder: Path) -> None:
     """Run ATC in a folder.
 
     Raises:
-        UserError: it is not there, or failed.
+        UserError: ATC is not there, or failed.
     """
     tool = shutil.which(command[0])
     if tool is None:

@@ -22,13 +22,13 @@ class Npu:
         id: The card's number (column NPU).
         chip: The chip's number on its card.
         device: The chip's number on the host, as ASCEND_RT_VISIBLE_DEVICES counts.
-        name: As ATC's `--soc_version` wants it: "Ascend310P3".
+        name: The name that ATC's `--soc_version` takes: "Ascend310P3".
         health: "OK", or what is wrong: "Warning", "Alarm", "Critical".
         bus_id: PCI address, "0000:82:00.0"; "NA" where the chip has none.
         memory_used_mb: In use, MB.
-        memory_total_mb: The chip's memory (HBM where it has any), MB.
-        power_w: Watts; `None` where the card does not tell.
-        temperature_c: Degrees Celsius; `None` as above.
+        memory_total_mb: The chip's memory (its HBM if it has some), MB.
+        power_w: Watts; `None` if the card does not report it.
+        temperature_c: Degrees Celsius; `None` if the card does not report it.
     """
 
     id: int
@@ -47,7 +47,7 @@ def parse_npu_smi(text: str) -> list[Npu]:
     """The chips in the output of `npu-smi info`.
 
     A chip has two rows, card and chip; a card's further chips may come without a card row of
-    their own. All else (titles, rules, the table of processes) is passed over.
+    their own. The rest (titles, rules, the table of processes) is ignored.
     """
     npus: list[Npu] = []
     card: tuple[str, ...] | None = None
@@ -95,10 +95,10 @@ def list_npus() -> list[Npu]:
 
 
 def soc_version() -> str:
-    """The name of this host's chips as ATC wants it, "Ascend310P3".
+    """The name of this host's chips as ATC takes it, "Ascend310P3".
 
     Raises:
-        UserError: no chip, or chips of several kinds; the person has to say which.
+        UserError: no chip, or chips of several kinds.
     """
     names = sorted({npu.name for npu in list_npus()})
     if len(names) == 1:
@@ -118,7 +118,7 @@ def _cells(line: str) -> tuple[str, ...]:
 
 
 def _npu(card: tuple[str, ...], chip: tuple[str, ...], count: int) -> Npu:
-    """One chip of its two rows; `count` chips came before it."""
+    """One chip from its two rows; `count` chips were listed before it."""
     number, _, name = card[0].partition(" ")
     chip_number, _, device = chip[0].partition(" ")
     power, temperature, *_ = [*card[2].split(), "", ""]

@@ -66,7 +66,7 @@ class CenterFace(nn.Module):
 
     @classmethod
     def without_weights(cls, convention: str, neck_width: int) -> CenterFace:
-        """The network with shapes only, on PyTorch's "meta" device: it takes no memory."""
+        """The network with shapes only, on PyTorch's "meta" device; it needs no memory."""
         with torch.device("meta"):
             return cls(convention, neck_width).eval()
 

@@ -70,12 +70,12 @@ def _unpickle(path: Path) -> Any:
             f"checkpoint {path}: cannot be read ({error.strerror or error}); "
             "give the path of a .pth file"
         ) from None
-    except Exception as error:  # whatever an arbitrary file makes of an unpickler
+    except Exception as error:  # an arbitrary file can raise anything in an unpickler
         raise UserError(f"checkpoint {path}: {_why_not_a_checkpoint(path, error)}") from None
 
 
 def _why_not_a_checkpoint(path: Path, error: Exception) -> str:
-    """What a file is that `torch.load` refuses, and what to do about it."""
+    """Why `torch.load` refuses a file, and what to do about it."""
     with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         inside = {name.rpartition("/")[2] for name in archive.namelist()}
         for kind, weights in (_PROGRAMS[name] for name in _PROGRAMS if name in inside):
@@ -123,7 +123,7 @@ def _is_state_dict(value: Any) -> TypeGuard[_State]:
 
 
 def _without_wrapper_prefixes(state: _State) -> _State:
-    """The state with the network's own names, whatever wrapped it, in any order of nesting."""
+    """The state with the network's own names; wrappers may be nested in any order."""
     for prefix in _WRAPPER_PREFIXES:
         if all(name.startswith(prefix) for name in state):
             inner = {name.removeprefix(prefix): value for name, value in state.items()}
@@ -137,8 +137,7 @@ def _neck_width(state: _State, convention: str, path: Path | str) -> int:
     Raises:
         UserError: names of another network, or no width.
     """
-    # A weight's first axis that differs between two widths of the neck is as long as the neck is
-    # wide.
+    # A weight that grows with the neck has the neck's width as its first axis that grows.
     narrow = CenterFace.without_weights(convention, 2).state_dict()
     wide = CenterFace.without_weights(convention, 3).state_dict()
     _check_names(state, narrow, path)

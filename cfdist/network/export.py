@@ -249,7 +249,7 @@ def _trace_to_onnx(graph: nn.Module, path: Path, settings: ExportSettings) -> No
 
 
 def _checked(path: Path, settings: ExportSettings) -> onnx.ModelProto:
-    """The exported model, through ONNX's own checker; rewritten where it lacks a shape."""
+    """The exported model, through ONNX's own checker; a shape that it lacks is added."""
     model = onnx.load(str(path))
     if settings.picks_peaks:
         # The exporter leaves what TopK puts out unknown.

@@ -133,7 +133,7 @@ def _heads_last(
     outputs: Sequence[str] | None,
     path: Path | str,
 ) -> list[_Convolution]:
-    """The convolutions, those of the heads at the end in the order of the outputs."""
+    """The convolutions with the heads' at the end, in the order of the outputs."""
     there = [value.name for value in graph.output]
     names = list(there if outputs is None else outputs)
     if len(names) != 4 or not set(names) <= set(there):

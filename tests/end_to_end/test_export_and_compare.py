@@ -139,13 +139,19 @@ def test_a_gate_that_nothing_can_miss_is_refused(compose, tmp_path):
         evaluate.main(compose(*overrides), tmp_path, time.time())
 
 
-def test_the_checkpoint_of_the_guide(command, shared, tmp_path):
-    checkpoint = shared / "golden" / "centerface_seed_arch.pth"
+@pytest.mark.parametrize("name", ["seed_arch", "head_conv64"])
+def test_the_checkpoint_of_the_guide(command, shared, tmp_path, name):
+    checkpoint = shared / "golden" / f"centerface_{name}.pth"
     done = command(
         "job=export", "model=centerface_pytorch", f"model.checkpoint={checkpoint}",
         "export.output=CenterFace.onnx", *SIZE,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    done = command(
+        "job=compare", "model=centerface_pytorch", f"reference={checkpoint}",
+        "candidate=CenterFace.onnx", "dataset.limit=6", *SIZE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
     model = onnx.load(str(tmp_path / "CenterFace.onnx"))
     assert [v.name for v in model.graph.input] == ["image"]
     assert [v.name for v in model.graph.output] == [f"output{i}" for i in (1, 2, 3, 4)]
