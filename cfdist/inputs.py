@@ -13,9 +13,9 @@ from cfdist.backends import backend_class
 from cfdist.config import DatasetConfig, ModelConfig
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec, locate_model, verify_model
+from cfdist.sample import SAMPLE_VERSION, ensure_sample
 from cfdist.widerface.ground_truth import GroundTruth, load_ground_truth
 from cfdist.widerface.manifest import Manifest, build_manifest
-from cfdist.sample import SAMPLE_VERSION, ensure_sample
 
 
 def _cache_folder() -> Path:

@@ -93,8 +93,9 @@ def _make(directory: Path) -> None:
     prefix, suffix = f".{directory.name}.", ".partial"
     for leftover in directory.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
         # Killed processes left these; younger ones may belong to a process at work.
-        if time.time() - os.stat(leftover).st_mtime > _STALE_AFTER:
-            shutil.rmtree(leftover, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process may be removing it too
+            if time.time() - leftover.stat().st_mtime > _STALE_AFTER:
+                shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(suffix, prefix, directory.parent) as temporary:
         new, old = Path(temporary, "new"), Path(temporary, "old")
         _write(new)

@@ -15,8 +15,8 @@ from cfdist.distributed import cluster
 from cfdist.errors import UserError
 from cfdist.host_benchmark import HostRate
 from cfdist.inputs import SAMPLE_FOLDER
-from cfdist.widerface.ground_truth import load_ground_truth
 from cfdist.sample import ensure_sample
+from cfdist.widerface.ground_truth import load_ground_truth
 from jobs import benchmark
 from tests.fakes.ascend import install_atc, install_double, install_npu_smi
 

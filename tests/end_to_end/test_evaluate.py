@@ -22,11 +22,11 @@ from cfdist.errors import UserError
 from cfdist.inputs import SAMPLE_FOLDER
 from cfdist.phases import Phases
 from cfdist.run_folder import JOURNAL
+from cfdist.sample import ensure_sample
 from cfdist.widerface.ground_truth import load_ground_truth
 from cfdist.widerface.manifest import Manifest, WorkItem
 from cfdist.widerface.metric import WiderFaceMetric
 from cfdist.widerface.predictions import OFFICIAL_STYLE, read_predictions_file, rows
-from cfdist.sample import ensure_sample
 from jobs import evaluate, score
 
 # The facts' figures for the authors' weights on the 610 real pictures at 800x800, suppression 0.3.

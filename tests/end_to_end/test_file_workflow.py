@@ -15,8 +15,8 @@ from cfdist import dumps
 from cfdist.distributed import memory
 from cfdist.errors import UserError
 from cfdist.inputs import SAMPLE_FOLDER
-from cfdist.widerface.ground_truth import load_ground_truth
 from cfdist.sample import ensure_sample
+from cfdist.widerface.ground_truth import load_ground_truth
 from jobs import evaluate, infer, postprocess, preprocess, score
 from tests.fakes.ascend import install_double, install_npu_smi, small_network
 
