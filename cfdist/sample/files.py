@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 
 from cfdist.errors import UserError
-from cfdist.files import fsync
+from cfdist.files import fsync, write_text
 from cfdist.sample.matlab import mat_files
 from cfdist.sample.pictures import render_set
 
@@ -91,7 +91,11 @@ def sample_files() -> Iterator[tuple[str, bytes]]:
 def _make(directory: Path) -> None:
     """Write the set beside `directory`, then put it in place of what is there."""
     prefix, suffix = f".{directory.name}.", ".partial"
-    _remove_stale(directory.parent, f"{glob.escape(prefix)}*{suffix}")
+    for leftover in directory.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
+        # Killed processes left these; younger ones may belong to a process at work.
+        with contextlib.suppress(OSError):  # another process may be removing it too
+            if time.time() - leftover.stat().st_mtime > _STALE_AFTER:
+                shutil.rmtree(leftover, ignore_errors=True)
     with tempfile.TemporaryDirectory(suffix, prefix, directory.parent) as temporary:
         new, old = Path(temporary, "new"), Path(temporary, "old")
         _write(new)
@@ -112,34 +116,20 @@ def _make(directory: Path) -> None:
 def _write(directory: Path) -> None:
     names = []
     for name, content in sample_files():
-        _write_file(directory / name, content)
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        fsync(path)
         names.append(name)
     marker = {"version": SAMPLE_VERSION, "files": names}
-    _write_file(directory / MARKER, json.dumps(marker).encode())
-
-
-def _write_file(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    fsync(path)
+    write_text(directory / MARKER, json.dumps(marker))
 
 
 def _refuse_foreign(directory: Path) -> None:
     """Raise UserError where making the set would destroy what somebody else put there."""
-    if directory.is_dir():
-        foreign = not (directory / MARKER).is_file() and any(directory.iterdir())
-    else:
-        foreign = directory.exists()
-    if foreign:
+    empty = directory.is_dir() and not any(directory.iterdir())
+    if directory.exists() and not empty and not (directory / MARKER).is_file():
         raise UserError(
             f"{directory} is there and is not a sample set of this program: "
             "for pictures of your own add dataset=wider_val; for the sample set name a new folder"
         )
-
-
-def _remove_stale(folder: Path, pattern: str) -> None:
-    """Remove what killed processes left; younger folders may belong to a process at work."""
-    for leftover in folder.glob(pattern):
-        with contextlib.suppress(OSError):  # another process may be removing it too
-            if time.time() - leftover.stat().st_mtime > _STALE_AFTER:
-                shutil.rmtree(leftover, ignore_errors=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,21 +26,21 @@ def mat_files(truths: Sequence[PictureTruth]) -> dict[str, bytes]:
             picture without faces has to have one box 0 0 0 0 that counts nowhere: the protocol
             leaves out a picture without any box, and with it the false positives there.
     """
-    groups: dict[str, list[PictureTruth]] = {}
-    for truth in truths:
-        groups.setdefault(truth.id.split("/")[0], []).append(truth)
+    names = [truth.id.split("/") for truth in truths]
 
-    def cells(value: Callable[[PictureTruth], NDArray[Any]]) -> NDArray[np.object_]:
-        return _cell([_cell([value(truth) for truth in group]) for group in groups.values()])
+    def cells(values: Iterable[NDArray[Any]]) -> NDArray[np.object_]:
+        pairs = zip((event for event, _ in names), values, strict=True)
+        groups = itertools.groupby(pairs, key=lambda pair: pair[0])
+        return _cell([_cell([value for _, value in group]) for _, group in groups])
 
     common = {
-        "event_list": _cell([np.array([event]) for event in groups]),
-        "face_bbx_list": cells(lambda truth: truth.boxes.astype(np.int32)),
-        "file_list": cells(lambda truth: np.array([truth.id.split("/")[1]])),
+        "event_list": _cell([np.array([event]) for event in dict.fromkeys(e for e, _ in names)]),
+        "face_bbx_list": cells(truth.boxes.astype(np.int32) for truth in truths),
+        "file_list": cells(np.array([name]) for _, name in names),
     }
     files = {FACES_FILE: _mat(common)}
     for level, name in enumerate(DIFFICULTY_FILES):
-        lists = cells(lambda truth, level=level: _one_based(truth.counted[level]))
+        lists = cells(_one_based(truth.counted[level]) for truth in truths)
         files[name] = _mat(common | {"gt_list": lists})
     return files
 

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -29,16 +30,13 @@ WIDER FACE calls 10 to 50 pixels its small scale. Smaller faces have a box that 
 """
 
 FACE_BOX = (162, 131, 173, 203)
-"""x y w h of the face in `portrait` as WIDER FACE has it: cap's brim to chin, cheek to cheek.
-
-Read off a grid drawn over the photograph.
-"""
+"""x y w h of the face in `portrait`, cap to chin and cheek to cheek, read off a grid."""
 
 _PHOTO = "grace_hopper.jpg"
 _PHOTO_SHAPE = (600, 512, 3)
 _FIRST_COLUMN = 15  # of the photograph: from here on the face is in the middle, also when mirrored
 _COAT_ROW = 560  # of the photograph: repeated in all rows below
-_ROWS = 1200  # of the portrait: the coat reaches behind the people in front, or the lower edge
+_ROWS = 800  # of the portrait: the coat reaches behind the people in front, or the lower edge
 _OUTLINE = (  # in the photograph, read off the same grid as FACE_BOX
     *[(225, 28), (285, 28), (318, 45), (343, 68), (351, 88), (366, 90), (373, 215), (360, 275)],
     *[(331, 316), (376, 349), (487, 389), (509, 447), (509, _ROWS), (26, _ROWS), (26, 447)],
@@ -46,7 +44,7 @@ _OUTLINE = (  # in the photograph, read off the same grid as FACE_BOX
     *[(162, 172), (151, 145), (153, 110), (196, 50), (216, 42)],
 )
 
-_SIZES = ((683, 1024), (768, 1024), (1024, 1024), (1365, 1024), (480, 640))  # height, width
+_SIZES = ((683, 1024), (768, 1024), (1024, 1024), (1024, 683), (480, 640))  # height, width
 
 
 @dataclass(frozen=True)
@@ -77,48 +75,42 @@ class Event:
 EVENTS = (
     Event("Portraits", 12, (120, 200)),
     Event("Groups", 12, (40, 80)),
-    Event("Crowds", 12, (8, 20), spacing=5),
-    Event("Blur", 11, (20, 120), blur=3),
-    Event("Night", 11, (14, 100), light=0.15, noise=6),
-    Event("Fog", 11, (14, 80), light=0.3, veil=140),
+    Event("Crowds", 12, (6, 12), spacing=6, blur=2.9),
+    Event("Blur", 11, (20, 120), blur=7.5),
+    Event("Night", 11, (14, 100), light=0.06, noise=7),
+    Event("Fog", 11, (14, 80), light=0.1, veil=170, noise=9),
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Picture:
+class Picture(NamedTuple):
     """One picture of the set: its (h, w, 3) uint8 BGR pixels and its faces."""
 
     pixels: NDArray[np.uint8]
     truth: PictureTruth
 
 
-def render_set() -> Iterator[Picture]:
+def render_set(events: Sequence[Event] = EVENTS) -> Iterator[Picture]:
     """All pictures, event by event."""
-    for number, event in enumerate(EVENTS):
+    for number, event in enumerate(events):
         for index in range(event.pictures):
             yield render_picture(event, number, index)
 
 
 def render_picture(event: Event, number: int, index: int) -> Picture:
-    """One picture of an event.
-
-    Args:
-        event: what the picture shows.
-        number: the event's number; with `index` it is the seed.
-        index: the picture's number in the event, from 0 on.
-    """
+    """One picture of an event; the numbers of event and picture are the seed."""
     rng = np.random.default_rng([number, index])
     height, width = _SIZES[rng.integers(len(_SIZES))]
     canvas = backdrop(rng, height, width)
     boxes = paste_crowd(rng, canvas, event)
     if event.blur:
-        canvas = cv2.GaussianBlur(canvas, (0, 0), event.blur * rng.uniform(0.5, 1.5))
-    canvas = canvas * event.light + event.veil
+        canvas = np.asarray(cv2.GaussianBlur(canvas, (0, 0), event.blur), np.float32)
+    canvas *= event.light
+    canvas += event.veil
     canvas += event.noise * rng.standard_normal(canvas.shape, np.float32)
     counted = np.array([boxes[:, 3] >= least for least in LEAST_HEIGHTS.values()])
     picture_id = f"{number}--{event.name}/{number}_{event.name}_{index + 1}"
     return Picture(
-        np.clip(np.rint(canvas), 0, 255).astype(np.uint8),
+        np.clip(np.rint(canvas, out=canvas), 0, 255).astype(np.uint8),
         PictureTruth(picture_id, boxes.astype(np.float64), counted),
     )
 
@@ -132,8 +124,8 @@ def backdrop(rng: np.random.Generator, height: int, width: int) -> NDArray[np.fl
         colour = rng.uniform(20, 220, 3).tolist()
         cv2.ellipse(canvas, centre, axes, int(rng.integers(180)), 0, 360, colour, -1)
     for cells in (4, 16, 64):
-        clouds = rng.uniform(-40, 40, (cells, cells, 3)).astype(np.float32)
-        canvas += cv2.resize(clouds, (width, height), interpolation=cv2.INTER_CUBIC)
+        clouds = rng.uniform(-30, 30, (cells, cells)).astype(np.float32)
+        canvas += cv2.resize(clouds, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
     return canvas
 
 
@@ -153,7 +145,7 @@ def paste_crowd(
     boxes = []
     while chin <= height:
         scale = face_height / FACE_BOX[3]
-        person = scaled_portrait(scale)
+        person = cv2.resize(portrait(), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         face_width = scale * FACE_BOX[2]
         left = rng.uniform(0, min(event.spacing * face_height, width - face_width))
         while left <= width - face_width:
@@ -181,8 +173,8 @@ def paste(canvas: NDArray[np.float32], person: NDArray[np.float32], left: int, t
     Args:
         canvas: (h, w, 3).
         person: (h, w, 4), as `portrait`.
-        left: column of the canvas at which the person begins; may be negative.
-        top: row, likewise.
+        left: where in the canvas the person begins; may be negative.
+        top: likewise.
     """
     rows, columns = canvas.shape[:2]
     person = person[max(-top, 0) : rows - top, max(-left, 0) : columns - left]
@@ -191,19 +183,12 @@ def paste(canvas: NDArray[np.float32], person: NDArray[np.float32], left: int, t
     part += person[..., :3]
 
 
-def scaled_portrait(scale: float) -> NDArray[np.float32]:
-    """`portrait` at a scale from 0 to 1: (round(scale * h), round(scale * w), 4)."""
-    rows, columns = np.rint(scale * np.array(portrait().shape[:2])).astype(int).tolist()
-    scaled = cv2.resize(portrait(), (columns, rows), interpolation=cv2.INTER_AREA)
-    return np.asarray(scaled, np.float32)
-
-
 @functools.cache
 def portrait() -> NDArray[np.float32]:
     """The person cut out of the photograph, her coat longer than there.
 
     Returns:
-        (1200, 497, 4): blue, green, red, each multiplied by the opacity, and the opacity 0..1.
+        (800, 497, 4): blue, green, red, each multiplied by the opacity, and the opacity 0..1.
     """
     below = _ROWS - _COAT_ROW
     photo = cv2.copyMakeBorder(photograph()[:_COAT_ROW], 0, below, 0, 0, cv2.BORDER_REPLICATE)

@@ -1,1 +1,1 @@
-"""WIDER FACE: layout and manifest, ground truth, metric, prediction files, sample set."""
+"""WIDER FACE: layout and manifest, ground truth, metric, prediction files."""

@@ -11,7 +11,8 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from cfdist.distributed import cluster, memory
+from cfdist import execution
+from cfdist.devices import memory
 from cfdist.errors import UserError
 from jobs import compare, evaluate, export
 
@@ -83,7 +84,7 @@ def test_the_torch_backend_gives_the_same_ap(compose, tmp_path):
 
 def test_a_batch_that_does_not_fit_is_refused_before_ray_starts(compose, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "available_memory", lambda: 10_000_000)
-    monkeypatch.setattr(cluster, "session", None)  # is not come to
+    monkeypatch.setattr(execution, "session", None)  # is not come to
     sides = (f"reference=onnxruntime:{AUTHORS}", f"candidate=openvino:{AUTHORS}")
     config = compose("job=compare", *sides, "model.batch=1024")
     with pytest.raises(UserError, match=r"model.batch=1024: .* GB of memory, 0.0 GB are free"):
