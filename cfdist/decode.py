@@ -213,7 +213,7 @@ def _decode_centerface_pytorch(peaks: Peaks) -> DecodedBoxes:
     boxes = np.stack([x - half_w, y - half_h, x + half_w, y + half_h], axis=-1)
     centre = np.stack([x, y], axis=-1)[..., None, :]
     landmarks = centre + peaks.values[..., 4:].reshape(*x.shape, 5, 2)
-    return DecodedBoxes(boxes, landmarks)
+    return DecodedBoxes(boxes.astype(np.float32), landmarks.astype(np.float32))
 
 
 def _decode_centerface(peaks: Peaks) -> DecodedBoxes:
@@ -236,7 +236,7 @@ def _decode_centerface(peaks: Peaks) -> DecodedBoxes:
         ],
         axis=-1,
     )
-    return DecodedBoxes(boxes, landmarks)
+    return DecodedBoxes(boxes.astype(np.float32), landmarks.astype(np.float32))
 
 
 CONVENTIONS: dict[str, Callable[[Peaks], DecodedBoxes]] = {

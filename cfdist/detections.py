@@ -5,9 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def _empty(*shape: int) -> NDArray[np.float32]:
@@ -37,7 +41,7 @@ class Detections:
     error: str | None = None
 
 
-def to_arrow(detections: Sequence[Detections]):
+def to_arrow(detections: Sequence[Detections]) -> pa.Table:
     """Detections as an Arrow table, one row a picture: the schema of `predictions.parquet`.
 
     Columns: id, width, height, boxes (list of k*4 float32, x1 y1 x2 y2 in picture pixels),
@@ -65,7 +69,7 @@ def to_arrow(detections: Sequence[Detections]):
     )
 
 
-def from_arrow(table) -> list[Detections]:
+def from_arrow(table: pa.Table) -> list[Detections]:
     """The detections of a table made by `to_arrow`; its inverse."""
 
     def column(name: str) -> list[NDArray[np.float32]]:

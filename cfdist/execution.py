@@ -152,7 +152,8 @@ def _letterboxes_on_cluster(where: str, kind: str) -> bool:
         return False
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    listed = ray.nodes()  # type: ignore[no-untyped-call]
+    nodes = [node["Resources"] for node in listed if node["Alive"]]
     return any(node.get("CPU", 0) >= 1 and not node.get(resource) for node in nodes)
 
 
@@ -246,12 +247,17 @@ def conventions(config: ModelConfig) -> ModelSpec:
         width=config.width,
         color=config.color,
         scale=config.scale,
-        mean=tuple(config.mean),
-        std=tuple(config.std),
+        mean=_triple(config.mean),
+        std=_triple(config.std),
         batch=config.batch,
         top_k=config.top_k,
         nms=config.nms,
     )
+
+
+def _triple(values: Sequence[float]) -> tuple[float, float, float]:
+    first, second, third = values
+    return first, second, third
 
 
 def run_identity(model: BackendModel, manifest: Manifest) -> RunIdentity:
@@ -269,7 +275,11 @@ def run_fingerprint(model: BackendModel, manifest: Manifest) -> str:
     spec = asdict(model.spec)
     for key in ("path", "batch"):
         del spec[key]
-    identity = {"model": spec, "pictures": manifest.fingerprint, "backend": model.backend}
+    identity: dict[str, object] = {
+        "model": spec,
+        "pictures": manifest.fingerprint,
+        "backend": model.backend,
+    }
     if manifest.passes > 1:
         identity["passes"] = manifest.passes
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -43,7 +43,7 @@ def available_memory(cgroup: Path = _CGROUP) -> int:
     """Bytes of memory that are free to use now, cgroup v1 or v2 limit included."""
     import psutil
 
-    free = psutil.virtual_memory().available
+    free = int(psutil.virtual_memory().available)
     left = _cgroup_memory(cgroup)
     return free if left is None else min(free, left)
 
@@ -103,7 +103,7 @@ def process_age() -> float:
         import psutil
 
         # Elsewhere; on Linux this rests on a boot time in whole seconds.
-        return time.time() - psutil.Process().create_time()
+        return time.time() - float(psutil.Process().create_time())
 
 
 def process_times() -> ProcessTimes:

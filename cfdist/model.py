@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cfdist.errors import UserError
 from cfdist.files import sha256_of
@@ -41,7 +42,7 @@ class ModelSpec:
     outputs: tuple[str, ...] | None
     height: int
     width: int
-    color: str
+    color: Literal["BGR", "RGB"]
     scale: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

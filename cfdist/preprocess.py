@@ -112,16 +112,18 @@ def decode_picture(content: bytes, channels: Literal[3, 4] = 3) -> NDArray[np.ui
     if content.startswith(_JPEG_START):
         if not content.endswith(_JPEG_END) and content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN):
             raise PictureError("truncated JPEG (no end marker behind the last scan)")
-        picture = _decode_jpeg(content, channels)
-        if picture is not None:
-            return picture
+        decoded = _decode_jpeg(content, channels)
+        if decoded is not None:
+            return decoded
     try:
         picture = cv2.imdecode(np.frombuffer(content, np.uint8), _READ_FLAGS)
     except cv2.error as error:
         raise PictureError(f"cannot be decoded: {_reason(error)}") from None
     if picture is None:
         raise PictureError("not a picture that OpenCV can decode")
-    return picture if channels == 3 else cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA)
+    if channels == 4:
+        picture = cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA)
+    return np.asarray(picture, np.uint8)
 
 
 def _decode_jpeg(content: bytes, channels: Literal[3, 4]) -> NDArray[np.uint8] | None:
@@ -134,7 +136,8 @@ def _decode_jpeg(content: bytes, channels: Literal[3, 4]) -> NDArray[np.uint8] |
         height, width, color, _ = simplejpeg.decode_jpeg_header(content)
         if color not in _JPEG_COLORS or height * width > _MAX_PIXELS:
             return None
-        return simplejpeg.decode_jpeg(content, "BGR" if channels == 3 else "BGRX")
+        order = "BGR" if channels == 3 else "BGRX"
+        return np.asarray(simplejpeg.decode_jpeg(content, order), np.uint8)
     except ValueError:
         return None
 
@@ -164,7 +167,7 @@ def letterbox_into(picture: NDArray[np.uint8], row: NDArray[np.uint8]) -> None:
     band[1, 2] -= top
     try:
         if picture.shape[2] == 3:
-            picture = cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA)
+            picture = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA), np.uint8)
         letterboxed = cv2.warpAffine(picture, band, (width, bottom - top), flags=cv2.INTER_LINEAR)
         cv2.cvtColor(letterboxed, cv2.COLOR_BGRA2BGR, dst=row[top:bottom])
     except cv2.error as error:
@@ -197,8 +200,8 @@ def read_into(path: str, row: NDArray[np.uint8]) -> tuple[int, int]:
 
 
 def to_model_input(
-    letterboxed: NDArray[np.uint8], contract: InputContract, out: NDArray | None = None
-) -> NDArray:
+    letterboxed: NDArray[np.uint8], contract: InputContract, out: NDArray[np.generic] | None = None
+) -> NDArray[np.generic]:
     """Letterboxed pictures to the model's own input.
 
     Args:
@@ -225,8 +228,8 @@ def to_model_input(
             # In this order, in float32: (u8 * scale - mean) / std, as the training code did.
             np.multiply(source, np.float32(contract.scale), out=target, dtype=np.float32)
             if contract.mean[channel] or contract.std[channel] != 1.0:
-                target -= np.float32(contract.mean[channel])
-                target /= np.float32(contract.std[channel])
+                np.subtract(target, np.float32(contract.mean[channel]), out=target)
+                np.divide(target, np.float32(contract.std[channel]), out=target)
     return out
 
 

@@ -99,7 +99,7 @@ def _run(
         progress.advance(len(chunk.reference), tally.add(chunk))
 
     group = max(model.capabilities.group for model in there.models)
-    pool = DevicePool(plan, make_device, reference.spec.batch, group)
+    pool: DevicePool[ComparedChunk] = DevicePool(plan, make_device, reference.spec.batch, group)
     try:
         pool.start()
         progress.start(0)

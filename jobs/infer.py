@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,8 @@ def main(config: Config, output: Path, started: float) -> int:
 def _find_model(config: Config) -> BackendModel:
     """The model; the tool runs OM files alone."""
     if config.infer.cli:
-        config = replace(config, backend=replace(config.backend, name="om"))
+        om = config.backend.model_copy(update={"name": "om"})
+        config = config.model_copy(update={"backend": om})
     backends.refuse_simulated(config.backend.name, f"backend={config.backend.name}")
     return execution.find_model(config)
 
@@ -122,9 +123,10 @@ def _run_devices(config: Config, model: BackendModel, files: InputFiles, folder:
 
 def _run_tool(config: Config, model: BackendModel, files: InputFiles, folder: Path) -> Run:
     """Infer by `python -m ais_bench`."""
-    devices = config.devices
-    if not isinstance(devices, list):
-        devices = None if devices == "auto" else list(range(devices))
+    wanted = config.devices
+    devices = None if wanted == "auto" else wanted
+    if isinstance(devices, int):
+        devices = list(range(devices))
     check_for_tool(model.spec, files, devices[0] if devices else 0, KEY)
     ready_at = time.time()
     found, failures = infer_with_tool(model.spec, files, folder, devices)

@@ -71,9 +71,9 @@ class Runner:
         self._lock = threading.Lock()
         self._cold = 0  # whole batches, one a stream, that are yet to come and no measurement
 
-    def _input_rooms(self, chunk: int) -> queue.SimpleQueue[NDArray]:
+    def _input_rooms(self, chunk: int) -> queue.SimpleQueue[NDArray[np.generic]]:
         """Memory for input tensors: a chunk for each stream, and one that is being made."""
-        rooms: queue.SimpleQueue[NDArray] = queue.SimpleQueue()
+        rooms: queue.SimpleQueue[NDArray[np.generic]] = queue.SimpleQueue()
         contract = self.backend.contract
         if not contract.is_letterboxed_bytes:
             for _ in range(self.backend.streams + 1):
@@ -120,7 +120,7 @@ class Runner:
             return self.run(inputs)
 
     @contextlib.contextmanager
-    def _input_tensor(self, letterboxed: NDArray[np.uint8]) -> Iterator[NDArray]:
+    def _input_tensor(self, letterboxed: NDArray[np.uint8]) -> Iterator[NDArray[np.generic]]:
         """Letterboxed pictures as the model takes them, for the `with` block."""
         contract = self.backend.contract
         if contract.is_letterboxed_bytes or not len(letterboxed):
@@ -132,7 +132,7 @@ class Runner:
         finally:
             self._rooms.put(room)
 
-    def run(self, inputs: NDArray) -> Inferred:
+    def run(self, inputs: NDArray[np.generic]) -> Inferred:
         """Run an input tensor, batch by batch.
 
         Args:
@@ -153,7 +153,7 @@ class Runner:
             f"the model's outputs hold NaN or infinite values ({self._name})",
         )
 
-    def _timed(self, batches: Sequence[NDArray]) -> tuple[list[Outputs], list[float]]:
+    def _timed(self, batches: Sequence[NDArray[np.generic]]) -> tuple[list[Outputs], list[float]]:
         """The batches' outputs, and the host-visible seconds of each.
 
         Batches that a backend overlaps share their time in equal parts.
@@ -168,7 +168,7 @@ class Runner:
             seconds += [(time.perf_counter() - start) / len(group)] * len(group)
         return outputs, seconds
 
-    def _count(self, batches: Sequence[NDArray], seconds: Sequence[float]) -> None:
+    def _count(self, batches: Sequence[NDArray[np.generic]], seconds: Sequence[float]) -> None:
         size, is_padded = self._spec.batch, self.backend.capabilities.has_fixed_batch
         pictures = sum(map(len, batches))
         with self._lock:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 
@@ -48,8 +49,7 @@ class Journal:
             check_identity(folder, identity)
         else:
             write_text(path, json.dumps(asdict(identity)) + "\n")
-        self._file = None
-        self._writer: pa.RecordBatchStreamWriter | None = None
+        self._open: tuple[BinaryIO, pa.RecordBatchStreamWriter] | None = None
 
     def read(self) -> Iterator[pa.Table]:
         """What earlier writes left, batch by batch, in memory that is mapped from the files."""
@@ -58,21 +58,23 @@ class Journal:
 
     def append(self, table: pa.Table) -> None:
         """Write a table of detections and return once it is on the disk."""
-        if self._writer is None:
+        if self._open is None:
             number = len(list(self.folder.glob("segment-*.arrow")))
-            self._file = (self.folder / _SEGMENT.format(number)).open("xb")
-            self._writer = pa.ipc.new_stream(self._file, table.schema)
+            opened = (self.folder / _SEGMENT.format(number)).open("xb")
+            self._open = (opened, pa.ipc.new_stream(opened, table.schema))
             fsync(self.folder)
-        self._writer.write_table(table)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        file, writer = self._open
+        writer.write_table(table)
+        file.flush()
+        os.fsync(file.fileno())
 
     def close(self) -> None:
         """End the segment."""
-        if self._writer is not None:
-            self._writer.close()
-            self._file.close()
-            self._writer = self._file = None
+        if self._open is not None:
+            file, writer = self._open
+            writer.close()
+            file.close()
+            self._open = None
 
 
 def begun_identity(folder: Path) -> RunIdentity | None:

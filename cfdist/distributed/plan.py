@@ -89,7 +89,7 @@ def plan_devices(kind: str, wishes: Wishes) -> DevicePlan:
     """
     import ray
 
-    resources = ray.cluster_resources()
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cores = max(1, int(resources.get("CPU", 1)))
     count = _device_count(kind, wishes.devices, cores, resources)
     threads = max(1, cores // count)

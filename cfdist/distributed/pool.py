@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import pyarrow as pa
 
@@ -120,7 +120,7 @@ class DevicePool(Generic[Result]):
     def __init__(
         self,
         plan: DevicePlan,
-        make_device: MakeDevice[Any, Result],
+        make_device: MakeDevice[Any, Any],
         batch: int,
         group: int = 1,
         reducer: Actor | None = None,
@@ -265,7 +265,7 @@ class _Round(Generic[Result]):
         self._work = work
         self._least = least
         self._size = least
-        self._scheduler = Scheduler(work, pool.actors, plan.streams, batch)
+        self._scheduler: Scheduler[Slice] = Scheduler(work, pool.actors, plan.streams, batch)
         self._running: dict[Ref, _Handed] = {}
         self._problems: list[Exception] = []
         self._started = time.perf_counter()
@@ -301,7 +301,7 @@ class _Round(Generic[Result]):
 
         handed = self._running.pop(ref)
         try:
-            result = ray.get(ref)
+            result = cast(Result, ray.get(ref))
         except ray.exceptions.RayError as error:
             return self._take_in_failure(handed, error)
         self._scheduler.give_back(handed.name, handed.size, is_finished=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sized
 from math import ceil
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from cfdist.devices.base import largest_chunk
 
 # A chunk should keep its device busy for about this time.
 CHUNK_SECONDS = 0.25
 
-Part = TypeVar("Part", bound=Sized, covariant=True)
+Part = TypeVar("Part", bound=Sized)
 
 
 class Rows(Protocol[Part]):
@@ -39,7 +39,7 @@ def chunk_for_rate(least: int, rate: float) -> int:
     return min(least * max(1, times), largest_chunk(least))
 
 
-class Scheduler:
+class Scheduler(Generic[Part]):
     """Deals out rows in chunks, as the devices ask for them.
 
     Towards the end the chunks become smaller: a quarter of an equal share of the rest ("guided

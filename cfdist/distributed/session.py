@@ -133,7 +133,7 @@ def own_session(
     if ray.is_initialized():
         yield None
         return
-    quiet = {"configure_logging": True, "logging_level": logging.ERROR, "log_to_driver": False}
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     with contextlib.ExitStack() as undo:
         if address is None:
             undo.enter_context(_only_visible(kind, devices))
@@ -195,7 +195,7 @@ def _only_visible(kind: str, devices: Devices) -> Iterator[None]:
             os.environ[variable] = before
 
 
-def _own_accelerators(kind: str) -> dict[str, int] | None:
+def _own_accelerators(kind: str) -> dict[str, float] | None:
     """What a cluster on this machine is told of its NPUs.
 
     Ray finds GPUs itself, NPUs only where the toolkit's Python package or the device files are.

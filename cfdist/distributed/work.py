@@ -256,17 +256,19 @@ def _count_failed(refs: Sequence[Ref]) -> list[int]:
     import ray
 
     def count(block: pa.Table) -> int:
-        return len(block) - block.column("error").null_count
+        return len(block) - int(block.column("error").null_count)
 
     task = ray.remote(num_cpus=0)(count)
-    return ray.get([task.remote(ref) for ref in refs])
+    counts: list[int] = ray.get([task.remote(ref) for ref in refs])
+    return counts
 
 
 def store_bytes() -> int:
     """The size of the cluster's object store, bytes."""
     import ray
 
-    return int(ray.cluster_resources().get("object_store_memory", 0))
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return int(resources.get("object_store_memory", 0))
 
 
 def fits_store(pictures: int, size: Size, free_memory: int) -> bool:

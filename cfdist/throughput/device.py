@@ -89,7 +89,7 @@ def loop_devices(
         settings = DeviceSettings(plan.threads, plan.streams, number=number)
         return LoopingDevice(model, settings, kind)
 
-    pool = DevicePool(plan, make_device, model.spec.batch)
+    pool: DevicePool[LoopReport] = DevicePool(plan, make_device, model.spec.batch)
     try:
         pool.start()
         names = list(pool.actors)

@@ -111,7 +111,8 @@ def _require_files(folder: Path) -> None:
 def _read_mat(path: Path) -> dict[str, Any]:
     try:
         # All variables, not only those needed: a file cut short is found out by reading to its end.
-        return loadmat(path)
+        content: dict[str, Any] = loadmat(path)
+        return content
     except Exception as error:  # a damaged file makes scipy raise nearly anything
         raise UserError(
             f"{path} cannot be read as a MATLAB file (damaged or cut short?): {error}; "

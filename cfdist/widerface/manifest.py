@@ -128,7 +128,7 @@ def _scan(images: Path) -> dict[str, tuple[str, int]]:
     return found
 
 
-def _size(entry: os.DirEntry) -> int:
+def _size(entry: os.DirEntry[str]) -> int:
     """The file's bytes; 0 for what cannot be read, which fails when it is its turn."""
     try:
         return entry.stat().st_size

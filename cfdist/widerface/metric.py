@@ -100,17 +100,19 @@ def _iou(predictions: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     union = (px2 - px1 + 1) * (py2 - py1 + 1) + (gx2 - gx1 + 1) * (gy2 - gy1 + 1)
     union -= intersection
     # Only boxes of size -1 or less, which overlap nothing, can have a union of 0 or less.
-    return np.divide(intersection, union, where=intersection > 0, out=intersection)
+    np.divide(intersection, union, where=intersection > 0, out=intersection)
+    return intersection
 
 
 def _overlap(
     start: np.ndarray, end: np.ndarray, other_start: np.ndarray, other_end: np.ndarray
 ) -> np.ndarray:
     """Pixels that two ranges on one axis share, for all pairs; each includes its end."""
-    overlap = np.minimum(end, other_end)
+    overlap: np.ndarray = np.minimum(end, other_end)
     overlap -= np.maximum(start, other_start)
     overlap += 1
-    return np.maximum(overlap, 0, out=overlap)
+    np.maximum(overlap, 0, out=overlap)
+    return overlap
 
 
 def _corners(xywh: np.ndarray) -> np.ndarray:
@@ -263,7 +265,8 @@ def normalise(scores: np.ndarray) -> np.ndarray:
     low, high = scores.min(initial=1.0), scores.max(initial=0.0)
     if low == high:
         return np.ones_like(scores)
-    return (scores - low) / (high - low)
+    normalised: np.ndarray = (scores - low) / (high - low)
+    return normalised
 
 
 def average_precision(recall: np.ndarray, precision: np.ndarray) -> float:

@@ -172,7 +172,7 @@ def _raise_at_bad_line(lines: Sequence[str], path: Path) -> NoReturn:
             continue
         fields = line.split()
         if len(fields) != COLUMNS:
-            problem = f"{len(fields)} columns, expected x y w h score"
+            problem: str | None = f"{len(fields)} columns, expected x y w h score"
         else:
             problem = next(filter(None, map(_number_problem, fields)), None)
         if problem:

@@ -49,7 +49,7 @@ def score_files(truth: GroundTruth, files: Mapping[str, Path], cores: int) -> Wi
     return metric
 
 
-_truth: GroundTruth | None = None  # of a worker process
+_truth = GroundTruth(())  # of a worker process
 
 
 def _set_truth(truth: GroundTruth) -> None:

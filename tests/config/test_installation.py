@@ -11,9 +11,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from cfdist.installation import CHECKOUT, COMMAND, CONFIG_FOLDER, load_job
 
-PROJECT = Path(__file__).resolve().parent.parent
+from cfdist.config.installation import CHECKOUT, COMMAND, CONFIG_FOLDER, load_job
+
+PROJECT = Path(__file__).resolve().parent.parent.parent
 SOURCES = ("cfdist", "jobs", "conf", "pyproject.toml", "setup.py", "requirements.in", "README.md")
 
 
@@ -33,7 +34,7 @@ def make_stranger(folder: Path) -> None:
 
 def test_a_stranger_s_jobs_are_not_imported(tmp_path):
     make_stranger(tmp_path)
-    code = "from cfdist.installation import load_job; load_job('score')"
+    code = "from cfdist.config.installation import load_job; load_job('score')"
     path = os.pathsep.join([str(tmp_path), str(PROJECT)])
     done = subprocess.run(
         [sys.executable, "-c", code],
