@@ -10,4 +10,5 @@ install_environment requirements-test.txt requirements-torch.txt
 cd "$checkout"
 "$venv/bin/python" -m ruff check .
 "$venv/bin/python" -m ruff format --check .
+"$venv/bin/python" -m mypy
 exec "$venv/bin/python" -m pytest "$@"
