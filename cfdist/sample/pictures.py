@@ -64,7 +64,7 @@ class Event:
 
     name: str
     pictures: int
-    faces: tuple[int, int]
+    faces: tuple[float, float]
     spacing: float = 3.0
     blur: float = 0.0
     light: float = 1.0

@@ -49,7 +49,9 @@ def test_the_set_is_read_as_wider_face_is(whole_set: Path) -> None:
     assert len(truth.events) == len(EVENTS)
     assert sum(item.size for item in manifest.items) < 20e6
     for item in manifest.items:
-        height, width = cv2.imread(item.path).shape[:2]
+        pixels = cv2.imread(item.path)
+        assert pixels is not None
+        height, width = pixels.shape[:2]
         boxes = truth[item.id].boxes
         assert len(boxes) > 0
         assert (boxes[:, :2] >= 0).all()
@@ -150,8 +152,9 @@ def test_a_damaged_or_older_set_is_made_anew(
 
 
 def make_few(directory: Path) -> None:
-    files.render_set = lambda: render_set(FEW)
-    ensure_sample(directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "render_set", lambda: render_set(FEW))
+        ensure_sample(directory)
 
 
 def test_two_processes_at_the_same_time(tmp_path: Path) -> None:
@@ -190,7 +193,7 @@ def test_a_slower_process_keeps_the_set_of_the_faster_one(
     if moment == "while rendering":
         monkeypatch.setattr(files, "render_set", overtaken)
     else:
-        monkeypatch.setattr(files.os, "replace", late_replace)
+        monkeypatch.setattr(os, "replace", late_replace)
     root = ensure_sample(tmp_path / "set").root
     assert (root / "by-the-faster-one").is_file()
     assert sorted(tmp_path.iterdir()) == [faster, root]

@@ -75,7 +75,7 @@ def test_the_portrait_is_mirrored_about_its_face() -> None:
 
 def test_the_face_box_holds_skin_and_its_surroundings_do_not() -> None:
     left, top, width, height = FACE_BOX
-    hue = cv2.cvtColor(np.uint8(portrait()[..., :3]), cv2.COLOR_BGR2HSV)
+    hue = cv2.cvtColor(portrait()[..., :3].astype(np.uint8), cv2.COLOR_BGR2HSV)
     skin = (hue[..., 0] < 20) & (hue[..., 1] > 60) & (hue[..., 2] > 90)
     assert skin[top : top + height, left : left + width].mean() > 0.6
     assert skin[: top - 10].mean() < 0.05
@@ -112,7 +112,7 @@ def test_night_is_dark_fog_is_bright_and_blur_is_smooth() -> None:
     assert render(light=0.1, veil=170).min() > 120
     assert render(noise=20.0).std() > plain.std()
     smooth = [np.abs(np.diff(p, axis=0)).mean() for p in (render(blur=5.0, noise=0.0), plain)]
-    assert smooth[0] < 0.2 * smooth[1]
+    assert smooth[0] < 0.3 * smooth[1]
 
 
 def test_a_matplotlib_without_its_sample_data_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
