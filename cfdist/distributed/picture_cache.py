@@ -187,7 +187,7 @@ def _refuse_too_many(manifest: Manifest, pictures: PictureCache) -> None:
         already = f" beside the {pictures.used / 1e9:.2f} GB kept already" if pictures.used else ""
         raise UserError(
             f"preprocess.cache=true: {places.count(None)} pictures take {wanted / 1e9:.2f} GB, "
-            f"{left / 1e9:.2f} GB may be kept{already}; raise preprocess.cache_gb, or use "
+            f"{left / 1e9:.2f} GB may be kept{already}; use "
             "preprocess.cache=auto, which keeps what fits"
         )
 
