@@ -67,7 +67,7 @@ def main() -> int:
     # Hydra would print its errors itself, over several lines, and exit with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     signal.signal(signal.SIGTERM, raise_terminated)
-    config.register()
+    config.register(with_help=not {"-h", "--help"}.isdisjoint(sys.argv))
     run = hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
     try:
         sys.argv[1:] = prepare_arguments(sys.argv[1:])

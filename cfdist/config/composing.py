@@ -42,21 +42,20 @@ def compose(*overrides: str) -> Config:
         return load(hydra_compose("config", list(overrides)))
 
 
-def register() -> None:
-    """Make the defaults, the help page and the resolvers known to Hydra."""
+def register(*, with_help: bool = False) -> None:
+    """Make the defaults and the resolvers known to Hydra, and the help page where it is wanted."""
     resolvers: dict[str, Callable[..., Any]] = {
         # Two runs that start in the same second get folders of their own.
         "process_id": os.getpid,
         "absolute": lambda path: str(Path(path).expanduser().absolute()),
-        # Hydra resolves it only for --help, and takes $ for one of its own variables.
-        "help_page": lambda: help_text().replace("$", "$$"),
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     store = ConfigStore.instance()
     store.store(name="schema", node=default_values())
-    page = {"app_name": "cfdist", "header": "", "footer": "", "template": "${help_page:}"}
-    store.store(group="hydra/help", name="cfdist", node=page)
+    page = help_text().replace("$", "$$") if with_help else ""
+    node = {"app_name": "cfdist", "header": "", "footer": "", "template": page}
+    store.store(group="hydra/help", name="cfdist", node=node)
 
 
 def group_choices(group: str) -> list[str]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import itertools
 
+from cfdist.config import schema
 from cfdist.config.installation import COMMAND
 from cfdist.config.messages import allowed, shown
 from cfdist.config.schema import Config, Section, section_of
@@ -37,25 +39,26 @@ def help_text() -> str:
 
 def _lines(section: type[Section], prefix: str) -> list[str]:
     """A line for each key of a section, then its inner sections."""
-    meanings = _meanings(section)
     lines, nested = [], []
     for name, field in section.model_fields.items():
         inner = section_of(field)
         if inner is not None:
             nested += ["", inspect.getdoc(inner) or "", *_lines(inner, f"{prefix}{name}.")]
             continue
+        meaning = _meanings()[section.__name__, name]
         default = "" if field.is_required() else f"; default {shown(field.default)}"
-        lines.append(f"  {prefix + name:<22} {meanings[name]} [{allowed(field)}{default}]")
+        lines.append(f"  {prefix + name:<22} {meaning} [{allowed(field)}{default}]")
     return lines + nested
 
 
-def _meanings(section: type[Section]) -> dict[str, str]:
-    """Key -> the docstring below it. Pydantic would read them at every start, not only for help."""
-    definition = ast.parse(inspect.getsource(section)).body[0]
-    assert isinstance(definition, ast.ClassDef)
+@functools.cache
+def _meanings() -> dict[tuple[str, str], str]:
+    """Class and key -> the text below the key. Pydantic would read it at every start."""
     return {
-        key.target.id: " ".join(ast.literal_eval(text.value).split())
-        for key, text in itertools.pairwise(definition.body)
+        (section.name, key.target.id): " ".join(ast.literal_eval(text.value).split())
+        for section in ast.parse(inspect.getsource(schema)).body
+        if isinstance(section, ast.ClassDef)
+        for key, text in itertools.pairwise(section.body)
         if isinstance(key, ast.AnnAssign)
         and isinstance(key.target, ast.Name)
         and isinstance(text, ast.Expr)
