@@ -189,7 +189,7 @@ def test_a_picture_that_opencv_cannot_warp_gives_its_reason(monkeypatch):
         raise cv2.error("too large")
 
     monkeypatch.setattr(cv2, "warpAffine", refuse)
-    with pytest.raises(PictureError, match="30x20 pixels cannot be warped: too large"):
+    with pytest.raises(PictureError, match="30x20 pixels cannot be letterboxed: too large"):
         letterbox_into(random_picture(20, 30), np.zeros((64, 64, 3), np.uint8))
 
 

@@ -101,5 +101,5 @@ def test_an_installed_cfdist_evaluates_from_an_empty_folder(wheel, tmp_path):
     results = json.loads((empty / "out" / "results.json").read_text())
     assert results["pictures"] == {"total": 8, "done": 8, "failed": 0}
     # The sample set is the user's: what is installed is nobody's to write to.
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["cfdist"]
+    assert (tmp_path / "cache" / "cfdist").is_dir()
     assert not (installed / ".cache").exists()

@@ -55,7 +55,7 @@ def test_further_passes_have_keys_of_their_own():
 
     assert [item.key for item in twice.items] == ["e/a", "e/b", "e/a/2", "e/b/2"]
     assert [picture_and_pass(item.key) for item in twice.items] == [
-        (item.id, item.turn) for item in twice.items
+        (item.id, item.pass_number) for item in twice.items
     ]
     assert twice.pictures == items
     assert (manifest.passes, twice.passes) == (1, 2)

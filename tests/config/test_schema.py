@@ -1,0 +1,50 @@
+"""Every key has a meaning, and Hydra's defaults are the schema's."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from cfdist.config.help import help_text
+from cfdist.config.schema import Config, all_fields, default_values
+
+
+def test_every_key_has_a_meaning():
+    keys = dict(all_fields())
+    assert len(keys) > 60
+    assert {"devices", "model.batch", "preprocess.where", "backend.fault"} <= keys.keys()
+    page = help_text()
+    assert all(f"  {key} " in page for key in keys)
+
+
+def test_the_checked_configuration_is_that_of_a_command(compose):
+    config = compose("model.batch=16", "devices=[0,1]", "preprocess.where=cluster")
+    assert (config.model.batch, config.devices) == (16, [0, 1])
+    assert config.preprocess.where == "cluster"
+    assert config.model.mean == [0.0, 0.0, 0.0]
+    again = Config.model_validate(config.model_dump())
+    assert again == config
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "batch", True),
+        ("model", "scale", float("nan")),
+        ("model", "mean", [0.0, float("inf"), 0.0]),
+        ("dataset", "limit", 0),
+        ("backend", "streams", "many"),
+        ("preprocess", "where", "nowhere"),
+    ],
+)
+def test_values_of_another_kind_or_range_are_refused(compose, section, key, value):
+    values = compose().model_dump()
+    values[section][key] = value
+    with pytest.raises(ValidationError):
+        Config.model_validate(values)
+
+
+def test_defaults_leave_out_what_a_group_has_to_say():
+    values = default_values()
+    assert values["devices"] == "auto"
+    assert values["preprocess"]["cache"] == "auto"

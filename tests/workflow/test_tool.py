@@ -1,0 +1,71 @@
+"""What `python -m ais_bench` left is checked file by file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cfdist.errors import UserError
+from cfdist.widerface.manifest import WorkItem
+from cfdist.workflow import tool
+from cfdist.workflow.files import output_names
+from cfdist.workflow.matching import InputFiles
+
+
+@pytest.fixture
+def model(spec):
+    return spec(height=32, width=32, batch=1)
+
+
+@pytest.fixture
+def inputs(tmp_path) -> InputFiles:
+    folder = tmp_path / "bins"
+    folder.mkdir()
+    items = []
+    for stem in ("a", "b"):
+        (folder / f"{stem}.bin").write_bytes(b"x")
+        items.append(WorkItem(stem, str(folder / f"{stem}.bin"), 1))
+    return InputFiles(folder, "f32", items, [], None)
+
+
+def leaving(monkeypatch, *stems: str, summary: bool = True):
+    """A tool that leaves the raw outputs of some stems."""
+
+    def run(path, bins: Path, folder: Path, batch: int, devices) -> None:
+        folder.mkdir()
+        for stem in stems:
+            for name, channels in zip(output_names(stem), (1, 2, 2, 10), strict=True):
+                np.zeros((channels, 8, 8), np.float32).tofile(folder / name)
+        if summary:
+            content = json.dumps({"throughput": 5.0})
+            folder.with_name(f"{folder.name}_summary.json").write_text(content)
+
+    monkeypatch.setattr(tool, "run_ais_bench", run)
+
+
+def test_missing_outputs_have_failed(monkeypatch, tmp_path, model, inputs):
+    leaving(monkeypatch, "a")
+    summary, failures = tool.infer_with_tool(model, inputs, tmp_path / "out", None)
+    assert summary == {"throughput": 5.0}
+    assert [stem for stem, _ in failures] == ["b"]
+    assert "b_0.bin is missing" in failures[0][1]
+
+
+def test_a_tool_without_a_summary_is_believed(monkeypatch, tmp_path, model, inputs):
+    leaving(monkeypatch, "a", "b", summary=False)
+    assert tool.infer_with_tool(model, inputs, tmp_path / "out", [0]) == (None, [])
+
+
+def test_no_output_at_all_is_the_user_s_error(monkeypatch, tmp_path, model, inputs):
+    leaving(monkeypatch)
+    with pytest.raises(UserError, match="left no usable files"):
+        tool.infer_with_tool(model, inputs, tmp_path / "out", None)
+
+
+def test_a_folder_with_other_files_is_refused(model, inputs):
+    (inputs.folder / "notes.txt").write_text("not a picture")
+    with pytest.raises(UserError, match=r"infer.input=.*would take every file .* notes.txt"):
+        tool.check_for_tool(model, inputs, 0, "infer.input")
