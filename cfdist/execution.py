@@ -9,16 +9,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cfdist import backends
 from cfdist.backends.choice import choose_cpu_backend
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config, ModelConfig
-from cfdist.devices.memory import refuse_too_large, stream_bytes
+from cfdist.devices.memory import needed_bytes, refuse_too_large, stream_bytes
 from cfdist.distributed import plan as planning
 from cfdist.distributed.journal import RunIdentity, begun_identity
 from cfdist.distributed.plan import ACCELERATOR_RESOURCE, DevicePlan
@@ -68,13 +68,31 @@ def find_model(config: Config, folder: Path | None = None) -> BackendModel:
     if begun:
         name = begun.backend
     elif backends.is_cpu_auto(name) and config.cluster.address is None:
-        spec = model_spec(config.model)
-        choice = choose_cpu_backend(spec, options, available_cores())
-        return BackendModel(choice.name, spec, options, remark=str(choice))
+        return _faster_cpu_model(model_spec(config.model), options)
     backend = backends.resolve(name)
     model = BackendModel(backend, _spec_for_backend(config.model, backend), options)
     model.check()
     return model
+
+
+def _faster_cpu_model(spec: ModelSpec, options: Mapping[str, Any]) -> BackendModel:
+    """The model on the faster of the CPU runtimes that this machine's memory can hold.
+
+    Raises:
+        UserError: no runtime takes the model, or none fits.
+    """
+    names = backends.installed_cpu_runtimes()
+    models = [BackendModel(name, spec, options) for name in names]
+    free = available_memory()
+    fitting = [model for model in models if needed_bytes(model, 1, 1) <= free]
+    if not fitting:
+        refuse_too_large(models[:1])
+    if len(fitting) < len(models):  # a measurement would take the memory that is not there
+        model = fitting[0]
+        model.check()
+        return replace(model, remark=f"{model.backend}, the CPU runtime that fits the free memory")
+    choice = choose_cpu_backend(spec, options, available_cores())
+    return BackendModel(choice.name, spec, options, remark=str(choice))
 
 
 def model_of_file(config: Config, backend: str, file: str) -> BackendModel:

@@ -50,6 +50,25 @@ def test_a_resumed_run_keeps_the_backend_that_it_began_with(compose, chosen, tmp
     assert chosen == []
 
 
+@pytest.mark.parametrize(("free", "backend"), [(8e9, "openvino"), (1e12, "onnxruntime")])
+def test_only_runtimes_that_fit_the_memory_are_measured(
+    compose, chosen, monkeypatch, free, backend
+):
+    monkeypatch.setattr(execution, "available_memory", lambda: int(free))
+    model = execution.find_model(compose("model.batch=64"))
+    assert model.backend == backend
+    assert ("fits the free memory" in model.remark) == (not chosen)
+
+
+def test_a_batch_that_no_runtime_can_hold_is_refused_unmeasured(compose, chosen, monkeypatch):
+    for module in (execution, "cfdist.devices.memory"):
+        name = module if isinstance(module, str) else module.__name__
+        monkeypatch.setattr(f"{name}.available_memory", lambda: 1_000_000)
+    with pytest.raises(UserError, match=r"model.batch=1: 1 device .* need about"):
+        execution.find_model(compose())
+    assert chosen == []
+
+
 def test_another_cluster_s_runtimes_are_not_measured_here(compose, chosen):
     model = execution.find_model(compose("cluster.address=auto"))
     assert (model.backend, chosen) == ("openvino", [])
