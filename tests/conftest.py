@@ -21,6 +21,20 @@ settings.register_profile("cfdist", deadline=None)
 settings.load_profile("cfdist")
 
 
+# Tests that start Ray or a whole command, or that run real networks, take seconds each.
+SLOW_FIXTURES = {"ray_session", "command"}
+SLOW_FOLDERS = ("end_to_end", "network")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow tests."""
+    for item in items:
+        folder = item.path.relative_to(PROJECT / "tests").parts[0]
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if folder in SLOW_FOLDERS or fixtures & SLOW_FIXTURES:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of goldens and real pictures; tests that need it are skipped without it."""
