@@ -49,23 +49,26 @@ def test_a_run_that_fails_stops_no_other_and_is_in_the_summary(command, tmp_path
 
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
-    assert line == "cfdist: model.batch=0: must be from 1 to 1024"
+    assert line == "cfdist: model.batch=0: must be a whole number from 1 to 1024"
     out = tmp_path / "out"
     rows = table_of(out)
     assert [row["model.batch"] for row in rows] == ["1", "0", "2"]
     assert [row["state"] for row in rows] == ["done", "failed", "done"]
     assert [row["simulated"] for row in rows] == ["true", "false", "true"]
-    assert rows[1]["reason"] == "model.batch=0: must be from 1 to 1024"
+    assert rows[1]["reason"] == "model.batch=0: must be a whole number from 1 to 1024"
     assert [row["ap_easy"] for row in rows] == [""] * 3
     assert float(rows[0]["steady_pictures_per_s"]) > 0
     assert float(rows[2]["steady_pictures_per_s"]) > 0
     assert not (out / "1").exists()
     page = (out / "sweep.md").read_text()
     assert "**Simulated**" in page
-    assert "must be from 1 to 1024" in page
+    assert "must be a whole number from 1 to 1024" in page
     assert cv2.imread(str(out / "throughput.png")).shape == (600, 960, 3)
     shown = result.stdout[result.stdout.index("sweep of 3 runs, SIMULATED") :]
-    assert "failed: run 1 (model.batch=0): model.batch=0: must be from 1 to 1024" in shown
+    assert (
+        "failed: run 1 (model.batch=0): model.batch=0: must be a whole number from 1 to 1024"
+        in shown
+    )
     assert f"sweep: {out / 'sweep.md'}" in shown
 
     before = content_of(out)
