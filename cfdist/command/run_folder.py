@@ -41,7 +41,7 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
     is_new = not folder.exists()
     with _locked(folder, _refuse_to_run):
         try:
-            write_text(folder / CONFIG, config_yaml)
+            _write_config(folder, config_yaml)
             with _logging_to(folder / LOG):
                 yield
         except (UserError, OSError):
@@ -119,6 +119,16 @@ def _locked(folder: Path, refuse: Callable[[Path], None]) -> Iterator[None]:
             ) from None
         refuse(folder)  # again: another run may have ended here meanwhile
         yield
+
+
+def _write_config(folder: Path, config_yaml: str) -> None:
+    try:
+        write_text(folder / CONFIG, config_yaml)
+    except OSError as error:
+        raise UserError(
+            f"output_dir={folder}: {CONFIG} cannot be written ({error.strerror}); make room and "
+            "see to the permissions, or choose another output_dir"
+        ) from None
 
 
 def _refuse_strangers(folder: Path) -> None:

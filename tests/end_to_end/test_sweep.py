@@ -207,7 +207,6 @@ def test_a_run_whose_results_are_damaged_fails_alone(command, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["model.batch=1,abc"], ["model.batch=abc", "Integer"]),
         (["modle.batch=1,2"], ["modle.batch", "did you mean model.batch?"]),
         (["model.batch=1,2", "output_dir="], ["output_dir", "must not be empty"]),
         (["model.batch=1,2", "output_dir=/proc/no"], ["/proc/no", "cannot be made"]),
