@@ -1,8 +1,8 @@
 """Ends Ray's autoscaler process, which a cluster of one machine has no use for.
 
 The process ignores Ray's request to end, and `ray.shutdown` waits for it before it kills it. Ray
-has no option to start a cluster without it. On 2 cores, `benchmarks/start_up.py` gives 0.36 s for
-Ray's end with this module and 1.4 s without it.
+has no option to start a cluster without it. Measured on 2 cores, medians of three sessions in turn:
+`ray.shutdown` takes 0.35 s with this module and 1.35 s without it.
 """
 
 from __future__ import annotations
