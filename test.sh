@@ -5,6 +5,7 @@ set -euo pipefail
 # shellcheck source=run.sh
 source "$(dirname "${BASH_SOURCE[0]}")/run.sh"
 
+unset PYTHONPATH PYTHONHOME
 install_environment requirements.txt requirements-weights.txt
 install_environment requirements-test.txt requirements-torch.txt
 cd "$checkout"
