@@ -32,7 +32,7 @@ from cfdist.backends.onnx_file import load_onnx
 from cfdist.backends.openvino import compile_model, picture_model
 from cfdist.config import compose
 from cfdist.decode import HeadMaps, decode_boxes, nms, select_peaks
-from cfdist.inputs import model_spec
+from cfdist.execution import model_spec
 from cfdist.machine import available_cores
 from cfdist.model import ModelSpec
 from cfdist.preprocess import to_model_input

@@ -33,7 +33,7 @@ from openvino.preprocess import PrePostProcessor
 from cfdist.backends.onnx_file import OnnxNetwork, load_onnx
 from cfdist.backends.openvino import compile_model, picture_model, run
 from cfdist.config import compose
-from cfdist.inputs import model_spec
+from cfdist.execution import model_spec
 from cfdist.machine import available_cores
 from cfdist.model import ModelSpec
 
