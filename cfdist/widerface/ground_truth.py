@@ -6,12 +6,13 @@ that difficulty. Boxes that do not count are to be ignored: finding them is neit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.io import loadmat
 
 from cfdist.errors import UserError
@@ -35,37 +36,12 @@ class PictureTruth:
     """
 
     id: str
-    boxes: np.ndarray
-    counted: np.ndarray
+    boxes: NDArray[np.float64]
+    counted: NDArray[np.bool_]
 
 
-class GroundTruth(Mapping[str, PictureTruth]):
-    """Picture id -> `PictureTruth`, in the order of the MATLAB files."""
-
-    def __init__(self, pictures: Iterable[PictureTruth]) -> None:
-        self._pictures = {picture.id: picture for picture in pictures}
-
-    def __getitem__(self, picture_id: str) -> PictureTruth:
-        """The truth of a picture; KeyError where there is none."""
-        return self._pictures[picture_id]
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the ids."""
-        return iter(self._pictures)
-
-    def __len__(self) -> int:
-        """How many pictures."""
-        return len(self._pictures)
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """All picture ids."""
-        return tuple(self._pictures)
-
-    @property
-    def events(self) -> tuple[str, ...]:
-        """The event folders' names, each once."""
-        return tuple(dict.fromkeys(picture_id.split("/", 1)[0] for picture_id in self._pictures))
+# Picture id -> the picture's faces, in the order of the MATLAB files.
+GroundTruth = Mapping[str, PictureTruth]
 
 
 def load_ground_truth(folder: Path | str) -> GroundTruth:
@@ -76,7 +52,16 @@ def load_ground_truth(folder: Path | str) -> GroundTruth:
             files' lists do not fit together, or a face index points outside its picture's boxes.
     """
     folder = Path(folder)
-    _require_files(folder)
+    if not folder.is_dir():
+        raise UserError(
+            f"no ground-truth folder at {folder}: it should hold {', '.join(GROUND_TRUTH_FILES)}"
+        )
+    missing = [name for name in GROUND_TRUTH_FILES if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"ground-truth folder {folder} lacks {', '.join(missing)}; eval_tools.zip holds all "
+            "four files"
+        )
     faces_path = folder / FACES_FILE
     faces = _read_mat(faces_path)
     names = _picture_names(faces, faces_path)
@@ -90,22 +75,8 @@ def load_ground_truth(folder: Path | str) -> GroundTruth:
                 "from one copy of eval_tools.zip"
             )
         indices.append(_arrays(content, "gt_list", names, path))
-    return GroundTruth(
-        _picture_truth(*row, folder=folder) for row in zip(names, boxes, *indices, strict=True)
-    )
-
-
-def _require_files(folder: Path) -> None:
-    if not folder.is_dir():
-        raise UserError(
-            f"no ground-truth folder at {folder}: it should hold {', '.join(GROUND_TRUTH_FILES)}"
-        )
-    missing = [name for name in GROUND_TRUTH_FILES if not (folder / name).is_file()]
-    if missing:
-        raise UserError(
-            f"ground-truth folder {folder} lacks {', '.join(missing)}; eval_tools.zip holds all "
-            "four files"
-        )
+    rows = zip(names, boxes, *indices, strict=True)
+    return {name: _picture_truth(folder, name, *arrays) for name, *arrays in rows}
 
 
 def _read_mat(path: Path) -> dict[str, Any]:
@@ -143,7 +114,7 @@ def _picture_names(content: dict[str, Any], path: Path) -> list[str]:
 
 def _arrays(
     content: dict[str, Any], variable: str, names: list[str], path: Path
-) -> list[np.ndarray]:
+) -> list[NDArray[Any]]:
     """The arrays of `variable`, a cell an event holding a cell a picture, one for each name."""
     try:
         cells = [cell for event in content[variable].ravel() for cell in event.ravel()]
@@ -160,7 +131,7 @@ def _arrays(
 
 
 def _picture_truth(
-    name: str, boxes: np.ndarray, *indices: np.ndarray, folder: Path
+    folder: Path, name: str, boxes: NDArray[Any], *indices: NDArray[Any]
 ) -> PictureTruth:
     if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
         raise UserError(

@@ -38,7 +38,7 @@ def test_what_is_written_is_read_back(pictures: list[PictureTruth]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder), pictures)
         read = load_ground_truth(folder)
-    assert read.ids == tuple(picture.id for picture in pictures)
+    assert list(read) == [picture.id for picture in pictures]
     for picture in pictures:
         np.testing.assert_array_equal(read[picture.id].boxes, picture.boxes)
         np.testing.assert_array_equal(read[picture.id].counted, picture.counted)
