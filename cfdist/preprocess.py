@@ -21,11 +21,10 @@ _READ_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _JPEG_START = b"\xff\xd8"
 _JPEG_SCAN = b"\xff\xda"
 _JPEG_END = b"\xff\xd9"
-# What is decoded without OpenCV: its own limit, CV_IO_MAX_IMAGE_PIXELS, for what is larger.
-_JPEG_COLORS = frozenset({"Gray", "YCbCr"})
-_MAX_PIXELS = 1 << 30
+_JPEG_COLORS = frozenset({"Gray", "YCbCr"})  # other JPEGs are left to OpenCV
+_MAX_PIXELS = 1 << 30  # OpenCV's CV_IO_MAX_IMAGE_PIXELS: it refuses larger pictures
 
-# Grey levels between what float32 arithmetic may lose and what another normalisation would show.
+# In grey levels: more than float32 arithmetic loses, less than another normalisation differs by.
 MAX_LEVEL_ERROR = 0.01
 
 
@@ -76,13 +75,10 @@ def letterbox_affine(
 ) -> NDArray[np.float64]:
     """The (2, 3) affine that takes picture pixels (x, y) to input pixels.
 
-    One scale for both axes, input size / longer side, with the picture's centre (w/2, h/2) on the
-    input's centre: the CenterNet family's evaluation transform. For an input that is not square
-    the scale is the largest at which the picture fits.
+    One scale for both axes, the largest at which the picture fits, with the picture's centre
+    (w/2, h/2) on the input's centre: the CenterNet family's evaluation transform.
     """
     scale = min(width / picture_width, height / picture_height)
-    if width == height:
-        scale = width / max(picture_width, picture_height)
     return np.array(
         [
             [scale, 0.0, width / 2 - scale * picture_width / 2],
@@ -91,15 +87,14 @@ def letterbox_affine(
     )
 
 
-def decode_picture(content: bytes, channels: Literal[3, 4] = 3) -> NDArray[np.uint8]:
+def decode_picture(content: bytes) -> NDArray[np.uint8]:
     """Decode a picture file's bytes, in stored orientation.
 
     Args:
         content: The whole file.
-        channels: 4 adds a channel whose values mean nothing, see `letterbox_into`.
 
     Returns:
-        (h, w, channels) u8, BGR first.
+        (h, w, 4) u8: blue, green, red, and a channel whose values mean nothing.
 
     Raises:
         PictureError: empty, truncated, not a picture, or more than the decoder takes.
@@ -107,12 +102,12 @@ def decode_picture(content: bytes, channels: Literal[3, 4] = 3) -> NDArray[np.ui
     if not content:
         raise PictureError("empty file (0 bytes)")
     # Inside the entropy-coded data a 0xFF is always followed by 0x00 or a restart marker, so an
-    # end marker behind the last scan's start is the real one. libjpeg would fill what is missing
+    # end marker after the last scan's start is the real one. libjpeg would fill what is missing
     # with grey and only warn.
     if content.startswith(_JPEG_START):
         if not content.endswith(_JPEG_END) and content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN):
             raise PictureError("truncated JPEG (no end marker behind the last scan)")
-        decoded = _decode_jpeg(content, channels)
+        decoded = _decode_jpeg(content)
         if decoded is not None:
             return decoded
     try:
@@ -121,23 +116,19 @@ def decode_picture(content: bytes, channels: Literal[3, 4] = 3) -> NDArray[np.ui
         raise PictureError(f"cannot be decoded: {_reason(error)}") from None
     if picture is None:
         raise PictureError("not a picture that OpenCV can decode")
-    if channels == 4:
-        picture = cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA)
-    return np.asarray(picture, np.uint8)
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA), np.uint8)
 
 
-def _decode_jpeg(content: bytes, channels: Literal[3, 4]) -> NDArray[np.uint8] | None:
-    """What `cv2.imdecode` gives, in 7/8 of its time; `None` for what is left to it.
+def _decode_jpeg(content: bytes) -> NDArray[np.uint8] | None:
+    """Decode in 7/8 of the time of `cv2.imdecode`; `None` for damaged and unusual files.
 
-    Both hand the work to libjpeg-turbo with the same settings. What is damaged or unusual
-    is left to OpenCV.
+    Both hand the work to libjpeg-turbo with the same settings.
     """
     try:
         height, width, color, _ = simplejpeg.decode_jpeg_header(content)
         if color not in _JPEG_COLORS or height * width > _MAX_PIXELS:
             return None
-        order = "BGR" if channels == 3 else "BGRX"
-        return np.asarray(simplejpeg.decode_jpeg(content, order), np.uint8)
+        return np.asarray(simplejpeg.decode_jpeg(content, "BGRX"), np.uint8)
     except ValueError:
         return None
 
@@ -149,7 +140,7 @@ def letterbox_into(picture: NDArray[np.uint8], row: NDArray[np.uint8]) -> None:
     warps four channels to the same values in half the time that three take it.
 
     Args:
-        picture: (h, w, 3) u8, or (h, w, 4), of which the last channel is left out.
+        picture: (h, w, 4) u8, as `decode_picture` returns it.
         row: (H, W, 3) u8, C-contiguous, overwritten whole.
 
     Raises:
@@ -166,8 +157,6 @@ def letterbox_into(picture: NDArray[np.uint8], row: NDArray[np.uint8]) -> None:
     band = affine.copy()
     band[1, 2] -= top
     try:
-        if picture.shape[2] == 3:
-            picture = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA), np.uint8)
         letterboxed = cv2.warpAffine(picture, band, (width, bottom - top), flags=cv2.INTER_LINEAR)
         cv2.cvtColor(letterboxed, cv2.COLOR_BGRA2BGR, dst=row[top:bottom])
     except cv2.error as error:
@@ -194,7 +183,7 @@ def read_into(path: str, row: NDArray[np.uint8]) -> tuple[int, int]:
             content = file.read()
     except OSError as error:
         raise PictureError(f"cannot be read: {error.strerror or error}") from None
-    picture = decode_picture(content, channels=4)
+    picture = decode_picture(content)
     letterbox_into(picture, row)
     return picture.shape[1], picture.shape[0]
 
