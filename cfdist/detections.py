@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def _empty(*shape: int) -> NDArray[np.float32]:
-    return np.zeros(shape, np.float32)
-
-
 @dataclass(frozen=True)
 class Detections:
     """Faces found in one picture, in picture pixels, by falling score.
@@ -39,9 +35,9 @@ class Detections:
     """
 
     id: str
-    boxes: NDArray[np.float32] = field(default_factory=lambda: _empty(0, 4))
-    scores: NDArray[np.float32] = field(default_factory=lambda: _empty(0))
-    landmarks: NDArray[np.float32] = field(default_factory=lambda: _empty(0, 5, 2))
+    boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    landmarks: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 5, 2), np.float32))
     width: int = 0
     height: int = 0
     error: str | None = None
@@ -59,7 +55,7 @@ def to_arrow(detections: Sequence[Detections]) -> pa.Table:
         flat = [np.ascontiguousarray(a, np.float32).reshape(-1) for a in arrays]
         offsets = np.zeros(len(flat) + 1, np.int32)
         np.cumsum([a.size for a in flat], out=offsets[1:])
-        values = np.concatenate(flat) if flat else _empty(0)
+        values = np.concatenate([np.zeros(0, np.float32), *flat])
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
     return pa.table(

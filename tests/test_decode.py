@@ -21,7 +21,7 @@ from cfdist.decode import (
     select_peaks,
 )
 from cfdist.preprocess import letterbox_affine
-from cfdist.widerface.predictions import GUIDE_STYLE, prediction_text, rows
+from cfdist.widerface.predictions import STYLES, prediction_text, rows
 
 
 def golden_heads(golden) -> HeadMaps:
@@ -50,7 +50,7 @@ def test_real_head_maps_decode_like_the_reference(shared, number):
     np.testing.assert_allclose(boxes[0], reference[:, :4], rtol=0, atol=1e-3)
     np.testing.assert_array_equal(peaks.score[0], reference[:, 4])
     np.testing.assert_allclose(landmarks[0].reshape(200, 10), reference[:, 5:], rtol=0, atol=1e-3)
-    text = prediction_text("e/p", rows(boxes[0], peaks.score[0], GUIDE_STYLE), GUIDE_STYLE)
+    text = prediction_text("e/p", rows(boxes[0], peaks.score[0], STYLES["guide"]), STYLES["guide"])
     assert text.splitlines()[2:] == list(golden["seed_lines"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,7 +83,7 @@ class Manifest:
         return digest.hexdigest()
 
 
-def build_manifest(root: Path, ids: Sequence[str], limit: int | None = None) -> Manifest:
+def build_manifest(root: Path, ids: Collection[str], limit: int | None = None) -> Manifest:
     """Find the ground truth's pictures in a folder.
 
     Args:

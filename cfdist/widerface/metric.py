@@ -128,7 +128,7 @@ class PredictionsAndFaces:
     def of(
         cls, truths: Sequence[PictureTruth], boxes_xywh: Sequence[Floats], scores: Sequence[Floats]
     ) -> PredictionsAndFaces:
-        """Those of one or more pictures; the arguments are `WiderFaceMetric.update_many`'s."""
+        """Join one or more pictures; for the arguments see `WiderFaceMetric.update_many`."""
         return cls(
             np.concatenate(boxes_xywh),
             np.concatenate(scores),

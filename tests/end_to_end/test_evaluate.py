@@ -21,7 +21,7 @@ from cfdist.inputs import SAMPLE_FOLDER
 from cfdist.sample import ensure_sample
 from cfdist.widerface.ground_truth import load_ground_truth
 from cfdist.widerface.metric import WiderFaceMetric
-from cfdist.widerface.predictions import OFFICIAL_STYLE, read_predictions_file, rows
+from cfdist.widerface.predictions import STYLES, read_predictions_file, rows
 from jobs import evaluate, score
 
 # The facts' figures for the authors' weights on the 610 real pictures at 800x800, suppression 0.3.
@@ -125,7 +125,9 @@ def test_real_pictures_reach_the_known_ap(compose, shared, tmp_path):
     metric = WiderFaceMetric()
     for id, found in detections.items():
         boxes, scores = read_predictions_file(tmp_path / "predictions" / f"{id}.txt")
-        np.testing.assert_array_equal(boxes, rows(found.boxes, found.scores, OFFICIAL_STYLE)[:, :4])
+        np.testing.assert_array_equal(
+            boxes, rows(found.boxes, found.scores, STYLES["official"])[:, :4]
+        )
         metric.update(truth[id], boxes, scores)
     assert metric.compute() == results["ap"]
 
@@ -173,7 +175,7 @@ def test_broken_pictures_are_listed_and_the_run_goes_on(command, tmp_path, odd_p
     assert results["pictures"] == {"total": 14, "done": 11, "failed": 3}
     order = list(load_ground_truth(truth))
     assert {f["picture"]: f["reason"] for f in results["failures"]} == {
-        order[0]: "truncated JPEG (no end marker behind the last scan)",
+        order[0]: "truncated JPEG (no end marker after the last scan)",
         order[1]: "not a picture that OpenCV can decode",
         order[2]: "empty file (0 bytes)",
     }

@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from cfdist.errors import UserError
 from cfdist.widerface.predictions import (
-    GUIDE_STYLE,
-    OFFICIAL_STYLE,
     STYLES,
     Style,
     find_prediction_files,
@@ -198,22 +196,22 @@ def test_guide_lines_equal_the_reference(shared: Path, index: int):
         reference = golden["seed_dets"]
         lines = golden["seed_lines"].tolist()
     assert len(lines) == 200
-    table = rows(reference[:, :4], reference[:, 4], GUIDE_STYLE)
-    assert lines_of(table, GUIDE_STYLE) == lines
+    table = rows(reference[:, :4], reference[:, 4], STYLES["guide"])
+    assert lines_of(table, STYLES["guide"]) == lines
 
 
 def test_prediction_text():
     boxes = np.array([[10.06, 20, 30, 40.5]], np.float32)
     scores = np.array([0.12345678], np.float32)
-    assert prediction_text("0--Parade/a", rows(boxes, scores, OFFICIAL_STYLE), OFFICIAL_STYLE) == (
-        "0--Parade/a.jpg\n1\n10.060 20.000 19.940 20.500 0.123457\n"
-    )
-    assert prediction_text("0--Parade/a", rows(boxes, scores, GUIDE_STYLE), GUIDE_STYLE) == (
-        "0--Parade/a.jpg\n1\n10.1 20.0 20.9 21.5 0.123\n"
-    )
-    nothing = rows(np.empty((0, 4), np.float32), np.empty(0, np.float32), OFFICIAL_STYLE)
+    assert prediction_text(
+        "0--Parade/a", rows(boxes, scores, STYLES["official"]), STYLES["official"]
+    ) == ("0--Parade/a.jpg\n1\n10.060 20.000 19.940 20.500 0.123457\n")
+    assert prediction_text(
+        "0--Parade/a", rows(boxes, scores, STYLES["guide"]), STYLES["guide"]
+    ) == ("0--Parade/a.jpg\n1\n10.1 20.0 20.9 21.5 0.123\n")
+    nothing = rows(np.empty((0, 4), np.float32), np.empty(0, np.float32), STYLES["official"])
     assert nothing.shape == (0, 5)
-    assert prediction_text("e/p", nothing, OFFICIAL_STYLE) == "e/p.jpg\n0\n"
+    assert prediction_text("e/p", nothing, STYLES["official"]) == "e/p.jpg\n0\n"
 
 
 @pytest.mark.parametrize(
@@ -222,7 +220,7 @@ def test_prediction_text():
 )
 def test_rows_refuse_bad_arrays(boxes, scores):
     with pytest.raises(ValueError, match=r"finite|shape"):
-        rows(np.array(boxes, np.float32), np.array(scores, np.float32), OFFICIAL_STYLE)
+        rows(np.array(boxes, np.float32), np.array(scores, np.float32), STYLES["official"])
 
 
 # --- Finding ----------------------------------------------------------------------------------
