@@ -56,7 +56,7 @@ def product_evaluation(
     truth: GroundTruth, predictions: Predictions, protocol: Protocol
 ) -> dict[str, float]:
     """AP by difficulty, by cfdist."""
-    metric = WiderFaceMetric([protocol])
+    metric = WiderFaceMetric()
     metric.update_many(
         [truth[picture_id] for picture_id in predictions],
         [boxes for boxes, _ in predictions.values()],
@@ -185,7 +185,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--pictures", type=int, help="only the first N, for both (default: all)")
     parser.add_argument(
         "--protocol",
-        choices=[protocol.name for protocol in PROTOCOLS],
+        choices=list(PROTOCOLS),
         action="append",
         help="may be repeated (default: official)",
     )
@@ -213,7 +213,7 @@ def main() -> None:
     rows = sum(len(scores) for _, scores in predictions.values())
     print(f"{len(ids)} pictures, {rows} predictions")
     print(f"ground truth read in {truth_seconds:.3f} s, prediction files in {read_seconds:.3f} s")
-    for protocol in PROTOCOLS:
+    for protocol in PROTOCOLS.values():
         if protocol.name in (arguments.protocol or ["official"]):
             compare(truth, predictions, protocol)
 

@@ -50,10 +50,10 @@ def main() -> None:
     cv2.setNumThreads(1)
     contents = [Path(path).read_bytes() for path in picture_paths(arguments.root)]
     contents = contents[:: max(1, len(contents) // arguments.pictures)]
-    three, four = ([decode_picture(one, channels) for one in contents] for channels in (3, 4))
+    three, four = ([decode(one) for one in contents] for decode in (plain_decode, decode_picture))
     row = np.empty((SIZE, SIZE, 3), np.uint8)
     pairs = {
-        "decode": ((plain_decode, contents), (lambda one: decode_picture(one, 4), contents)),
+        "decode": ((plain_decode, contents), (decode_picture, contents)),
         "letterbox": ((plain_letterbox, three), (lambda one: letterbox_into(one, row), four)),
     }
     print(f"{len(contents)} pictures, CPU ms each\n{'':12}{'plain':>8}{'product':>9}{'ratio':>8}")

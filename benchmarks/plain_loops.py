@@ -49,8 +49,8 @@ def decode(outputs: Sequence[np.ndarray], spec: ModelSpec) -> int:
     """From one picture's head maps to boxes; returns how many."""
     peaks = select_peaks(HeadMaps(*outputs), spec.top_k)
     size = np.array([[spec.width, spec.height]])
-    boxes = decode_boxes(peaks, spec.convention, size, (spec.width, spec.height)).boxes[0]
-    return int(nms(boxes, peaks.score[0], spec.nms).sum())
+    boxes, _ = decode_boxes(peaks, spec.convention, size, (spec.width, spec.height))
+    return int(nms(boxes[0], peaks.score[0], spec.nms).sum())
 
 
 def with_free_shapes(path: str) -> bytes:

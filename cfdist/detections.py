@@ -1,4 +1,4 @@
-"""The one record that crosses every border: what was found in one picture."""
+"""What was found in one picture: the record that devices, reducer and files share."""
 
 from __future__ import annotations
 
@@ -14,10 +14,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def _empty(*shape: int) -> NDArray[np.float32]:
-    return np.zeros(shape, np.float32)
-
-
 @dataclass(frozen=True)
 class Detections:
     """Faces found in one picture, in picture pixels, by falling score.
@@ -27,15 +23,21 @@ class Detections:
         boxes: (k, 4) float32, x1 y1 x2 y2.
         scores: (k,) float32, 0 to 1.
         landmarks: (k, 5, 2) float32, x y of the eyes, the nose and the mouth's corners.
-        width: The picture's width, 0 where it could not be read.
-        height: The picture's height, 0 where it could not be read.
-        error: Why the picture failed; `None` where it did not.
+        width: The picture's width, pixels; 0 if it could not be read.
+        height: The picture's height, likewise.
+        error: Why the picture failed; `None` if it did not.
+
+    Without arrays, there are no faces:
+
+        >>> failed = Detections("0--Parade/a", error="empty file (0 bytes)")
+        >>> failed.boxes.shape, failed.landmarks.shape
+        ((0, 4), (0, 5, 2))
     """
 
     id: str
-    boxes: NDArray[np.float32] = field(default_factory=lambda: _empty(0, 4))
-    scores: NDArray[np.float32] = field(default_factory=lambda: _empty(0))
-    landmarks: NDArray[np.float32] = field(default_factory=lambda: _empty(0, 5, 2))
+    boxes: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    scores: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    landmarks: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 5, 2), np.float32))
     width: int = 0
     height: int = 0
     error: str | None = None
@@ -53,7 +55,7 @@ def to_arrow(detections: Sequence[Detections]) -> pa.Table:
         flat = [np.ascontiguousarray(a, np.float32).reshape(-1) for a in arrays]
         offsets = np.zeros(len(flat) + 1, np.int32)
         np.cumsum([a.size for a in flat], out=offsets[1:])
-        values = np.concatenate(flat) if flat else _empty(0)
+        values = np.concatenate([np.zeros(0, np.float32), *flat])
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))
 
     return pa.table(
@@ -72,26 +74,20 @@ def to_arrow(detections: Sequence[Detections]) -> pa.Table:
 def from_arrow(table: pa.Table) -> list[Detections]:
     """The detections of a table made by `to_arrow`; its inverse."""
 
-    def column(name: str) -> list[NDArray[np.float32]]:
+    def ragged(name: str) -> list[NDArray[np.float32]]:
         arrays = []
         for chunk in table.column(name).chunks:
             values = np.asarray(chunk.values, np.float32)
-            offsets = np.asarray(chunk.offsets)
-            arrays += [values[a:b] for a, b in itertools.pairwise(offsets)]
+            arrays += [values[a:b] for a, b in itertools.pairwise(np.asarray(chunk.offsets))]
         return arrays
 
     return [
         Detections(
-            id, boxes.reshape(-1, 4), scores, landmarks.reshape(-1, 5, 2), width, height, error
+            **row, boxes=boxes.reshape(-1, 4), scores=scores, landmarks=landmarks.reshape(-1, 5, 2)
         )
-        for id, width, height, boxes, scores, landmarks, error in zip(
-            table.column("id").to_pylist(),
-            table.column("width").to_pylist(),
-            table.column("height").to_pylist(),
-            column("boxes"),
-            column("scores"),
-            column("landmarks"),
-            table.column("error").to_pylist(),
+        for row, boxes, scores, landmarks in zip(
+            table.select(["id", "width", "height", "error"]).to_pylist(),
+            *map(ragged, ("boxes", "scores", "landmarks")),
             strict=True,
         )
     ]

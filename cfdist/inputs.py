@@ -71,7 +71,7 @@ def find_pictures(config: DatasetConfig, truth: GroundTruth) -> Manifest:
         )
     else:
         root = Path(config.root).expanduser()
-    return build_manifest(root, truth.ids, config.limit)
+    return build_manifest(root, truth, config.limit)
 
 
 def sample_folder(config: DatasetConfig) -> Path:

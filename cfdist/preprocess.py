@@ -6,6 +6,7 @@ the ground truth is); `input` pixels are those of the letterboxed network input.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import Literal
@@ -21,11 +22,10 @@ _READ_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 _JPEG_START = b"\xff\xd8"
 _JPEG_SCAN = b"\xff\xda"
 _JPEG_END = b"\xff\xd9"
-# What is decoded without OpenCV: its own limit, CV_IO_MAX_IMAGE_PIXELS, for what is larger.
-_JPEG_COLORS = frozenset({"Gray", "YCbCr"})
-_MAX_PIXELS = 1 << 30
+_JPEG_COLORS = frozenset({"Gray", "YCbCr"})  # other JPEGs are left to OpenCV
+_MAX_PIXELS = 1 << 30  # OpenCV's CV_IO_MAX_IMAGE_PIXELS: it refuses larger pictures
 
-# Grey levels between what float32 arithmetic may lose and what another normalisation would show.
+# In grey levels: more than float32 arithmetic loses, less than another normalisation differs by.
 MAX_LEVEL_ERROR = 0.01
 
 
@@ -35,7 +35,7 @@ class PictureError(Exception):
 
 @dataclass(frozen=True)
 class InputContract:
-    """What a model wants as input. A backend states it; preprocessing follows it.
+    """What a model takes as input. A backend states it; preprocessing follows it.
 
     Attributes:
         height: Rows of the input, pixels.
@@ -46,7 +46,7 @@ class InputContract:
         color: "BGR" or "RGB", the order in which the model wants the channels.
         mean: Per channel, in `color` order, subtracted from u8 * scale. Unused for uint8.
         std: Per channel, divided by after the subtraction. Unused for uint8.
-        scale: What a u8 value is multiplied with first: 1/255 or 1. Unused for uint8.
+        scale: Factor on a u8 value, before the mean: 1/255 or 1. Unused for uint8.
     """
 
     height: int
@@ -76,13 +76,10 @@ def letterbox_affine(
 ) -> NDArray[np.float64]:
     """The (2, 3) affine that takes picture pixels (x, y) to input pixels.
 
-    One scale for both axes, input size / longer side, with the picture's centre (w/2, h/2) on the
-    input's centre: the CenterNet family's evaluation transform. For an input that is not square
-    the scale is the largest at which the picture fits.
+    One scale for both axes, the largest at which the picture fits, with the picture's centre
+    (w/2, h/2) on the input's centre: the CenterNet family's evaluation transform.
     """
     scale = min(width / picture_width, height / picture_height)
-    if width == height:
-        scale = width / max(picture_width, picture_height)
     return np.array(
         [
             [scale, 0.0, width / 2 - scale * picture_width / 2],
@@ -91,15 +88,14 @@ def letterbox_affine(
     )
 
 
-def decode_picture(content: bytes, channels: Literal[3, 4] = 3) -> NDArray[np.uint8]:
+def decode_picture(content: bytes) -> NDArray[np.uint8]:
     """Decode a picture file's bytes, in stored orientation.
 
     Args:
         content: The whole file.
-        channels: 4 adds a channel whose values mean nothing, see `letterbox_into`.
 
     Returns:
-        (h, w, channels) u8, BGR first.
+        (h, w, 4) u8: blue, green, red, and a channel whose values mean nothing.
 
     Raises:
         PictureError: empty, truncated, not a picture, or more than the decoder takes.
@@ -107,53 +103,38 @@ def decode_picture(content: bytes, channels: Literal[3, 4] = 3) -> NDArray[np.ui
     if not content:
         raise PictureError("empty file (0 bytes)")
     # Inside the entropy-coded data a 0xFF is always followed by 0x00 or a restart marker, so an
-    # end marker behind the last scan's start is the real one. libjpeg would fill what is missing
+    # end marker after the last scan's start is the real one. libjpeg would fill what is missing
     # with grey and only warn.
     if content.startswith(_JPEG_START):
         if not content.endswith(_JPEG_END) and content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN):
-            raise PictureError("truncated JPEG (no end marker behind the last scan)")
-        decoded = _decode_jpeg(content, channels)
-        if decoded is not None:
-            return decoded
+            raise PictureError("truncated JPEG (no end marker after the last scan)")
+        with contextlib.suppress(ValueError):  # a damaged file: OpenCV decides what it is
+            height, width, color, _ = simplejpeg.decode_jpeg_header(content)
+            if color in _JPEG_COLORS and height * width <= _MAX_PIXELS:
+                # In 7/8 of the time of `cv2.imdecode`, with the same values: both hand the work to
+                # libjpeg-turbo with the same settings.
+                return np.asarray(simplejpeg.decode_jpeg(content, "BGRX"), np.uint8)
     try:
         picture = cv2.imdecode(np.frombuffer(content, np.uint8), _READ_FLAGS)
     except cv2.error as error:
         raise PictureError(f"cannot be decoded: {_reason(error)}") from None
     if picture is None:
         raise PictureError("not a picture that OpenCV can decode")
-    if channels == 4:
-        picture = cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA)
-    return np.asarray(picture, np.uint8)
-
-
-def _decode_jpeg(content: bytes, channels: Literal[3, 4]) -> NDArray[np.uint8] | None:
-    """What `cv2.imdecode` gives, in 7/8 of its time; `None` for what is left to it.
-
-    Both hand the work to libjpeg-turbo with the same settings. What is damaged or unusual
-    is left to OpenCV.
-    """
-    try:
-        height, width, color, _ = simplejpeg.decode_jpeg_header(content)
-        if color not in _JPEG_COLORS or height * width > _MAX_PIXELS:
-            return None
-        order = "BGR" if channels == 3 else "BGRX"
-        return np.asarray(simplejpeg.decode_jpeg(content, order), np.uint8)
-    except ValueError:
-        return None
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA), np.uint8)
 
 
 def letterbox_into(picture: NDArray[np.uint8], row: NDArray[np.uint8]) -> None:
     """Letterbox a picture into `row`, one picture's place in a batch, black borders included.
 
     Only the band that the picture covers is interpolated; the rest is filled with zeros. OpenCV
-    warps four channels to the same values in half the time that three take it.
+    warps four channels to the same values in half the time of three.
 
     Args:
-        picture: (h, w, 3) u8, or (h, w, 4), of which the last channel is left out.
+        picture: (h, w, 4) u8, as `decode_picture` returns it.
         row: (H, W, 3) u8, C-contiguous, overwritten whole.
 
     Raises:
-        PictureError: OpenCV cannot warp it (its releases before 5 take 32,767 pixels a side).
+        PictureError: too large for OpenCV (releases before 5 take up to 32,767 pixels a side).
     """
     height, width = row.shape[:2]
     affine = letterbox_affine(picture.shape[1], picture.shape[0], width, height)
@@ -166,8 +147,6 @@ def letterbox_into(picture: NDArray[np.uint8], row: NDArray[np.uint8]) -> None:
     band = affine.copy()
     band[1, 2] -= top
     try:
-        if picture.shape[2] == 3:
-            picture = np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA), np.uint8)
         letterboxed = cv2.warpAffine(picture, band, (width, bottom - top), flags=cv2.INTER_LINEAR)
         cv2.cvtColor(letterboxed, cv2.COLOR_BGRA2BGR, dst=row[top:bottom])
     except cv2.error as error:
@@ -194,7 +173,7 @@ def read_into(path: str, row: NDArray[np.uint8]) -> tuple[int, int]:
             content = file.read()
     except OSError as error:
         raise PictureError(f"cannot be read: {error.strerror or error}") from None
-    picture = decode_picture(content, channels=4)
+    picture = decode_picture(content)
     letterbox_into(picture, row)
     return picture.shape[1], picture.shape[0]
 
@@ -210,8 +189,8 @@ def to_model_input(
         out: An array of `contract.shape(n)` and dtype to write into; made where `None`.
 
     Returns:
-        C-contiguous array of `contract.shape(n)`; `letterboxed` itself if the contract is just that
-        and `out` is `None`.
+        C-contiguous array of `contract.shape(n)`; `letterboxed` itself if the model takes it as it
+        is and `out` is `None`.
     """
     if contract.is_letterboxed_bytes and out is None:
         return letterboxed
@@ -234,7 +213,7 @@ def to_model_input(
 
 
 def to_letterboxed(inputs: NDArray[np.float32], contract: InputContract) -> NDArray[np.uint8]:
-    """Undo `to_model_input`: the letterboxed pictures that a float32 input was made of, exactly.
+    """Undo `to_model_input`: exactly the letterboxed pictures that a float32 input was made from.
 
     Args:
         inputs: Array of `contract.shape(n)`, float32.

@@ -26,7 +26,7 @@ def main(config: Config, output: Path, started: float) -> int:
         manifest = inputs.find_pictures(config.dataset, truth)
         expected = [item.id for item in manifest.items]
     else:
-        expected = list(truth.ids)[: config.dataset.limit]
+        expected = list(truth)[: config.dataset.limit]
     files, missing, unknown = find_prediction_files(Path(config.predictions).expanduser(), expected)
 
     ready = time.time()

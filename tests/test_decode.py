@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from cfdist import decode
 from cfdist.decode import (
     HeadMaps,
     Peaks,
@@ -18,7 +21,7 @@ from cfdist.decode import (
     select_peaks,
 )
 from cfdist.preprocess import letterbox_affine
-from cfdist.widerface.predictions import GUIDE_STYLE, format_rows, rows
+from cfdist.widerface.predictions import STYLES, prediction_text, rows
 
 
 def golden_heads(golden) -> HeadMaps:
@@ -41,16 +44,14 @@ def test_real_head_maps_decode_like_the_reference(shared, number):
     size = np.array([[golden["width"], golden["height"]]])
 
     peaks = select_peaks(golden_heads(golden))
-    decoded = decode_boxes(peaks, "centerface_pytorch", size, (800, 800))
+    boxes, landmarks = decode_boxes(peaks, "centerface_pytorch", size, (800, 800))
 
     reference = golden["seed_dets"]
-    np.testing.assert_allclose(decoded.boxes[0], reference[:, :4], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(boxes[0], reference[:, :4], rtol=0, atol=1e-3)
     np.testing.assert_array_equal(peaks.score[0], reference[:, 4])
-    np.testing.assert_allclose(
-        decoded.landmarks[0].reshape(200, 10), reference[:, 5:], rtol=0, atol=1e-3
-    )
-    lines = format_rows(rows(decoded.boxes[0], peaks.score[0], GUIDE_STYLE), GUIDE_STYLE)
-    assert lines == list(golden["seed_lines"])
+    np.testing.assert_allclose(landmarks[0].reshape(200, 10), reference[:, 5:], rtol=0, atol=1e-3)
+    text = prediction_text("e/p", rows(boxes[0], peaks.score[0], STYLES["guide"]), STYLES["guide"])
+    assert text.splitlines()[2:] == list(golden["seed_lines"])
 
 
 def test_a_batch_decodes_like_its_pictures_alone(shared):
@@ -63,12 +64,12 @@ def test_a_batch_decodes_like_its_pictures_alone(shared):
         )
     )
     peaks = select_peaks(together)
-    decoded = decode_boxes(peaks, "centerface", sizes, (800, 800))
+    boxes, landmarks = decode_boxes(peaks, "centerface", sizes, (800, 800))
     for i, golden in enumerate(goldens):
         alone_peaks = select_peaks(golden_heads(golden))
         alone = decode_boxes(alone_peaks, "centerface", sizes[i : i + 1], (800, 800))
-        np.testing.assert_array_equal(decoded.boxes[i], alone.boxes[0])
-        np.testing.assert_array_equal(decoded.landmarks[i], alone.landmarks[0])
+        np.testing.assert_array_equal(boxes[i], alone[0][0])
+        np.testing.assert_array_equal(landmarks[i], alone[1][0])
         np.testing.assert_array_equal(peaks.score[i], alone_peaks.score[0])
 
 
@@ -112,12 +113,12 @@ def test_empty_and_nan_maps_have_no_peaks():
     assert not select_peaks(heads_of(np.full((1, 5, 5), np.nan))).score.any()
 
 
-def one_peak(cell: int, values: list[float], map_width: int = 200) -> Peaks:
+def one_peak(cell: int, values: list[float]) -> Peaks:
+    """The peak of a map of 200 columns."""
     return Peaks(
         np.array([[0.5]], np.float32),
         np.array([[cell]], np.int32),
         np.array([[values]], np.float32),
-        map_width,
     )
 
 
@@ -125,10 +126,10 @@ def test_the_authors_convention_by_hand():
     # Row 50, column 100; y first: height exp(log 10), width exp(log 20), offsets 0.25 and 0.75,
     # all landmarks in the box's middle.
     peaks = one_peak(50 * 200 + 100, [np.log(10), np.log(20), 0.25, 0.75] + [0.5] * 10)
-    decoded = decode_boxes(peaks, "centerface", np.array([[800, 800]]), (800, 800))
+    boxes, landmarks = decode_boxes(peaks, "centerface", np.array([[800, 800]]), (800, 800))
     x, y = (100 + 0.75 + 0.5) * 4, (50 + 0.25 + 0.5) * 4
-    np.testing.assert_allclose(decoded.boxes[0, 0], [x - 40, y - 20, x + 40, y + 20], rtol=1e-6)
-    np.testing.assert_allclose(decoded.landmarks[0, 0], [[x, y]] * 5, rtol=1e-6)
+    np.testing.assert_allclose(boxes[0, 0], [x - 40, y - 20, x + 40, y + 20], rtol=1e-6)
+    np.testing.assert_allclose(landmarks[0, 0], [[x, y]] * 5, rtol=1e-6)
 
 
 @settings(deadline=None)
@@ -144,9 +145,9 @@ def test_boxes_go_back_through_the_affine(width, height, row, column, log_w, log
     """Letterboxing a decoded box gives the cells that it was decoded from."""
     peaks = one_peak(row * 200 + column, [log_w, log_h, 0.5, 0.5] + [0.0] * 10)
     sizes = np.array([[width, height]])
-    decoded = decode_boxes(peaks, "centerface_pytorch", sizes, (800, 800))
+    boxes, _ = decode_boxes(peaks, "centerface_pytorch", sizes, (800, 800))
     affine = letterbox_affine(width, height, 800, 800)
-    corners = np.vstack([decoded.boxes[0, 0].reshape(2, 2).T.astype(float), np.ones(2)])
+    corners = np.vstack([boxes[0, 0].reshape(2, 2).T.astype(float), np.ones(2)])
     x1, y1, x2, y2 = (affine @ corners).T.reshape(-1) / 4
     assert (x1 + x2) / 2 == pytest.approx(column + 0.5, abs=1e-2)
     assert (y1 + y2) / 2 == pytest.approx(row + 0.5, abs=1e-2)
@@ -244,7 +245,13 @@ def test_only_rows_with_a_peak_have_to_be_finite(score, value, is_finite):
     scores = np.array([[0.9, 0.0, score], [0.9, 0.8, 0.0]], np.float32)
     values = np.zeros((2, 3, 14), np.float32)
     values[0, 2, 3] = value
-    peaks = Peaks(scores, np.zeros((2, 3), np.int32), values, 8)
+    peaks = Peaks(scores, np.zeros((2, 3), np.int32), values)
     assert finite_pictures(peaks).tolist() == [is_finite, True]
-    of_graph = graph_peaks(scores, np.arange(6).reshape(2, 3), values, 8)
+    of_graph = graph_peaks(scores, np.arange(6).reshape(2, 3), values)
     assert finite_pictures(of_graph).tolist() == [is_finite, True]
+
+
+def test_the_examples_of_the_docstrings():
+    result = doctest.testmod(decode)
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
+
 import numpy as np
 import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cfdist import detections as detections_module
 from cfdist.detections import Detections, from_arrow, to_arrow
 
 
@@ -48,3 +51,9 @@ def test_a_slice_of_a_table_reads_its_own_rows():
     read = from_arrow(to_arrow(rows).slice(2, 2))
     assert [r.id for r in read] == ["2", "3"]
     assert [r.scores.tolist() for r in read] == [[2, 2], [3, 3, 3]]
+
+
+def test_the_examples_of_the_docstrings():
+    result = doctest.testmod(detections_module)
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -12,7 +12,7 @@ def test_the_sample_set_is_found_without_any_folder(compose):
     config = compose("dataset.limit=3").dataset
     truth = inputs.find_ground_truth(config)
     manifest = inputs.find_pictures(config, truth)
-    assert [item.id for item in manifest.items] == list(truth.ids)[:3]
+    assert [item.id for item in manifest.items] == list(truth)[:3]
 
 
 def test_the_ground_truth_is_read_once(compose):

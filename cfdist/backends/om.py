@@ -153,8 +153,7 @@ class OmBackend(Backend):
             np.asarray(outputs[index]).reshape(shape)[:pictures]
             for index, shape in zip(self._order, shapes, strict=True)
         )
-        width = self.contract.width // STRIDE
-        return graph_peaks(score.astype(np.float32), cell, values.astype(np.float32), width)
+        return graph_peaks(score.astype(np.float32), cell, values.astype(np.float32))
 
     def _heads(self, outputs: Sequence[NDArray[Any]], pictures: int) -> HeadMaps:
         """Output arrays of a whole batch, flat or shaped, to head maps without the padding."""
@@ -263,7 +262,7 @@ def output_order(outputs: Sequence[Any], spec: ModelSpec) -> tuple[int, ...]:
             "landmarks"
         )
     cells = (spec.height // STRIDE, spec.width // STRIDE)
-    heads = zip(order, HeadMaps.CHANNELS, HeadMaps.__dataclass_fields__, strict=True)
+    heads = zip(order, HeadMaps.CHANNELS, HeadMaps._fields, strict=True)
     for index, channels, head in heads:
         shape = tuple(int(side) for side in outputs[index].shape)
         expected = (spec.batch, channels, *cells)

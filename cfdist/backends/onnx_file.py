@@ -68,7 +68,7 @@ def as_result(outputs: Sequence[NDArray[Any]], spec: ModelSpec) -> HeadMaps | Pe
     """Outputs of an `OnnxNetwork`, in its order, as head maps or as peaks."""
     if len(outputs) == len(PEAK_OUTPUTS):
         score, cell, values = outputs
-        return graph_peaks(score, cell, values, spec.width // STRIDE)
+        return graph_peaks(score, cell, values)
     return HeadMaps(*outputs)
 
 

@@ -12,7 +12,7 @@ from cfdist.decode import HeadMaps
 from cfdist.detections import Detections
 from cfdist.widerface.metric import box_iou
 
-HEADS = tuple(HeadMaps.__dataclass_fields__)
+HEADS = HeadMaps._fields
 
 MATCH_IOU = 0.9  # two boxes this alike are the same find
 MATCH_SCORE = 0.1  # below it the 200 peaks of a picture are noise, whose order means nothing

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cfdist.report.screen import PROTOCOL_TITLES, console, percents, titled_table
+from cfdist.report.screen import console, percents, titled_table
 from cfdist.widerface.ground_truth import DIFFICULTIES
+from cfdist.widerface.metric import PROTOCOLS
 
 
 def print_comparison(comparison: dict[str, Any]) -> None:
@@ -29,7 +30,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
     for protocol in comparison["reference"]["ap"]:
         for model in ("reference", "candidate"):
             ap = comparison[model]["ap"][protocol]
-            table.add_row(PROTOCOL_TITLES[protocol], model, *percents(ap))
+            table.add_row(PROTOCOLS[protocol].title, model, *percents(ap))
         apart = comparison["ap_difference"][protocol]
         table.add_row("", "difference", *(f"{100 * apart[name]:+.3f}" for name in DIFFICULTIES))
     console.print(table)

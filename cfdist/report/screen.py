@@ -21,6 +21,7 @@ from rich.text import Text
 
 from cfdist.report.results import Results
 from cfdist.widerface.ground_truth import DIFFICULTIES
+from cfdist.widerface.metric import PROTOCOLS
 
 if TYPE_CHECKING:
     from cfdist.backends.model import BackendModel
@@ -30,11 +31,6 @@ if TYPE_CHECKING:
     from cfdist.network.export import ExportReport
     from cfdist.report.phases import Phases
     from cfdist.widerface.manifest import Manifest
-
-PROTOCOL_TITLES = {
-    "official": "official (IoU 0.5)",
-    "guide": "guide (IoU 0.4)",
-}
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -231,7 +227,7 @@ def _ap_table(results: Results) -> Table:
         title += f" (the first of {results.passes} passes)"
     table = titled_table(title, ["protocol"], DIFFICULTIES)
     for protocol, ap in results.ap.items():
-        table.add_row(PROTOCOL_TITLES[protocol], *percents(ap))
+        table.add_row(PROTOCOLS[protocol].title, *percents(ap))
         if results.expected and results.expected["protocol"] == protocol:
             table.add_row("  expected", *percents(results.expected["ap"]))
     return table

@@ -1,24 +1,23 @@
-"""The sample set's folder, which is made whole or not at all."""
+"""The sample set's folder and its files."""
 
 from __future__ import annotations
 
-import contextlib
-import glob
+import io
 import json
-import os
-import shutil
-import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
+import numpy as np
+import scipy.io
+from numpy.typing import NDArray
 
 from cfdist.errors import UserError
-from cfdist.files import fsync, write_text
-from cfdist.sample.matlab import mat_files
+from cfdist.files import atomic_write, write_text
 from cfdist.sample.pictures import render_set
+from cfdist.widerface.ground_truth import DIFFICULTY_FILES, FACES_FILE, PictureTruth
 
 SAMPLE_VERSION = "2"
 """Changes whenever the pictures or the boxes do; a set of another version is made anew."""
@@ -26,7 +25,7 @@ SAMPLE_VERSION = "2"
 MARKER = "sample.json"
 
 _JPEG_QUALITY = 85
-_STALE_AFTER = 3600  # seconds; far longer than making the set takes
+_MAT_HEADER_BYTES = 116  # descriptive text at the start of a MATLAB 5 file
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,9 @@ class SamplePaths:
 def ensure_sample(directory: Path | str) -> SamplePaths:
     """Make the sample set in `directory` unless it is there already.
 
-    The set is written beside `directory` and renamed into place, so it is there whole or not at
-    all, and two processes may do this at the same time. A set of another version is replaced.
+    Each file appears whole, and the marker that lists them all comes last. A set that was
+    interrupted, damaged, or is of another version is therefore made anew. Processes that make it
+    at the same time write the same bytes.
 
     Raises:
         UserError: `directory` holds something else, or cannot be written to, or matplotlib has
@@ -54,9 +54,14 @@ def ensure_sample(directory: Path | str) -> SamplePaths:
     """
     directory = Path(directory).resolve()
     if not is_complete(directory):
-        _refuse_foreign(directory)
+        is_empty = directory.is_dir() and not any(directory.iterdir())
+        if directory.exists() and not is_empty and not (directory / MARKER).is_file():
+            raise UserError(
+                f"{directory} is there and is not a sample set of this program: "
+                "for pictures of your own add dataset=wider_val; for the sample set name a new "
+                "folder"
+            )
         try:
-            directory.parent.mkdir(parents=True, exist_ok=True)
             _make(directory)
         except OSError as error:
             raise UserError(
@@ -76,60 +81,76 @@ def is_complete(directory: Path) -> bool:
         return False
 
 
-def sample_files() -> Iterator[tuple[str, bytes]]:
-    """Path below the set's folder and content of each file, except for the marker."""
+def _make(directory: Path) -> None:
+    marker = directory / MARKER
+    if not marker.is_file():
+        write_text(marker, "{}")  # says whose folder this is, and that the set is not complete
+    names = []
+
+    def write(name: str, content: bytes) -> None:
+        with atomic_write(directory / name) as temporary:
+            temporary.write_bytes(content)
+        names.append(name)
+
     truths = []
     for picture in render_set():
         quality = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
         _, encoded = cv2.imencode(".jpg", picture.pixels, quality)
-        yield f"WIDER_val/images/{picture.truth.id}.jpg", encoded.tobytes()
+        write(f"WIDER_val/images/{picture.truth.id}.jpg", encoded.tobytes())
         truths.append(picture.truth)
     for name, content in mat_files(truths).items():
-        yield f"ground_truth/{name}", content
+        write(f"ground_truth/{name}", content)
+    for path in directory.glob("WIDER_val/images/*/*.jpg"):
+        if str(path.relative_to(directory)) not in names:
+            path.unlink(missing_ok=True)  # of an older version
+    write_text(marker, json.dumps({"version": SAMPLE_VERSION, "files": names}))
 
 
-def _make(directory: Path) -> None:
-    """Write the set beside `directory`, then put it in place of what is there."""
-    prefix, suffix = f".{directory.name}.", ".partial"
-    for leftover in directory.parent.glob(f"{glob.escape(prefix)}*{suffix}"):
-        # Killed processes left these; younger ones may belong to a process at work.
-        with contextlib.suppress(OSError):  # another process may be removing it too
-            if time.time() - leftover.stat().st_mtime > _STALE_AFTER:
-                shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(suffix, prefix, directory.parent) as temporary:
-        new, old = Path(temporary, "new"), Path(temporary, "old")
-        _write(new)
-        if is_complete(directory):
-            return  # another process was faster
-        _refuse_foreign(directory)
-        # An older set steps aside in one rename, so that no moment shows half of each.
-        with contextlib.suppress(FileNotFoundError):
-            os.replace(directory, old)
-        try:
-            os.replace(new, directory)
-        except OSError:
-            if not is_complete(directory):
-                raise
-    fsync(directory.parent)
+def mat_files(truths: Sequence[PictureTruth]) -> dict[str, bytes]:
+    """The ground truth's four files as WIDER FACE publishes them: name -> content.
+
+    The lists of attributes (blur, pose, occlusion, ...) are left out: no evaluation reads them.
+
+    Args:
+        truths: the pictures, those of an event next to each other, boxes in whole pixels. A
+            picture without faces has to have one box 0 0 0 0 that counts nowhere: the protocol
+            leaves out a picture without any box, and with it the false positives there.
+    """
+    events: dict[str, list[PictureTruth]] = {}
+    for truth in truths:
+        events.setdefault(truth.id.split("/")[0], []).append(truth)
+
+    def each(value: Callable[[PictureTruth], NDArray[Any]]) -> NDArray[np.object_]:
+        """A cell an event, holding a cell with the value of each picture."""
+        return _cell([_cell([value(truth) for truth in event]) for event in events.values()])
+
+    common = {
+        "event_list": _cell([np.array([event]) for event in events]),
+        "face_bbx_list": each(lambda truth: truth.boxes.astype(np.int32)),
+        "file_list": each(lambda truth: np.array([truth.id.split("/")[1]])),
+    }
+    files = {FACES_FILE: _mat(common)}
+    for level, name in enumerate(DIFFICULTY_FILES):
+
+        def one_based(truth: PictureTruth, level: int = level) -> NDArray[np.uint16]:
+            """An (n, 1) column; MATLAB counts from 1."""
+            return np.argwhere(truth.counted[level]).astype(np.uint16) + np.uint16(1)
+
+        files[name] = _mat(common | {"gt_list": each(one_based)})
+    return files
 
 
-def _write(directory: Path) -> None:
-    names = []
-    for name, content in sample_files():
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-        fsync(path)
-        names.append(name)
-    marker = {"version": SAMPLE_VERSION, "files": names}
-    write_text(directory / MARKER, json.dumps(marker))
+def _cell(items: Sequence[NDArray[Any]]) -> NDArray[np.object_]:
+    """A MATLAB cell column: an (n, 1) object array."""
+    cell = np.empty((len(items), 1), object)
+    for row, item in enumerate(items):
+        cell[row, 0] = item
+    return cell
 
 
-def _refuse_foreign(directory: Path) -> None:
-    """Raise UserError where making the set would destroy what somebody else put there."""
-    empty = directory.is_dir() and not any(directory.iterdir())
-    if directory.exists() and not empty and not (directory / MARKER).is_file():
-        raise UserError(
-            f"{directory} is there and is not a sample set of this program: "
-            "for pictures of your own add dataset=wider_val; for the sample set name a new folder"
-        )
+def _mat(variables: dict[str, NDArray[np.object_]]) -> bytes:
+    """A MATLAB 5 file without the date and platform that scipy writes into its header."""
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, variables, do_compression=True)
+    header = b"MATLAB 5.0 MAT-file, the sample set of cfdist".ljust(_MAT_HEADER_BYTES)
+    return header + buffer.getvalue()[_MAT_HEADER_BYTES:]

@@ -24,9 +24,9 @@ from cfdist.errors import UserError
 from cfdist.widerface.ground_truth import DIFFICULTIES, PictureTruth
 
 LEAST_HEIGHTS = dict(zip(DIFFICULTIES, (50, 25, 10), strict=True))
-"""Height in pixels from which on a face counts in a difficulty.
+"""Least height in pixels of a face that counts at a difficulty.
 
-WIDER FACE calls 10 to 50 pixels its small scale. Smaller faces have a box that is ignored.
+WIDER FACE calls 10 to 50 pixels its small scale. The boxes of smaller faces are ignored.
 """
 
 FACE_BOX = (162, 131, 173, 203)
@@ -34,9 +34,9 @@ FACE_BOX = (162, 131, 173, 203)
 
 _PHOTO = "grace_hopper.jpg"
 _PHOTO_SHAPE = (600, 512, 3)
-_FIRST_COLUMN = 15  # of the photograph: from here on the face is in the middle, also when mirrored
+_FIRST_COLUMN = 15  # of the photograph: the face is in the middle of the columns from here on
 _COAT_ROW = 560  # of the photograph: repeated in all rows below
-_ROWS = 800  # of the portrait: the coat reaches behind the people in front, or the lower edge
+_ROWS = 800  # of the portrait: the coat ends behind the people in front, or below the canvas
 _OUTLINE = (  # in the photograph, read off the same grid as FACE_BOX
     *[(225, 28), (285, 28), (318, 45), (343, 68), (351, 88), (366, 90), (373, 215), (360, 275)],
     *[(331, 316), (376, 349), (487, 389), (509, 447), (509, _ROWS), (26, _ROWS), (26, 447)],
@@ -150,21 +150,18 @@ def paste_crowd(
         left = rng.uniform(0, min(event.spacing * face_height, width - face_width))
         while left <= width - face_width:
             box = np.rint([left, chin - face_height, face_width, face_height]).astype(int)
-            turned = person[:, :: rng.choice([-1, 1])] * _tint(rng)
+            turned = person[:, :: rng.choice([-1, 1])]
+            # Factors on blue, green, red and opacity: one person's brightness and colour.
+            colour = rng.uniform(0.7, 1.15) * rng.uniform(0.9, 1.1, 3)
+            tint: NDArray[np.float32] = np.append(colour, 1).astype(np.float32)
             origin = np.rint(box[:2] - scale * np.array(FACE_BOX[:2])).astype(int)
-            paste(canvas, turned, *origin.tolist())
+            paste(canvas, turned * tint, *origin.tolist())
             boxes.append(box)
             left += event.spacing * face_height * rng.uniform(0.7, 1.3)
         face_height *= 1.12
         # A cap ends half a face height above the face.
         chin += 1.9 * face_height
     return np.array(boxes)
-
-
-def _tint(rng: np.random.Generator) -> NDArray[np.float32]:
-    """Factors on blue, green, red and opacity: one person's brightness and colour."""
-    colour = rng.uniform(0.7, 1.15) * rng.uniform(0.9, 1.1, 3)
-    return np.append(colour, 1).astype(np.float32)
 
 
 def paste(canvas: NDArray[np.float32], person: NDArray[np.float32], left: int, top: int) -> None:
@@ -185,21 +182,10 @@ def paste(canvas: NDArray[np.float32], person: NDArray[np.float32], left: int, t
 
 @functools.cache
 def portrait() -> NDArray[np.float32]:
-    """The person cut out of the photograph, her coat longer than there.
+    """The person cut out of the photograph, with a longer coat.
 
     Returns:
         (800, 497, 4): blue, green, red, each multiplied by the opacity, and the opacity 0..1.
-    """
-    below = _ROWS - _COAT_ROW
-    photo = cv2.copyMakeBorder(photograph()[:_COAT_ROW], 0, below, 0, 0, cv2.BORDER_REPLICATE)
-    opacity = np.zeros(photo.shape[:2], np.float32)
-    cv2.fillPoly(opacity, [np.array(_OUTLINE, np.int32)], (1.0,))
-    opacity = np.asarray(cv2.GaussianBlur(opacity, (0, 0), 1.5), np.float32)[..., None]
-    return np.dstack([photo * opacity, opacity])[:, _FIRST_COLUMN:]
-
-
-def photograph() -> NDArray[np.uint8]:
-    """The photograph, (600, 512, 3) uint8.
 
     Raises:
         UserError: matplotlib came without its sample data.
@@ -214,4 +200,9 @@ def photograph() -> NDArray[np.uint8]:
             f"the sample set is made from matplotlib's sample picture {_PHOTO}, which matplotlib "
             f"{matplotlib.__version__} as installed here lacks: install matplotlib with pip"
         )
-    return np.asarray(photo, np.uint8)
+    below = _ROWS - _COAT_ROW
+    photo = cv2.copyMakeBorder(photo[:_COAT_ROW], 0, below, 0, 0, cv2.BORDER_REPLICATE)
+    opacity = np.zeros(photo.shape[:2], np.float32)
+    cv2.fillPoly(opacity, [np.array(_OUTLINE, np.int32)], (1.0,))
+    opacity = np.asarray(cv2.GaussianBlur(opacity, (0, 0), 1.5), np.float32)[..., None]
+    return np.dstack([photo * opacity, opacity])[:, _FIRST_COLUMN:]

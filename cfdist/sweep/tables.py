@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cfdist.files import SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT, write_text
-from cfdist.report.screen import PROTOCOL_TITLES, console
+from cfdist.report.screen import console
 from cfdist.sweep import plot
 from cfdist.sweep.published import NOTE, RATE, published_table
 from cfdist.sweep.runs import (
@@ -28,6 +28,7 @@ from cfdist.sweep.runs import (
     swept_keys,
 )
 from cfdist.widerface.ground_truth import DIFFICULTIES
+from cfdist.widerface.metric import PROTOCOLS
 
 SIMULATED_NOTE = (
     "**Simulated**: no model ran in the runs that say so; a device only waited as long as a chip "
@@ -232,7 +233,7 @@ def _protocols(runs: Sequence[RunSummary]) -> list[str]:
 
 
 def _protocol_titles(runs: Sequence[RunSummary]) -> str:
-    return " and ".join(PROTOCOL_TITLES[protocol] for protocol in _protocols(runs))
+    return " and ".join(PROTOCOLS[protocol].title for protocol in _protocols(runs))
 
 
 def _published_note(runs: Sequence[RunSummary]) -> str:
@@ -242,7 +243,7 @@ def _published_note(runs: Sequence[RunSummary]) -> str:
         return NOTE if have(runs, RATE) else ""
     return (
         f"{NOTE} Their APs cannot be compared with those of another protocol than "
-        f"{PROTOCOL_TITLES[protocol]} (`eval={protocol}`)."
+        f"{PROTOCOLS[protocol].title} (`eval={protocol}`)."
     )
 
 

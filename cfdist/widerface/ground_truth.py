@@ -1,17 +1,18 @@
 """The ground truth of WIDER FACE val: four MATLAB files, as the benchmark's authors publish them.
 
-`wider_face_val.mat` holds every box; `wider_{easy,medium,hard}_val.mat` say which of them count at
-that difficulty. Boxes that do not count are to be ignored: finding them is neither right nor wrong.
+`wider_face_val.mat` holds every box; `wider_{easy,medium,hard}_val.mat` say which boxes count at
+that difficulty. Boxes that do not count are ignored: finding them is neither right nor wrong.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.io import loadmat
 
 from cfdist.errors import UserError
@@ -30,42 +31,17 @@ class PictureTruth:
     Attributes:
         id: `<event>/<stem>`, the picture's path below `images/` without `.jpg`.
         boxes: (g, 4) float64: x y w h in picture pixels; (x, y) is the top left corner.
-        counted: (3, g) bool, one row a difficulty in the order of `DIFFICULTIES`: True where the
-            face counts, False where it is ignored.
+        counted: (3, g) bool, one row a difficulty in the order of `DIFFICULTIES`: True if the
+            face counts, False if it is ignored.
     """
 
     id: str
-    boxes: np.ndarray
-    counted: np.ndarray
+    boxes: NDArray[np.float64]
+    counted: NDArray[np.bool_]
 
 
-class GroundTruth(Mapping[str, PictureTruth]):
-    """Picture id -> `PictureTruth`, in the order of the MATLAB files."""
-
-    def __init__(self, pictures: Iterable[PictureTruth]) -> None:
-        self._pictures = {picture.id: picture for picture in pictures}
-
-    def __getitem__(self, picture_id: str) -> PictureTruth:
-        """The truth of a picture; KeyError where there is none."""
-        return self._pictures[picture_id]
-
-    def __iter__(self) -> Iterator[str]:
-        """Iterate over the ids."""
-        return iter(self._pictures)
-
-    def __len__(self) -> int:
-        """How many pictures."""
-        return len(self._pictures)
-
-    @property
-    def ids(self) -> tuple[str, ...]:
-        """All picture ids."""
-        return tuple(self._pictures)
-
-    @property
-    def events(self) -> tuple[str, ...]:
-        """The event folders' names, each once."""
-        return tuple(dict.fromkeys(picture_id.split("/", 1)[0] for picture_id in self._pictures))
+# Picture id -> the picture's faces, in the order of the MATLAB files.
+GroundTruth = Mapping[str, PictureTruth]
 
 
 def load_ground_truth(folder: Path | str) -> GroundTruth:
@@ -76,26 +52,6 @@ def load_ground_truth(folder: Path | str) -> GroundTruth:
             files' lists do not fit together, or a face index points outside its picture's boxes.
     """
     folder = Path(folder)
-    _require_files(folder)
-    faces_path = folder / FACES_FILE
-    faces = _read_mat(faces_path)
-    names = _picture_names(faces, faces_path)
-    boxes = _arrays(faces, "face_bbx_list", names, faces_path)
-    indices = []
-    for path in (folder / name for name in DIFFICULTY_FILES):
-        content = _read_mat(path)
-        if _picture_names(content, path) != names:
-            raise UserError(
-                f"{path} and {faces_path} do not list the same pictures: take all four .mat files "
-                "from one copy of eval_tools.zip"
-            )
-        indices.append(_arrays(content, "gt_list", names, path))
-    return GroundTruth(
-        _picture_truth(*row, folder=folder) for row in zip(names, boxes, *indices, strict=True)
-    )
-
-
-def _require_files(folder: Path) -> None:
     if not folder.is_dir():
         raise UserError(
             f"no ground-truth folder at {folder}: it should hold {', '.join(GROUND_TRUTH_FILES)}"
@@ -106,61 +62,62 @@ def _require_files(folder: Path) -> None:
             f"ground-truth folder {folder} lacks {', '.join(missing)}; eval_tools.zip holds all "
             "four files"
         )
+    faces_path = folder / FACES_FILE
+    faces = _read_lists(faces_path, "face_bbx_list")
+    indices = []
+    for path in (folder / name for name in DIFFICULTY_FILES):
+        indices.append(_read_lists(path, "gt_list"))
+        if list(indices[-1]) != list(faces):
+            raise UserError(
+                f"{path} and {faces_path} do not list the same pictures: take all four .mat files "
+                "from one copy of eval_tools.zip"
+            )
+    return {
+        name: _picture_truth(folder, name, boxes, *(lists[name] for lists in indices))
+        for name, boxes in faces.items()
+    }
 
 
-def _read_mat(path: Path) -> dict[str, Any]:
+def _read_lists(path: Path, variable: str) -> dict[str, NDArray[Any]]:
+    """Picture id -> its array in `variable`, event by event.
+
+    In the file, `file_list` and `variable` are cells, one an event, of cells, one a picture.
+    """
     try:
-        # All variables, not only those needed: a file cut short is found out by reading to its end.
+        # All variables, not only those needed: reading to the end shows that a file was cut short.
         content: dict[str, Any] = loadmat(path)
-        return content
     except Exception as error:  # a damaged file makes scipy raise nearly anything
         raise UserError(
             f"{path} cannot be read as a MATLAB file (damaged or cut short?): {error}; "
             "fetch eval_tools.zip again"
         ) from error
-
-
-def _picture_names(content: dict[str, Any], path: Path) -> list[str]:
-    """Ids of all pictures, event by event: cells of 1-element cells of strings in the file."""
     try:
         events = [str(cell.item()) for cell in content["event_list"].ravel()]
-        files = [
-            [str(cell.item()) for cell in event.ravel()] for event in content["file_list"].ravel()
-        ]
         names = [
-            f"{event}/{file}"
-            for event, event_files in zip(events, files, strict=True)
-            for file in event_files
+            f"{event}/{cell.item()}"
+            for event, files in zip(events, content["file_list"].ravel(), strict=True)
+            for cell in files.ravel()
         ]
+        arrays = [cell for event in content[variable].ravel() for cell in event.ravel()]
     except (KeyError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path}: event_list and file_list are not those of WIDER FACE val ({error})"
+            f"{path}: event_list, file_list and {variable} are not those of WIDER FACE val "
+            f"({error})"
         ) from error
     if len(set(names)) != len(names):
         raise UserError(f"{path}: file_list names a picture twice; fetch eval_tools.zip again")
-    return names
-
-
-def _arrays(
-    content: dict[str, Any], variable: str, names: list[str], path: Path
-) -> list[np.ndarray]:
-    """The arrays of `variable`, a cell an event holding a cell a picture, one for each name."""
-    try:
-        cells = [cell for event in content[variable].ravel() for cell in event.ravel()]
-    except (KeyError, AttributeError) as error:
-        raise UserError(f"{path}: no list {variable} as in WIDER FACE val ({error})") from error
-    if len(cells) != len(names):
+    if len(arrays) != len(names):
         raise UserError(
-            f"{path}: {variable} holds {len(cells)} pictures, file_list {len(names)}; "
+            f"{path}: {variable} holds {len(arrays)} pictures, file_list {len(names)}; "
             "fetch eval_tools.zip again"
         )
-    if not all(isinstance(cell, np.ndarray) and cell.dtype.kind in "iuf" for cell in cells):
+    if not all(isinstance(array, np.ndarray) and array.dtype.kind in "iuf" for array in arrays):
         raise UserError(f"{path}: {variable} holds something other than numbers")
-    return cells
+    return dict(zip(names, arrays, strict=True))
 
 
 def _picture_truth(
-    name: str, boxes: np.ndarray, *indices: np.ndarray, folder: Path
+    folder: Path, name: str, boxes: NDArray[Any], *indices: NDArray[Any]
 ) -> PictureTruth:
     if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
         raise UserError(

@@ -1,10 +1,10 @@
-"""Which pictures are there: the folder layout of WIDER FACE held against its ground truth."""
+"""Which pictures of the ground truth are there, in the folder layout of WIDER FACE."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,12 +31,12 @@ class WorkItem:
 
     @property
     def key(self) -> str:
-        """Names the item in its run: the picture's id, from the second pass on with the pass."""
+        """The item's name in its run: the id, and from the second pass on "<id>/<pass>"."""
         return self.id if self.pass_number == 1 else f"{self.id}/{self.pass_number}"
 
 
 def picture_and_pass(key: str) -> tuple[str, int]:
-    """A `WorkItem.key` as the picture's id and the pass number; an id has one slash."""
+    """The picture's id and the pass number of a `WorkItem.key`; an id has one slash."""
     event, name, *number = key.split("/")
     return f"{event}/{name}", int(number[0]) if number else 1
 
@@ -71,7 +71,7 @@ class Manifest:
 
     @property
     def passes(self) -> int:
-        """How many passes over the pictures there are; the last may be a part of one."""
+        """How many passes over the pictures there are; the last may be incomplete."""
         return max((item.pass_number for item in self.items), default=0)
 
     @property
@@ -83,14 +83,14 @@ class Manifest:
         return digest.hexdigest()
 
 
-def build_manifest(root: Path, ids: Sequence[str], limit: int | None = None) -> Manifest:
-    """Hold a picture folder against the ground truth's pictures.
+def build_manifest(root: Path, ids: Collection[str], limit: int | None = None) -> Manifest:
+    """Find the ground truth's pictures in a folder.
 
     Args:
         root: A folder with `images/<event>/<stem>.jpg` (as `WIDER_val`), one that holds
             `WIDER_val`, or the `images` folder itself.
         ids: The ground truth's "<event>/<stem>", in its order.
-        limit: Take only the first so many of the pictures that are there.
+        limit: Take at most this many, the first of the pictures that are there.
 
     Raises:
         UserError: the folder is missing, or holds none of the pictures.
@@ -113,24 +113,16 @@ def build_manifest(root: Path, ids: Sequence[str], limit: int | None = None) -> 
 
 
 def _scan(images: Path) -> dict[str, tuple[str, int]]:
-    """Id -> (path, bytes) of all pictures one folder below `images`."""
+    """Id -> (path, bytes) of all pictures one folder below `images`.
+
+    A picture whose size cannot be asked for has 0 bytes here; reading it later gives the reason.
+    """
     found = {}
-    with os.scandir(images) as events:
-        for event in events:
-            if not event.is_dir():
-                continue
-            with os.scandir(event.path) as files:
-                for file in files:
-                    stem, suffix = os.path.splitext(file.name)
-                    if suffix.lower() == SUFFIX:
-                        path = os.path.abspath(file.path)
-                        found[f"{event.name}/{stem}"] = (path, _size(file))
+    for path in Path(os.path.abspath(images)).glob("*/*"):
+        if path.suffix.lower() == SUFFIX:
+            try:
+                size = path.stat().st_size
+            except OSError:
+                size = 0
+            found[f"{path.parent.name}/{path.stem}"] = (str(path), size)
     return found
-
-
-def _size(entry: os.DirEntry[str]) -> int:
-    """The file's bytes; 0 for what cannot be read, which fails when it is its turn."""
-    try:
-        return entry.stat().st_size
-    except OSError:
-        return 0

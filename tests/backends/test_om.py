@@ -425,7 +425,6 @@ def test_an_om_that_picks_its_own_peaks(make, tmp_path):
     np.testing.assert_allclose(found.score, expected.score, rtol=0, atol=1e-6)
     np.testing.assert_array_equal(found.cell, expected.cell)
     np.testing.assert_allclose(found.values, expected.values, rtol=0, atol=1e-5)
-    assert found.map_width == 16
 
     with pytest.raises(UserError, match=r"set\s+model\.top_k"):
         OmBackend(make(graphs[True], top_k=30, outputs=None), DeviceSettings())

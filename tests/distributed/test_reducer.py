@@ -30,9 +30,8 @@ def truth() -> GroundTruth:
     """Faces as large as what is found, and so many that some are hit."""
     random = np.random.default_rng(5)
     low, high = [0, 0, 25, 25], [450, 450, 68, 68]
-    return GroundTruth(
-        PictureTruth(id, random.uniform(low, high, (60, 4)), np.ones((3, 60), bool)) for id in ORDER
-    )
+    counted = np.ones((3, 60), bool)
+    return {id: PictureTruth(id, random.uniform(low, high, (60, 4)), counted) for id in ORDER}
 
 
 def key_of(number: int, pass_number: int) -> str:

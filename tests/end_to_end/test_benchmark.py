@@ -157,7 +157,7 @@ def test_inference_alone_needs_no_pictures(compose, tmp_path):
 @pytest.mark.usefixtures("ray_session")
 def test_a_broken_picture_is_listed_once(compose, tmp_path):
     sample = ensure_sample(SAMPLE_FOLDER)
-    ids = load_ground_truth(sample.ground_truth).ids[:3]
+    ids = list(load_ground_truth(sample.ground_truth))[:3]
     for id in ids:
         path = tmp_path / "root" / "images" / f"{id}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from cfdist.inputs import SAMPLE_FOLDER
 from cfdist.sample import ensure_sample
 from cfdist.widerface.ground_truth import load_ground_truth
 from cfdist.widerface.metric import WiderFaceMetric
-from cfdist.widerface.predictions import OFFICIAL_STYLE, read_predictions_file, rows
+from cfdist.widerface.predictions import STYLES, read_predictions_file, rows
 from jobs import evaluate, score
 
 # The facts' figures for the authors' weights on the 610 real pictures at 800x800, suppression 0.3.
@@ -125,7 +125,9 @@ def test_real_pictures_reach_the_known_ap(compose, shared, tmp_path):
     metric = WiderFaceMetric()
     for id, found in detections.items():
         boxes, scores = read_predictions_file(tmp_path / "predictions" / f"{id}.txt")
-        np.testing.assert_array_equal(boxes, rows(found.boxes, found.scores, OFFICIAL_STYLE)[:, :4])
+        np.testing.assert_array_equal(
+            boxes, rows(found.boxes, found.scores, STYLES["official"])[:, :4]
+        )
         metric.update(truth[id], boxes, scores)
     assert metric.compute() == results["ap"]
 
@@ -136,10 +138,10 @@ def odd_pictures(tmp_path) -> tuple[Path, Path]:
     sample = ensure_sample(SAMPLE_FOLDER)
     truth = load_ground_truth(sample.ground_truth)
     images = tmp_path / "root" / "images"
-    for id in truth.ids[:14]:
+    for id in list(truth)[:14]:
         (images / id).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(sample.root / "WIDER_val" / "images" / f"{id}.jpg", images / f"{id}.jpg")
-    paths = [images / f"{id}.jpg" for id in truth.ids[:14]]
+    paths = [images / f"{id}.jpg" for id in list(truth)[:14]]
 
     def write(path: Path, picture: np.ndarray, suffix: str = ".jpg") -> None:
         path.write_bytes(cv2.imencode(suffix, picture)[1].tobytes())
@@ -171,9 +173,9 @@ def test_broken_pictures_are_listed_and_the_run_goes_on(command, tmp_path, odd_p
     assert result.returncode == 3, result.stderr
     results, detections = read(tmp_path / "out")
     assert results["pictures"] == {"total": 14, "done": 11, "failed": 3}
-    order = load_ground_truth(truth).ids
+    order = list(load_ground_truth(truth))
     assert {f["picture"]: f["reason"] for f in results["failures"]} == {
-        order[0]: "truncated JPEG (no end marker behind the last scan)",
+        order[0]: "truncated JPEG (no end marker after the last scan)",
         order[1]: "not a picture that OpenCV can decode",
         order[2]: "empty file (0 bytes)",
     }
@@ -202,7 +204,7 @@ def test_passes_count_for_the_rate_and_pictures_for_the_rest(
     )
     assert results["pictures"] == {"total": 14, "done": 11, "failed": 3}
     assert results["passes"] == 3
-    order = load_ground_truth(truth).ids
+    order = list(load_ground_truth(truth))
     assert [failure["picture"] for failure in results["failures"]] == sorted(order[:3])
     assert list(detections) == list(order[:14])
     assert sum(device["pictures"] for device in results["devices"]) == 3 * 11
@@ -230,7 +232,7 @@ def test_an_unfinished_run_goes_on_with_its_number_of_passes_only(compose, tmp_p
 def test_score_reads_what_others_write(compose, tmp_path):
     truth = load_ground_truth(ensure_sample(SAMPLE_FOLDER).ground_truth)
     folder = tmp_path / "predictions"
-    for i, id in enumerate(truth.ids):
+    for i, id in enumerate(truth):
         if i == 5:
             continue  # a picture without a file
         lines = [f"{x} {y} {w} {h} {0.5 + j / 1000:.1e} " for j, (x, y, w, h) in enumerate(
@@ -247,7 +249,7 @@ def test_score_reads_what_others_write(compose, tmp_path):
 
     results = json.loads((out / "results.json").read_text())
     assert code == 3
-    assert results["failures"] == [{"picture": truth.ids[5], "reason": "no prediction file"}]
+    assert results["failures"] == [{"picture": list(truth)[5], "reason": "no prediction file"}]
     assert results["pictures"] == {"total": len(truth), "done": len(truth) - 1, "failed": 1}
     for ap in results["ap"].values():
         assert min(ap.values()) > 0.9  # the ground truth itself, some faces overlapping

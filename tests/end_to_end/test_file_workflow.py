@@ -48,7 +48,7 @@ def content(folder: Path, pattern: str = "*") -> dict[str, bytes]:
 
 
 def picture_ids(count: int) -> tuple[str, ...]:
-    return load_ground_truth(ensure_sample(SAMPLE_FOLDER).ground_truth).ids[:count]
+    return tuple(load_ground_truth(ensure_sample(SAMPLE_FOLDER).ground_truth))[:count]
 
 
 def sort_by_event(source: Path, target: Path, ids: tuple[str, ...]) -> None:

@@ -6,20 +6,22 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
-import time
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.io import loadmat
 
 from cfdist.errors import UserError
 from cfdist.sample import SAMPLE_VERSION, ensure_sample, files
-from cfdist.sample.files import MARKER, is_complete
+from cfdist.sample.files import MARKER, is_complete, mat_files
 from cfdist.sample.pictures import EVENTS, Event, Picture, portrait, render_set
-from cfdist.widerface.ground_truth import load_ground_truth
+from cfdist.widerface.ground_truth import GROUND_TRUTH_FILES, PictureTruth, load_ground_truth
 from cfdist.widerface.manifest import build_manifest
 
 FEW = (Event("Crowds", 2, (9, 12), spacing=6), Event("Blur", 2, (40, 60), blur=3))
@@ -43,10 +45,10 @@ def digest(root: Path) -> dict[str, str]:
 
 def test_the_set_is_read_as_wider_face_is(whole_set: Path) -> None:
     truth = load_ground_truth(whole_set / "ground_truth")
-    manifest = build_manifest(whole_set, truth.ids)
+    manifest = build_manifest(whole_set, truth)
     assert len(truth) == len(manifest.items) == sum(event.pictures for event in EVENTS)
     assert (manifest.absent, manifest.unknown) == (0, 0)
-    assert len(truth.events) == len(EVENTS)
+    assert len({id.split("/")[0] for id in truth}) == len(EVENTS)
     assert sum(item.size for item in manifest.items) < 20e6
     for item in manifest.items:
         pixels = cv2.imread(item.path)
@@ -97,7 +99,9 @@ def test_a_second_call_makes_nothing(
         ensure_sample(tmp_path / "elsewhere")
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_set_is_finished_by_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted() -> Iterator[Picture]:
         yield next(render_set(FEW))
         raise KeyboardInterrupt
@@ -105,27 +109,10 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(files, "render_set", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ensure_sample(tmp_path / "set")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_what_a_killed_process_left_is_removed_after_an_hour(
-    tmp_path: Path, few_pictures: None
-) -> None:
-    def leave(name: str, minutes: int) -> Path:
-        event = tmp_path / name / "new" / "WIDER_val" / "images" / "0--Crowds"
-        event.mkdir(parents=True)
-        (event / "0_Crowds_1.jpg").write_bytes(b"half a pict")
-        os.utime(tmp_path / name, (time.time() - 60 * minutes,) * 2)
-        return tmp_path / name
-
-    leave(".set[1].0123abcd.partial", minutes=61)
-    kept = [
-        leave(".set[1].dcba3210.partial", minutes=59),
-        leave(".set1.0123abcd.partial", minutes=61),
-    ]
-    root = ensure_sample(tmp_path / "set[1]").root
-    assert is_complete(root)
-    assert sorted(tmp_path.iterdir()) == sorted([root, *kept])
+    assert not is_complete(tmp_path / "set")
+    monkeypatch.setattr(files, "render_set", lambda: render_set(FEW))
+    whole = ensure_sample(tmp_path / "whole").root
+    assert digest(ensure_sample(tmp_path / "set").root) == digest(whole)
 
 
 @pytest.mark.parametrize("damage", ["picture", "mat", "version", "marker text"])
@@ -144,7 +131,7 @@ def test_a_damaged_or_older_set_is_made_anew(
         (root / MARKER).write_text(json.dumps(marker | {"version": "1"}))
     else:
         (root / MARKER).write_text("[]")
-    (root / "left-by-the-older-one").touch()
+    (root / "WIDER_val/images/0--Crowds/of_an_older_version.jpg").touch()
     assert not is_complete(root)
     ensure_sample(root)
     assert digest(root) == whole
@@ -167,36 +154,6 @@ def test_two_processes_at_the_same_time(tmp_path: Path) -> None:
     assert [worker.exitcode for worker in workers] == [0, 0]
     assert is_complete(tmp_path / "set")
     assert list(tmp_path.iterdir()) == [tmp_path / "set"]
-
-
-@pytest.mark.parametrize("moment", ["while rendering", "before the rename"])
-def test_a_slower_process_keeps_the_set_of_the_faster_one(
-    tmp_path: Path, few_pictures: None, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    faster = ensure_sample(tmp_path / "faster").root
-
-    def overtake() -> None:
-        shutil.copytree(faster, tmp_path / "set")
-        (tmp_path / "set" / "by-the-faster-one").touch()
-
-    def overtaken() -> Iterator[Picture]:
-        yield from render_set(FEW)
-        overtake()
-
-    replace = os.replace
-
-    def late_replace(source: Path, target: Path) -> None:
-        if Path(source).name == "new":
-            overtake()
-        replace(source, target)
-
-    if moment == "while rendering":
-        monkeypatch.setattr(files, "render_set", overtaken)
-    else:
-        monkeypatch.setattr(os, "replace", late_replace)
-    root = ensure_sample(tmp_path / "set").root
-    assert (root / "by-the-faster-one").is_file()
-    assert sorted(tmp_path.iterdir()) == [faster, root]
 
 
 def test_what_somebody_else_put_there_is_left_alone(tmp_path: Path) -> None:
@@ -223,3 +180,60 @@ def test_boxes_are_those_of_the_rendered_pictures(tmp_path: Path, few_pictures: 
     for picture in render_set(FEW):
         np.testing.assert_array_equal(truth[picture.truth.id].boxes, picture.truth.boxes)
         np.testing.assert_array_equal(truth[picture.truth.id].counted, picture.truth.counted)
+
+
+@st.composite
+def truths(draw: st.DrawFn) -> list[PictureTruth]:
+    """One to three events of one to three pictures each."""
+    made = []
+    for event in range(draw(st.integers(1, 3))):
+        for picture in range(draw(st.integers(1, 3))):
+            faces = draw(st.integers(0, 300) if picture else st.integers(0, 3))
+            rng = np.random.default_rng(draw(st.integers(0, 1000)))
+            boxes = rng.integers(0, 5000, (faces, 4)).astype(np.float64)
+            counted = rng.integers(0, 2, (3, faces)).astype(bool)
+            made.append(PictureTruth(f"{event}--Party/{event}_Party_{picture}", boxes, counted))
+    return made
+
+
+def write_truths(folder: Path, pictures: list[PictureTruth]) -> None:
+    for name, content in mat_files(pictures).items():
+        (folder / name).write_bytes(content)
+
+
+@given(truths())
+def test_what_is_written_is_read_back(pictures: list[PictureTruth]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_truths(Path(folder), pictures)
+        read = load_ground_truth(folder)
+    assert list(read) == [picture.id for picture in pictures]
+    for picture in pictures:
+        np.testing.assert_array_equal(read[picture.id].boxes, picture.boxes)
+        np.testing.assert_array_equal(read[picture.id].counted, picture.counted)
+
+
+def test_the_files_have_the_structure_of_the_real_ones(tmp_path: Path, shared: Path) -> None:
+    boxes = np.array([[1.0, 2, 3, 4], [5, 6, 7, 8]])
+    counted = np.array([[False, True], [False, True], [True, True]])
+    write_truths(tmp_path, [PictureTruth(f"0--A/{name}", boxes, counted) for name in ("x", "y")])
+    for name in GROUND_TRUTH_FILES:
+        real, ours = (
+            loadmat(shared / "data" / "wider_val_mini" / "ground_truth" / name),
+            loadmat(tmp_path / name),
+        )
+        needed = {"event_list", "file_list", "face_bbx_list"}
+        needed |= {"gt_list"} & real.keys()
+        assert {key for key in ours if not key.startswith("__")} == needed
+        for field in needed:
+            a, b = real[field], ours[field]
+            while a.dtype == object:
+                assert b.dtype == object
+                assert a.shape[1] == b.shape[1] == 1
+                a, b = a[0, 0], b[0, 0]
+            assert (a.dtype.kind, a.ndim) == (b.dtype.kind, b.ndim)
+
+
+def test_the_bytes_hold_no_date() -> None:
+    truth = PictureTruth("0--A/a", np.ones((1, 4)), np.ones((3, 1), bool))
+    for content in mat_files([truth]).values():
+        assert content[:116].decode().rstrip() == "MATLAB 5.0 MAT-file, the sample set of cfdist"

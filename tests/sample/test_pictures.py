@@ -18,7 +18,6 @@ from cfdist.sample.pictures import (
     Event,
     paste,
     paste_crowd,
-    photograph,
     portrait,
     render_picture,
 )
@@ -122,5 +121,6 @@ def test_a_matplotlib_without_its_sample_data_is_named(monkeypatch: pytest.Monke
         raise FileNotFoundError
 
     monkeypatch.setattr(matplotlib.cbook, "get_sample_data", missing)
+    portrait.cache_clear()
     with pytest.raises(UserError, match=r"grace_hopper\.jpg.*install matplotlib with pip"):
-        photograph()
+        portrait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import pickle
 import tarfile
 from pathlib import Path
@@ -16,21 +17,19 @@ from cfdist.widerface import metric as metric_module
 from cfdist.widerface.ground_truth import DIFFICULTIES, PictureTruth, load_ground_truth
 from cfdist.widerface.metric import (
     FALSE_POSITIVE,
-    GUIDE,
     NOT_COUNTED,
-    OFFICIAL,
     PROTOCOLS,
-    REPEAT,
+    THRESHOLDS,
     TRUE_POSITIVE,
-    Pictures,
-    Protocol,
+    PredictionsAndFaces,
     WiderFaceMetric,
     average_precision,
     box_iou,
     find_hits,
+    first_thresholds,
     match,
     normalise,
-    score_thresholds,
+    recall_and_precision,
 )
 from cfdist.widerface.predictions import find_prediction_files, read_predictions_file
 
@@ -63,9 +62,9 @@ def prediction_folders(shared: Path, tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", GOLDEN_AP)
 def test_golden_average_precision(shared: Path, prediction_folders, name: str):
     truth = load_ground_truth(shared / "data/wider_val_mini/ground_truth")
-    files, missing, unknown = find_prediction_files(prediction_folders[name], truth.ids)
+    files, missing, unknown = find_prediction_files(prediction_folders[name], truth)
     assert (len(files), missing, unknown) == (3226, [], [])
-    metric = WiderFaceMetric(PROTOCOLS)
+    metric = WiderFaceMetric()
     boxes, scores = zip(*map(read_predictions_file, files.values()), strict=True)
     metric.update_many([truth[picture_id] for picture_id in files], boxes, scores)
     for protocol, average_precisions in metric.compute().items():
@@ -104,7 +103,7 @@ def loop_match(predictions, boxes, counted, iou_threshold: float) -> list[int]:
         elif not counted[best]:
             outcomes.append(NOT_COUNTED)
         elif best in found:
-            outcomes.append(REPEAT)
+            outcomes.append(FALSE_POSITIVE)
         else:
             found.add(best)
             outcomes.append(TRUE_POSITIVE)
@@ -175,16 +174,8 @@ def test_iou_equals_the_loop(picture):
     assert ((found >= 0) & (found <= 1)).all()
 
 
-def together(picture_set) -> Pictures:
-    truths, boxes, scores = zip(*picture_set, strict=True)
-    return Pictures(
-        np.concatenate(boxes),
-        np.concatenate(scores),
-        np.concatenate([truth.boxes for truth in truths]),
-        np.concatenate([truth.counted for truth in truths], axis=1),
-        np.array([len(found) for found in scores]),
-        np.array([len(truth.boxes) for truth in truths]),
-    )
+def together(picture_set) -> PredictionsAndFaces:
+    return PredictionsAndFaces.of(*zip(*picture_set, strict=True))
 
 
 def loop_match_unsorted(truth, boxes, scores, difficulty: int, iou_threshold: float) -> list[int]:
@@ -196,7 +187,9 @@ def loop_match_unsorted(truth, boxes, scores, difficulty: int, iou_threshold: fl
 
 
 @settings(max_examples=300, deadline=None)
-@given(picture_sets(least=1), st.lists(st.sampled_from([0.1, 0.4, 0.5, 1.0]), max_size=3))
+@given(
+    picture_sets(least=1), st.lists(st.sampled_from([0.1, 0.4, 0.5, 1.0]), min_size=1, max_size=3)
+)
 def test_match_equals_the_loop(picture_set, iou_thresholds):
     outcomes = match(together(picture_set), iou_thresholds)
     assert outcomes.dtype == np.int8
@@ -215,25 +208,17 @@ def test_match_equals_the_loop(picture_set, iou_thresholds):
 @given(picture_sets())
 def test_average_precision_equals_the_loop(picture_set):
     found = evaluate(picture_set).compute()
-    for protocol in PROTOCOLS:
+    for protocol in PROTOCOLS.values():
         for index, difficulty in enumerate(DIFFICULTIES):
             expected = loop_average_precision(picture_set, index, protocol.iou_threshold)
             assert found[protocol.name][difficulty] == pytest.approx(expected, abs=1e-12)
 
 
-def evaluate(picture_set, protocols=PROTOCOLS) -> WiderFaceMetric:
-    metric = WiderFaceMetric(protocols)
+def evaluate(picture_set) -> WiderFaceMetric:
+    metric = WiderFaceMetric()
     for truth, boxes, scores in picture_set:
         metric.update(truth, boxes, scores)
     return metric
-
-
-def curve_numbers(metric: WiderFaceMetric) -> dict:
-    return {
-        (protocol, difficulty): (curve.precision.tolist(), curve.recall.tolist())
-        for protocol, curves in metric.curves().items()
-        for difficulty, curve in curves.items()
-    }
 
 
 def evaluate_together(picture_set, pairs_at_once: int) -> WiderFaceMetric:
@@ -249,7 +234,6 @@ def evaluate_together(picture_set, pairs_at_once: int) -> WiderFaceMetric:
 def test_pictures_together_equal_one_by_one(picture_set, pairs_at_once):
     metric = evaluate_together(picture_set, pairs_at_once)
     assert len(metric) == len(picture_set)
-    assert curve_numbers(metric) == curve_numbers(evaluate(picture_set))
     assert metric.compute() == evaluate(picture_set).compute()
 
 
@@ -266,22 +250,20 @@ def test_order_and_merging_do_not_matter(picture_set, random):
 
 
 @settings(deadline=None)
-@given(picture_sets())
-def test_protocols_do_not_touch_each_other(picture_set):
-    both = evaluate(picture_set).compute()
-    for protocol in PROTOCOLS:
-        assert evaluate(picture_set, [protocol]).compute() == {protocol.name: both[protocol.name]}
-
-
-@settings(deadline=None)
-@given(picture_sets())
-def test_curves_are_precision_and_recall(picture_set):
-    for curves in evaluate(picture_set).curves().values():
-        for curve in curves.values():
-            assert curve.precision.shape == curve.recall.shape == curve.thresholds.shape == (1000,)
-            assert ((curve.precision >= 0) & (curve.precision <= 1)).all()
-            assert ((curve.recall >= 0) & (curve.recall <= 1)).all()
-            assert (np.diff(curve.recall) >= 0).all()
+@given(
+    st.lists(st.tuples(score, st.sampled_from([NOT_COUNTED, FALSE_POSITIVE, TRUE_POSITIVE]))),
+    st.integers(0, 3),
+)
+def test_recall_and_precision_are_those_of_a_plain_count(predictions, missed):
+    scores = np.array([one for one, _ in predictions], np.float64)
+    outcomes = np.array([one for _, one in predictions], np.int8)
+    faces = np.count_nonzero(outcomes == TRUE_POSITIVE) + missed
+    recall, precision = recall_and_precision(first_thresholds(scores), outcomes, faces)
+    for k, threshold in enumerate(THRESHOLDS):
+        kept = outcomes[scores >= threshold]
+        found = np.count_nonzero(kept == TRUE_POSITIVE)
+        assert recall[k] == found / max(faces, 1)
+        assert precision[k] == found / max(np.count_nonzero(kept != NOT_COUNTED), 1)
 
 
 # --- Cases with a known answer ----------------------------------------------------------------
@@ -294,7 +276,7 @@ def truth_of(boxes=TWO_FACES, counted=ALL_COUNT, picture_id="e/p") -> PictureTru
     return PictureTruth(picture_id, np.asarray(boxes, np.float64), np.asarray(counted))
 
 
-def one_picture(predictions, faces=TWO_FACES, counted=ALL_COUNT, scores=None) -> Pictures:
+def one_picture(predictions, faces=TWO_FACES, counted=ALL_COUNT, scores=None):
     """One picture; without scores, the predictions come by falling score."""
     scores = np.arange(len(predictions), 0.0, -1) if scores is None else scores
     return together([(truth_of(faces, counted), predictions, scores)])
@@ -335,8 +317,8 @@ def test_outcomes_by_difficulty():
     predictions = np.array([[0.0, 0, 9, 9], [0, 0, 9, 9], [100, 0, 9, 9], [50, 50, 9, 9]])
     counted = np.array([[True, False], [True, True], [False, True]])
     assert match(one_picture(predictions, counted=counted), [0.5])[0].tolist() == [
-        [TRUE_POSITIVE, REPEAT, NOT_COUNTED, FALSE_POSITIVE],
-        [TRUE_POSITIVE, REPEAT, TRUE_POSITIVE, FALSE_POSITIVE],
+        [TRUE_POSITIVE, FALSE_POSITIVE, NOT_COUNTED, FALSE_POSITIVE],
+        [TRUE_POSITIVE, FALSE_POSITIVE, TRUE_POSITIVE, FALSE_POSITIVE],
         [NOT_COUNTED, NOT_COUNTED, TRUE_POSITIVE, FALSE_POSITIVE],
     ]
 
@@ -345,23 +327,13 @@ def test_no_second_best_box():
     faces = np.array([[0.0, 0, 9, 9], [1, 0, 9, 9]])
     predictions = np.array([[0.0, 0, 9, 9], [0, 0, 9, 9]])
     picture = one_picture(predictions, faces)
-    assert match(picture, [0.5])[0, 0].tolist() == [TRUE_POSITIVE, REPEAT]
-
-
-def test_a_crowded_picture_is_matched_in_parts(monkeypatch):
-    random = np.random.default_rng(1)
-    predictions, faces = (random.integers(1, 40, (count, 4)).astype(float) for count in (300, 60))
-    picture = one_picture(predictions, faces, random.random((3, 60)) < 0.5, random.random(300))
-    whole = match(picture, [0.5, 0.4])
-    monkeypatch.setattr(metric_module, "PAIRS_AT_ONCE", 100)
-    np.testing.assert_array_equal(match(picture, [0.5, 0.4]), whole)
-    assert set(np.unique(whole)) == {NOT_COUNTED, FALSE_POSITIVE, REPEAT, TRUE_POSITIVE}
+    assert match(picture, [0.5])[0, 0].tolist() == [TRUE_POSITIVE, FALSE_POSITIVE]
 
 
 def test_perfect_predictions():
     metric = WiderFaceMetric()
     metric.update(truth_of(), TWO_FACES, np.array([0.9, 0.8]))
-    assert metric.compute() == {p.name: dict.fromkeys(DIFFICULTIES, 1.0) for p in PROTOCOLS}
+    assert metric.compute() == {name: dict.fromkeys(DIFFICULTIES, 1.0) for name in PROTOCOLS}
 
 
 def test_unsorted_predictions_are_sorted():
@@ -375,7 +347,7 @@ def test_unsorted_predictions_are_sorted():
 
 
 def test_faces_of_a_picture_without_predictions_are_missed():
-    metric = WiderFaceMetric([OFFICIAL])
+    metric = WiderFaceMetric()
     metric.update(truth_of(), TWO_FACES, np.array([0.9, 0.8]))
     metric.update(truth_of(picture_id="e/q"), np.empty((0, 4)), np.empty(0))
     assert metric.compute()["official"]["hard"] == 0.5
@@ -383,23 +355,23 @@ def test_faces_of_a_picture_without_predictions_are_missed():
 
 def test_predictions_in_a_picture_without_boxes_count_only_for_the_score_range():
     nobody = truth_of(np.empty((0, 4)), np.empty((3, 0), bool), "e/q")
-    metric = WiderFaceMetric([OFFICIAL])
-    metric.update(truth_of(), TWO_FACES, np.array([0.5, 0.25]))
-    metric.update(nobody, TWO_FACES, np.array([1.0, 0.0]))
+    metric = WiderFaceMetric()
+    predictions = np.concatenate((TWO_FACES, [[200.0, 0, 9, 9]]))
+    metric.update(truth_of(), predictions, np.array([0.9, 0.5008, 0.5]))
     assert metric.compute()["official"]["easy"] == 1.0
-    recall = metric.curves()["official"]["easy"].recall
-    # t_499 = 0.5 and t_749 = 0.25.
-    assert (recall[498], recall[499], recall[748], recall[749]) == (0.0, 0.5, 0.5, 1.0)
+    metric.update(nobody, TWO_FACES, np.array([1.0, 0.0]))
+    # Over the range from 0 to 1, no threshold lies between the last face and the false positive.
+    assert metric.compute()["official"]["easy"] == pytest.approx(0.5 + 0.5 * 2 / 3)
 
 
 def test_no_face_counts_at_a_difficulty():
-    metric = WiderFaceMetric([GUIDE])
+    metric = WiderFaceMetric()
     metric.update(truth_of(counted=[[0, 0], [1, 0], [1, 1]]), TWO_FACES, np.array([0.9, 0.8]))
     assert metric.compute()["guide"] == {"easy": 0.0, "medium": 1.0, "hard": 1.0}
 
 
 def test_nothing_updated():
-    expected = {p.name: dict.fromkeys(DIFFICULTIES, 0.0) for p in PROTOCOLS}
+    expected = {name: dict.fromkeys(DIFFICULTIES, 0.0) for name in PROTOCOLS}
     assert WiderFaceMetric().compute() == expected
 
 
@@ -413,9 +385,20 @@ def test_normalise():
 
 
 def test_thresholds():
-    thresholds = score_thresholds()
-    assert thresholds.tolist() == [1 - (k + 1) / 1000 for k in range(1000)]
-    assert thresholds[-1] == 0
+    assert THRESHOLDS.tolist() == [1 - (k + 1) / 1000 for k in range(1000)]
+    assert THRESHOLDS[-1] == 0
+    # t_499 = 0.5 and t_749 = 0.25.
+    assert first_thresholds(np.array([1, 0.5, 0.25, 0])).tolist() == [0, 499, 749, 999]
+
+
+def test_titles():
+    assert [one.title for one in PROTOCOLS.values()] == ["official (IoU 0.5)", "guide (IoU 0.4)"]
+
+
+def test_the_examples_of_the_docstrings():
+    result = doctest.testmod(metric_module)
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 def test_average_precision_takes_the_envelope():
@@ -427,7 +410,6 @@ def test_average_precision_takes_the_envelope():
 def test_picture_updated_twice():
     metric = WiderFaceMetric()
     metric.update(truth_of(), TWO_FACES, np.array([0.9, 0.8]))
-    assert "e/p" in metric
     with pytest.raises(ValueError, match="e/p was already updated"):
         metric.update(truth_of(), TWO_FACES, np.array([0.9, 0.8]))
 
@@ -466,11 +448,6 @@ def test_merge_refuses_a_picture_in_both_and_keeps_its_own():
     assert one.compute() == before
 
 
-def test_merge_refuses_other_protocols():
-    with pytest.raises(ValueError, match="cannot merge"):
-        WiderFaceMetric([OFFICIAL]).merge(WiderFaceMetric([GUIDE]))
-
-
 @pytest.mark.parametrize(
     ("boxes", "scores"),
     [
@@ -488,14 +465,3 @@ def test_update_refuses_bad_arrays(boxes, scores):
     with pytest.raises(ValueError, match="e/p"):
         metric.update(truth_of(), boxes, np.array(scores))
     assert len(metric) == 0
-
-
-@pytest.mark.parametrize("iou_threshold", [0, -0.1, 1.1, float("nan")])
-def test_protocol_refuses_thresholds_out_of_range(iou_threshold):
-    with pytest.raises(ValueError, match="IoU threshold"):
-        Protocol("mine", iou_threshold)
-
-
-def test_protocols_of_one_name_are_refused():
-    with pytest.raises(ValueError, match="one name"):
-        WiderFaceMetric([OFFICIAL, Protocol("official", 0.7)])

@@ -11,16 +11,12 @@ from hypothesis import strategies as st
 
 from cfdist.errors import UserError
 from cfdist.widerface.predictions import (
-    GUIDE_STYLE,
-    OFFICIAL_STYLE,
     STYLES,
+    Style,
     find_prediction_files,
-    format_rows,
     prediction_text,
     read_predictions_file,
     rows,
-    rows_guide,
-    rows_official,
 )
 
 BOXES = [[1.5, 2, 30, 40], [5, 6, 70, 80.25]]
@@ -95,16 +91,19 @@ def test_negative_sizes_are_kept(file: Path):
         ("p\n-1\n", ("line 2",)),
         ("p\n1.0\n1 2 3 4 0.5\n", ("line 2",)),
         ("p\n" + "9" * 5000 + "\n", ("line 2",)),
-        ("p\n2\n1 2 3 4 0.5\n1 2 3 4\n", ("line 4", "4 columns")),
-        ("p\n2\n1 2 3 4 0.5 6\n1 2 3 4\n", ("line 3", "6 columns")),
-        ("p\n1\n1 2 3 0.5\n", ("line 3", "4 columns")),
-        ("p\n1\n1,2,3,4,0.5\n", ("line 3", "1 columns")),
-        ("p\n2\n\n1 2 three 4 0.5\n", ("line 4", "'three' is not a number")),
-        ("p\n1\n1 2 3 4 0.5#\n", ("line 3", "'0.5#' is not a number")),
-        ("p\n1\n1_0 2 3 4 0.5\n", ("line 3", "'1_0' is not a number")),
-        ("p\n2\n1 2 3 4 0.5\n1 nan 3 4 0.5\n", ("line 4", "'nan' is not a finite number")),
-        ("p\n1\n1 2 3 4 -inf\n", ("line 3", "'-inf' is not a finite number")),
-        ("p\n1\n1 2 3 4 1e999\n", ("line 3", "'1e999' is not a finite number")),
+        (
+            "p\n2\n1 2 3 4 0.5\n1 2 3 4\n",
+            ("line 4 is '1 2 3 4'", "expected five finite numbers: x y w h score"),
+        ),
+        ("p\n2\n1 2 3 4 0.5 6\n1 2 3 4\n", ("line 3 is '1 2 3 4 0.5 6'", "five")),
+        ("p\n1\n1 2 3 0.5\n", ("line 3", "five")),
+        ("p\n1\n1,2,3,4,0.5\n", ("line 3", "'1,2,3,4,0.5'")),
+        ("p\n2\n\n1 2 three 4 0.5\n", ("line 4 is '1 2 three 4 0.5'", "numbers")),
+        ("p\n1\n1 2 3 4 0.5#\n", ("line 3", "'1 2 3 4 0.5#'")),
+        ("p\n1\n1_0 2 3 4 0.5\n", ("line 3", "'1_0 2 3 4 0.5'")),
+        ("p\n2\n1 2 3 4 0.5\n1 nan 3 4 0.5\n", ("line 4 is '1 nan 3 4 0.5'", "finite")),
+        ("p\n1\n1 2 3 4 -inf\n", ("line 3 is '1 2 3 4 -inf'", "finite")),
+        ("p\n1\n1 2 3 4 1e999\n", ("line 3 is '1 2 3 4 1e999'", "finite")),
     ],
 )
 def test_damaged_files(file: Path, text: str, parts: tuple[str, ...]):
@@ -147,6 +146,11 @@ def detections(items) -> tuple[np.ndarray, np.ndarray]:
     return table[:, :4], table[:, 4]
 
 
+def lines_of(table: np.ndarray, style: Style) -> list[str]:
+    """The lines of a prediction file after the name and the count."""
+    return prediction_text("e/p", table, style).splitlines()[2:]
+
+
 def bits(table: np.ndarray) -> list[list[int]]:
     """Float64 as integers, so that -0.0 differs from 0.0."""
     return np.ascontiguousarray(table).view(np.int64).tolist()
@@ -158,7 +162,7 @@ def bits(table: np.ndarray) -> list[list[int]]:
 @example(items=[(0.0625, 0.25, -0.04, 0.35, 0.0005), (-0.0, 1e-30, 1e6, -1e6, 0.9999999)])
 def test_rows_equal_their_text_bit_for_bit(style, items):
     table = rows(*detections(items), style)
-    parsed = [[float(field) for field in line.split()] for line in format_rows(table, style)]
+    parsed = [[float(field) for field in line.split()] for line in lines_of(table, style)]
     assert bits(table) == bits(np.array(parsed, np.float64).reshape(-1, 5))
 
 
@@ -183,7 +187,7 @@ def test_rounding_is_that_of_the_text(style, items):
     wide = boxes.astype(np.float64)
     sizes = wide[:, 2:] - wide[:, :2] + style.size_offset
     unrounded = np.column_stack((wide[:, :2], sizes, scores.astype(np.float64)))
-    assert format_rows(rows(boxes, scores, style), style) == format_rows(unrounded, style)
+    assert lines_of(rows(boxes, scores, style), style) == lines_of(unrounded, style)
 
 
 @pytest.mark.parametrize("index", range(3))
@@ -192,21 +196,22 @@ def test_guide_lines_equal_the_reference(shared: Path, index: int):
         reference = golden["seed_dets"]
         lines = golden["seed_lines"].tolist()
     assert len(lines) == 200
-    assert format_rows(rows_guide(reference[:, :4], reference[:, 4]), GUIDE_STYLE) == lines
+    table = rows(reference[:, :4], reference[:, 4], STYLES["guide"])
+    assert lines_of(table, STYLES["guide"]) == lines
 
 
 def test_prediction_text():
     boxes = np.array([[10.06, 20, 30, 40.5]], np.float32)
     scores = np.array([0.12345678], np.float32)
-    assert prediction_text("0--Parade/a", rows_official(boxes, scores), OFFICIAL_STYLE) == (
-        "0--Parade/a.jpg\n1\n10.060 20.000 19.940 20.500 0.123457\n"
-    )
-    assert prediction_text("0--Parade/a", rows_guide(boxes, scores), GUIDE_STYLE) == (
-        "0--Parade/a.jpg\n1\n10.1 20.0 20.9 21.5 0.123\n"
-    )
-    nothing = rows_official(np.empty((0, 4), np.float32), np.empty(0, np.float32))
+    assert prediction_text(
+        "0--Parade/a", rows(boxes, scores, STYLES["official"]), STYLES["official"]
+    ) == ("0--Parade/a.jpg\n1\n10.060 20.000 19.940 20.500 0.123457\n")
+    assert prediction_text(
+        "0--Parade/a", rows(boxes, scores, STYLES["guide"]), STYLES["guide"]
+    ) == ("0--Parade/a.jpg\n1\n10.1 20.0 20.9 21.5 0.123\n")
+    nothing = rows(np.empty((0, 4), np.float32), np.empty(0, np.float32), STYLES["official"])
     assert nothing.shape == (0, 5)
-    assert prediction_text("e/p", nothing, OFFICIAL_STYLE) == "e/p.jpg\n0\n"
+    assert prediction_text("e/p", nothing, STYLES["official"]) == "e/p.jpg\n0\n"
 
 
 @pytest.mark.parametrize(
@@ -215,7 +220,7 @@ def test_prediction_text():
 )
 def test_rows_refuse_bad_arrays(boxes, scores):
     with pytest.raises(ValueError, match=r"finite|shape"):
-        rows_official(np.array(boxes, np.float32), np.array(scores, np.float32))
+        rows(np.array(boxes, np.float32), np.array(scores, np.float32), STYLES["official"])
 
 
 # --- Finding ----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 
 from cfdist.errors import UserError
 from cfdist.widerface import scoring
-from cfdist.widerface.ground_truth import GroundTruth, PictureTruth
+from cfdist.widerface.ground_truth import PictureTruth
 from cfdist.widerface.metric import WiderFaceMetric
 from cfdist.widerface.predictions import read_predictions_file
 
@@ -22,7 +22,7 @@ def predictions(tmp_path):
         lines = [f"{x} {y} {w} {h} {random.random():.3f}" for x, y, w, h in boxes + 1]
         files[f"e/{i}"] = tmp_path / f"{i}.txt"
         files[f"e/{i}"].write_text("\n".join([f"e/{i}.jpg", "5", *lines]))
-    return GroundTruth(truth), files
+    return {picture.id: picture for picture in truth}, files
 
 
 def test_processes_do_not_change_the_figures(monkeypatch, predictions):
