@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -218,6 +219,14 @@ def titled_table(title: str, texts: Iterable[str], figures: Iterable[str]) -> Ta
     for name in figures:
         table.add_column(name, justify="right")
     return table
+
+
+def print_compact(table: Table) -> None:
+    """Print a table of many figures: as wide as its cells, so that a narrow screen cuts none."""
+    table.box, table.collapse_padding = SIMPLE_HEAD, True
+    table.show_edge = table.pad_edge = False
+    table.width = console.measure(table, options=console.options.update(width=1000)).maximum
+    console.print(table)
 
 
 def percents(ap: dict[str, float]) -> list[str]:
