@@ -17,10 +17,10 @@ from cfdist.execution import Execution
 from cfdist.machine import available_cores
 from cfdist.report import screen
 from cfdist.report.phases import Phases
-from cfdist.report.screen import console
-from cfdist.throughput import host, tables
+from cfdist.throughput import host
 from cfdist.throughput.device import loop_devices
 from cfdist.throughput.results import Figures, benchmark_results
+from cfdist.throughput.tables import print_benchmark
 from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.manifest import Manifest
 
@@ -49,10 +49,12 @@ def main(config: Config, output: Path, started: float) -> int:
         with execution.start(config, [model]) as there:
             phases.end("ray")
             figures.plan = there.plan
-            tables.print_plan(model, there.plan, there.dashboard)
+            screen.print_plan(config, model, None, there.plan, there.dashboard)
             if "inference" in parts:
                 loops, kind = config.benchmark.loops, config.benchmark.input
-                console.print(f"inference: {loops} batches of {kind} in each stream of each device")
+                screen.console.print(
+                    f"inference: {loops} batches of {kind} in each stream of each device"
+                )
                 figures.loops = loop_devices(model, there.plan, kind, loops)
                 phases.end("inference")
             if manifest and truth and "end_to_end" in parts:
@@ -61,7 +63,7 @@ def main(config: Config, output: Path, started: float) -> int:
                 )
         phases.end("shut_down")
     results = benchmark_results(config, figures, phases)
-    tables.print_benchmark(results)
+    print_benchmark(results)
     screen.print_path(results.write(output))
     return results.exit_code
 
@@ -85,7 +87,7 @@ def _measure_host(
     elif isinstance(counts, int):
         counts = [counts]
     pictures = config.benchmark.pictures
-    console.print(
+    screen.console.print(
         f"host: reading {pictures} pictures with {', '.join(map(str, counts))} "
         f"reader thread{'' if counts == [1] else 's'}"
     )

@@ -45,14 +45,7 @@ class ComparingDevice:
         settings: DeviceSettings,
         readers: int,
     ) -> None:
-        """Remember what to load.
-
-        Args:
-            reference: The model that counts as right.
-            candidate: The model that is compared with it; its input has the same size.
-            settings: The device's.
-            readers: Reader threads.
-        """
+        """Remember what to load; the inputs of both models have the same size."""
         self._models = (reference, candidate)
         self._settings = settings
         self._readers = readers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -86,15 +86,14 @@ def summarise_run(
 
     The other arguments are those of `RunSummary`. With results the reason is that of its verdict.
     """
+    run = RunSummary(number, overrides, exit_code, reason)
     if results is None:
-        return RunSummary(number, overrides, exit_code, reason)
+        return run
     model = results["config"]["model"]
     beside = published_beside(results["batch"], (model["height"], model["width"]))
-    return RunSummary(
-        number,
-        overrides,
-        exit_code,
-        verdict(results)[1],
+    return replace(
+        run,
+        reason=verdict(results)[1],
         simulated=results["simulated"],
         resolved_backend=results["backend"],
         protocol=results["config"]["eval"]["protocol"],

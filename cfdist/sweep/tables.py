@@ -137,13 +137,20 @@ def markdown(runs: Sequence[RunSummary], plot: str | None) -> str:
         plot: Name of the plot's file, beside the page; `None` for none.
     """
     keys, protocols = swept_keys(runs), _protocol_titles(runs)
+    published = PUBLISHED_NOTE if have(runs, PUBLISHED) else ""
+    guide = published_ap().protocol
+    if published and protocols not in ("", PROTOCOL_TITLES[guide]):
+        published += (
+            " Their APs cannot be compared with those of another protocol than "
+            f"{PROTOCOL_TITLES[guide]} (`eval={guide}`)."
+        )
     notes = [*dict.fromkeys(note for run in runs for note in run.notes), *_missing_rates(runs)]
     parts = [
         f"# Sweep of {' and '.join(keys) if keys else 'one run'}",
         SIMULATED_NOTE if any(run.simulated for run in runs) else "",
         f"APs in percent, by the protocol {protocols}." if protocols else "",
         _markdown_table(runs, _COMPARED),
-        _published_note(runs),
+        published,
         f"![pictures a second]({plot})" if plot else "",
         "## The runs",
         _markdown_table(runs, _LISTED),
@@ -189,27 +196,13 @@ def _protocol_titles(runs: Sequence[RunSummary]) -> str:
     return " and ".join(PROTOCOL_TITLES[protocol] for protocol in sorted(protocols))
 
 
-def _published_note(runs: Sequence[RunSummary]) -> str:
-    """What the published figures are, and whether the APs can be compared with them."""
-    if not have(runs, PUBLISHED):
-        return ""
-    protocol = published_ap().protocol
-    if _protocol_titles(runs) in ("", PROTOCOL_TITLES[protocol]):
-        return PUBLISHED_NOTE
-    return (
-        f"{PUBLISHED_NOTE} Their APs cannot be compared with those of another protocol than "
-        f"{PROTOCOL_TITLES[protocol]} (`eval={protocol}`)."
-    )
-
-
 def _failures(runs: Sequence[RunSummary]) -> list[str]:
-    keys = swept_keys(runs)
-    lines = []
-    for run in runs:
-        settings = f" ({' '.join(run.settings(keys))})" if run.settings(keys) else ""
-        if run.reason:
-            lines.append(f"failed: run {run.number}{settings}: {run.reason}")
-    return lines
+    settings = [" ".join(run.settings(swept_keys(runs))) for run in runs]
+    return [
+        f"failed: run {run.number}{f' ({text})' if text else ''}: {run.reason}"
+        for run, text in zip(runs, settings, strict=True)
+        if run.reason
+    ]
 
 
 def _missing_rates(runs: Sequence[RunSummary]) -> list[str]:

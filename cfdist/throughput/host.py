@@ -109,13 +109,8 @@ def read_pictures(
 ) -> tuple[HostRate, tuple[Failure, ...]]:
     """Read pictures as a device does, with several chunks in flight.
 
-    Args:
-        items: The pictures.
-        size: Width and height of the letterboxed pictures, pixels.
-        readers: Threads.
-
     Returns:
-        The rate, and the pictures that cannot be read, in order.
+        The rate of this number of reader threads, and the pictures that cannot be read, in order.
     """
     # Enough to keep all threads busy while finished chunks are handed over.
     in_flight = ceil(readers / CHUNK) + AHEAD

@@ -55,10 +55,8 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
         phases: Those of `evaluation_results`, and "host" and "inference".
     """
     model, host = figures.model, figures.host
-    failures = dict(figures.unreadable)
-    if figures.end_to_end:
-        failures |= dict(figures.end_to_end[1].evaluation.failures)
     whole = _evaluation(config, figures, phases)
+    failures = dict([*figures.unreadable, *(whole.failures if whole else [])])
     inference = _inference_section(config, figures)
     is_simulated = model is not None and model.is_simulated
     total = len(figures.manifest.items) if figures.manifest else 0
@@ -81,8 +79,7 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
         simulated=is_simulated,
         fingerprint=whole.fingerprint if whole else None,
         config=config.model_dump(),
-        notes=(preset_notes(config) if is_simulated else [])
-        + _notes(config, figures, len(failures)),
+        notes=(preset_notes(config) if is_simulated else []) + _notes(config, figures),
         extra={
             **(whole.extra if whole else {}),
             "benchmark": {
@@ -170,7 +167,7 @@ def _bound_section(inference: dict[str, Any] | None, figures: Figures) -> dict[s
     }
 
 
-def _notes(config: Config, figures: Figures, failed: int) -> list[str]:
+def _notes(config: Config, figures: Figures) -> list[str]:
     notes = []
     manifest = figures.manifest
     if manifest and config.dataset.kind == "sample":
@@ -183,7 +180,7 @@ def _notes(config: Config, figures: Figures, failed: int) -> list[str]:
             f"the data set has {len(manifest.items)} pictures; they were repeated to make "
             f"{config.benchmark.pictures}"
         )
-    if figures.host and failed:
+    if figures.unreadable:
         notes.append("pictures that cannot be read are in none of the host's rates")
     if figures.end_to_end is None:
         return notes

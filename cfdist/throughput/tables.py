@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from cfdist.backends.model import BackendModel
-from cfdist.distributed.plan import DevicePlan
 from cfdist.report import screen
 from cfdist.report.results import Results
 
@@ -16,20 +14,6 @@ _COLUMNS = (
     *("pictures\na second", "batch ms\nmin", "\nmean", "\nmedian", "\np99"),
     *("device\nms", "CPU ms a\npicture", "\nbusy"),
 )
-
-
-def print_plan(model: BackendModel, plan: DevicePlan, dashboard: str | None) -> None:
-    """What is about to be measured, on one line, and where to watch it."""
-    if model.is_simulated:
-        screen.print_simulated()
-    screen.console.print(
-        f"{model.spec.name} on {model.backend}, {screen.on_devices(plan)}, "
-        f"batch {model.spec.batch}",
-        markup=False,
-    )
-    if model.remark:
-        screen.console.print(f"backend=auto: {model.remark}", markup=False)
-    screen.print_dashboard(dashboard)
 
 
 def print_benchmark(results: Results) -> None:
