@@ -10,17 +10,17 @@ from pathlib import Path
 from cfdist import execution, inputs
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config
-from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.rounds import EvaluationReport, EvaluationTask, evaluate_manifest
 from cfdist.distributed.work import item_work
 from cfdist.errors import UserError
+from cfdist.execution import Execution
 from cfdist.machine import available_cores
 from cfdist.report import screen
 from cfdist.report.phases import Phases
-from cfdist.throughput import host, tables
+from cfdist.throughput import host
 from cfdist.throughput.device import loop_devices
-from cfdist.throughput.loops import LoopReport
 from cfdist.throughput.results import Figures, benchmark_results
+from cfdist.throughput.tables import print_benchmark
 from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.manifest import Manifest
 
@@ -43,22 +43,27 @@ def main(config: Config, output: Path, started: float) -> int:
     figures = Figures(model, manifest)
     if manifest and "host" in parts:
         # First: no Ray is there that could take time from it, or, in a sweep, an idle one.
-        figures.host = _measure_host(config, model, manifest)
+        figures.host, figures.unreadable = _measure_host(config, model, manifest)
         phases.end("host")
     if model:
         with execution.start(config, [model]) as there:
             phases.end("ray")
             figures.plan = there.plan
-            tables.print_plan(model, there.plan, there.dashboard)
+            screen.print_plan(config, model, None, there.plan, there.dashboard)
             if "inference" in parts:
-                figures.loops = _run_loops(config, model, there.plan)
+                loops, kind = config.benchmark.loops, config.benchmark.input
+                screen.console.print(
+                    f"inference: {loops} batches of {kind} in each stream of each device"
+                )
+                figures.loops = loop_devices(model, there.plan, kind, loops)
                 phases.end("inference")
             if manifest and truth and "end_to_end" in parts:
-                task = _end_to_end_task(config, model, there.plan, manifest, truth, output)
-                figures.end_to_end = task, _evaluate(task, phases)
+                figures.end_to_end = _evaluate(
+                    config, there, manifest, truth, output / SCRATCH, phases
+                )
         phases.end("shut_down")
     results = benchmark_results(config, figures, phases)
-    tables.print_benchmark(results)
+    print_benchmark(results)
     screen.print_path(results.write(output))
     return results.exit_code
 
@@ -72,7 +77,7 @@ def _find_pictures(config: Config) -> tuple[GroundTruth, Manifest]:
 
 def _measure_host(
     config: Config, model: BackendModel | None, manifest: Manifest
-) -> host.HostFigures:
+) -> tuple[list[host.HostRate], tuple[host.Failure, ...]]:
     """Read the pictures in this process, with each number of reader threads."""
     counts = config.benchmark.readers
     if counts == "auto":
@@ -82,42 +87,38 @@ def _measure_host(
     elif isinstance(counts, int):
         counts = [counts]
     pictures = config.benchmark.pictures
-    tables.print_host(pictures, counts)
+    screen.console.print(
+        f"host: reading {pictures} pictures with {', '.join(map(str, counts))} "
+        f"reader thread{'' if counts == [1] else 's'}"
+    )
     size = (config.model.width, config.model.height)
     return host.measure_host(manifest.items, pictures, size, counts)
 
 
-def _run_loops(config: Config, model: BackendModel, plan: DevicePlan) -> dict[str, LoopReport]:
-    """Run the model alone, on all devices at once."""
-    loops, kind = config.benchmark.loops, config.benchmark.input
-    tables.print_loops(loops, kind)
-    return loop_devices(model, plan, kind, loops)
-
-
-def _end_to_end_task(
+def _evaluate(
     config: Config,
-    model: BackendModel,
-    plan: DevicePlan,
+    there: Execution,
     manifest: Manifest,
     truth: GroundTruth,
-    output: Path,
-) -> EvaluationTask:
-    """What `job=evaluate` does; each device reads every picture in every pass."""
+    scratch: Path,
+    phases: Phases,
+) -> tuple[EvaluationTask, EvaluationReport]:
+    """Do what `job=evaluate` does, and throw the files away.
+
+    Each device reads every picture in every pass.
+    """
+    model, style = there.models[0], config.eval.protocol
     wanted = config.benchmark.pictures * config.dataset.repeat
     passes = manifest.repeated(ceil(wanted / len(manifest.items)))
     passes = replace(passes, items=passes.items[:wanted])
-    identity, style = execution.run_identity(model, passes), config.eval.protocol
-    return EvaluationTask(passes, truth, model, plan, output / SCRATCH, identity, style, item_work)
-
-
-def _evaluate(task: EvaluationTask, phases: Phases) -> EvaluationReport:
-    """Evaluate, and throw the files away."""
-    shutil.rmtree(task.output, ignore_errors=True)
-    task.output.mkdir()
+    identity = execution.run_identity(model, passes)
+    task = EvaluationTask(passes, truth, model, there.plan, scratch, identity, style, item_work)
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
     try:
-        with screen.PictureProgress(len(task.manifest.items)) as progress:
+        with screen.PictureProgress(wanted) as progress:
             report = evaluate_manifest(task, progress.listener(phases))
     finally:
-        shutil.rmtree(task.output, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
     phases.end("run")
-    return report
+    return task, report

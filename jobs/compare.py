@@ -15,7 +15,7 @@ from cfdist.config import Config
 from cfdist.errors import UserError
 from cfdist.execution import Execution
 from cfdist.report import screen
-from cfdist.report.results import Results, chosen_first, phase_seconds
+from cfdist.report.results import Results, phase_seconds
 from cfdist.widerface.manifest import Manifest
 
 BACKEND_OF_SUFFIX = {".onnx": "openvino", ".pth": "torch", ".pt": "torch", ".om": "om"}
@@ -36,12 +36,10 @@ def main(config: Config, output: Path, started: float) -> int:
             _run(there, manifest, tally, progress)
     ran = time.time()
 
-    aps = tally.average_precisions()
-    comparison = tally.summary(*aps, config.compare)
-    for side, model, ap in zip(SIDES, models, aps, strict=True):
+    comparison = tally.summary(config.compare)
+    for side, model in zip(SIDES, models, strict=True):
         about = {"path": str(model.spec.path), "sha256": model.spec.sha256}
-        ap = chosen_first(ap, config.eval.protocol)
-        comparison[side] = about | {"backend": model.backend, "ap": ap}
+        comparison[side] = about | {"backend": model.backend} | comparison[side]
     results = Results(
         job="compare",
         ap={},

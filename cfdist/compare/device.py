@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
-from cfdist.compare.differences import HeadDifference, compare_heads
+from cfdist.compare.differences import HEADS, HeadDifference, head_difference
 from cfdist.decode import HeadMaps
 from cfdist.detections import Detections
 from cfdist.devices.base import DeviceReport, largest_chunk
@@ -26,12 +27,12 @@ class ComparedChunk:
         reference: The reference's detections.
         candidate: The candidate's, of the same pictures in the same order.
         heads: Head name -> difference of the maps, over the pictures whose maps are finite in both
-            models; `None` if a graph gives peaks only.
+            models; empty if a graph gives peaks only.
     """
 
     reference: list[Detections]
     candidate: list[Detections]
-    heads: dict[str, HeadDifference] | None
+    heads: dict[str, HeadDifference]
 
 
 class ComparingDevice:
@@ -44,14 +45,7 @@ class ComparingDevice:
         settings: DeviceSettings,
         readers: int,
     ) -> None:
-        """Remember what to load.
-
-        Args:
-            reference: The model that is right.
-            candidate: The model that is held against it; its input has the same size.
-            settings: The device's.
-            readers: Reader threads.
-        """
+        """Remember what to load; the inputs of both models have the same size."""
         self._models = (reference, candidate)
         self._settings = settings
         self._readers = readers
@@ -91,16 +85,17 @@ class ComparingDevice:
             runner.close()
 
 
-def _compare_outputs(reference: Inferred, candidate: Inferred) -> dict[str, HeadDifference] | None:
-    """The differences of the head maps; `None` if there are peaks instead."""
-    total: dict[str, HeadDifference] = {}
+def _compare_outputs(reference: Inferred, candidate: Inferred) -> dict[str, HeadDifference]:
+    """The differences of the head maps; empty if a graph gives peaks only."""
+    total: dict[str, HeadDifference] = defaultdict(HeadDifference)
     is_finite = reference.is_finite & candidate.is_finite
     first = 0
     for a, b in zip(reference.outputs, candidate.outputs, strict=True):
         if not isinstance(a, HeadMaps) or not isinstance(b, HeadMaps):
-            return None
+            return {}
         chosen = is_finite[first : first + len(a.hm)]
         first += len(a.hm)
-        for name, difference in compare_heads(a.select(chosen), b.select(chosen)).items():
-            total[name] = total.get(name, HeadDifference()) + difference
+        a, b = a.select(chosen), b.select(chosen)
+        for name in HEADS:
+            total[name] += head_difference(getattr(a, name), getattr(b, name))
     return total

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,12 +19,29 @@ MATCH_IOU = 0.9  # two boxes this alike are the same find
 MATCH_SCORE = 0.1  # below it the 200 peaks of a picture are noise, whose order means nothing
 
 
+Sums = TypeVar("Sums", bound="_Sums")
+
+
 @dataclass(frozen=True)
-class HeadDifference:
-    """The difference of one head's maps, over any number of pictures; sums, so that they add up.
+class _Sums:
+    """Figures over any number of pictures: sums, and maxima whose names begin with "largest"."""
+
+    def __add__(self: Sums, other: Sums) -> Sums:
+        """The figures over the pictures of both."""
+        joined = {}
+        for name in (one.name for one in fields(self)):
+            a, b = getattr(self, name), getattr(other, name)
+            # np.maximum keeps a NaN, unlike max.
+            joined[name] = float(np.maximum(a, b)) if name.startswith("largest") else a + b
+        return type(self)(**joined)
+
+
+@dataclass(frozen=True)
+class HeadDifference(_Sums):
+    """The difference of one head's maps.
 
     Attributes:
-        largest: Largest absolute difference; NaN where either holds a NaN.
+        largest: Largest absolute difference; NaN if either model's map holds a NaN.
         total: Sum of absolute differences.
         count: Values compared.
         product: Sum of reference * candidate.
@@ -38,17 +56,6 @@ class HeadDifference:
     reference_square: float = 0.0
     candidate_square: float = 0.0
 
-    def __add__(self, other: HeadDifference) -> HeadDifference:
-        """The difference over the pictures of both."""
-        return HeadDifference(
-            float(np.maximum(self.largest, other.largest)),  # keeps a NaN, unlike max
-            self.total + other.total,
-            self.count + other.count,
-            self.product + other.product,
-            self.reference_square + other.reference_square,
-            self.candidate_square + other.candidate_square,
-        )
-
     @property
     def mean(self) -> float:
         """Mean absolute difference."""
@@ -56,7 +63,7 @@ class HeadDifference:
 
     @property
     def cosine(self) -> float:
-        """Cosine similarity of all values as one vector; 1 where both are all zero."""
+        """Cosine similarity of all values as one vector; 1 if all values of both are zero."""
         norms = np.sqrt(self.reference_square) * np.sqrt(self.candidate_square)
         if norms == 0:
             return 1.0 if self.reference_square == self.candidate_square else 0.0
@@ -80,16 +87,9 @@ def head_difference(
     )
 
 
-def compare_heads(reference: HeadMaps, candidate: HeadMaps) -> dict[str, HeadDifference]:
-    """Head name -> difference."""
-    return {
-        name: head_difference(getattr(reference, name), getattr(candidate, name)) for name in HEADS
-    }
-
-
 @dataclass(frozen=True)
-class BoxAgreement:
-    """How many boxes two models share, over any number of pictures; sums, so that they add up.
+class BoxAgreement(_Sums):
+    """How many boxes two models share.
 
     Attributes:
         reference: Boxes of the reference with a score of at least `MATCH_SCORE`.
@@ -108,25 +108,14 @@ class BoxAgreement:
     largest_score_difference: float = 0.0
     score_difference: float = 0.0
 
-    def __add__(self, other: BoxAgreement) -> BoxAgreement:
-        """The agreement over the pictures of both."""
-        return BoxAgreement(
-            self.reference + other.reference,
-            self.candidate + other.candidate,
-            self.found + other.found,
-            self.confirmed + other.confirmed,
-            max(self.largest_score_difference, other.largest_score_difference),
-            self.score_difference + other.score_difference,
-        )
-
     @property
     def found_share(self) -> float:
-        """Share of the reference's boxes that the candidate has; 1 where there are none."""
+        """Share of the reference's boxes that the candidate has; 1 if it has none."""
         return self.found / self.reference if self.reference else 1.0
 
     @property
     def confirmed_share(self) -> float:
-        """Share of the candidate's boxes that the reference has; 1 where there are none."""
+        """Share of the candidate's boxes that the reference has; 1 if it has none."""
         return self.confirmed / self.candidate if self.candidate else 1.0
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cfdist.compare.device import ComparedChunk
+from cfdist.compare.device import SIDES, ComparedChunk
 from cfdist.compare.differences import BoxAgreement, HeadDifference, compare_boxes
 from cfdist.config import CompareConfig
 from cfdist.detections import Detections
-from cfdist.widerface.ground_truth import DIFFICULTIES, PictureTruth
+from cfdist.report.results import chosen_first
+from cfdist.widerface.ground_truth import PictureTruth
 from cfdist.widerface.metric import WiderFaceMetric
 from cfdist.widerface.predictions import STYLES, rows
-
-Aps = dict[str, dict[str, float]]  # protocol -> difficulty -> AP, a fraction
 
 
 @dataclass
@@ -23,30 +23,27 @@ class Tally:
 
     Attributes:
         truth: Picture id -> its faces.
-        style: How boxes are rounded before they are scored, a key of `STYLES`.
-        heads: Head name -> difference.
-        has_heads: Whether all outputs were head maps.
+        protocol: The chosen protocol, a key of `STYLES`: boxes are rounded in its style before they
+            are scored by every protocol.
+        heads: Head name -> difference; empty if a graph gives peaks only.
         boxes: How many boxes the models share.
         failures: Picture id -> why one of the models has no detections for it.
-        metrics: Those of the reference and of the candidate.
+        metrics: Side -> its metric.
     """
 
     truth: Mapping[str, PictureTruth]
-    style: str
-    heads: dict[str, HeadDifference] = field(default_factory=dict)
-    has_heads: bool = True
+    protocol: str
+    heads: dict[str, HeadDifference] = field(default_factory=lambda: defaultdict(HeadDifference))
     boxes: BoxAgreement = field(default_factory=BoxAgreement)
     failures: dict[str, str] = field(default_factory=dict)
-    metrics: tuple[WiderFaceMetric, WiderFaceMetric] = field(
-        default_factory=lambda: (WiderFaceMetric(), WiderFaceMetric())
+    metrics: dict[str, WiderFaceMetric] = field(
+        default_factory=lambda: {side: WiderFaceMetric() for side in SIDES}
     )
 
     def add(self, chunk: ComparedChunk) -> int:
         """Take in a chunk; returns how many of its pictures have failed."""
-        if chunk.heads is None:
-            self.has_heads = False
-        for name, difference in (chunk.heads or {}).items():
-            self.heads[name] = self.heads.get(name, HeadDifference()) + difference
+        for name, difference in chunk.heads.items():
+            self.heads[name] += difference
         before = len(self.failures)
         for pair in zip(chunk.reference, chunk.candidate, strict=True):
             self._add_picture(pair)
@@ -58,30 +55,32 @@ class Tally:
             self.failures[pair[0].id] = error
             return
         self.boxes += compare_boxes(*pair)
-        for metric, found in zip(self.metrics, pair, strict=True):
-            table = rows(found.boxes, found.scores, STYLES[self.style])
+        for metric, found in zip(self.metrics.values(), pair, strict=True):
+            table = rows(found.boxes, found.scores, STYLES[self.protocol])
             metric.update(self.truth[found.id], table[:, :4], table[:, 4])
 
-    def average_precisions(self) -> tuple[Aps, Aps]:
-        """The APs of the reference and of the candidate."""
-        reference, candidate = (metric.compute() for metric in self.metrics)
-        return reference, candidate
-
-    def summary(self, reference: Aps, candidate: Aps, limits: CompareConfig) -> dict[str, Any]:
-        """The results' `comparison` section, without the two models' own entries.
+    def summary(self, limits: CompareConfig) -> dict[str, Any]:
+        """The results' `comparison` section; of each model it holds the APs only.
 
         Args:
-            reference: The reference's APs.
-            candidate: The candidate's APs.
             limits: The tolerances.
         """
+        aps = {
+            side: chosen_first(metric.compute(), self.protocol)
+            for side, metric in self.metrics.items()
+        }
         ap_difference = {
-            protocol: {name: candidate[protocol][name] - ap[name] for name in DIFFICULTIES}
-            for protocol, ap in reference.items()
+            protocol: {name: aps["candidate"][protocol][name] - ap[name] for name in ap}
+            for protocol, ap in aps["reference"].items()
         }
         heads = {
             name: {"max": d.largest, "mean": d.mean, "cosine": d.cosine}
-            for name, d in (self.heads if self.has_heads else {}).items()
+            for name, d in self.heads.items()
+        }
+        boxes = {
+            "found_share": self.boxes.found_share,
+            "confirmed_share": self.boxes.confirmed_share,
+            "mean_score_difference": self.boxes.score_difference / max(1, self.boxes.found),
         }
         within = {
             "ap": all(
@@ -93,12 +92,8 @@ class Tally:
         return {
             "ap_difference": ap_difference,
             "heads": heads or None,
-            "boxes": asdict(self.boxes)
-            | {
-                "found_share": self.boxes.found_share,
-                "confirmed_share": self.boxes.confirmed_share,
-                "mean_score_difference": self.boxes.score_difference / max(1, self.boxes.found),
-            },
+            "boxes": asdict(self.boxes) | boxes,
             "within": within,
             "within_tolerance": all(within.values()),
+            **{side: {"ap": ap} for side, ap in aps.items()},
         }

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -104,7 +105,7 @@ class PictureProgress:
 def print_plan(
     config: Config,
     model: BackendModel,
-    manifest: Manifest,
+    manifest: Manifest | None,
     plan: DevicePlan,
     dashboard: str | None,
     beside: str = "",
@@ -114,24 +115,24 @@ def print_plan(
     Args:
         config: The run's.
         model: What the devices run.
-        manifest: The pictures.
+        manifest: The pictures; `None` if other lines say what the devices get.
         plan: The devices.
         dashboard: The dashboard's URL, or `None` without one.
         beside: The backend of a second model that each device runs.
     """
-    count = len(manifest.pictures)
-    pictures = f"{count} picture{'s' if count > 1 else ''} of dataset={config.dataset.name}"
-    if manifest.passes > 1:
-        pictures = f"{manifest.passes} passes over {pictures}"
-    if config.dataset.kind == "sample":
-        pictures += " (the embedded sample set; no data set named)"
     if model.is_simulated:
         print_simulated()
     backend = f"{model.backend} and {beside}" if beside else model.backend
-    console.print(
-        f"{model.spec.name} on {backend}, {on_devices(plan)}, batch {model.spec.batch}: {pictures}",
-        markup=False,
-    )
+    line = f"{model.spec.name} on {backend}, {on_devices(plan)}, batch {model.spec.batch}"
+    if manifest:
+        count = len(manifest.pictures)
+        pictures = f"{count} picture{'s' if count > 1 else ''} of dataset={config.dataset.name}"
+        if manifest.passes > 1:
+            pictures = f"{manifest.passes} passes over {pictures}"
+        if config.dataset.kind == "sample":
+            pictures += " (the embedded sample set; no data set named)"
+        line += f": {pictures}"
+    console.print(line, markup=False)
     if model.remark:
         console.print(f"backend=auto: {model.remark}", markup=False)
     print_dashboard(dashboard)
@@ -214,6 +215,14 @@ def titled_table(title: str, texts: Iterable[str], figures: Iterable[str]) -> Ta
     for name in figures:
         table.add_column(name, justify="right")
     return table
+
+
+def print_compact(table: Table) -> None:
+    """Print a table of many figures: as wide as its cells, so that a narrow screen cuts none."""
+    table.box, table.collapse_padding = SIMPLE_HEAD, True
+    table.show_edge = table.pad_edge = False
+    table.width = console.measure(table, options=console.options.update(width=1000)).maximum
+    console.print(table)
 
 
 def percents(ap: dict[str, float]) -> list[str]:

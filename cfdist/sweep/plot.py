@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cfdist.backends.simulated import PUBLISHED_RATES
 from cfdist.files import atomic_write
-from cfdist.sweep.published import LABEL
-from cfdist.sweep.runs import BATCH, HOST, PURE_INFERENCE, STEADY, RunSummary, have, swept_keys
+from cfdist.sweep.runs import (
+    BATCH,
+    CHIP,
+    FIRST_TO_LAST,
+    HOST,
+    PUBLISHED,
+    PURE_INFERENCE,
+    STEADY,
+    RunSummary,
+    have,
+    swept_keys,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,19 +30,20 @@ if TYPE_CHECKING:
 # flat on a linear axis, so the axis becomes logarithmic.
 WIDE_SPREAD = 5
 
+LABEL = f"published: one Ascend {CHIP}, pure inference"
+
 Line = list[tuple[float | str, float]]
 
 
-def draw_throughput(runs: Sequence[RunSummary], published: Mapping[int, float], path: Path) -> bool:
-    """Draw the runs' pictures a second, and the published ones if batch sizes are swept.
+def draw_throughput(runs: Sequence[RunSummary], path: Path) -> bool:
+    """Draw the runs' pictures a second, and the published ones if they may stand beside them.
 
     Args:
         runs: The runs of the sweep.
-        published: Batch size -> images a second; empty for none.
-        path: The PNG to write.
+        path: The PNG to write; it is not written if no run has a rate.
 
     Returns:
-        Whether there was anything to draw, and so whether the file was written.
+        Whether it was written.
     """
     axis = x_axis(runs)
     lines = lines_of(runs, axis)
@@ -42,8 +55,8 @@ def draw_throughput(runs: Sequence[RunSummary], published: Mapping[int, float], 
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    if published and axis == BATCH:
-        lines[LABEL] = sorted(published.items())
+    if axis == BATCH and have(runs, PUBLISHED):
+        lines[LABEL] = sorted(PUBLISHED_RATES[CHIP].items())
     for label, points in lines.items():
         (line,) = axes.plot(*zip(*points, strict=True), marker="o", label=label)
         if label == LABEL:
@@ -69,25 +82,21 @@ def lines_of(runs: Sequence[RunSummary], axis: str) -> dict[str, Line]:
     x is a number if all values of the swept key are numbers, else the value as text.
     """
     others = [key for key in swept_keys(runs) if key != axis]
-    values = [str(run.overrides.get(axis, run.figures.get("batch"))) for run in runs]
-    is_numeric = all(map(_is_number, values))
+    places: Sequence[float | str]
+    places = texts = [str(run.overrides.get(axis, run.figures.get("batch"))) for run in runs]
+    with contextlib.suppress(ValueError):
+        places = [float(text) for text in texts]
+    # If all runs are too short for a steady rate, one that leaves out the start stands in.
+    steady = (STEADY, "steady") if have(runs, STEADY) else (FIRST_TO_LAST, "first to last picture")
+    kinds = dict([steady, (PURE_INFERENCE, "pure inference"), (HOST, "host alone")])
     lines: dict[str, Line] = {}
-    for run, value in zip(runs, values, strict=True):
-        settings = [f"{key}={run.overrides[key]}" for key in others if key in run.overrides]
-        mark = " (simulated)" if run.simulated else ""
-        rates = {
-            f"steady{mark}": run.figures.get(STEADY),
-            # Runs too short for a steady rate have at least one without the command's start.
-            f"first to last picture{mark}": None if have(runs, STEADY) else run.first_to_last,
-            f"pure inference{mark}": run.figures.get(PURE_INFERENCE),
-            # As real on a run of simulated devices.
-            "host alone": run.figures.get(HOST),
-        }
-        for kind, rate in rates.items():
-            if rate is not None:
-                point = (float(value) if is_numeric else value, rate)
-                lines.setdefault(", ".join([*settings, kind]), []).append(point)
-    return {label: sorted(points) if is_numeric else points for label, points in lines.items()}
+    for run, place in zip(runs, places, strict=True):
+        for name in filter(run.figures.__contains__, kinds):
+            # The host's rate is as real in a run of simulated devices.
+            mark = " (simulated)" if run.simulated and name != HOST else ""
+            label = ", ".join([*run.settings(others), kinds[name] + mark])
+            lines.setdefault(label, []).append((place, run.figures[name]))
+    return {label: points if places is texts else sorted(points) for label, points in lines.items()}
 
 
 def _label(axes: Axes, axis: str, lines: Mapping[str, Line]) -> None:
@@ -111,11 +120,3 @@ def _label(axes: Axes, axis: str, lines: Mapping[str, Line]) -> None:
     axes.set_xlabel("batch size (pictures)" if axis == BATCH else axis)
     axes.set_ylabel("throughput (pictures/s)")
     axes.grid(alpha=0.3)
-
-
-def _is_number(value: str) -> bool:
-    try:
-        float(value)
-    except ValueError:
-        return False
-    return True

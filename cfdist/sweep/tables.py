@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
 from rich.text import Text
 
 from cfdist.files import SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT, write_text
-from cfdist.report.screen import console
+from cfdist.report.screen import console, print_compact, titled_table
 from cfdist.sweep import plot
-from cfdist.sweep.published import NOTE, RATE, published_table
 from cfdist.sweep.runs import (
     BATCH,
     END_TO_END,
     HOST,
+    PUBLISHED,
+    PUBLISHED_NOTE,
     PURE_INFERENCE,
     STEADY,
     RunSummary,
     have,
+    published_ap,
     swept_keys,
 )
 from cfdist.widerface.ground_truth import DIFFICULTIES
@@ -40,119 +39,79 @@ START_NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column, and its title in each table; a table without a title for it leaves it out.
-
-    Attributes:
-        value: What it says of a run, as `sweep.csv` has it; `None` for nothing.
-        csv: Its name in `sweep.csv`.
-        compared: Its title in the first table of `sweep.md`, which has the published table's shape.
-        listed: Its title in the second table of `sweep.md`, which lists the runs.
-        screen: Its title on the screen.
-        decimals: Those of a figure as a person reads it; `None` for a text.
-        scale: What a figure is multiplied by for a person: 100 for percent.
-        is_optional: People see it only if a run has a value.
-    """
-
-    value: Callable[[RunSummary], str | float | None]
-    csv: str = ""
-    compared: str = ""
-    listed: str = ""
-    screen: str = ""
-    decimals: int | None = None
-    scale: float = 1
-    is_optional: bool = False
-
-    def text(self, run: RunSummary) -> str:
-        """The value as a person reads it."""
-        value = self.value(run)
-        if value is None:
-            return "-"
-        if self.decimals is None or isinstance(value, str):
-            return str(value)
-        return f"{self.scale * value:.{self.decimals}f}"
+# The tables for people: the first one of `sweep.md`, which has the published table's shape; the
+# second one of it, which lists the runs; and the one on the screen.
+_COMPARED, _LISTED, _SCREEN = range(3)
+# Name of a column in `sweep.csv` -> its title in each of them, empty if the table leaves it out.
+_TITLES = {
+    "state": ("", "state", "state"),
+    "exit_code": ("", "", ""),
+    "reason": ("", "", ""),
+    "simulated": ("", "", ""),
+    "resolved_backend": ("", "backend", ""),
+    "device_count": ("", "devices", ""),
+    "batch": ("batch", "", ""),
+    "protocol": ("", "", ""),
+    **{f"ap_{name}": (name, "", name) for name in DIFFICULTIES},
+    STEADY: ("pictures/s, steady", "pictures/s, steady", "steady"),
+    END_TO_END: ("", "pictures/s, end to end", "end to\nend"),
+    HOST: ("pictures/s, host alone", "", "host\nalone"),
+    PURE_INFERENCE: ("pictures/s, pure inference", "", "pure\ninf."),
+    "median_batch_ms": ("", "ms a batch (median)", "ms a\nbatch"),
+    "busy_share": ("", "busy %", "busy\n%"),
+    "total_seconds": ("", "seconds", "s"),
+    **{f"published_ap_{name}": (f"published {name}", "", "") for name in DIFFICULTIES},
+    PUBLISHED: ("published images/s", "", ""),
+}
+# People see these columns only if a run has a value.
+_OPTIONAL = {HOST, PURE_INFERENCE, PUBLISHED, *(f"published_ap_{name}" for name in DIFFICULTIES)}
 
 
-def _figure(
-    name: str, compared: str = "", listed: str = "", screen: str = "", **options: Any
-) -> Column:
-    options = {"decimals": 1} | options
-    return Column(lambda run: run.figures.get(name), name, compared, listed, screen, **options)
-
-
-def _compared_rate(name: str, title: str, **options: Any) -> Column:
-    """A rate beside published ones: that of simulated devices says what it is."""
-
-    def value(run: RunSummary) -> str | None:
-        mark = " (simulated)" if run.simulated else ""
-        return f"{run.figures[name]:.1f}{mark}" if name in run.figures else None
-
-    return Column(value, compared=title, **options)
-
-
-def _swept(key: str, title: str) -> Column:
-    compared = "batch" if key == BATCH else key
-    return Column(lambda run: run.overrides.get(key), key, compared, key, title)
-
-
-_AP: dict[str, Any] = {"decimals": 2, "scale": 100}
-# Each: the value or the figure's name, which is that in sweep.csv; then the other tables' titles.
-# fmt: off
-_COLUMNS = (
-    Column(lambda run: "failed" if run.exit_code else "done", "state"),
-    Column(lambda run: run.state, listed="state", screen="state"),
-    Column(lambda run: run.exit_code, "exit_code"),
-    Column(lambda run: run.reason, "reason"),
-    Column(lambda run: str(run.simulated).lower(), "simulated"),
-    Column(lambda run: run.backend, "resolved_backend", listed="backend"),
-    _figure("device_count", "", "devices", decimals=0),
-    _figure("batch", "batch", decimals=0),
-    Column(lambda run: run.protocol, "protocol"),
-    *(_figure(f"ap_{name}", name, "", name, **_AP) for name in DIFFICULTIES),
-    _figure(STEADY, "", "pictures/s, steady", "steady"),
-    _compared_rate(STEADY, "pictures/s, steady"),
-    _figure(END_TO_END, "", "pictures/s, end to end", "end to\nend"),
-    _figure(HOST, "pictures/s, host alone", "", "host\nalone", is_optional=True),
-    _figure(PURE_INFERENCE, "", "", "pure\ninf.", is_optional=True),
-    _compared_rate(PURE_INFERENCE, "pictures/s, pure inference", is_optional=True),
-    _figure("median_batch_ms", "", "ms a batch (median)", "ms a\nbatch"),
-    _figure("busy_share", "", "busy %", "busy\n%", decimals=0, scale=100),
-    _figure("total_seconds", "", "seconds", "s"),
-    *(_figure(f"published_ap_{name}", f"published {name}", is_optional=True, **_AP)
-      for name in DIFFICULTIES),
-    _figure(RATE, "published images/s", is_optional=True),
-)
-# fmt: on
-
-
-def columns_of(runs: Sequence[RunSummary]) -> list[Column]:
-    """All columns of a sweep's tables: which run, what sets it apart, then the figures."""
+def _titles(runs: Sequence[RunSummary]) -> dict[str, tuple[str, str, str]]:
+    """All columns: which run, what sets it apart, then those of every sweep."""
     keys = swept_keys(runs)
     last_parts = [key.rpartition(".")[2] for key in keys]
-    # On the screen a key is named by its last part, unless another key has the same.
-    swept = [
-        _swept(key, last if last_parts.count(last) == 1 else key)
+    swept = {
+        # On the screen a key is named by its last part, unless another key has the same.
+        key: ("batch" if key == BATCH else key, key, last if last_parts.count(last) == 1 else key)
         for key, last in zip(keys, last_parts, strict=True)
-    ]
-    number = Column(lambda run: run.number, "run", listed="run", screen="" if keys else "run")
-    return [number, *swept, *_COLUMNS]
+    }
+    return {"run": ("", "run", "" if keys else "run"), **swept, **_TITLES}
 
 
-def _shown(runs: Sequence[RunSummary], title_of: Callable[[Column], str]) -> dict[str, Column]:
-    """Title -> column of a table for people; a swept key replaces the column of its title."""
-    columns: dict[str, Column] = {}
-    for column in columns_of(runs):
-        has_value = not column.is_optional or any(column.value(run) is not None for run in runs)
-        if title_of(column) and has_value:
-            columns.setdefault(title_of(column), column)
-    return columns
+def _values(run: RunSummary) -> dict[str, Any]:
+    """Name of a column -> what it says of a run; more names than there are columns."""
+    named = {"run": run.number, "state": run.state, "simulated": str(run.simulated).lower()}
+    return run.overrides | run.figures | vars(run) | named
+
+
+def _cell(run: RunSummary, name: str, table: int) -> str:
+    """A value as a person reads it."""
+    value = _values(run).get(name)
+    if not isinstance(value, float):
+        return "-" if value is None else str(value)
+    if name == "busy_share":
+        return f"{100 * value:.0f}"
+    if "ap_" in name:
+        return f"{100 * value:.2f}"
+    # Beside published rates, those of simulated devices say what they are.
+    is_marked = table == _COMPARED and run.simulated and name in (STEADY, PURE_INFERENCE)
+    return f"{value:.1f}{' (simulated)' if is_marked else ''}"
+
+
+def _table(runs: Sequence[RunSummary], table: int) -> tuple[dict[str, str], list[list[str]]]:
+    """A table for people: title -> name of its columns, and the cells of each run."""
+    columns: dict[str, str] = {}
+    for name, titles in _titles(runs).items():
+        if titles[table] and (name not in _OPTIONAL or have(runs, name)):
+            # A swept key replaces the column of its title.
+            columns.setdefault(titles[table], name)
+    return columns, [[_cell(run, name, table) for name in columns.values()] for run in runs]
 
 
 def write_summary(runs: Sequence[RunSummary], folder: Path) -> None:
     """Show the summary and write `sweep.csv`, `sweep.md` and `throughput.png`."""
-    rates = published_table().rates if have(runs, RATE) else {}
-    is_plotted = plot.draw_throughput(runs, rates, folder / SWEEP_PLOT)
+    is_plotted = plot.draw_throughput(runs, folder / SWEEP_PLOT)
     page = markdown(runs, SWEEP_PLOT if is_plotted else None)
     write_text(folder / SWEEP_MARKDOWN, page)
     write_text(folder / SWEEP_CSV, csv_text(runs))
@@ -162,11 +121,12 @@ def write_summary(runs: Sequence[RunSummary], folder: Path) -> None:
 
 def csv_text(runs: Sequence[RunSummary]) -> str:
     """One line a run, after the names of the columns; an empty cell means "no figure"."""
-    columns = [column for column in columns_of(runs) if column.csv]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(column.csv for column in columns)
-    writer.writerows([column.value(run) for column in columns] for run in runs)
+    writer = csv.DictWriter(text, _titles(runs), extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        _values(run) | {"state": "failed" if run.exit_code else "done"} for run in runs
+    )
     return text.getvalue()
 
 
@@ -178,16 +138,23 @@ def markdown(runs: Sequence[RunSummary], plot: str | None) -> str:
         plot: Name of the plot's file, beside the page; `None` for none.
     """
     keys, protocols = swept_keys(runs), _protocol_titles(runs)
+    published = PUBLISHED_NOTE if have(runs, PUBLISHED) else ""
+    guide = published_ap().protocol
+    if published and protocols not in ("", PROTOCOLS[guide].title):
+        published += (
+            " Their APs cannot be compared with those of another protocol than "
+            f"{PROTOCOLS[guide].title} (`eval={guide}`)."
+        )
     notes = [*dict.fromkeys(note for run in runs for note in run.notes), *_missing_rates(runs)]
     parts = [
         f"# Sweep of {' and '.join(keys) if keys else 'one run'}",
         SIMULATED_NOTE if any(run.simulated for run in runs) else "",
         f"APs in percent, by the protocol {protocols}." if protocols else "",
-        _markdown_table(_shown(runs, lambda column: column.compared), runs),
-        _published_note(runs),
+        _markdown_table(runs, _COMPARED),
+        published,
         f"![pictures a second]({plot})" if plot else "",
         "## The runs",
-        _markdown_table(_shown(runs, lambda column: column.listed), runs),
+        _markdown_table(runs, _LISTED),
         START_NOTE if sum(END_TO_END in run.figures for run in runs) > 1 else "",
         "\n".join(f"- {failure}" for failure in _failures(runs)),
         *(f"Note: {note}." for note in notes),
@@ -195,67 +162,48 @@ def markdown(runs: Sequence[RunSummary], plot: str | None) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _markdown_table(columns: dict[str, Column], runs: Sequence[RunSummary]) -> str:
+def _markdown_table(runs: Sequence[RunSummary], table: int) -> str:
+    columns, rows = _table(runs, table)
     lines = [list(columns), ["---"] * len(columns)]
-    lines += [[one.text(run).replace("|", "\\|") for one in columns.values()] for run in runs]
+    lines += [[cell.replace("|", "\\|") for cell in cells] for cells in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def print_runs(runs: Sequence[RunSummary]) -> None:
     """The summary's table, why runs failed, and notes; with one swept key in 80 characters."""
-    table = Table(title=_screen_title(runs), title_justify="left", box=SIMPLE_HEAD)
-    table.padding, table.pad_edge, table.show_edge = (0, 1, 0, 0), False, False
-    columns = _shown(runs, lambda column: column.screen)
-    for title, column in columns.items():
-        table.add_column(title, justify="left" if column.decimals is None else "right")
-    for run in runs:
-        table.add_row(*(Text(column.text(run)) for column in columns.values()))
-    # As wide as it is: squeezed into a narrow terminal, figures would be cut.
-    table.width = console.measure(table, options=console.options.update(width=1000)).maximum
-    console.print(table)
+    columns, rows = _table(runs, _SCREEN)
+    titles = list(columns)
+    texts = titles.index("state") + 1  # columns; figures follow
+    table = titled_table(_screen_title(runs), titles[:texts], titles[texts:])
+    for cells in rows:
+        table.add_row(*map(Text, cells))
+    print_compact(table)
     for line in [*_failures(runs), *(f"note: {note}" for note in _missing_rates(runs))]:
         console.print(line, markup=False)
 
 
 def _screen_title(runs: Sequence[RunSummary]) -> str:
     count = f"sweep of {len(runs)} run{'s' if len(runs) > 1 else ''}"
-    kinds = {run.simulated for run in runs if run.backend is not None}
+    kinds = {run.simulated for run in runs if run.resolved_backend is not None}
     simulated = ", some SIMULATED" if len(kinds) == 2 else ", SIMULATED" if True in kinds else ""
     protocols = _protocol_titles(runs)
     ap = f"; AP in %, {protocols}" if protocols else ""
     return f"{count}{simulated}; rates in pictures/s{ap}"
 
 
-def _protocols(runs: Sequence[RunSummary]) -> list[str]:
-    """The protocols that the APs were computed by."""
-    with_ap = [run for run in runs if any(name.startswith("ap_") for name in run.figures)]
-    return sorted({run.protocol for run in with_ap if run.protocol})
-
-
 def _protocol_titles(runs: Sequence[RunSummary]) -> str:
-    return " and ".join(PROTOCOLS[protocol].title for protocol in _protocols(runs))
-
-
-def _published_note(runs: Sequence[RunSummary]) -> str:
-    """What the published figures are, and whether the APs can be compared with them."""
-    protocol = published_table().protocol
-    if not have(runs, RATE) or set(_protocols(runs)) <= {protocol}:
-        return NOTE if have(runs, RATE) else ""
-    return (
-        f"{NOTE} Their APs cannot be compared with those of another protocol than "
-        f"{PROTOCOLS[protocol].title} (`eval={protocol}`)."
-    )
+    """The protocols that the APs were computed by."""
+    protocols = {run.protocol for run in runs if "ap_easy" in run.figures and run.protocol}
+    return " and ".join(PROTOCOLS[protocol].title for protocol in sorted(protocols))
 
 
 def _failures(runs: Sequence[RunSummary]) -> list[str]:
-    keys = swept_keys(runs)
-    lines = []
-    for run in runs:
-        settings = " ".join(f"{key}={run.overrides[key]}" for key in keys if key in run.overrides)
-        title = f"{run.number} ({settings})" if settings else str(run.number)
-        if run.reason:
-            lines.append(f"failed: run {title}: {run.reason}")
-    return lines
+    settings = [" ".join(run.settings(swept_keys(runs))) for run in runs]
+    return [
+        f"failed: run {run.number}{f' ({text})' if text else ''}: {run.reason}"
+        for run, text in zip(runs, settings, strict=True)
+        if run.reason
+    ]
 
 
 def _missing_rates(runs: Sequence[RunSummary]) -> list[str]:

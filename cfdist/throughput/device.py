@@ -1,8 +1,18 @@
-"""The device of the inference part: it runs its model on one input, without pictures."""
+"""The inference part: devices that run their model over and over on one input."""
 
 from __future__ import annotations
 
-from cfdist.backends.base import DeviceSettings
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cfdist.backends.base import Backend, DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.devices.base import DeviceReport
 from cfdist.devices.memory import memory_as_user_error
@@ -10,20 +20,36 @@ from cfdist.distributed.failures import user_error
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.pool import DevicePool
 from cfdist.machine import peak_memory
-from cfdist.throughput.loops import LoopReport, model_input, run_loops
+from cfdist.preprocess import InputContract, to_model_input
+
+
+@dataclass(frozen=True)
+class LoopReport:
+    """What a device did in its loops.
+
+    Attributes:
+        ends: (streams, loops) float64: when each batch ended, seconds since its stream began.
+        device_ms: The device's own time of each batch, milliseconds, if it measures one.
+    """
+
+    ends: NDArray[np.float64]
+    device_ms: tuple[float, ...]
+
+    @property
+    def batch_ms(self) -> NDArray[np.float64]:
+        """(streams * loops,) float64: host-visible time of each batch, milliseconds.
+
+        With several streams a batch takes longer than it would take alone, because the others run
+        beside it.
+        """
+        return np.diff(self.ends, prepend=0.0).ravel() * 1000
 
 
 class LoopingDevice:
-    """Runs loops; keeps the `Device` protocol. Its chunk is a number of loops."""
+    """Runs loops; keeps the `Device` protocol. A chunk is a number of loops."""
 
     def __init__(self, model: BackendModel, settings: DeviceSettings, kind: str) -> None:
-        """Remember what to load.
-
-        Args:
-            model: The model and its backend.
-            settings: The device's.
-            kind: What the model is given, see `model_input`.
-        """
+        """Remember what to load, and the kind of its input, see `model_input`."""
         self._model = model
         self._settings = settings
         self._kind = kind
@@ -65,6 +91,54 @@ class LoopingDevice:
         self._backend.close()
 
 
+def model_input(kind: str, contract: InputContract, batch: int) -> NDArray[Any]:
+    """One batch of a model's input.
+
+    Args:
+        kind: "zeros", which `ais_bench` takes if it is given no input, or "random": pictures of
+            noise, the same in every run.
+        contract: What the model takes.
+        batch: Pictures.
+
+    Returns:
+        C-contiguous array of `contract.shape(batch)` and dtype.
+    """
+    if kind == "zeros":
+        return np.zeros(contract.shape(batch), contract.dtype)
+    shape = (batch, contract.height, contract.width, 3)
+    noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    return to_model_input(noise, contract)
+
+
+def run_loops(backend: Backend, inputs: NDArray[Any], loops: int) -> LoopReport:
+    """Infer the same batch again and again, in every stream of the backend at once.
+
+    Args:
+        backend: A loaded model.
+        inputs: A batch.
+        loops: Batches in each stream. They are handed over in groups (`Capabilities.group`), and
+            each then counts as the group's time divided by its batches.
+    """
+    group = backend.capabilities.group
+    together = threading.Barrier(backend.streams)
+
+    def run_stream(ends: NDArray[np.float64]) -> None:
+        together.wait()
+        start, previous = time.perf_counter(), 0.0
+        for first in range(0, loops, group):
+            count = min(group, loops - first)
+            backend.infer_many([inputs] * count)
+            now = time.perf_counter() - start
+            ends[first : first + count] = np.linspace(previous, now, count + 1)[1:]
+            previous = now
+
+    ends = np.empty((backend.streams, loops))
+    backend.device_times_ms()  # forgets those of earlier batches
+    with ThreadPoolExecutor(backend.streams) as pool:
+        list(pool.map(run_stream, ends))
+    return LoopReport(ends, tuple(backend.device_times_ms()))
+
+
 def loop_devices(
     model: BackendModel, plan: DevicePlan, kind: str, loops: int
 ) -> dict[str, LoopReport]:
@@ -100,3 +174,23 @@ def loop_devices(
     finally:
         pool.kill()
     return dict(zip(names, reports, strict=True))
+
+
+def common_rates(devices: Sequence[LoopReport], batch: int) -> list[float]:
+    """Pictures a second of each device while all of them were running.
+
+    The time counts from the beginning to the first stream's last batch. A slower device has the
+    machine to itself after that, so its later batches do not count; the batch that was under way
+    counts in part.
+
+    Args:
+        devices: What each device did; all began at the same time.
+        batch: Pictures a batch.
+    """
+    until = min(float(report.ends[:, -1].min()) for report in devices)
+    return [
+        float(sum(np.interp(until, [0, *ends], range(len(ends) + 1)) for ends in report.ends))
+        * batch
+        / until
+        for report in devices
+    ]

@@ -49,19 +49,6 @@ class HostRate:
     cpu_ms_per_picture: float
 
 
-@dataclass(frozen=True)
-class HostFigures:
-    """What the host reaches.
-
-    Attributes:
-        rates: One entry for each number of reader threads.
-        failures: The pictures that cannot be read; they are in none of the rates.
-    """
-
-    rates: tuple[HostRate, ...]
-    failures: tuple[Failure, ...]
-
-
 def reader_counts(cores: int, readers: int | Auto, devices: Devices, kind: str) -> list[int]:
     """1, 2, 4, ... as far as the cores go, the cores, and what the run has; rising.
 
@@ -84,7 +71,7 @@ def reader_counts(cores: int, readers: int | Auto, devices: Devices, kind: str) 
 
 def measure_host(
     items: Sequence[WorkItem], pictures: int, size: Size, counts: Sequence[int]
-) -> HostFigures:
+) -> tuple[list[HostRate], tuple[Failure, ...]]:
     """Read pictures in this process, with each number of threads.
 
     All are read once before the clock runs: the files are in memory then, and bad ones are known.
@@ -95,6 +82,9 @@ def measure_host(
             more; those that can be read are repeated.
         size: Width and height of the letterboxed pictures, pixels.
         counts: Numbers of reader threads.
+
+    Returns:
+        The rate of each number of threads, and the pictures that cannot be read.
 
     Raises:
         UserError: no picture can be read.
@@ -111,7 +101,7 @@ def measure_host(
         count = max(pictures, PICTURES_A_READER * readers)
         work = list(itertools.islice(itertools.cycle(usable), count))
         rates.append(read_pictures(work, size, readers)[0])
-    return HostFigures(tuple(rates), failures)
+    return rates, failures
 
 
 def read_pictures(
@@ -119,13 +109,8 @@ def read_pictures(
 ) -> tuple[HostRate, tuple[Failure, ...]]:
     """Read pictures as a device does, with several chunks in flight.
 
-    Args:
-        items: The pictures.
-        size: Width and height of the letterboxed pictures, pixels.
-        readers: Threads.
-
     Returns:
-        The rate, and the pictures that cannot be read, in order.
+        The rate of this number of reader threads, and the pictures that cannot be read, in order.
     """
     # Enough to keep all threads busy while finished chunks are handed over.
     in_flight = ceil(readers / CHUNK) + AHEAD
@@ -135,20 +120,16 @@ def read_pictures(
         with reader.read(chunk) as pictures:
             return pictures.failures
 
+    width, height = size
+    black = LetterboxedPicture("", size, np.zeros(height * width * 3, np.uint8))
     with contextlib.closing(reader), ThreadPoolExecutor(in_flight) as callers:
-        _touch_buffers(reader, size, in_flight)
+        # Each buffer is filled once: the system finds its memory before the clock runs.
+        with contextlib.ExitStack() as held:
+            for _ in range(in_flight):
+                held.enter_context(reader.read([black] * CHUNK))
         chunks = [items[first : first + CHUNK] for first in range(0, len(items), CHUNK)]
         start, start_cpu = time.perf_counter(), time.process_time()
         failures = tuple(itertools.chain.from_iterable(callers.map(read, chunks)))
         seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
     count = len(items)
     return HostRate(readers, count, count / seconds, 1000 * cpu / count), failures
-
-
-def _touch_buffers(reader: Reader, size: Size, buffers: int) -> None:
-    """Fill each buffer once: the system finds its memory before the clock runs."""
-    width, height = size
-    black = LetterboxedPicture("", size, np.zeros(height * width * 3, np.uint8))
-    with contextlib.ExitStack() as held:
-        for _ in range(buffers):
-            held.enter_context(reader.read([black] * CHUNK))

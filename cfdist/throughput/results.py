@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,9 +15,8 @@ from cfdist.execution import PictureSupply
 from cfdist.report.evaluation import evaluation_results, preset_notes, replacement_notes
 from cfdist.report.phases import START_UP, Phases
 from cfdist.report.results import Results, batch_statistics
-from cfdist.throughput.bound import find_bound
-from cfdist.throughput.host import HostFigures
-from cfdist.throughput.loops import LoopReport, common_rates
+from cfdist.throughput.device import LoopReport, common_rates
+from cfdist.throughput.host import Failure, HostRate
 from cfdist.widerface.manifest import Manifest
 
 # The phases that an evaluation alone does not have.
@@ -30,26 +30,20 @@ class Figures:
     Attributes:
         model: What the devices ran.
         manifest: The pictures, each once.
-        host: What the host reached.
         plan: The devices.
+        host: What each number of reader threads reached.
+        unreadable: The pictures that the host part could not read; they are in none of its rates.
         loops: Device name -> what it did in the inference part.
         end_to_end: What the end-to-end part had to do, and what became of it.
     """
 
     model: BackendModel | None = None
     manifest: Manifest | None = None
-    host: HostFigures | None = None
     plan: DevicePlan | None = None
+    host: Sequence[HostRate] | None = None
+    unreadable: Sequence[Failure] = ()
     loops: dict[str, LoopReport] | None = None
     end_to_end: tuple[EvaluationTask, EvaluationReport] | None = None
-
-    @property
-    def failures(self) -> list[tuple[str, str]]:
-        """(picture id, reason) of the pictures that failed in any part, each once."""
-        found = dict(self.host.failures) if self.host else {}
-        if self.end_to_end:
-            found |= dict(self.end_to_end[1].evaluation.failures)
-        return sorted(found.items())
 
 
 def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Results:
@@ -60,24 +54,22 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
         figures: What was measured.
         phases: Those of `evaluation_results`, and "host" and "inference".
     """
-    model, failures = figures.model, figures.failures
+    model, host = figures.model, figures.host
     whole = _evaluation(config, figures, phases)
+    failures = dict([*figures.unreadable, *(whole.failures if whole else [])])
     inference = _inference_section(config, figures)
     is_simulated = model is not None and model.is_simulated
     total = len(figures.manifest.items) if figures.manifest else 0
-    rates = (whole.throughput if whole else None) or {}
+    rates = (whole.throughput if whole else None) or {"steady": None, "end_to_end": None}
     return Results(
         job="benchmark",
         ap={},
         total=total,
         done=total - len(failures),
-        failures=failures,
+        failures=sorted(failures.items()),
         seconds=_seconds(whole, phases),
-        throughput={
-            "steady": rates.get("steady"),
-            "end_to_end": rates.get("end_to_end"),
-            "pure_inference": inference["pictures_per_second"] if inference else None,
-        },
+        throughput=rates
+        | {"pure_inference": inference["pictures_per_second"] if inference else None},
         devices=whole.devices if whole else [],
         model={"path": str(model.spec.path), "sha256": model.spec.sha256}
         if model and not is_simulated
@@ -92,8 +84,15 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
             **(whole.extra if whole else {}),
             "benchmark": {
                 "inference": inference,
-                "host": [asdict(rate) for rate in figures.host.rates] if figures.host else None,
-                "end_to_end": _end_to_end_section(whole, figures),
+                "host": [asdict(rate) for rate in host] if host else None,
+                "end_to_end": {
+                    "pictures": len(figures.end_to_end[0].manifest.items),
+                    "steady_pictures_per_second": rates["steady"],
+                    "end_to_end_pictures_per_second": rates["end_to_end"],
+                    "cpu_ms_per_picture": whole.extra["cpu_ms_per_picture"],
+                }
+                if whole and figures.end_to_end
+                else None,
                 "bound": _bound_section(inference, figures),
             },
         },
@@ -142,26 +141,30 @@ def _inference_section(config: Config, figures: Figures) -> dict[str, Any] | Non
     }
 
 
-def _end_to_end_section(whole: Results | None, figures: Figures) -> dict[str, Any] | None:
-    if whole is None or figures.end_to_end is None:
-        return None
-    rates = whole.throughput or {}
-    return {
-        "pictures": len(figures.end_to_end[0].manifest.items),
-        "steady_pictures_per_second": rates["steady"],
-        "end_to_end_pictures_per_second": rates["end_to_end"],
-        "cpu_ms_per_picture": whole.extra["cpu_ms_per_picture"],
-    }
-
-
 def _bound_section(inference: dict[str, Any] | None, figures: Figures) -> dict[str, Any] | None:
+    """What bounds a run: the slower of its devices and its host.
+
+    The host's rate is the best that was measured with at most the run's reader threads, or else
+    that of the fewest. If inference takes the readers' cores, the two times of a picture add up.
+    """
     model, plan, host = figures.model, figures.plan, figures.host
-    if inference is None or model is None or plan is None or host is None:
+    if not inference or not model or not plan or not host:
         return None
-    shares_cores = model.kind == "cpu" and not model.is_simulated
-    readers, threads = plan.count * plan.readers, plan.count * plan.threads
-    rate = inference["pictures_per_second"]
-    return asdict(find_bound(rate, host.rates, readers, threads if shares_cores else None))
+    devices_rate = inference["pictures_per_second"]
+    planned = [rate for rate in host if rate.readers <= plan.count * plan.readers]
+    fewest = min(host, key=lambda rate: rate.readers)
+    best = max(planned or [fewest], key=lambda rate: rate.pictures_per_second)
+    together = None
+    if model.kind == "cpu" and not model.is_simulated:
+        reading = best.cpu_ms_per_picture / 1000 / (plan.count * plan.threads)
+        together = 1 / (1 / devices_rate + reading)
+    return {
+        "bound_by": "host" if best.pictures_per_second < devices_rate else "devices",
+        "devices_pictures_per_second": devices_rate,
+        "host_pictures_per_second": best.pictures_per_second,
+        "host_readers": best.readers,
+        "shared_cores_pictures_per_second": together,
+    }
 
 
 def _notes(config: Config, figures: Figures) -> list[str]:
@@ -177,7 +180,7 @@ def _notes(config: Config, figures: Figures) -> list[str]:
             f"the data set has {len(manifest.items)} pictures; they were repeated to make "
             f"{config.benchmark.pictures}"
         )
-    if figures.host and figures.failures:
+    if figures.unreadable:
         notes.append("pictures that cannot be read are in none of the host's rates")
     if figures.end_to_end is None:
         return notes

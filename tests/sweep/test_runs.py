@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfdist.sweep.runs import summarise_run, swept_keys
+from cfdist.backends.simulated import PUBLISHED_RATES
+from cfdist.sweep.runs import published_ap, published_beside, summarise_run, swept_keys
 from tests.sweep.results import FAILED, runs_of
 
 
@@ -23,12 +24,12 @@ def test_a_run_has_its_figures():
         "median_batch_ms": 20.0,  # of the devices that ran a full batch
         "busy_share": pytest.approx(0.5),
         "total_seconds": 12.2,
+        "first_to_last_pictures_per_s": pytest.approx(100.0),
         "published_ap_easy": 0.9224,
         "published_ap_medium": 0.9102,
         "published_ap_hard": 0.7455,
         "published_images_per_s": 412.4094,
     }
-    assert run.first_to_last == pytest.approx(100.0)
     assert (run.state, run.reason, run.notes) == ("done", None, ("a note",))
 
 
@@ -53,7 +54,6 @@ def test_a_swept_key_has_two_values_and_no_other_key_has(overrides):
 def test_jobs_without_devices_or_rates_have_no_figures_of_them():
     (run,) = runs_of(5, throughput=None, devices=[], backend=None, ap={})
     assert run.figures == {"batch": 5, "total_seconds": 12.2}
-    assert run.first_to_last is None
 
 
 def test_where_only_the_inference_was_measured_its_devices_count():
@@ -78,3 +78,23 @@ def test_the_host_s_rate_is_its_best():
     rates = [{"pictures_per_second": 250.4}, {"pictures_per_second": 609.7}]
     (run,) = runs_of(1, benchmark={"inference": None, "host": rates})
     assert run.figures["host_pictures_per_s"] == 609.7
+
+
+def test_the_published_ap_is_the_guide_s():
+    ap = {"easy": 0.9224, "medium": 0.9102, "hard": 0.7455}
+    assert {name: published_ap()[name] for name in ap} == ap
+    assert published_ap().protocol == "guide"
+
+
+@given(st.none() | st.integers(1, 64), st.sampled_from([(800, 800), (800, 640), (640, 800)]))
+def test_figures_stand_only_beside_their_batch_and_input(batch, size):
+    figures = published_beside(batch, size)
+    if size == (800, 800) and batch in (1, 4, 8, 16, 32):
+        assert figures == {
+            "published_ap_easy": 0.9224,
+            "published_ap_medium": 0.9102,
+            "published_ap_hard": 0.7455,
+            "published_images_per_s": PUBLISHED_RATES["310P3"][batch],
+        }
+    else:
+        assert figures == {}

@@ -100,7 +100,6 @@ def test_the_host_s_rate_has_a_column_where_a_run_knows_it(capsys):
     rates = [{"pictures_per_second": 250.4}, {"pictures_per_second": 609.7}]
     benchmark = {"inference": None, "host": rates}
     runs = runs_of(1, devices=[], throughput=None, benchmark=benchmark)
-    assert runs[0].first_to_last is None
     page = tables.markdown(runs, None)
     assert "| pictures/s, host alone |" in page
     assert "| 609.7 |" in page

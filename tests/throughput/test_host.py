@@ -56,9 +56,9 @@ def test_bad_pictures_are_listed_in_order_and_in_no_rate(items):
     assert [key for key, _ in failures] == ["e/1", "e/3"]
     assert "not a picture" in failures[0][1]
     assert "No such file" in failures[1][1]
-    figures = measure_host(items, 50, (32, 32), [1, 2])
-    assert [(rate.readers, rate.pictures) for rate in figures.rates] == [(1, 50), (2, 50)]
-    assert figures.failures == failures
+    rates, unreadable = measure_host(items, 50, (32, 32), [1, 2])
+    assert [(rate.readers, rate.pictures) for rate in rates] == [(1, 50), (2, 50)]
+    assert unreadable == failures
     with pytest.raises(UserError, match="none of its 1 pictures can be read; the first: not a"):
         measure_host(items[1:2], 50, (32, 32), [1])
 
@@ -75,7 +75,7 @@ def test_every_picture_is_read_and_each_reader_has_enough(items, monkeypatch, re
 
     monkeypatch.setattr(reader, "read_into", read_into)
     threads = cv2.getNumThreads()
-    (rate,) = measure_host(usable, 3, (48, 32), [readers]).rates
+    (rate,), _ = measure_host(usable, 3, (48, 32), [readers])
     assert cv2.getNumThreads() == threads
     assert rate.readers == readers
     assert rate.pictures == len(read) - 3 == PICTURES_A_READER * readers

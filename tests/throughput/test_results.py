@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,14 @@ from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
 from cfdist.distributed.timeline import Timeline
 from cfdist.distributed.work import item_work
 from cfdist.report.phases import Phases
-from cfdist.throughput.host import HostFigures, HostRate
-from cfdist.throughput.loops import LoopReport
+from cfdist.throughput.device import LoopReport
+from cfdist.throughput.host import HostRate
 from cfdist.throughput.results import Figures, benchmark_results
 from cfdist.widerface.manifest import Manifest, WorkItem
 
 MANIFEST = Manifest(tuple(WorkItem(f"e/{i}", f"{i}.jpg", 9) for i in range(4)), 0, 0)
-HOST = HostFigures((HostRate(1, 300, 70.0, 14.0),), (("e/3", "not a picture"),))
+HOST = [HostRate(1, 300, 70.0, 14.0)]
+UNREADABLE = [("e/3", "not a picture")]
 
 
 @pytest.fixture
@@ -54,8 +56,8 @@ def figures(spec) -> Figures:
         lost=("device:0",),
         cpu_seconds=0.8,
     )
-    loops = LoopReport((np.array([1.0, 2.0]), np.array([2.0, 4.0])), ())
-    return Figures(model, MANIFEST, HOST, plan, {"device:0": loops}, (task, report))
+    loops = LoopReport(np.array([[1.0, 2.0], [2.0, 4.0]]), ())
+    return Figures(model, MANIFEST, plan, HOST, UNREADABLE, {"device:0": loops}, (task, report))
 
 
 def test_all_parts(compose, figures, phases):
@@ -102,7 +104,7 @@ def test_all_parts(compose, figures, phases):
 
 
 def test_the_host_alone(compose, phases):
-    figures = Figures(manifest=MANIFEST, host=HOST)
+    figures = Figures(manifest=MANIFEST, host=HOST, unreadable=UNREADABLE)
     results = benchmark_results(compose("job=benchmark"), figures, phases)
     assert results.backend is results.model is results.batch is results.fingerprint is None
     assert results.throughput == {"steady": None, "end_to_end": None, "pure_inference": None}
@@ -123,3 +125,19 @@ def test_devices_that_compute_elsewhere_share_no_cores(compose, figures, phases,
     assert results.backend == "simulated"
     assert results.extra["benchmark"]["bound"]["shared_cores_pictures_per_second"] is None
     assert results.extra["benchmark"]["end_to_end"] is None
+
+
+def test_what_bounds_a_run(compose, figures, phases):
+    rates = [HostRate(1, 300, 5.0, 14.0), HostRate(2, 300, 10.0, 14.0)]
+
+    def bound(host: list[HostRate], readers: int):
+        figures.host, figures.plan = host, replace(figures.plan, readers=readers)
+        section = benchmark_results(compose("job=benchmark"), figures, phases).extra["benchmark"]
+        assert section["bound"]["devices_pictures_per_second"] == 6.0
+        names = ("bound_by", "host_pictures_per_second", "host_readers")
+        return tuple(section["bound"][name] for name in names)
+
+    assert bound(rates, readers=1) == ("host", 5.0, 1)
+    assert bound(rates, readers=2) == ("devices", 10.0, 2)
+    # Fewer readers than were measured: the fewest.
+    assert bound(rates[1:], readers=1) == ("devices", 10.0, 2)

@@ -116,3 +116,21 @@ def test_simulated_figures_say_so(results, capsys):
     assert shown.startswith("SIMULATED: no model runs")
     assert "SIMULATED benchmark: simulated, batch 16" in shown
     assert "the simulated devices can take 812.3 pictures/s" in shown
+
+
+def test_the_sentence_says_what_bounds_the_run():
+    assert tables.bound_sentence(BOUND, 99.95, simulated=False) == (
+        "the devices can take 812.3 pictures/s, this host can read 140.0 (2 readers): the host "
+        "bounds the run; end to end it was 100.0"
+    )
+    shared = {
+        "bound_by": "devices",
+        "devices_pictures_per_second": 10.1,
+        "host_pictures_per_second": 70.0,
+        "host_readers": 1,
+        "shared_cores_pictures_per_second": 9.4,
+    }
+    assert tables.bound_sentence(shared, None, simulated=True) == (
+        "the simulated devices can take 10.1 pictures/s, this host can read 70.0 (1 reader): the "
+        "devices bound the run; both use the same cores, which leaves about 9.4"
+    )
