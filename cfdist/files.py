@@ -1,11 +1,11 @@
-"""The names of the files that a run leaves, and files that appear whole or not at all."""
+"""The names of the files that a run leaves, and writing files whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +18,7 @@ JOURNAL_IDENTITY = "run.json"  # in the journal's folder
 PREDICTIONS = "predictions"
 PARQUET = "predictions.parquet"
 
-# In a sweep's folder, written when all its runs have ended, the CSV last.
+# In a sweep's folder. They are written when all its runs have ended, the CSV last.
 SWEEP_CSV = "sweep.csv"
 SWEEP_MARKDOWN = "sweep.md"
 SWEEP_PLOT = "throughput.png"
@@ -27,21 +27,18 @@ SWEEP_FILES = (SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT)
 
 @contextlib.contextmanager
 def atomic_write(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success fsync it and rename it to `path`.
+    """Yield an empty temporary file beside `path`; on success fsync it and rename it to `path`.
 
-    On an exception the temporary file is removed and `path` is left as it was.
-    The parent folder is made if it is not there.
+    After an exception the temporary file is gone and `path` is as it was. A missing parent folder
+    is made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
         fsync(temporary)
-        # mkstemp makes files private to the user; results are as readable as any other file.
-        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
         fsync(path.parent)
     finally:
@@ -55,7 +52,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def fsync(path: Path | str) -> None:
-    """Flush a file's or folder's content to the disk."""
+    """Flush the content of a file or folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -64,15 +61,9 @@ def fsync(path: Path | str) -> None:
 
 
 def sha256_of(path: Path | str) -> str:
-    """Hexadecimal SHA-256 of a file, read in pieces."""
+    """Hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -15,7 +15,7 @@ from cfdist.widerface.manifest import Manifest, build_manifest
 
 
 def _cache_folder() -> Path:
-    """The checkout's own cache; the user's if there is no checkout, or none to write to."""
+    """The checkout's own cache; the user's cache without a checkout that can be written to."""
     if CHECKOUT and ((CHECKOUT / ".cache").is_dir() or os.access(CHECKOUT, os.W_OK)):
         return CHECKOUT / ".cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cfdist"
@@ -25,10 +25,10 @@ SAMPLE_FOLDER = _cache_folder() / f"sample-{SAMPLE_VERSION}"
 
 
 def find_ground_truth(config: DatasetConfig) -> GroundTruth:
-    """The ground truth of the data set; generates the sample set if it is the one.
+    """The ground truth of the data set; the sample set is generated if it is not there.
 
     Raises:
-        UserError: no folder given, or not the four files in it.
+        UserError: no folder given, or the folder lacks one of the four files.
     """
     if config.kind == "sample" and config.ground_truth is not None:
         raise UserError(
@@ -36,34 +36,32 @@ def find_ground_truth(config: DatasetConfig) -> GroundTruth:
             "dataset=wider_val"
         )
     if config.kind == "sample":
-        return _load_ground_truth(ensure_sample(sample_folder(config)).ground_truth)
-    if config.ground_truth is None:
+        folder = ensure_sample(_sample_folder(config)).ground_truth
+    elif config.ground_truth is None:
         raise UserError(
             "dataset.ground_truth: not given; name the folder with wider_face_val.mat and "
             "wider_{easy,medium,hard}_val.mat"
         )
-    return _load_ground_truth(Path(config.ground_truth).expanduser())
-
-
-def _load_ground_truth(folder: Path) -> GroundTruth:
-    """The files' content, read once by all runs of a sweep."""
+    else:
+        folder = Path(config.ground_truth).expanduser()
     files = sorted(folder.glob("*.mat"))
     return _ground_truth_of(folder, tuple(file.stat().st_mtime_ns for file in files))
 
 
 @functools.lru_cache(maxsize=1)
 def _ground_truth_of(folder: Path, _changed: tuple[int, ...]) -> GroundTruth:
+    """The content of the folder's files, which all runs of a sweep read once."""
     return load_ground_truth(folder)
 
 
 def find_pictures(config: DatasetConfig, truth: GroundTruth) -> Manifest:
-    """The data set's pictures that are there.
+    """The pictures of the ground truth whose files exist.
 
     Raises:
         UserError: no folder given, or no picture of the ground truth in it.
     """
     if config.kind == "sample":
-        root = ensure_sample(sample_folder(config)).root
+        root = ensure_sample(_sample_folder(config)).root
     elif config.root is None:
         raise UserError(
             "dataset.root: not given; name the folder that holds images/<event>/<name>.jpg "
@@ -74,6 +72,5 @@ def find_pictures(config: DatasetConfig, truth: GroundTruth) -> Manifest:
     return build_manifest(root, truth, config.limit)
 
 
-def sample_folder(config: DatasetConfig) -> Path:
-    """Where the sample set is, or will be generated."""
+def _sample_folder(config: DatasetConfig) -> Path:
     return SAMPLE_FOLDER if config.root is None else Path(config.root).expanduser()

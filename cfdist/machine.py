@@ -1,16 +1,19 @@
-"""What this machine gives the process, container limits included, and what processes use."""
+"""The cores and memory that this process may use, and what processes have used."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
+import resource
+import sys
 import time
 from pathlib import Path
 
+import psutil
+
 _CGROUP = Path("/sys/fs/cgroup")
 
-# (process id, when it began) -> seconds of processor time. The system uses ids again.
+# (process id, start time) -> seconds of processor time. The system reuses process ids.
 ProcessTimes = dict[tuple[int, float], float]
 
 
@@ -20,36 +23,19 @@ def available_cores(cgroup: Path = _CGROUP) -> int:
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    quota = _cgroup_quota(cgroup)
-    return max(1, min(cores, math.floor(quota) if quota is not None else cores))
-
-
-def _cgroup_quota(cgroup: Path) -> float | None:
-    """Cores' worth of CPU time that the container may use; `None`: no limit."""
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()[:2]
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        quota_us = int((cgroup / "cpu" / "cpu.cfs_quota_us").read_text())
-        period_us = int((cgroup / "cpu" / "cpu.cfs_period_us").read_text())
-        return quota_us / period_us if quota_us > 0 else None
-    except (OSError, ValueError):
-        return None
+    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        # Without a quota version 2 says "max", and version 1 -1.
+        with contextlib.suppress(OSError, ValueError):
+            text = " ".join((cgroup / name).read_text() for name in names)
+            quota, period = map(int, text.split())
+            if quota > 0:
+                cores = min(cores, quota // period)
+    return max(1, cores)
 
 
 def available_memory(cgroup: Path = _CGROUP) -> int:
     """Bytes of memory that are free to use now, cgroup v1 or v2 limit included."""
-    import psutil
-
     free = int(psutil.virtual_memory().available)
-    left = _cgroup_memory(cgroup)
-    return free if left is None else min(free, left)
-
-
-def _cgroup_memory(cgroup: Path) -> int | None:
-    """Bytes that the container may still take; `None`: no limit."""
     for folder, limit_name, used_name, prefix in (
         (cgroup, "memory.max", "memory.current", ""),
         (cgroup / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
@@ -59,12 +45,12 @@ def _cgroup_memory(cgroup: Path) -> int | None:
             limit = int((folder / limit_name).read_text())
             used = int((folder / used_name).read_text())
             kept = used - _file_cache(folder / "memory.stat", prefix)
-            return max(0, limit - max(0, kept))
-    return None
+            free = min(free, max(0, limit - max(0, kept)))
+    return free
 
 
 def _file_cache(statistics: Path, prefix: str) -> int:
-    """Bytes of files that the kernel holds in memory and drops where it runs short; 0: unknown."""
+    """Bytes of file content that the kernel drops when memory runs short; 0 if unknown."""
     try:
         pairs = dict(line.split(maxsplit=1) for line in statistics.read_text().splitlines())
         return sum(int(pairs[f"{prefix}{state}_file"]) for state in ("inactive", "active"))
@@ -73,21 +59,18 @@ def _file_cache(statistics: Path, prefix: str) -> int:
 
 
 def peak_memory() -> int:
-    """Most resident memory that this process has had since `reset_peak_memory`, bytes."""
+    """The most resident memory of this process since `reset_peak_memory`, bytes."""
     try:
-        # Not getrusage: its peak is inherited from the process that started this one.
+        # A process inherits the peak of getrusage from its parent.
         status = Path("/proc/self/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     except (OSError, IndexError):
-        import resource
-        import sys
-
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
 
 
 def reset_peak_memory() -> None:
-    """Let `peak_memory` begin anew, where the kernel can."""
+    """Make `peak_memory` start again, if the kernel can."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -95,21 +78,17 @@ def reset_peak_memory() -> None:
 def process_age() -> float:
     """Seconds since this process was started."""
     try:
-        # The command's name, in parentheses, may hold spaces; the start is the 20th field after it.
+        # The command's name, in parentheses, can hold spaces. The start is the 20th field after it.
         after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         uptime = float(Path("/proc/uptime").read_text().split()[0])
         return uptime - int(after_name[19]) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
-        import psutil
-
-        # Elsewhere; on Linux this rests on a boot time in whole seconds.
+        # For other systems; on Linux psutil knows the boot time in whole seconds only.
         return time.time() - float(psutil.Process().create_time())
 
 
 def process_times() -> ProcessTimes:
-    """Seconds of processor time until now of this process and of each one below it that lives."""
-    import psutil
-
+    """Seconds of processor time, until now, of this process and its living descendants."""
     me = psutil.Process()
     found: ProcessTimes = {}
     for process in (me, *me.children(recursive=True)):
@@ -120,5 +99,5 @@ def process_times() -> ProcessTimes:
 
 
 def seconds_between(before: ProcessTimes, after: ProcessTimes) -> float:
-    """Processor seconds between two looks, without processes that ended in between."""
+    """Processor seconds from one `process_times` to the next; ended processes are left out."""
     return sum(seconds - before.get(key, 0.0) for key, seconds in after.items())

@@ -1,4 +1,4 @@
-"""The model to evaluate: its file and the conventions that no file states."""
+"""The model to evaluate: its file, and the conventions that model files do not state."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from cfdist.errors import UserError
 from cfdist.files import sha256_of
 from cfdist.preprocess import InputContract
 
-PACKAGE_SCHEME = "package://"
-
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model file and how to feed and read it; plain data that travels to the device actors.
+    """A model file and how to feed and read it; plain data that goes to the device actors.
 
     Attributes:
-        name: The convention's name in tables: "centerface", "centerface_pytorch".
+        name: The model's name in tables: "centerface", "centerface_pytorch".
         path: The model file.
         sha256: Its content's digest, hexadecimal.
         convention: A key of `cfdist.decode.CONVENTIONS`.
@@ -30,9 +28,9 @@ class ModelSpec:
         scale: What u8 values are multiplied with before `mean` and `std`.
         mean: Per channel, in `color` order.
         std: Per channel, in `color` order.
-        batch: Pictures a batch.
-        top_k: Peaks kept a picture.
-        nms: IoU threshold of the suppression after decoding; `None`: none.
+        batch: Pictures per batch.
+        top_k: Peaks kept per picture.
+        nms: IoU threshold of the suppression after decoding; `None`: no suppression.
     """
 
     name: str
@@ -66,7 +64,7 @@ class ModelSpec:
 
 
 def locate_model(path: str) -> Path:
-    """The file that `model.path` means.
+    """The file that `model.path` names.
 
     Args:
         path: A file, or "package://<package>/<file>" for a file inside an installed package.
@@ -74,8 +72,9 @@ def locate_model(path: str) -> Path:
     Raises:
         UserError: the package is not installed or the file is not there.
     """
-    if path.startswith(PACKAGE_SCHEME):
-        package, _, inside = path.removeprefix(PACKAGE_SCHEME).partition("/")
+    rest = path.removeprefix("package://")
+    if rest != path:
+        package, _, inside = rest.partition("/")
         found = importlib.util.find_spec(package)
         if found is None or not found.submodule_search_locations:
             raise UserError(
@@ -93,7 +92,7 @@ def locate_model(path: str) -> Path:
 
 
 def verify_model(path: Path, size: int | None, sha256: str | None) -> str:
-    """Check a model file against its known size and digest.
+    """Check a model file against its known size in bytes and its digest, where given.
 
     Returns:
         The file's SHA-256.
@@ -101,16 +100,14 @@ def verify_model(path: Path, size: int | None, sha256: str | None) -> str:
     Raises:
         UserError: the file is another one.
     """
-    actual_size = path.stat().st_size
+    actual_size, digest = path.stat().st_size, sha256_of(path)
     if size is not None and actual_size != size:
-        raise UserError(
-            f"model {path}: {actual_size} bytes, expected {size}; the file is damaged or another "
-            "model (your own file goes into model.path)"
-        )
-    actual = sha256_of(path)
-    if sha256 is not None and actual != sha256.lower():
-        raise UserError(
-            f"model {path}: sha256 {actual}, expected {sha256}; the file is damaged or another "
-            "model"
-        )
-    return actual
+        found = f"{actual_size} bytes, expected {size}"
+    elif sha256 is not None and digest != sha256.lower():
+        found = f"sha256 {digest}, expected {sha256}"
+    else:
+        return digest
+    raise UserError(
+        f"model {path}: {found}; the file is damaged or another model (your own file goes into "
+        "model.path)"
+    )

@@ -24,46 +24,38 @@ def main(config: Config, output: Path, started: float) -> int:
     """Convert, show; returns the exit code."""
     spec = execution.model_spec(config.model)
     folder = Path(config.convert.output).expanduser()
+    dry_run = config.convert.dry_run
     model = atc_model(config, spec, folder)
     ready = time.time()
-    made = atc.convert(model, folder, config.convert.batches, dry_run=config.convert.dry_run)
-    ended = time.time()
-
-    if config.convert.dry_run:
-        _print_what_is_needed(spec, model, folder)
-    for result in made:
-        if config.convert.dry_run:
-            screen.console.print(result.command, markup=False)
-        else:
-            state = "made" if result.made else "up to date"
-            screen.console.print(f"{result.om}: {state}", markup=False)
+    made = atc.convert(model, folder, config.convert.batches, dry_run=dry_run)
+    lines = [f"{one.om}: {'made' if one.made else 'up to date'}" for one in made]
+    if dry_run:
+        lines = [*_unwritten_files(spec, model, folder), *(one.command for one in made)]
     results = Results(
         job="convert",
-        ap={},
-        total=0,
-        done=0,
-        failures=[],
-        seconds=phase_seconds(started, ready, ended),
+        seconds=phase_seconds(started, ready, time.time()),
         model={"path": str(spec.path), "sha256": spec.sha256},
         config=config.model_dump(),
-        extra={"convert": [asdict(result) | {"om": str(result.om)} for result in made]},
+        extra={"convert": [asdict(one) | {"om": str(one.om)} for one in made]},
     )
+    for line in lines:
+        screen.console.print(line, markup=False)
     results.write(output)
     return results.exit_code
 
 
-def _print_what_is_needed(spec: ModelSpec, model: atc.AtcModel, folder: Path) -> None:
-    """Comments on the files that the printed commands name and that a dry run does not write."""
+def _unwritten_files(spec: ModelSpec, model: atc.AtcModel, folder: Path) -> list[str]:
+    """Comment lines on the files that the commands name and that a dry run does not write."""
+    lines = []
     if model.onnx != spec.path:
-        screen.console.print(
-            f"# {model.onnx}: {spec.path} with its input declared as (batch, 3, {spec.height}, "
-            f"{spec.width})",
-            markup=False,
+        lines.append(
+            f"{model.onnx}: {spec.path} with its input declared as (batch, 3, {spec.height}, "
+            f"{spec.width})"
         )
     if model.aipp is not None:
-        screen.console.print(f"# {model.aipp_path(folder)}:", markup=False)
-        for line in model.aipp.splitlines():
-            screen.console.print(f"#   {line}", markup=False)
+        lines.append(f"{model.aipp_path(folder)}:")
+        lines += [f"  {line}" for line in model.aipp.splitlines()]
+    return [f"# {line}" for line in lines]
 
 
 def atc_model(config: Config, spec: ModelSpec, folder: Path) -> atc.AtcModel:
@@ -81,36 +73,26 @@ def atc_model(config: Config, spec: ModelSpec, folder: Path) -> atc.AtcModel:
     aipp = None
     if config.convert.aipp:
         aipp = atc.aipp_config(spec.mean, spec.std, spec.scale, spec.color, spec.height, spec.width)
-    chip = config.convert.soc_version or soc_version()
     return atc.AtcModel(
-        onnx=_with_true_shape(spec, network.model, folder, config.convert.dry_run),
+        onnx=_with_free_batch(spec, network.model, folder, config.convert.dry_run),
         input_name=network.model.graph.input[0].name,
         height=spec.height,
         width=spec.width,
-        soc_version=chip,
+        soc_version=config.convert.soc_version or soc_version(),
         aipp=aipp,
         log=config.convert.log,
     )
 
 
-def _with_true_shape(spec: ModelSpec, model: onnx.ModelProto, folder: Path, dry_run: bool) -> Path:
-    """The ONNX for ATC: the file itself, or a copy whose declared input is the real one.
+def _with_free_batch(spec: ModelSpec, model: onnx.ModelProto, folder: Path, dry_run: bool) -> Path:
+    """The ONNX for ATC: the file itself, or a copy that declares (batch, 3, height, width).
 
-    ATC's `--input_shape` fills in free axes; where a file declares other numbers (the authors' one
-    says 10x3x32x32), ATC is given a copy that declares a free batch.
+    ATC's `--input_shape` fills in free axes only, and files can declare other numbers: the
+    authors' file says 10x3x32x32.
     """
-    declared = onnx.load(str(spec.path)).graph.input
-    ours = model.graph.input[0]
-    same = any(
-        value.name == ours.name
-        and [d.dim_value for d in value.type.tensor_type.shape.dim][1:]
-        == [d.dim_value for d in ours.type.tensor_type.shape.dim][1:]
-        and not value.type.tensor_type.shape.dim[0].dim_value
-        for value in declared
-    )
-    copy = folder.absolute() / spec.path.name
-    if same:
+    if model.graph.input[0] in onnx.load(str(spec.path)).graph.input:
         return spec.path
+    copy = folder.absolute() / spec.path.name
     if dry_run:
         return copy
     if copy.resolve() == spec.path:

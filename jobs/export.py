@@ -1,4 +1,4 @@
-"""`job=export`: a checkpoint to an ONNX that was held against PyTorch before it appeared."""
+"""`job=export`: a checkpoint to an ONNX that is compared with PyTorch before it appears."""
 
 from __future__ import annotations
 
@@ -21,45 +21,31 @@ REAL_PICTURES = 2  # of the data set, compared besides random ones
 
 def main(config: Config, output: Path, started: float) -> int:
     """Export, compare, show; returns the exit code."""
-    backends.resolve("torch")  # ends with one line if PyTorch is not installed
+    backends.resolve("torch")  # raises UserError if PyTorch is not installed
     from cfdist.backends.torch import load_spec_network
-    from cfdist.network.export import ExportSettings, export_onnx
+    from cfdist.network.export import export_onnx
 
     spec = execution.model_spec(config.model, config.model.checkpoint)
     network = load_spec_network(spec)
     target = Path(config.export.output or output / "CenterFace.onnx").expanduser()
     if target.resolve() == spec.path:
         raise UserError(f"export.output={target}: is the model itself; name another file")
-    settings = ExportSettings(
+    ready = time.time()
+    report = export_onnx(
+        network,
+        target,
         spec.float_contract(),
         opset=config.export.opset,
         takes_u8=config.export.input == "u8",
-        picks_peaks=config.export.peaks,
-        top_k=spec.top_k,
+        top_k=spec.top_k if config.export.peaks else None,
+        pictures=real_pictures(config, spec),
     )
-    ready = time.time()
-    report = export_onnx(network, target, settings, real_pictures(config, spec))
-    ended = time.time()
-
     results = Results(
         job="export",
-        ap={},
-        total=0,
-        done=0,
-        failures=[],
-        seconds=phase_seconds(started, ready, ended),
+        seconds=phase_seconds(started, ready, time.time()),
         model={"path": str(spec.path), "sha256": spec.sha256},
         config=config.model_dump(),
-        extra={
-            "export": {
-                "path": str(report.path),
-                "opset": report.opset,
-                "bytes": report.size,
-                "input": {"dtype": report.input_dtype, "shape": report.input_shape},
-                "outputs": report.output_shapes,
-                "max_difference": report.differences,
-            }
-        },
+        extra={"export": report},
     )
     screen.print_export(report)
     screen.print_path(results.write(output))
@@ -69,7 +55,7 @@ def main(config: Config, output: Path, started: float) -> int:
 def real_pictures(config: Config, spec: ModelSpec) -> NDArray[np.uint8]:
     """The data set's first usable pictures, letterboxed: (n, H, W, 3) u8, BGR."""
     truth = inputs.find_ground_truth(config.dataset)
-    rows = []
+    rows: list[NDArray[np.uint8]] = []
     for item in inputs.find_pictures(config.dataset, truth).items:
         row = np.empty((spec.height, spec.width, 3), np.uint8)
         try:

@@ -1,37 +1,43 @@
-"""CenterFace in PyTorch: a MobileNetV2 backbone, a neck up to stride 4, four 1x1 heads.
+"""CenterFace in PyTorch: normalisation, a MobileNetV2 backbone, a neck, four 1x1 heads.
 
 Xu et al., "CenterFace: Joint Face Detection and Alignment Using Face as Point", 2019. Module names
-are those of the published PyTorch checkpoints, so that their `state_dict` loads as it is.
+are those of the published PyTorch checkpoints, so their `state_dict` loads unchanged. Modules are
+defined in the order in which they run.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-INPUT_MULTIPLE = 32  # the deepest tap's stride: input sides are multiples of it
+from cfdist.preprocess import InputContract
 
-# The normalisation layers' epsilon in the neck's lateral and up convolutions; the backbone and the
-# neck's last convolution have PyTorch's 1e-5. No checkpoint holds it.
+# The batch norms' epsilon in the neck's lateral and up convolutions. The backbone and the neck's
+# last convolution have PyTorch's 1e-5. Checkpoints do not hold epsilons.
 _NECK_EPS = 1e-3
 
-# The end of a name in a `state_dict`: a batch norm's count of training steps.
-BATCH_COUNTER = ".num_batches_tracked"
+# MobileNetV2 at width 1.0, without its last convolution. Each part ends where the neck taps it, at
+# strides 4, 8, 16 and 32. A stage is (expansion, channels, blocks, stride of the first block).
+_BACKBONE_PARTS = {
+    "feature_1": [(1, 16, 1, 1), (6, 24, 2, 2)],
+    "feature_2": [(6, 32, 3, 2)],
+    "feature_4": [(6, 64, 4, 2), (6, 96, 3, 1)],
+    "feature_6": [(6, 160, 3, 2), (6, 320, 1, 1)],
+}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What tells the published networks apart besides their weights' shapes.
+    """What the shapes of the weights do not say about a published network.
 
     Attributes:
-        activation: The backbone's; the neck always has plain ReLU. No `state_dict` states it.
-        depthwise_ups: Whether the neck's transposed convolutions have one group a channel.
+        activation: The backbone's activation; the neck always has plain ReLU.
+        depthwise_ups: Whether the neck's transposed convolutions have one group per channel.
     """
 
     activation: type[nn.Module]
@@ -46,12 +52,12 @@ VARIANTS = {
 
 
 class CenterFace(nn.Module):
-    """The network, from normalised pictures to the four head maps; its weights are random.
+    """The network from normalised pictures to the four head maps, with random weights.
 
     Args:
         convention: The model convention, a key of `VARIANTS`.
-        neck_width: Channels of the neck, which the weights decide: 64 with the default options of
-            the training code (`head_conv`), 24 in the original authors' file.
+        neck_width: Channels of the neck: 64 with the default options of the training code
+            (`head_conv`), 24 in the original authors' file.
     """
 
     def __init__(self, convention: str, neck_width: int) -> None:
@@ -64,31 +70,11 @@ class CenterFace(nn.Module):
         self.hm_offset = nn.Conv2d(neck_width, 2, 1)
         self.landmarks = nn.Conv2d(neck_width, 10, 1)
 
-    @classmethod
-    def without_weights(cls, convention: str, neck_width: int) -> CenterFace:
-        """The network with shapes only, on PyTorch's "meta" device; it needs no memory."""
-        with torch.device("meta"):
-            return cls(convention, neck_width).eval()
-
-    def with_weights(self, state: Mapping[str, torch.Tensor]) -> CenterFace:
-        """This network on the CPU with the weights of a `state_dict`; returns itself.
-
-        Args:
-            state: Names, shapes and dtypes are this network's. The counters
-                `num_batches_tracked`, which inference does not read, may be absent.
-        """
-        self.to_empty(device="cpu")
-        counters = [name for name in self.state_dict() if name.endswith(BATCH_COUNTER)]
-        self.load_state_dict({**dict.fromkeys(counters, torch.tensor(0)), **state})
-        return self
-
-    def forward(
-        self, x: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Head maps of a batch.
 
         Args:
-            x: (n, 3, H, W) float, normalised, H and W multiples of `INPUT_MULTIPLE`.
+            x: (n, 3, H, W) float, normalised; H and W are multiples of 32, the deepest stride.
 
         Returns:
             `hm` (n, 1, H/4, W/4) in 0..1, `wh` (n, 2, ..), `hm_offset` (n, 2, ..) and
@@ -98,6 +84,40 @@ class CenterFace(nn.Module):
         return self.hm(y), self.wh(y), self.hm_offset(y), self.landmarks(y)
 
 
+class Normalize(nn.Module):
+    """(n, H, W, 3) uint8 BGR pictures to (n, 3, H, W) float32: (u8 * scale - mean) / std.
+
+    The steps and their order are those of `cfdist.preprocess.to_model_input`, so the bits are too.
+
+    Args:
+        contract: The network's own input; its colour order, scale, mean and std are followed.
+    """
+
+    order: torch.Tensor | None
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(self, contract: InputContract) -> None:
+        super().__init__()
+        self.scale = contract.scale
+        self.shifts = any(contract.mean) or any(value != 1.0 for value in contract.std)
+        is_rgb = contract.color == "RGB"
+        self.register_buffer("order", torch.tensor([2, 1, 0]) if is_rgb else None)
+        for name, values in (("mean", contract.mean), ("std", contract.std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(3, 1, 1))
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        """See the class; the result keeps the pictures' memory order, channels last."""
+        x = pictures.permute(0, 3, 1, 2)
+        if self.order is not None:
+            # `index_select` moves whole planes; reordering the last axis moves single bytes.
+            x = x.index_select(1, self.order)
+        x = x.float()
+        if self.scale != 1.0:
+            x = x * self.scale
+        return (x - self.mean) / self.std if self.shifts else x
+
+
 def fold_batch_norms(network: CenterFace) -> CenterFace:
     """A copy of the network for inference: each batch norm folded into its convolution.
 
@@ -105,9 +125,7 @@ def fold_batch_norms(network: CenterFace) -> CenterFace:
     rounding only.
     """
     folded = copy.deepcopy(network).eval().double()
-    for module in folded.modules():
-        if not isinstance(module, nn.Sequential):
-            continue
+    for module in [one for one in folded.modules() if isinstance(one, nn.Sequential)]:
         for i, (conv, norm) in enumerate(itertools.pairwise(list(module))):
             if isinstance(norm, nn.BatchNorm2d):
                 assert isinstance(conv, (nn.Conv2d, nn.ConvTranspose2d))
@@ -123,7 +141,6 @@ def _conv_bn(
     outputs: int,
     kernel: int,
     activation: type[nn.Module] = nn.ReLU,
-    *,
     stride: int = 1,
     groups: int = 1,
     eps: float = 1e-5,
@@ -159,38 +176,26 @@ class _InvertedResidual(nn.Module):
 
 
 class _Backbone(nn.Module):
-    """MobileNetV2 at width 1.0 up to its 320 channels, tapped at strides 4, 8, 16 and 32."""
-
-    CHANNELS = (24, 32, 96, 320)
+    """MobileNetV2 up to its 320 channels; its outputs are the taps, the deepest one last."""
 
     def __init__(self, activation: type[nn.Module]) -> None:
         super().__init__()
+        inputs = 32
+        blocks: list[nn.Module] = [_conv_bn(3, inputs, 3, activation, stride=2)]
+        for name, stages in _BACKBONE_PARTS.items():
+            for expansion, outputs, count, stride in stages:
+                for i in range(count):
+                    step = stride if i == 0 else 1
+                    blocks.append(_InvertedResidual(inputs, outputs, step, expansion, activation))
+                    inputs = outputs
+            self.add_module(name, nn.Sequential(*blocks))
+            blocks = []
 
-        def stage(
-            inputs: int, outputs: int, blocks: int, stride: int, expansion: int = 6
-        ) -> list[nn.Module]:
-            """Blocks; the first one changes channels and stride."""
-            shapes = [(inputs, outputs, stride)] + [(outputs, outputs, 1)] * (blocks - 1)
-            return [_InvertedResidual(*shape, expansion, activation) for shape in shapes]
-
-        self.feature_1 = nn.Sequential(
-            _conv_bn(3, 32, 3, activation, stride=2),
-            *stage(32, 16, blocks=1, stride=1, expansion=1),
-            *stage(16, 24, blocks=2, stride=2),
-        )
-        self.feature_2 = nn.Sequential(*stage(24, 32, blocks=3, stride=2))
-        self.feature_4 = nn.Sequential(
-            *stage(32, 64, blocks=4, stride=2), *stage(64, 96, blocks=3, stride=1)
-        )
-        self.feature_6 = nn.Sequential(
-            *stage(96, 160, blocks=3, stride=2), *stage(160, 320, blocks=1, stride=1)
-        )
-
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        stride_4 = self.feature_1(x)
-        stride_8 = self.feature_2(stride_4)
-        stride_16 = self.feature_4(stride_8)
-        return stride_4, stride_8, stride_16, self.feature_6(stride_16)
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        taps = [x]
+        for part in self.children():
+            taps.append(part(taps[-1]))
+        return taps[1:]
 
 
 class _Up(nn.Module):
@@ -216,16 +221,16 @@ class _Neck(nn.Module):
 
     def __init__(self, width: int, depthwise_ups: bool) -> None:
         super().__init__()
-        stride_4, stride_8, stride_16, stride_32 = _Backbone.CHANNELS
-        self.conv = _conv_bn(stride_32, width, 1, eps=_NECK_EPS)
+        *channels, deepest = (stages[-1][1] for stages in _BACKBONE_PARTS.values())
+        self.conv = _conv_bn(deepest, width, 1, eps=_NECK_EPS)
+        for i, tap_channels in enumerate(reversed(channels)):
+            self.add_module(f"up_{i}", _Up(width, tap_channels, depthwise_ups))
         self.conv_last = _conv_bn(width, width, 3)
-        self.up_0 = _Up(width, stride_16, depthwise_ups)
-        self.up_1 = _Up(width, stride_8, depthwise_ups)
-        self.up_2 = _Up(width, stride_4, depthwise_ups)
 
-    def forward(self, taps: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        stride_4, stride_8, stride_16, stride_32 = taps
-        x = self.up_0(self.conv(stride_32), stride_16)
-        x = self.up_1(x, stride_8)
-        y: torch.Tensor = self.conv_last(self.up_2(x, stride_4))
+    def forward(self, taps: list[torch.Tensor]) -> torch.Tensor:
+        conv, *ups, conv_last = self.children()
+        x = conv(taps[-1])
+        for up, tap in zip(ups, taps[-2::-1], strict=True):
+            x = up(x, tap)
+        y: torch.Tensor = conv_last(x)
         return y

@@ -1,27 +1,34 @@
-"""CenterFace checkpoints (`.pth`): read safely, checked whole before anything is loaded."""
+"""CenterFace checkpoints (`.pth`), read safely and checked before any weight is loaded."""
 
 from __future__ import annotations
 
 import contextlib
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
 
 from cfdist.errors import UserError
-from cfdist.network.centerface import BATCH_COUNTER, CenterFace
+from cfdist.network.centerface import CenterFace
 
 _LISTED = 8  # names listed in an error before "and N more"
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-# What wraps a network puts this before each of its names: DataParallel, torch.compile.
+# A weight with one value per channel of the neck.
+_NECK_VECTOR = "dla_up.conv.1.weight"
+
+# The end of the name of a batch norm's count of training steps. Inference does not read the count,
+# and old PyTorch did not write it.
+_COUNTER = ".num_batches_tracked"
+
+# DataParallel and torch.compile put these before each name of the network that they wrap.
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
 
-# Archives of whole programs, by a file that only they have: their kind, and how to get the weights.
+# A file that only archives of whole programs have -> their kind, and how to get their weights.
 _PROGRAMS = {
     "constants.pkl": ("TorchScript archive", "torch.jit.load(old_path).state_dict()"),
     "archive_format": ("torch.export archive", "torch.export.load(old_path).state_dict"),
@@ -30,14 +37,12 @@ _PROGRAMS = {
 _State = Mapping[str, torch.Tensor]
 
 
-def load_network(path: Path | str, convention: str) -> CenterFace:
+def load_network(path: Path, convention: str) -> CenterFace:
     """The network of a checkpoint, float32 on the CPU, in evaluation mode.
 
-    A plain `state_dict` and `{"state_dict": ...}` are taken, with or without the prefixes of
-    `DataParallel` (`module.`) and `torch.compile` (`_orig_mod.`). The neck is as wide as the
-    weights say. Weights of 16, 32 or 64 bits become float32. Only tensors are unpickled: a
-    checkpoint runs no code. The counters `num_batches_tracked` may be absent (old PyTorch did not
-    write them, inference does not read them).
+    The file holds a plain `state_dict` or `{"state_dict": ...}`, with or without the prefixes of
+    `DataParallel` (`module.`) and `torch.compile` (`_orig_mod.`). Weights of 16, 32 or 64 bits
+    become float32. Only tensors are unpickled, so a checkpoint cannot run code.
 
     Args:
         path: The `.pth` file.
@@ -47,15 +52,22 @@ def load_network(path: Path | str, convention: str) -> CenterFace:
         UserError: not a file, not a checkpoint, or names, shapes, dtypes or values of another
             network.
     """
-    state = _without_wrapper_prefixes(_state_dict(_unpickle(Path(path)), path))
-    network = CenterFace.without_weights(convention, _neck_width(state, convention, path))
-    _check_shapes(state, network.state_dict(), path)
-    return network.with_weights(_float32_weights(state, path))
+    state = _state_dict(_unpickle(path), path)
+    while all(name.startswith(_WRAPPER_PREFIXES) for name in state):  # wrappers can be nested
+        state = {name.partition(".")[2]: value for name, value in state.items()}
+    width = state[_NECK_VECTOR].numel() if _NECK_VECTOR in state else 1
+    with torch.device("meta"):  # shapes only, until the weights are assigned
+        network = CenterFace(convention, max(1, width)).eval()
+    expected = network.state_dict()
+    counters = {name: torch.tensor(0) for name in expected if name.endswith(_COUNTER)}
+    weights = {name: value for name, value in state.items() if name not in counters}
+    _check_names_and_shapes({**weights, **counters}, expected, path)
+    network.load_state_dict({**_float32(weights, path), **counters}, assign=True)
+    return network
 
 
-def listed(names: Iterable[str]) -> str:
-    """Names in one line, the first few of many."""
-    names = list(names)
+def _first_few(names: Sequence[str]) -> str:
+    """Names in one line; only the first `_LISTED` of many."""
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
 
@@ -94,18 +106,18 @@ def _why_not_a_checkpoint(path: Path, error: Exception) -> str:
     )
 
 
-def _state_dict(content: Any, path: Path | str) -> _State:
+def _state_dict(content: Any, path: Path) -> _State:
     """The weights in what a checkpoint file holds."""
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    entries = content if isinstance(content, Mapping) else {}
+    state = entries.get("state_dict", entries)
     if _is_state_dict(state):
         return state
-    entries = content.items() if isinstance(content, Mapping) else ()
-    elsewhere = [name for name, value in entries if _is_state_dict(value)]
+    elsewhere = [repr(name) for name, value in entries.items() if _is_state_dict(value)]
     hint = "as torch.save(model.state_dict(), path) writes"
     if elsewhere:
         hint = (
-            f"but there are weights under {listed(map(repr, elsewhere))}; save the right ones anew "
-            f"as torch.save({{'state_dict': torch.load(old_path)[{elsewhere[0]!r}]}}, path)"
+            f"but there are weights under {_first_few(elsewhere)}; save the right ones anew as "
+            f"torch.save({{'state_dict': torch.load(old_path)[{elsewhere[0]}]}}, path)"
         )
     raise UserError(
         f"checkpoint {path}: holds no weights; expected a state_dict (names to tensors) or a "
@@ -117,98 +129,54 @@ def _is_state_dict(value: Any) -> TypeGuard[_State]:
     return (
         isinstance(value, Mapping)
         and bool(value)
-        and all(isinstance(name, str) for name in value)
-        and all(isinstance(tensor, torch.Tensor) for tensor in value.values())
+        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items())
     )
 
 
-def _without_wrapper_prefixes(state: _State) -> _State:
-    """The state with the network's own names; wrappers may be nested in any order."""
-    for prefix in _WRAPPER_PREFIXES:
-        if all(name.startswith(prefix) for name in state):
-            inner = {name.removeprefix(prefix): value for name, value in state.items()}
-            return _without_wrapper_prefixes(inner)
-    return state
-
-
-def _neck_width(state: _State, convention: str, path: Path | str) -> int:
-    """The width of the neck, on which all weights have to agree.
-
-    Raises:
-        UserError: names of another network, or no width.
-    """
-    # A weight that grows with the neck has the neck's width as its first axis that grows.
-    narrow = CenterFace.without_weights(convention, 2).state_dict()
-    wide = CenterFace.without_weights(convention, 3).state_dict()
-    _check_names(state, narrow, path)
-    names_by_width: dict[int, list[str]] = {}
-    for name, value in wide.items():
-        differs = [a != b for a, b in zip(narrow[name].shape, value.shape, strict=True)]
-        if any(differs) and name in state and state[name].ndim == value.ndim:
-            names_by_width.setdefault(state[name].shape[differs.index(True)], []).append(name)
-    found = "; ".join(f"{width} in {listed(names)}" for width, names in names_by_width.items())
-    if len(names_by_width) != 1:
-        raise _other_network(path, f"the neck's widths disagree: {found or 'none is stated'}")
-    (width,) = names_by_width
-    if width == 0:
-        raise _other_network(path, f"the neck has no channels: {found}")
-    return width
-
-
-def _check_names(state: _State, expected: _State, path: Path | str) -> None:
-    missing = [name for name in expected if name not in state and not name.endswith(BATCH_COUNTER)]
-    unexpected = [name for name in state if name not in expected]
-    problems = {"missing": missing, "unexpected": unexpected}
-    found = "; ".join(f"{what} {listed(names)}" for what, names in problems.items() if names)
+def _check_names_and_shapes(weights: _State, expected: _State, path: Path) -> None:
+    problems = {
+        "missing": [name for name in expected if name not in weights],
+        "unexpected": [name for name in weights if name not in expected],
+    }
+    if not any(problems.values()):
+        problems["misshapen"] = [
+            f"{name} {_shape(weights[name])} instead of {_shape(value)}"
+            for name, value in expected.items()
+            if weights[name].shape != value.shape
+        ]
+    found = "; ".join(f"{what} {_first_few(names)}" for what, names in problems.items() if names)
     if found:
-        raise _other_network(path, found)
+        raise UserError(
+            f"checkpoint {path}: not this CenterFace's weights: {found}; give a checkpoint of this "
+            "network, or choose the model that it belongs to"
+        )
 
 
-def _check_shapes(state: _State, expected: _State, path: Path | str) -> None:
-    misshapen = [
-        f"{name} {_shape(state[name])} instead of {_shape(value)}"
-        for name, value in expected.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if misshapen:
-        raise _other_network(path, f"misshapen {listed(misshapen)}")
-
-
-def _float32_weights(state: _State, path: Path | str) -> _State:
-    """The weights as finite float32 tensors; counters stay as they are.
+def _float32(weights: _State, path: Path) -> _State:
+    """The weights as float32.
 
     Raises:
         UserError: integers, complex, quantised or sparse weights, or values that are not finite.
     """
-    weights = {name: value for name, value in state.items() if not name.endswith(BATCH_COUNTER)}
     odd = [
         f"{name} ({value.dtype}, {value.layout}, {value.device})"
-        for name, value in state.items()
-        if value.layout != torch.strided
-        or value.is_meta
-        or (name in weights and value.dtype not in _FLOATS)
+        for name, value in weights.items()
+        if value.layout != torch.strided or value.is_meta or value.dtype not in _FLOATS
     ]
     if odd:
         raise UserError(
-            f"checkpoint {path}: weights that are no plain floats: {listed(odd)}; save them anew "
-            "as dense float32 tensors, before any quantisation"
+            f"checkpoint {path}: weights that are no plain floats: {_first_few(odd)}; save them "
+            "anew as dense float32 tensors, before any quantisation"
         )
-    weights = {name: value.float() for name, value in weights.items()}
-    not_finite = [name for name, value in weights.items() if not bool(value.isfinite().all())]
+    floats = {name: value.float() for name, value in weights.items()}
+    not_finite = [name for name, value in floats.items() if not bool(value.isfinite().all())]
     if not_finite:
         raise UserError(
-            f"checkpoint {path}: NaN or infinite values in {listed(not_finite)}; the training "
+            f"checkpoint {path}: NaN or infinite values in {_first_few(not_finite)}; the training "
             "diverged or the file is damaged, give another checkpoint"
         )
-    return {**state, **weights}
+    return floats
 
 
 def _shape(value: torch.Tensor) -> str:
     return "x".join(map(str, value.shape)) or "scalar"
-
-
-def _other_network(path: Path | str, found: str) -> UserError:
-    return UserError(
-        f"checkpoint {path}: not this CenterFace's weights: {found}; give a checkpoint of this "
-        "network, or choose the model that it belongs to"
-    )

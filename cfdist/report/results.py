@@ -63,12 +63,12 @@ class Results:
     """
 
     job: str
-    ap: dict[str, dict[str, float]]
-    total: int
-    done: int
-    failures: Sequence[tuple[str, str]]
     seconds: dict[str, float | None]
     config: dict[str, Any]
+    ap: dict[str, dict[str, float]] = field(default_factory=dict)
+    total: int = 0
+    done: int = 0
+    failures: Sequence[tuple[str, str]] = ()
     throughput: dict[str, float | None] | None = None
     devices: Sequence[dict[str, Any]] = field(default_factory=list)
     model: dict[str, str] | None = None

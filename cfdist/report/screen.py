@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from cfdist.config import Config
     from cfdist.distributed.plan import DevicePlan
     from cfdist.distributed.rounds import Listener
-    from cfdist.network.export import ExportReport
     from cfdist.report.phases import Phases
     from cfdist.widerface.manifest import Manifest
 
@@ -166,17 +165,18 @@ def print_path(path: Path) -> None:
     console.print(f"results: {path}", markup=False)
 
 
-def print_export(report: ExportReport) -> None:
-    """Say what was exported and how far it is from PyTorch."""
-    shape = ", ".join(map(str, report.input_shape))
+def print_export(report: dict[str, Any]) -> None:
+    """Say what was exported and how far it is from PyTorch: the results' section `export`."""
+    shape = ", ".join(map(str, report["input"]["shape"]))
     console.print(
-        f"{report.path}: opset {report.opset}, {report.size / 1e6:.1f} MB, input "
-        f"{report.input_dtype} ({shape})",
+        f"{report['path']}: opset {report['opset']}, {report['bytes'] / 1e6:.1f} MB, input "
+        f"{report['input']['dtype']} ({shape})",
         markup=False,
     )
-    table = titled_table("largest difference from PyTorch", ["pictures"], report.output_shapes)
-    for kind, differences in report.differences.items():
-        table.add_row(kind, *(f"{differences[name]:.1e}" for name in report.output_shapes))
+    outputs = list(report["outputs"])
+    table = titled_table("largest difference from PyTorch", ["pictures"], outputs)
+    for kind, differences in report["max_difference"].items():
+        table.add_row(kind, *(f"{differences[name]:.1e}" for name in outputs))
     console.print(table)
 
 

@@ -403,14 +403,14 @@ def test_an_om_that_picks_its_own_peaks(make, tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed (requirements-torch.txt)")
     from cfdist.decode import Peaks, select_peaks
     from cfdist.network.centerface import CenterFace
-    from cfdist.network.export import ExportSettings, export_onnx
+    from cfdist.network.export import export_onnx
 
     network = CenterFace("centerface_pytorch", neck_width=24).eval()
     graphs = {}
     for peaks in (False, True):
         path = tmp_path / f"{peaks}.onnx"
         own = InputContract(64, 64, None, "float32", "NCHW")
-        export_onnx(network, path, ExportSettings(own, picks_peaks=peaks, top_k=20))
+        export_onnx(network, path, own, top_k=20 if peaks else None)
         graphs[peaks] = path.read_bytes()
     pictures = np.random.default_rng(0).normal(size=(3, 3, 64, 64)).astype(np.float32)
 

@@ -17,7 +17,7 @@ from cfdist.backends.torch import TorchBackend, choose_device  # noqa: E402
 from cfdist.errors import UserError  # noqa: E402
 from cfdist.model import ModelSpec, locate_model  # noqa: E402
 from cfdist.network.checkpoint import load_network  # noqa: E402
-from cfdist.network.export import ExportSettings, export_onnx  # noqa: E402
+from cfdist.network.export import export_onnx  # noqa: E402
 from cfdist.preprocess import to_model_input  # noqa: E402
 
 CPU = DeviceSettings(threads=1, options={"device": "cpu"})
@@ -79,7 +79,7 @@ def test_checkpoint_and_its_export_in_the_other_backends(shared, pictures, tmp_p
     path = tmp_path / "m.onnx"
     network = load_network(checkpoint, "centerface_pytorch")
     spec = model_spec(path, "centerface_pytorch")
-    export_onnx(network, path, ExportSettings(spec.float_contract()))
+    export_onnx(network, path, spec.float_contract())
     openvino = DeviceSettings(threads=1, options={"precision": "f32"})
     assert_same_heads(heads, OpenVINOBackend(spec, openvino).infer(pictures))
     providers = DeviceSettings(threads=1, options={"providers": ["CPUExecutionProvider"]})

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from cfdist.errors import UserError
 from cfdist.model import locate_model
 
-AUTHORS_OUTPUTS = ("537", "538", "539", "540")  # heat map, scale, offset, landmarks
 HEADS = ("hm", "wh", "hm_offset", "landmarks")
 
 # The normalisation of `centerface_pytorch`.

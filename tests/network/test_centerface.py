@@ -1,4 +1,4 @@
-"""The layers against the reference network's outputs."""
+"""The layers against the reference network's outputs and the host's normalisation."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 
 from cfdist.decode import CONVENTIONS  # noqa: E402
-from cfdist.network.centerface import VARIANTS, CenterFace, fold_batch_norms  # noqa: E402
+from cfdist.network.centerface import (  # noqa: E402
+    VARIANTS,
+    CenterFace,
+    Normalize,
+    fold_batch_norms,
+)
 from cfdist.network.checkpoint import load_network  # noqa: E402
+from cfdist.preprocess import InputContract, to_model_input  # noqa: E402
 from tests.network.conftest import HEADS  # noqa: E402
+
+triples = st.tuples(*[st.floats(0.125, 2.0, width=32)] * 3)
 
 
 def lively(convention: str, seed: int) -> CenterFace:
@@ -38,7 +46,7 @@ def test_state_dict_has_the_published_names_and_shapes(state_dict_shapes):
 def test_variants_differ_only_in_their_transposed_convolutions(state_dict_shapes):
     network = CenterFace("centerface", 24)
     shapes = {name: list(value.shape) for name, value in network.state_dict().items()}
-    assert list(shapes) == list(state_dict_shapes)
+    assert shapes.keys() == state_dict_shapes.keys()
     different = [name for name in shapes if shapes[name] != state_dict_shapes[name]]
     assert different == [f"dla_up.up_{i}.up.0.weight" for i in range(3)]
     assert set(VARIANTS) == set(CONVENTIONS)
@@ -69,3 +77,18 @@ def test_folding_changes_rounding_only(convention, seed):
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.modules())
     after = network.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    color=st.sampled_from(["BGR", "RGB"]),
+    scale=st.sampled_from([1.0, 1 / 255]),
+    mean=st.one_of(st.just((0.0, 0.0, 0.0)), triples),
+    std=st.one_of(st.just((1.0, 1.0, 1.0)), triples),
+    seed=st.integers(0, 2**31),
+)
+def test_bits_are_those_of_the_host(color, scale, mean, std, seed):
+    letterboxed = np.random.default_rng(seed).integers(0, 256, (2, 8, 6, 3), np.uint8)
+    contract = InputContract(8, 6, None, "float32", "NCHW", color, mean, std, scale)
+    ours = Normalize(contract)(torch.from_numpy(letterboxed))
+    np.testing.assert_array_equal(ours.numpy(), to_model_input(letterboxed, contract))

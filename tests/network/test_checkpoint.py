@@ -84,8 +84,7 @@ def test_necks_that_disagree(tmp_path, state):
     wide = CenterFace("centerface_pytorch", 64).state_dict()
     mixed = {**state, **{name: wide[name] for name in wide if name.startswith("dla_up.up_1.up.")}}
     message = refusal(tmp_path / "m.pth", mixed)
-    assert "the neck's widths disagree: 24 in dla_up.conv.0.weight, " in message
-    assert "; 64 in dla_up.up_1.up.0.weight, dla_up.up_1.up.1.weight, " in message
+    assert "misshapen dla_up.up_1.up.0.weight 64x1x2x2 instead of 24x1x2x2, dla_up.up_1" in message
     assert len(message) < 1000
 
 
@@ -102,9 +101,8 @@ def test_a_neck_without_channels(tmp_path):
         state = CenterFace("centerface", 0).state_dict()
     path = tmp_path / "m.pth"
     torch.save(state, path)
-    with pytest.raises(UserError, match="the neck has no channels: 0 in dla_up") as caught:
+    with pytest.raises(UserError, match=r"dla_up\.conv\.0\.weight 0x320x1x1 instead of 1x320"):
         load_network(path, "centerface")
-    assert "\n" not in str(caught.value)
 
 
 def test_another_number_of_channels_in_a_head(tmp_path, state):
