@@ -16,7 +16,7 @@ from cfdist.distributed.work import item_work
 from cfdist.errors import UserError
 from cfdist.machine import available_cores
 from cfdist.report import screen
-from cfdist.report.phases import Phases
+from cfdist.report.results import Phases
 from cfdist.throughput import host, tables
 from cfdist.throughput.device import loop_devices
 from cfdist.throughput.loops import LoopReport

@@ -9,8 +9,6 @@ from cfdist.config.installation import CONFIG_FOLDER as CONFIG_FOLDER
 from cfdist.config.messages import SEE_HELP as SEE_HELP
 from cfdist.config.messages import no_such_choice as no_such_choice
 from cfdist.config.messages import one_line as one_line
-from cfdist.config.schema import JOBS as JOBS
-from cfdist.config.schema import BackendConfig as BackendConfig
 from cfdist.config.schema import CompareConfig as CompareConfig
 from cfdist.config.schema import Config as Config
 from cfdist.config.schema import DatasetConfig as DatasetConfig

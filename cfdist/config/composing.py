@@ -13,10 +13,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
-from cfdist.config.help import help_text
 from cfdist.config.installation import CONFIG_FOLDER
-from cfdist.config.messages import allowed, refused_value
-from cfdist.config.schema import IS_PATH, Config, all_fields, default_values
+from cfdist.config.messages import allowed, help_text, refused_value
+from cfdist.config.schema import PATH, Config, all_fields
 from cfdist.errors import UserError
 
 
@@ -51,8 +50,12 @@ def register(*, with_help: bool = False) -> None:
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
+    defaults = OmegaConf.create()
+    for key, field in all_fields().items():
+        value = "???" if field.is_required() else field.default
+        OmegaConf.update(defaults, key, value)
     store = ConfigStore.instance()
-    store.store(name="schema", node=default_values())
+    store.store(name="schema", node=defaults)
     page = help_text().replace("$", "$$") if with_help else ""
     node = {"app_name": "cfdist", "header": "", "footer": "", "template": page}
     store.store(group="hydra/help", name="cfdist", node=node)
@@ -66,4 +69,4 @@ def group_choices(group: str) -> list[str]:
 
 def path_keys() -> set[str]:
     """The keys whose values are paths."""
-    return {key for key, field in all_fields() if IS_PATH.text in allowed(field)}
+    return {key for key, field in all_fields().items() if PATH in allowed(field)}

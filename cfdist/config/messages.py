@@ -1,8 +1,9 @@
-"""What a person is told of settings that do not fit: one line, with what to do."""
+"""What a person is told about settings: the page that `--help` prints, and refusals of one line."""
 
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import re
 from collections.abc import Iterable
@@ -15,19 +16,51 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from cfdist.config.installation import COMMAND
-from cfdist.config.schema import Says, all_fields
+from cfdist.config.schema import all_fields, sections
+from cfdist.errors import ExitCode
 
 SEE_HELP = f"`{COMMAND} --help` explains every key"
 _NOT_KEY_VALUE = f"not of the form key=value; {SEE_HELP}"
 _SEVERAL = "several values; for a run of each add -m, for a list write [a,b]"
 _LIST = "a list"
 
+_INTRODUCTION = """\
+cfdist: the WIDER FACE accuracy and the speed of CenterFace, on many devices at once
+
+  {0} [key=value ...]
+  {0} model.batch=16 devices=2
+  {0} dataset=wider_val dataset.root=WIDER_val dataset.ground_truth=gt
+  {0} job=score predictions=DIR dataset=wider_val dataset.ground_truth=gt
+  {0} -m model.batch=1,4,8        a sweep: one run for each value
+  {0} experiment=published_table  the sweep of the Ascend guide's table
+
+A sweep leaves each run in <output_dir>/<number>, the summary in <output_dir>: sweep.csv,
+sweep.md (with the published figures beside) and throughput.png.
+
+Exit codes:
+{1}
+"""
+
+
+def help_text() -> str:
+    """Every key with what it means, what its value may be, and its default."""
+    codes = "\n".join(f"  {code.value:<4} {code.meaning}" for code in ExitCode)
+    lines = [_INTRODUCTION.format(COMMAND, codes)]
+    for section, fields in sections():
+        lines += [inspect.getdoc(section) or ""]
+        for key, field in fields.items():
+            meaning = " ".join((field.description or "").split())
+            default = "" if field.is_required() else f"; default {shown(field.default)}"
+            lines.append(f"  {key:<22} {meaning} [{allowed(field)}{default}]")
+        lines.append("")
+    return "\n".join(lines)
+
 
 def refused_value(error: ValidationError, values: dict[str, Any]) -> str:
     """The first thing that is wrong with composed settings: the key, its value, what it may be."""
     problem = error.errors(include_url=False)[0]
-    fields, key, value = dict(all_fields()), "", cast(Any, values)
-    for place in problem["loc"]:  # behind a key follow indices of lists and choices of unions
+    fields, key, value = all_fields(), "", cast(Any, values)
+    for place in problem["loc"]:  # after a key follow indices of lists and choices of unions
         if key in fields or not isinstance(value, dict):
             break
         key, value = f"{key}.{place}".lstrip("."), value[str(place)]
@@ -51,9 +84,8 @@ def _options(field: FieldInfo) -> list[str]:
     """The possibilities that a value has, in words."""
     kind, rules = field.annotation, field.metadata
     inner = get_args(kind)
-    for rule in rules:
-        if isinstance(rule, Says):
-            return [rule.text]
+    if field.title:
+        return [field.title]
     if get_origin(kind) in (Union, UnionType):
         return [option for one in inner for option in _options(FieldInfo.from_annotation(one))]
     if get_origin(kind) is Literal:
@@ -119,6 +151,6 @@ def no_such_choice(group: str, choice: str, choices: Iterable[str]) -> str:
 
 def no_such_key(key: str) -> str:
     """What a person is told of a key that does not exist."""
-    close = difflib.get_close_matches(key, [name for name, _ in all_fields()], n=1)
+    close = difflib.get_close_matches(key, all_fields(), n=1)
     hint = f"did you mean {close[0]}?" if close else SEE_HELP
     return f"{key}: no such key; {hint}"

@@ -12,8 +12,7 @@ from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
 from cfdist.distributed.work import item_work
 from cfdist.execution import PictureSupply
 from cfdist.report.evaluation import evaluation_results, preset_notes, replacement_notes
-from cfdist.report.phases import START_UP, Phases
-from cfdist.report.results import Results, batch_statistics
+from cfdist.report.results import START_UP, Phases, Results, batch_statistics
 from cfdist.throughput.bound import find_bound
 from cfdist.throughput.host import HostFigures
 from cfdist.throughput.loops import LoopReport, common_rates

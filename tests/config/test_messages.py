@@ -1,4 +1,4 @@
-"""Every kind of setting that does not fit, and the one line that a person is told."""
+"""The help page, every kind of setting that does not fit, and the one line that it gets."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cfdist import config
 from cfdist.command.arguments import prepare_arguments
-from cfdist.config.messages import SEE_HELP, allowed, shown
+from cfdist.config.messages import SEE_HELP, allowed, help_text, shown
 from cfdist.config.schema import all_fields
-from cfdist.errors import UserError
+from cfdist.errors import ExitCode, UserError
 
 
 def refusal(*arguments: str) -> str:
@@ -155,7 +155,7 @@ def test_the_first_of_several_is_named():
 
 
 def test_every_key_says_what_it_may_be():
-    for key, field in all_fields():
+    for key, field in all_fields().items():
         assert allowed(field), key
 
 
@@ -171,3 +171,16 @@ def test_every_key_says_what_it_may_be():
 )
 def test_values_are_shown_as_they_are_typed(value, text):
     assert shown(value) == text
+
+
+def test_every_key_is_explained_on_a_line_of_its_own():
+    lines = {line.split()[0]: line for line in help_text().splitlines() if line.strip()}
+    for key, field in all_fields().items():
+        meaning, _, allowed = lines[key].partition("[")
+        assert len(meaning.split()) > 2, f"{key} is not explained"
+        assert ("; default " in allowed) == (not field.is_required())
+
+
+def test_every_exit_code_is_explained():
+    for code in ExitCode:
+        assert f"\n  {code.value:<4} {code.meaning}\n" in help_text()
