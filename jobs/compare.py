@@ -42,7 +42,6 @@ def main(config: Config, output: Path, started: float) -> int:
         comparison[side] = about | {"backend": model.backend, "ap": ap}
     results = Results(
         job="compare",
-        ap={},
         total=len(manifest.items),
         done=len(manifest.items) - len(tally.failures),
         failures=sorted(tally.failures.items()),

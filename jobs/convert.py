@@ -39,10 +39,6 @@ def main(config: Config, output: Path, started: float) -> int:
             screen.console.print(f"{result.om}: {state}", markup=False)
     results = Results(
         job="convert",
-        ap={},
-        total=0,
-        done=0,
-        failures=[],
         seconds=phase_seconds(started, ready, ended),
         model={"path": str(spec.path), "sha256": spec.sha256},
         config=config.model_dump(),

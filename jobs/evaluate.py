@@ -13,7 +13,7 @@ from cfdist.files import JOURNAL, PARQUET, PREDICTIONS
 from cfdist.machine import reset_peak_memory
 from cfdist.report import screen
 from cfdist.report.evaluation import evaluation_results
-from cfdist.report.results import Phases, refuse_empty_gate
+from cfdist.report.results import Phases, check_gate
 
 
 def main(config: Config, output: Path, started: float) -> int:
@@ -21,7 +21,7 @@ def main(config: Config, output: Path, started: float) -> int:
     phases = Phases(started)
     phases.end("imports")
     reset_peak_memory()
-    refuse_empty_gate(config)
+    check_gate(config)
     model = execution.find_model(config, output)
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth).repeated(config.dataset.repeat)

@@ -43,10 +43,6 @@ def main(config: Config, output: Path, started: float) -> int:
 
     results = Results(
         job="export",
-        ap={},
-        total=0,
-        done=0,
-        failures=[],
         seconds=phase_seconds(started, ready, ended),
         model={"path": str(spec.path), "sha256": spec.sha256},
         config=config.model_dump(),

@@ -10,20 +10,14 @@ from cfdist.config import Config
 from cfdist.errors import UserError
 from cfdist.machine import available_cores
 from cfdist.report import screen
-from cfdist.report.results import (
-    Results,
-    chosen_first,
-    expected_ap,
-    phase_seconds,
-    refuse_empty_gate,
-)
+from cfdist.report.results import Results, check_gate, chosen_first, expected_ap, phase_seconds
 from cfdist.widerface.predictions import find_prediction_files
 from cfdist.widerface.scoring import score_files
 
 
 def main(config: Config, output: Path, started: float) -> int:
     """Score, show and write the results; returns the exit code."""
-    refuse_empty_gate(config)
+    check_gate(config)
     if config.predictions is None:
         raise UserError("predictions: not given; name the folder of <event>/<name>.txt files")
     truth = inputs.find_ground_truth(config.dataset)

@@ -84,15 +84,16 @@ def run_job(composed: DictConfig) -> None:
     Only an interruption passes, so that in a multirun the failure of one job does not stop the
     others.
     """
-    started, output = _start_time(), None
+    started, number = _start_time(), _run_number()
+    folder, output = None, None
     try:
         checked = config.load(composed)
-        output = _run_output(checked.output_dir)
+        folder = Path(checked.output_dir).expanduser().absolute()
+        output = folder if number is None else folder / str(number)
         checked.output_dir = composed.output_dir = str(output)
         code, reason = _run(checked, OmegaConf.to_yaml(composed, resolve=True), output, started)
     except KeyboardInterrupt as interruption:
-        again = output.parent if output and _run_number() is not None else output
-        where = f"; output_dir={again} goes on where this stopped" if again else ""
+        where = f"; output_dir={folder} goes on where this stopped" if folder else ""
         fail(explain(interruption)[0], f"interrupted{where}")
         raise
     except Exception as error:
@@ -153,13 +154,6 @@ def explain(error: BaseException, output: str | Path | None = None) -> tuple[Exi
 def _internal(error: BaseException) -> str:
     last = (str(error).strip().splitlines() or [""])[-1]
     return f"internal error: {type(error).__name__}: {last}"
-
-
-def _run_output(output_dir: str) -> Path:
-    """The run's folder: `output_dir`, or in a multirun the job's own folder in it."""
-    folder = Path(output_dir).expanduser().absolute()
-    number = _run_number()
-    return folder if number is None else folder / str(number)
 
 
 def _run_number() -> int | None:

@@ -59,7 +59,7 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
             try:
                 write_text(folder / CONFIG, config_yaml)
             except OSError as error:
-                # The message for it is about the folder: no file name.
+                # Without the temporary file's name; the message then names the folder.
                 reason = f"{CONFIG} cannot be written ({error.strerror})"
                 raise OSError(error.errno, reason) from None
             with _logging_to(folder / LOG):
@@ -94,11 +94,10 @@ def finished_results(folder: Path, config_yaml: str) -> dict[str, Any] | None:
     Raises:
         UserError: `results.json` is damaged or no run's.
     """
-    if not (folder / RESULTS).is_file() or not (folder / CONFIG).is_file():
-        return None
-    if (folder / CONFIG).read_bytes() != config_yaml.encode():
-        return None
-    return read_results(folder)
+    written = folder / CONFIG
+    has_both = (folder / RESULTS).is_file() and written.is_file()
+    is_same = has_both and written.read_bytes() == config_yaml.encode()
+    return read_results(folder) if is_same else None
 
 
 def read_results(folder: Path) -> dict[str, Any]:

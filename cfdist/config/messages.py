@@ -6,7 +6,6 @@ import difflib
 import inspect
 import json
 import re
-from collections.abc import Iterable
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin
 
@@ -15,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from cfdist.config.installation import COMMAND
+from cfdist.config.installation import COMMAND, group_choices
 from cfdist.config.schema import all_fields, sections
 from cfdist.errors import ExitCode
 
@@ -82,38 +81,18 @@ def allowed(field: FieldInfo) -> str:
 
 def _options(field: FieldInfo) -> list[str]:
     """The possibilities that a value has, in words."""
-    kind, rules = field.annotation, field.metadata
-    inner = get_args(kind)
     if field.title:
         return [field.title]
+    kind, inner = field.annotation, get_args(field.annotation)
     if get_origin(kind) in (Union, UnionType):
         return [option for one in inner for option in _options(FieldInfo.from_annotation(one))]
     if get_origin(kind) is Literal:
         return [str(choice) for choice in inner]
-    if kind in (int, float):
-        return [_number(kind, rules)]
     if get_origin(kind) is list:
-        length = _limit(rules, "max_length")
-        name = f"{_LIST} of {length} values" if length else _LIST
+        limits = [rule.max_length for rule in field.metadata if hasattr(rule, "max_length")]
+        name = " of ".join([_LIST, *(f"{limit} values" for limit in limits)])
         return [f"{name} in brackets, each value {allowed(FieldInfo.from_annotation(inner[0]))}"]
-    return {bool: ["true", "false"], NoneType: ["null"], str: ["text"]}[kind]
-
-
-def _number(kind: Any, rules: Iterable[Any]) -> str:
-    low, high, above = (_limit(rules, name) for name in ("ge", "le", "gt"))
-    name = "a whole number" if kind is int else "a finite number" if high is None else "a number"
-    if factor := _limit(rules, "multiple_of"):
-        name = f"a multiple of {factor}"
-    if above is not None:
-        return f"{name} above {above}"
-    if low is not None:
-        return f"{name} from {low} {'up' if high is None else f'to {high}'}"
-    return name
-
-
-def _limit(rules: Iterable[Any], name: str) -> Any:
-    """A limit that the rules of a type set, such as "ge"; `None` where they do not."""
-    return next((getattr(rule, name) for rule in rules if hasattr(rule, name)), None)
+    return {bool: ["true", "false"], NoneType: ["null"], str: ["text"]}[cast(Any, kind)]
 
 
 def shown(value: Any) -> str:
@@ -126,11 +105,10 @@ def shown(value: Any) -> str:
 def one_line(error: HydraException | OmegaConfBaseException) -> str:
     """A Hydra or OmegaConf error as one line: what, where, and what to do."""
     message = " ".join(str(error).split())
-    if found := re.search(
-        r"Could not find '([^']+)' Available options in '[^']+': (.*?) Config ", message
-    ):
+    if found := re.search(r"Could not (?:find|load) '([^']+)'", message):
         group, _, choice = found[1].rpartition("/")
-        return no_such_choice(group, choice, found[2].split())
+        if choices := group_choices(group):
+            return f"{group}={choice}: no such choice; there are {', '.join(choices)}"
     if found := re.search(r"Could not override '([^']+)'", message):
         # In a mapping as value it is a key inside that does not exist.
         inner = re.search(rf"full_key: ({re.escape(found[1])}\.\S+)", str(error.__cause__))
@@ -142,11 +120,6 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
     if found := re.match(r"(.*) full_key: (\S+)", message):
         return f"{found[2]}: {found[1]}; {SEE_HELP}"
     return f"{message}; {SEE_HELP}"
-
-
-def no_such_choice(group: str, choice: str, choices: Iterable[str]) -> str:
-    """What a person is told of a choice that a group does not have."""
-    return f"{group}={choice}: no such choice; there are {', '.join(choices)}"
 
 
 def no_such_key(key: str) -> str:

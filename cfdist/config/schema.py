@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -35,23 +35,29 @@ def _word(value: object) -> str:
     return "null" if value is None else str(value)
 
 
+def _between(low: int, high: int | None = None, name: str = "a whole number") -> Any:
+    """A field's limits with the words for them."""
+    end = "up" if high is None else f"to {high}"
+    return Field(ge=low, le=high, title=f"{name} from {low} {end}")
+
+
 PathText = Annotated[str, Field(title=PATH)]
 Strict = Field(strict=True)  # true is no number, 1 is not true, 4.0 is not 4
 Whole = Annotated[int, Strict, BeforeValidator(_from_text)]
-Natural = Annotated[Whole, Field(ge=0)]
-Positive = Annotated[Whole, Field(ge=1)]
-UpTo1024 = Annotated[Whole, Field(ge=1, le=1024)]
-UpToMillion = Annotated[Whole, Field(ge=1, le=1_000_000)]
-PixelCount = Annotated[Whole, Field(ge=32, multiple_of=32)]
-Real = Annotated[float, Strict, BeforeValidator(_from_text), Field(allow_inf_nan=False)]
-PositiveReal = Annotated[Real, Field(gt=0)]
-Fraction = Annotated[Real, Field(ge=0, le=1)]
+Natural = Annotated[Whole, _between(0)]
+Positive = Annotated[Whole, _between(1)]
+UpTo1024 = Annotated[Whole, _between(1, 1024)]
+UpToMillion = Annotated[Whole, _between(1, 1_000_000)]
+PixelCount = Annotated[Whole, Field(ge=32, multiple_of=32, title="a multiple of 32 from 32 up")]
+Real = Annotated[
+    float, Strict, BeforeValidator(_from_text), Field(allow_inf_nan=False, title="a finite number")
+]
+PositiveReal = Annotated[Real, Field(gt=0, title="a finite number above 0")]
+Fraction = Annotated[Real, _between(0, 1, "a number")]
 StrictBool = Annotated[bool, Strict]
+_DEVICES = "a list of different device numbers (0 and up, at most 1024)"
 DeviceList = Annotated[
-    list[Natural],
-    Field(max_length=1024, min_length=1),
-    Field(title="a list of different device numbers (0 and up, at most 1024)"),
-    AfterValidator(_different),
+    list[Natural], Field(min_length=1, max_length=1024, title=_DEVICES), AfterValidator(_different)
 ]
 Protocol = Literal["official", "guide"]
 InputKind = Literal["f32", "u8"]
@@ -105,9 +111,9 @@ class ExpectedConfig(Section):
     hard: Fraction | None = None
     """the same for hard"""
     protocol: Protocol = "official"
-    """the protocol of that AP"""
+    """the protocol of the expected AP"""
     tolerance: Fraction = 0.002
-    """how far below it the measured AP may be"""
+    """how far the measured AP may be below the expected one"""
 
 
 class WeightsConfig(Section):
@@ -146,12 +152,12 @@ class ModelConfig(Section):
     color: Literal["RGB", "BGR"]
     """order of the channels that the network wants"""
     scale: PositiveReal = 1.0
-    """what u8 values are multiplied with first"""
+    """factor for the u8 values, applied first"""
     mean: Annotated[list[Real], Field(min_length=3, max_length=3)]
-    """subtracted after that, per channel in `color` order"""
+    """subtracted after the scaling, per channel in `color` order"""
     std: Annotated[list[PositiveReal], Field(min_length=3, max_length=3)]
-    """divided by after that, per channel in `color` order"""
-    top_k: Annotated[Whole, Field(ge=1, le=10000)] = 200
+    """divisor after the subtraction, per channel in `color` order"""
+    top_k: Annotated[Whole, _between(1, 10000)] = 200
     """peaks kept a picture"""
     nms: Fraction | None = None
     """IoU threshold of the suppression after decoding; null: none"""
@@ -174,15 +180,14 @@ class BackendConfig(Section):
     """onnxruntime: execution providers by falling preference"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """torch: auto (CUDA where there is one), cpu or cuda"""
-    latency_ms: Annotated[Real, Field(ge=0, le=3_600_000)] | None = None
+    latency_ms: Annotated[Real, _between(0, 3_600_000, "a number")] | None = None
     """simulated: milliseconds a batch, 0 is instant; null: the preset's"""
     preset: Literal["310P3"] | None = None
     """simulated: the chip whose published times are taken"""
     fault: Annotated[Literal["nan", "inf", "inf_scores"], BeforeValidator(_word)] | None = None
-    """simulated: what the devices give instead of head maps without a face, to try what a run
-    does"""
+    """simulated: the fault in the devices' head maps, to try how a run deals with it"""
     fault_device: Natural | None = None
-    """simulated: the one device that is faulty; null: all"""
+    """simulated: the number of the only faulty device; null: all are faulty"""
 
 
 class EvalConfig(Section):
@@ -192,7 +197,7 @@ class EvalConfig(Section):
     """official: IoU 0.5, boxes written and scored as the detector gives them; guide: IoU 0.4, boxes
     and scores rounded as the CenterFace script does. Both IoUs are always computed"""
     gate: bool = False
-    """exit code 5 where the AP misses model.expected"""
+    """exit code 5 if the AP misses model.expected"""
 
 
 class BenchmarkConfig(Section):
@@ -206,10 +211,10 @@ class BenchmarkConfig(Section):
     input: Literal["zeros", "random"] = "zeros"
     """inference: what the model is given"""
     readers: Literal["auto"] | UpTo1024 | Annotated[list[UpTo1024], Field(min_length=1)] = "auto"
-    """host: how many reader threads, a number or a list; auto: 1, 2, 4, ... as far as the cores go,
-    and as many as the run has"""
+    """host: number of reader threads, or a list of numbers; auto: 1, 2, 4, ... up to the number of
+    cores, and the number that the run has"""
     pictures: UpToMillion = 300
-    """host, end_to_end: the first N of the data set, which is repeated where it has fewer"""
+    """host, end_to_end: the first N of the data set, which is repeated if it has fewer"""
 
 
 class ExportConfig(Section):
@@ -217,7 +222,7 @@ class ExportConfig(Section):
 
     output: PathText | None = None
     """the ONNX file to write; null: <output_dir>/CenterFace.onnx"""
-    opset: Annotated[Whole, Field(ge=11, le=17)] = 11
+    opset: Annotated[Whole, _between(11, 17)] = 11
     """ONNX operator set; ATC of CANN 6 takes 11"""
     input: InputKind = "f32"
     """f32: normalised NCHW; u8: pictures as they are, NHWC BGR, normalised in the graph"""
@@ -247,11 +252,11 @@ class ConvertConfig(Section):
 class CompareConfig(Section):
     """`job=compare`: past one of these, the exit code is 4."""
 
-    ap: Annotated[Real, Field(ge=0)] = 0.002
+    ap: Annotated[Real, _between(0, None, "a finite number")] = 0.002
     """how far the candidate's AP may be from the reference's"""
     boxes: Fraction = 0.98
     """share of the reference's boxes that the candidate must find again, at IoU 0.9"""
-    cosine: Annotated[Real, Field(ge=-1, le=1)] = 0.999
+    cosine: Annotated[Real, _between(-1, 1, "a number")] = 0.999
     """least cosine similarity of each head's maps"""
 
 
@@ -301,7 +306,7 @@ class ClusterConfig(Section):
     """a running Ray cluster (auto, or host:port); null: one on this machine for this run"""
     dashboard: Literal["auto"] | StrictBool = "auto"
     """start Ray's dashboard with the run's own cluster, which takes about two seconds: true, false,
-    or auto: where the command runs in a terminal"""
+    or auto: if the command runs in a terminal"""
 
 
 class PipelineConfig(Section):
@@ -327,7 +332,7 @@ class Config(Section):
     reference: PathText | None = None
     """job=compare: a model file, or <backend>:<file>; its suffix chooses the backend"""
     candidate: PathText | None = None
-    """job=compare: the model to hold against it, in the same form"""
+    """job=compare: the model to compare with the reference, in the same form"""
     dataset: DatasetConfig
     model: ModelConfig
     backend: BackendConfig

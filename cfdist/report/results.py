@@ -140,7 +140,7 @@ def verdict(content: dict[str, Any]) -> tuple[int, str | None]:
     return 0, None
 
 
-def refuse_empty_gate(config: Config) -> None:
+def check_gate(config: Config) -> None:
     """Refuse a gate that no result can miss.
 
     Raises:
@@ -197,12 +197,9 @@ def batch_statistics(batch_ms: Sequence[float]) -> dict[str, float] | None:
 
 
 def device_entry(name: str, report: DeviceReport, run_seconds: float) -> dict[str, Any]:
-    """An entry of the results' `devices`.
+    """An entry of the results' `devices`, of what a device did in a run of `run_seconds`.
 
-    Args:
-        name: The device's name.
-        report: What the device did.
-        run_seconds: How long the run took, from the first work handed out to the last one done.
+    The run's time counts from the first work handed out to the last work done.
     """
     return {
         "name": name,

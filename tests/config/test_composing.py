@@ -78,8 +78,3 @@ def test_paths_are_known():
     keys = config.path_keys()
     assert {"output_dir", "model.path", "dataset.root", "infer.name", "convert.output"} <= keys
     assert "model.name" not in keys
-
-
-def test_group_choices():
-    assert config.group_choices("eval") == ["guide", "official"]
-    assert config.group_choices("nosuch") == []

@@ -15,11 +15,11 @@ from cfdist.report.results import (
     Phases,
     Results,
     batch_statistics,
+    check_gate,
     chosen_first,
     device_entry,
     expected_ap,
     phase_seconds,
-    refuse_empty_gate,
     verdict,
 )
 from tests.sweep.results import results_of
@@ -176,7 +176,7 @@ def test_nothing_is_expected_of_the_sample_set_or_without_figures(compose):
     ],
 )
 def test_a_gate_that_no_result_can_miss_is_refused(compose, overrides, words):
-    refuse_empty_gate(compose(*EXPECTED, "eval.gate=true"))
-    refuse_empty_gate(compose(*EXPECTED, *overrides))
+    check_gate(compose(*EXPECTED, "eval.gate=true"))
+    check_gate(compose(*EXPECTED, *overrides))
     with pytest.raises(UserError, match=words):
-        refuse_empty_gate(compose(*EXPECTED, "eval.gate=true", *overrides))
+        check_gate(compose(*EXPECTED, "eval.gate=true", *overrides))
