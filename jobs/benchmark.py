@@ -16,7 +16,7 @@ from cfdist.errors import UserError
 from cfdist.execution import Execution
 from cfdist.machine import available_cores
 from cfdist.report import screen
-from cfdist.report.phases import Phases
+from cfdist.report.results import Phases
 from cfdist.throughput import host
 from cfdist.throughput.device import loop_devices
 from cfdist.throughput.results import Figures, benchmark_results
@@ -49,7 +49,7 @@ def main(config: Config, output: Path, started: float) -> int:
         with execution.start(config, [model]) as there:
             phases.end("ray")
             figures.plan = there.plan
-            screen.print_plan(config, model, None, there.plan, there.dashboard)
+            screen.print_plan(config, there, None)
             if "inference" in parts:
                 loops, kind = config.benchmark.loops, config.benchmark.input
                 screen.console.print(

@@ -28,9 +28,7 @@ def main(config: Config, output: Path, started: float) -> int:
     manifest = inputs.find_pictures(config.dataset, truth)
     tally = Tally(truth, config.eval.protocol)
     with execution.start(config, models, streams=1) as there:
-        screen.print_plan(
-            config, models[0], manifest, there.plan, there.dashboard, beside=models[1].backend
-        )
+        screen.print_plan(config, there, manifest)
         ready = time.time()
         with screen.PictureProgress(len(manifest.items)) as progress:
             _run(there, manifest, tally, progress)
@@ -42,7 +40,6 @@ def main(config: Config, output: Path, started: float) -> int:
         comparison[side] = about | {"backend": model.backend} | comparison[side]
     results = Results(
         job="compare",
-        ap={},
         total=len(manifest.items),
         done=len(manifest.items) - len(tally.failures),
         failures=sorted(tally.failures.items()),

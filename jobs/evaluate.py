@@ -8,11 +8,12 @@ from pathlib import Path
 from cfdist import execution, inputs
 from cfdist.config import Config
 from cfdist.distributed.journal import check_identity
+from cfdist.distributed.rounds import EvaluationTask, evaluate_manifest
 from cfdist.files import JOURNAL, PARQUET, PREDICTIONS
 from cfdist.machine import reset_peak_memory
-from cfdist.report import gate, screen
+from cfdist.report import screen
 from cfdist.report.evaluation import evaluation_results
-from cfdist.report.phases import Phases
+from cfdist.report.results import Phases, check_gate
 
 
 def main(config: Config, output: Path, started: float) -> int:
@@ -20,7 +21,7 @@ def main(config: Config, output: Path, started: float) -> int:
     phases = Phases(started)
     phases.end("imports")
     reset_peak_memory()
-    gate.refuse_empty(config)
+    check_gate(config)
     model = execution.find_model(config, output)
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth).repeated(config.dataset.repeat)
@@ -29,20 +30,12 @@ def main(config: Config, output: Path, started: float) -> int:
     phases.end("checks")
     with execution.start(config, [model], feeds_pictures=True) as there:
         phases.end("ray")
-        from cfdist.distributed.rounds import EvaluationTask, evaluate_manifest
-
-        screen.print_plan(config, model, manifest, there.plan, there.dashboard)
+        screen.print_plan(config, there, manifest)
         supply = execution.supply_pictures(config, there, manifest)
         phases.end("pictures")
+        style, make_work = config.eval.protocol, supply.make_work
         task = EvaluationTask(
-            manifest,
-            truth,
-            model,
-            there.plan,
-            output,
-            identity,
-            config.eval.protocol,
-            supply.make_work,
+            manifest, truth, model, there.plan, output, identity, style, make_work
         )
         with screen.PictureProgress(len(manifest.items)) as progress:
             report = evaluate_manifest(task, progress.listener(phases))
@@ -50,11 +43,9 @@ def main(config: Config, output: Path, started: float) -> int:
     phases.end("shut_down")
     results = evaluation_results(config, task, report, supply, phases)
     if model.is_simulated:
-        # They would look like a detector's that has found nothing.
+        # These files would look like those of a detector that finds no faces.
         shutil.rmtree(output / PREDICTIONS)
         (output / PARQUET).unlink()
-    path = results.write(output)
+    exit_code = screen.finish(results, output)
     shutil.rmtree(output / JOURNAL)
-    screen.print_results(results)
-    screen.print_path(path)
-    return results.exit_code
+    return exit_code

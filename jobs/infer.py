@@ -59,7 +59,6 @@ def main(config: Config, output: Path, started: float) -> int:
     total = len(files.items) + len(files.failures)
     results = Results(
         job="infer",
-        ap={},
         total=total,
         done=total - len(failures),
         failures=failures,

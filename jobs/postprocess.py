@@ -55,7 +55,6 @@ def main(config: Config, output: Path, started: float) -> int:
         notes.append(f"output files of {unknown} other names belong to no picture; left out")
     results = Results(
         job="postprocess",
-        ap={},
         total=len(manifest.items),
         done=len(manifest.items) - len(failures),
         failures=sorted(failures),

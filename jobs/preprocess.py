@@ -51,7 +51,6 @@ def main(config: Config, output: Path, started: float) -> int:
         notes.append(f"{resumed} input tensors were there already, of an earlier, interrupted run")
     results = Results(
         job="preprocess",
-        ap={},
         total=total,
         done=total - len(failures),
         failures=sorted(failures),

@@ -9,19 +9,19 @@ from cfdist import inputs
 from cfdist.config import Config
 from cfdist.errors import UserError
 from cfdist.machine import available_cores
-from cfdist.report import gate, screen
-from cfdist.report.results import Results, chosen_first, phase_seconds
+from cfdist.report import screen
+from cfdist.report.results import Results, check_gate, chosen_first, expected_ap, phase_seconds
 from cfdist.widerface.predictions import find_prediction_files
 from cfdist.widerface.scoring import score_files
 
 
 def main(config: Config, output: Path, started: float) -> int:
     """Score, show and write the results; returns the exit code."""
-    gate.refuse_empty(config)
+    check_gate(config)
     if config.predictions is None:
         raise UserError("predictions: not given; name the folder of <event>/<name>.txt files")
     truth = inputs.find_ground_truth(config.dataset)
-    # With the pictures' folder at hand, they are what is expected; without it, the whole set.
+    # If the folder of the pictures is known, only its pictures are expected, else the whole set.
     if config.dataset.root is not None or config.dataset.kind == "sample":
         manifest = inputs.find_pictures(config.dataset, truth)
         expected = [item.id for item in manifest.items]
@@ -52,9 +52,6 @@ def main(config: Config, output: Path, started: float) -> int:
         seconds=phase_seconds(started, ready, read, ended),
         config=config.model_dump(),
         notes=notes,
-        expected=gate.expected(config, ap),
+        expected=expected_ap(config, ap),
     )
-    path = results.write(output)
-    screen.print_results(results)
-    screen.print_path(path)
-    return results.exit_code
+    return screen.finish(results, output)

@@ -39,27 +39,25 @@ class JobOutcome:
     """How a job of this command ended.
 
     Attributes:
-        number: Its number in a multirun, from 0; `None` for the only job of a command.
-        overrides: What was set for it, `key=value` as Hydra writes it.
-        folder: Its folder; `None` where the settings were refused before it was known.
-        exit_code: What the process would end with.
-        reason: Why it has no results, one line; `None` where it has.
+        overrides: The settings of the job, `key=value` as Hydra writes them.
+        folder: The job's folder; `None` if the settings were refused before it was known.
+        exit_code: The process's exit code if this were its only job.
+        reason: Why the job has no results, one line; `None` if it has results.
     """
 
-    number: int | None
     overrides: tuple[str, ...]
     folder: Path | None
     exit_code: int
     reason: str | None = None
 
 
-# Hydra calls `run_job` and the sweep's callback without a place for state: these two are shared.
-outcomes: list[JobOutcome] = []  # one for each job of this command that came to an end
-held = contextlib.ExitStack()  # what is held until the command's end, such as a sweep's folder
+# Hydra gives `run_job` and the sweep's callback no place for state, so they share these two.
+outcomes: list[JobOutcome] = []  # one for each job of this command that has ended, in order
+held = contextlib.ExitStack()  # closed at the command's end; it holds a sweep's folder
 
 
 def main() -> int:
-    """Run the command line `sys.argv`; one that is refused becomes one line on stderr.
+    """Run the command line `sys.argv`; a refused one becomes one line on stderr.
 
     Returns:
         The process's exit code.
@@ -73,54 +71,44 @@ def main() -> int:
         sys.argv[1:] = prepare_arguments(sys.argv[1:])
         with held:
             run(run_job)()
-    except UserError as error:
-        return fail(ExitCode.BAD_INPUT, str(error))
-    except (HydraException, OmegaConfBaseException) as error:
-        return fail(ExitCode.BAD_INPUT, config.one_line(error))
     except KeyboardInterrupt as interruption:
-        return _interrupted(interruption)
-    except OSError as error:
-        return fail(ExitCode.BAD_INPUT, os_reason(error))
+        return explain(interruption)[0]
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+        return fail(*explain(error))
     return max((outcome.exit_code for outcome in outcomes), default=ExitCode.DONE)
 
 
 def run_job(composed: DictConfig) -> None:
     """Check the composed configuration and run its job; Hydra calls it once a job.
 
-    It raises nothing but an interruption, so that in a multirun one job's failure does not stop
-    the others.
+    Only an interruption passes, so that in a multirun the failure of one job does not stop the
+    others.
     """
-    started = _start_time()
-    output, reason = None, None
+    started, number = _start_time(), _run_number()
+    folder, output = None, None
     try:
         checked = config.load(composed)
-        output = run_output(checked.output_dir)
+        folder = Path(checked.output_dir).expanduser().absolute()
+        output = folder if number is None else folder / str(number)
         checked.output_dir = composed.output_dir = str(output)
         code, reason = _run(checked, OmegaConf.to_yaml(composed, resolve=True), output, started)
     except KeyboardInterrupt as interruption:
-        again = output.parent if output and _run_number() is not None else output
-        where = f"; output_dir={again} goes on where this stopped" if again else ""
-        fail(_interrupted(interruption), f"interrupted{where}")
+        where = f"; output_dir={folder} goes on where this stopped" if folder else ""
+        fail(explain(interruption)[0], f"interrupted{where}")
         raise
-    except UserError as error:
-        code, reason = ExitCode.BAD_INPUT, str(error)
-    except OmegaConfBaseException as error:
-        code, reason = ExitCode.BAD_INPUT, config.one_line(error)
-    except OSError as error:
-        code, reason = ExitCode.BAD_INPUT, os_reason(error, output)
     except Exception as error:
-        traceback.print_exc()
-        code, reason = ExitCode.INTERNAL, _internal_reason(error)
+        code, reason = explain(error, output)
+        if code == ExitCode.INTERNAL:
+            traceback.print_exc()
     if reason is not None:
         fail(code, reason)
-    overrides = tuple(HydraConfig.get().overrides.task)
-    outcomes.append(JobOutcome(_run_number(), overrides, output, code, reason))
+    outcomes.append(JobOutcome(tuple(HydraConfig.get().overrides.task), output, code, reason))
 
 
 def _run(
     checked: config.Config, config_yaml: str, output: Path, started: float
 ) -> tuple[int, str | None]:
-    """The job's exit code, and the reason where it broke down."""
+    """The job's exit code, and the reason if it broke down."""
     if _run_number() is not None and (results := finished_results(output, config_yaml)):
         from cfdist.report.results import verdict
 
@@ -133,32 +121,39 @@ def _run(
             raise
         except Exception as error:
             log.exception("the job failed")
-            # The next run of a sweep gets a new session: this one may be what is broken.
+            # The session itself may be broken; the next run of a sweep gets a new one.
             with contextlib.suppress(Exception):
                 session.close_shared_session()
-            reason = f"{_internal_reason(error)}; the traceback is in {output / LOG}"
-            return ExitCode.INTERNAL, reason
+            return ExitCode.INTERNAL, f"{_internal(error)}; the traceback is in {output / LOG}"
 
 
-def _internal_reason(error: Exception) -> str:
+def explain(error: BaseException, output: str | Path | None = None) -> tuple[ExitCode, str]:
+    """The exit code and the one line for an error.
+
+    Args:
+        error: What was raised.
+        output: The run's folder, which is named if an `OSError` names no file.
+    """
+    match error:
+        case KeyboardInterrupt():
+            is_terminated = isinstance(error, TerminatedError)
+            return ExitCode.TERMINATED if is_terminated else ExitCode.INTERRUPTED, "interrupted"
+        case UserError():
+            return ExitCode.BAD_INPUT, str(error)
+        case HydraException() | OmegaConfBaseException():
+            return ExitCode.BAD_INPUT, config.one_line(error)
+        case OSError():
+            where = error.filename or (f"output_dir={output}" if output else "output_dir")
+            return ExitCode.BAD_INPUT, (
+                f"{where}: {error.strerror or error}; make room and see to the permissions, or "
+                "choose another output_dir"
+            )
+    return ExitCode.INTERNAL, _internal(error)
+
+
+def _internal(error: BaseException) -> str:
     last = (str(error).strip().splitlines() or [""])[-1]
     return f"internal error: {type(error).__name__}: {last}"
-
-
-def os_reason(error: OSError, output: str | Path | None = None) -> str:
-    """Which file, or else which folder, the system has refused, and why."""
-    where = error.filename or (f"output_dir={output}" if output else "output_dir")
-    return (
-        f"{where}: {error.strerror or error}; make room and see to the permissions, or choose "
-        "another output_dir"
-    )
-
-
-def run_output(output_dir: str) -> Path:
-    """The run's folder: `output_dir`, or in a multirun the job's own folder in it."""
-    folder = Path(output_dir).expanduser().absolute()
-    number = _run_number()
-    return folder if number is None else folder / str(number)
 
 
 def _run_number() -> int | None:
@@ -168,23 +163,17 @@ def _run_number() -> int | None:
 
 
 def _start_time() -> float:
-    """When the command began, seconds since the epoch.
+    """When the command began, seconds since the epoch; for further jobs of a multirun, now.
 
-    The interpreter's start for the first job (run.sh says when: the process is older, it has
-    installed the environment before), now for the further ones of a multirun.
+    run.sh says when it began: the process is older, because it has installed the environment.
+    Without run.sh the command began with the process.
     """
-    told = os.environ.pop(STARTED_VARIABLE, None)
+    told = os.environ.pop(STARTED_VARIABLE, "")
     if outcomes:
         return time.time()
     with contextlib.suppress(ValueError):
-        if told:
-            return float(told)
+        return float(told)
     return time.time() - process_age()
-
-
-def _interrupted(interruption: KeyboardInterrupt) -> ExitCode:
-    is_terminated = isinstance(interruption, TerminatedError)
-    return ExitCode.TERMINATED if is_terminated else ExitCode.INTERRUPTED
 
 
 def fail(code: int, message: str) -> int:

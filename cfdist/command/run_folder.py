@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,23 @@ from cfdist.files import (
 )
 
 _LOCK = ".lock"
-_FOREIGN = "holds '{}', which no run of this program has written; choose another output_dir"
 _HYDRA_RECORD = "multirun.yaml"  # Hydra writes it into every sweep's folder
+_OF_INTERRUPTED_RUN = (PREDICTIONS, PARQUET, JOURNAL)
+
+# Why a folder is refused -> the names of which it holds one; the first goes into the braces.
+_FOREIGN = "holds '{}', which no run of this program has written; choose another output_dir"
+_Refusals = dict[str, tuple[str, ...]]
+_TO_RUN: _Refusals = {
+    "holds a finished run ({}); choose another output_dir or remove it": (RESULTS,),
+    "holds a sweep ({}); choose another output_dir for a single run": (*SWEEP_FILES, _HYDRA_RECORD),
+}
+_TO_SWEEP: _Refusals = {
+    "holds a finished sweep ({}); choose another output_dir, or remove "
+    f"{', '.join(SWEEP_FILES)} to run again what failed": SWEEP_FILES,
+    "holds a single run ({}); choose another output_dir for the sweep": (
+        *(RESULTS, *_OF_INTERRUPTED_RUN),
+    ),
+}
 
 
 @contextlib.contextmanager
@@ -39,9 +54,14 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
         OSError: the configuration cannot be written.
     """
     is_new = not folder.exists()
-    with _locked(folder, _refuse_to_run):
+    with _locked(folder, _TO_RUN):
         try:
-            _write_config(folder, config_yaml)
+            try:
+                write_text(folder / CONFIG, config_yaml)
+            except OSError as error:
+                # Without the temporary file's name; the message then names the folder.
+                reason = f"{CONFIG} cannot be written ({error.strerror})"
+                raise OSError(error.errno, reason) from None
             with _logging_to(folder / LOG):
                 yield
         except (UserError, OSError):
@@ -60,7 +80,7 @@ def claim_sweep(folder: Path) -> Iterator[None]:
         UserError: the folder cannot be made, is in use, or holds a finished sweep or a single run.
     """
     is_new = not folder.exists()
-    with _locked(folder, _refuse_to_sweep):
+    with _locked(folder, _TO_SWEEP):
         try:
             yield
         finally:
@@ -74,11 +94,10 @@ def finished_results(folder: Path, config_yaml: str) -> dict[str, Any] | None:
     Raises:
         UserError: `results.json` is damaged or no run's.
     """
-    if not (folder / RESULTS).is_file() or not (folder / CONFIG).is_file():
-        return None
-    if (folder / CONFIG).read_bytes() != config_yaml.encode():
-        return None
-    return read_results(folder)
+    written = folder / CONFIG
+    has_both = (folder / RESULTS).is_file() and written.is_file()
+    is_same = has_both and written.read_bytes() == config_yaml.encode()
+    return read_results(folder) if is_same else None
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -99,10 +118,9 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, refuse: Callable[[Path], None]) -> Iterator[None]:
-    """Make a folder and hold it alone; `refuse` raises where it holds what it must not."""
-    refuse(folder)
-    _refuse_strangers(folder)
+def _locked(folder: Path, refusals: _Refusals) -> Iterator[None]:
+    """Make a folder and hold it alone, unless its content is refused."""
+    _refuse(folder, refusals)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK).open("a")
@@ -117,53 +135,21 @@ def _locked(folder: Path, refuse: Callable[[Path], None]) -> Iterator[None]:
             raise UserError(
                 f"output_dir={folder}: another run is using it; wait for it or choose another"
             ) from None
-        refuse(folder)  # again: another run may have ended here meanwhile
+        _refuse(folder, refusals)  # again: another run may have ended here meanwhile
         yield
 
 
-def _write_config(folder: Path, config_yaml: str) -> None:
-    try:
-        write_text(folder / CONFIG, config_yaml)
-    except OSError as error:
-        raise UserError(
-            f"output_dir={folder}: {CONFIG} cannot be written ({error.strerror}); make room and "
-            "see to the permissions, or choose another output_dir"
-        ) from None
-
-
-def _refuse_strangers(folder: Path) -> None:
-    """Refuse a folder with something in it that no run has held before."""
-    was_held = (folder / _LOCK).exists() or (folder / JOURNAL / JOURNAL_IDENTITY).is_file()
-    if folder.is_dir() and not was_held:
-        names = sorted(path.name for path in folder.iterdir())
-        _refuse_any(folder, names, _FOREIGN)
-
-
-def _refuse_to_sweep(folder: Path) -> None:
-    """Refuse a folder that holds a finished sweep or a single run."""
-    again = f"or remove {', '.join(SWEEP_FILES)} to run again what failed"
-    finished = f"holds a finished sweep ({{}}); choose another output_dir, {again}"
-    single = "holds a single run ({}); choose another output_dir for the sweep"
-    _refuse_any(folder, SWEEP_FILES, finished)
-    _refuse_any(folder, (RESULTS, PREDICTIONS, PARQUET, JOURNAL), single)
-
-
-def _refuse_to_run(folder: Path) -> None:
-    """Refuse a folder that holds a finished run, a sweep, or files named as a run's."""
-    finished = "holds a finished run ({}); choose another output_dir or remove it"
-    sweep = "holds a sweep ({}); choose another output_dir for a single run"
-    _refuse_any(folder, (RESULTS,), finished)
-    _refuse_any(folder, (*SWEEP_FILES, _HYDRA_RECORD), sweep)
+def _refuse(folder: Path, refusals: _Refusals) -> None:
+    """Refuse a folder that holds one of the refused names, or files that no run has written."""
+    present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     is_interrupted = (folder / JOURNAL / JOURNAL_IDENTITY).is_file()
-    if not is_interrupted:
-        _refuse_any(folder, (PREDICTIONS, PARQUET, JOURNAL), _FOREIGN)
-
-
-def _refuse_any(folder: Path, names: Iterable[str], reason: str) -> None:
-    """Refuse a folder that holds one of the names; the first is put into the reason's braces."""
-    for name in names:
-        if (folder / name).exists():
-            raise UserError(f"output_dir={folder}: {reason.format(name)}")
+    foreign: tuple[str, ...] = () if is_interrupted else _OF_INTERRUPTED_RUN
+    if _LOCK not in present and not is_interrupted:
+        foreign = tuple(present)
+    for reason, names in [*refusals.items(), (_FOREIGN, foreign)]:
+        for name in names:
+            if name in present:
+                raise UserError(f"output_dir={folder}: {reason.format(name)}")
 
 
 @contextlib.contextmanager

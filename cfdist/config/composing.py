@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,10 +12,9 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
-from cfdist.config.help import help_text
 from cfdist.config.installation import CONFIG_FOLDER
-from cfdist.config.messages import allowed, refused_value
-from cfdist.config.schema import IS_PATH, Config, all_fields, default_values
+from cfdist.config.messages import allowed, help_text, refused_value
+from cfdist.config.schema import PATH, Config, all_fields
 from cfdist.errors import UserError
 
 
@@ -43,27 +41,22 @@ def compose(*overrides: str) -> Config:
 
 
 def register(*, with_help: bool = False) -> None:
-    """Make the defaults and the resolvers known to Hydra, and the help page where it is wanted."""
-    resolvers: dict[str, Callable[..., Any]] = {
-        # Two runs that start in the same second get folders of their own.
-        "process_id": os.getpid,
-        "absolute": lambda path: str(Path(path).expanduser().absolute()),
-    }
-    for name, resolver in resolvers.items():
-        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    """Make the defaults and the resolvers known to Hydra, and the help page if it is wanted."""
+    # With the process's number, two runs that start in the same second get their own folders.
+    OmegaConf.register_new_resolver("process_id", os.getpid, replace=True)
+    OmegaConf.register_new_resolver(
+        "absolute", lambda path: str(Path(path).expanduser().absolute()), replace=True
+    )
+    defaults = OmegaConf.create()
+    for key, field in all_fields().items():
+        OmegaConf.update(defaults, key, "???" if field.is_required() else field.default)
     store = ConfigStore.instance()
-    store.store(name="schema", node=default_values())
+    store.store(name="schema", node=defaults)
     page = help_text().replace("$", "$$") if with_help else ""
     node = {"app_name": "cfdist", "header": "", "footer": "", "template": page}
     store.store(group="hydra/help", name="cfdist", node=node)
 
 
-def group_choices(group: str) -> list[str]:
-    """The names that a group of `conf/` has, such as "model"; none where it is no group."""
-    folders = [path for path in CONFIG_FOLDER.iterdir() if path.name == group]
-    return sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
-
-
 def path_keys() -> set[str]:
     """The keys whose values are paths."""
-    return {key for key, field in all_fields() if IS_PATH.text in allowed(field)}
+    return {key for key, field in all_fields().items() if PATH in allowed(field)}

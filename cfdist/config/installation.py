@@ -17,14 +17,18 @@ CONFIG_FOLDER = (CHECKOUT or _PACKAGE) / "conf"
 COMMAND = "python main.py" if CHECKOUT else "cfdist"
 
 
+def group_choices(group: str) -> list[str]:
+    """The names that a group of `conf/` has, such as "model"; none if it is no group."""
+    folders = [path for path in CONFIG_FOLDER.iterdir() if path.name == group]
+    return sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
+
+
 def load_job(name: str) -> ModuleType:
     """The module of a job: `jobs.<name>` of this checkout, else `cfdist.jobs.<name>`.
 
     Another package that is called `jobs` too is never imported.
     """
-    if CHECKOUT is not None:
-        found = importlib.util.find_spec("jobs")
-        origin = Path((found and found.origin) or "").resolve()
-        if origin == CHECKOUT / "jobs" / "__init__.py":
-            return importlib.import_module(f"jobs.{name}")
-    return importlib.import_module(f"cfdist.jobs.{name}")
+    found = importlib.util.find_spec("jobs") if CHECKOUT else None
+    origin = Path((found and found.origin) or "").resolve()
+    is_ours = CHECKOUT is not None and origin == CHECKOUT / "jobs" / "__init__.py"
+    return importlib.import_module(f"jobs.{name}" if is_ours else f"cfdist.jobs.{name}")

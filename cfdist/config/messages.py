@@ -1,11 +1,11 @@
-"""What a person is told of settings that do not fit: one line, with what to do."""
+"""What a person is told about settings: the page that `--help` prints, and refusals of one line."""
 
 from __future__ import annotations
 
 import difflib
+import inspect
 import json
 import re
-from collections.abc import Iterable
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin
 
@@ -14,20 +14,52 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from cfdist.config.installation import COMMAND
-from cfdist.config.schema import Says, all_fields
+from cfdist.config.installation import COMMAND, group_choices
+from cfdist.config.schema import all_fields, sections
+from cfdist.errors import ExitCode
 
 SEE_HELP = f"`{COMMAND} --help` explains every key"
 _NOT_KEY_VALUE = f"not of the form key=value; {SEE_HELP}"
 _SEVERAL = "several values; for a run of each add -m, for a list write [a,b]"
 _LIST = "a list"
 
+_INTRODUCTION = """\
+cfdist: the WIDER FACE accuracy and the speed of CenterFace, on many devices at once
+
+  {0} [key=value ...]
+  {0} model.batch=16 devices=2
+  {0} dataset=wider_val dataset.root=WIDER_val dataset.ground_truth=gt
+  {0} job=score predictions=DIR dataset=wider_val dataset.ground_truth=gt
+  {0} -m model.batch=1,4,8        a sweep: one run for each value
+  {0} experiment=published_table  the sweep of the Ascend guide's table
+
+A sweep leaves each run in <output_dir>/<number>, the summary in <output_dir>: sweep.csv,
+sweep.md (with the published figures beside) and throughput.png.
+
+Exit codes:
+{1}
+"""
+
+
+def help_text() -> str:
+    """Every key with what it means, what its value may be, and its default."""
+    codes = "\n".join(f"  {code.value:<4} {code.meaning}" for code in ExitCode)
+    lines = [_INTRODUCTION.format(COMMAND, codes)]
+    for section, fields in sections():
+        lines += [inspect.getdoc(section) or ""]
+        for key, field in fields.items():
+            meaning = " ".join((field.description or "").split())
+            default = "" if field.is_required() else f"; default {shown(field.default)}"
+            lines.append(f"  {key:<22} {meaning} [{allowed(field)}{default}]")
+        lines.append("")
+    return "\n".join(lines)
+
 
 def refused_value(error: ValidationError, values: dict[str, Any]) -> str:
     """The first thing that is wrong with composed settings: the key, its value, what it may be."""
     problem = error.errors(include_url=False)[0]
-    fields, key, value = dict(all_fields()), "", cast(Any, values)
-    for place in problem["loc"]:  # behind a key follow indices of lists and choices of unions
+    fields, key, value = all_fields(), "", cast(Any, values)
+    for place in problem["loc"]:  # after a key follow indices of lists and choices of unions
         if key in fields or not isinstance(value, dict):
             break
         key, value = f"{key}.{place}".lstrip("."), value[str(place)]
@@ -49,39 +81,18 @@ def allowed(field: FieldInfo) -> str:
 
 def _options(field: FieldInfo) -> list[str]:
     """The possibilities that a value has, in words."""
-    kind, rules = field.annotation, field.metadata
-    inner = get_args(kind)
-    for rule in rules:
-        if isinstance(rule, Says):
-            return [rule.text]
+    if field.title:
+        return [field.title]
+    kind, inner = field.annotation, get_args(field.annotation)
     if get_origin(kind) in (Union, UnionType):
         return [option for one in inner for option in _options(FieldInfo.from_annotation(one))]
     if get_origin(kind) is Literal:
         return [str(choice) for choice in inner]
-    if kind in (int, float):
-        return [_number(kind, rules)]
     if get_origin(kind) is list:
-        length = _limit(rules, "max_length")
-        name = f"{_LIST} of {length} values" if length else _LIST
+        limits = [rule.max_length for rule in field.metadata if hasattr(rule, "max_length")]
+        name = " of ".join([_LIST, *(f"{limit} values" for limit in limits)])
         return [f"{name} in brackets, each value {allowed(FieldInfo.from_annotation(inner[0]))}"]
-    return {bool: ["true", "false"], NoneType: ["null"], str: ["text"]}[kind]
-
-
-def _number(kind: Any, rules: Iterable[Any]) -> str:
-    low, high, above = (_limit(rules, name) for name in ("ge", "le", "gt"))
-    name = "a whole number" if kind is int else "a finite number" if high is None else "a number"
-    if factor := _limit(rules, "multiple_of"):
-        name = f"a multiple of {factor}"
-    if above is not None:
-        return f"{name} above {above}"
-    if low is not None:
-        return f"{name} from {low} {'up' if high is None else f'to {high}'}"
-    return name
-
-
-def _limit(rules: Iterable[Any], name: str) -> Any:
-    """A limit that the rules of a type set, such as "ge"; `None` where they do not."""
-    return next((getattr(rule, name) for rule in rules if hasattr(rule, name)), None)
+    return {bool: ["true", "false"], NoneType: ["null"], str: ["text"]}[cast(Any, kind)]
 
 
 def shown(value: Any) -> str:
@@ -94,11 +105,10 @@ def shown(value: Any) -> str:
 def one_line(error: HydraException | OmegaConfBaseException) -> str:
     """A Hydra or OmegaConf error as one line: what, where, and what to do."""
     message = " ".join(str(error).split())
-    if found := re.search(
-        r"Could not find '([^']+)' Available options in '[^']+': (.*?) Config ", message
-    ):
+    if found := re.search(r"Could not (?:find|load) '([^']+)'", message):
         group, _, choice = found[1].rpartition("/")
-        return no_such_choice(group, choice, found[2].split())
+        if choices := group_choices(group):
+            return f"{group}={choice}: no such choice; there are {', '.join(choices)}"
     if found := re.search(r"Could not override '([^']+)'", message):
         # In a mapping as value it is a key inside that does not exist.
         inner = re.search(rf"full_key: ({re.escape(found[1])}\.\S+)", str(error.__cause__))
@@ -112,13 +122,8 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
     return f"{message}; {SEE_HELP}"
 
 
-def no_such_choice(group: str, choice: str, choices: Iterable[str]) -> str:
-    """What a person is told of a choice that a group does not have."""
-    return f"{group}={choice}: no such choice; there are {', '.join(choices)}"
-
-
 def no_such_key(key: str) -> str:
     """What a person is told of a key that does not exist."""
-    close = difflib.get_close_matches(key, [name for name, _ in all_fields()], n=1)
+    close = difflib.get_close_matches(key, all_fields(), n=1)
     hint = f"did you mean {close[0]}?" if close else SEE_HELP
     return f"{key}: no such key; {hint}"

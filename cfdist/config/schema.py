@@ -1,35 +1,23 @@
 """The schema of the configuration: every key with its type, its range and what it means.
 
 Hydra composes `conf/` and the command line into plain values, these pydantic models check them,
-and the text below each key is what `--help` prints. Jobs read a `Config`; nothing below them does.
+and `--help` prints the text below each key.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 
-MAX_DEVICES = 1024
-
-
-@dataclass(frozen=True)
-class Says:
-    """What a value must be, where its type does not say it."""
-
-    text: str
-
-
-IS_PATH = Says("a path")  # the command line quotes such a value
+PATH = "a path"  # a field's title says what its value must be, where its type does not
 
 
 def _from_text(value: object) -> object:
-    """The number that a text holds, such as an environment variable's; others as they are."""
+    """The number that a text holds, such as an environment variable's; other values unchanged."""
     try:
         return json.loads(value) if isinstance(value, str) else value
     except ValueError:
@@ -42,32 +30,38 @@ def _different(numbers: list[int]) -> list[int]:
     return numbers
 
 
-def _word(value: object) -> object:
-    """Hydra reads the words nan and inf as numbers."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+def _word(value: object) -> str:
+    """The word that was typed; Hydra reads null, nan and inf as values of other types."""
+    return "null" if value is None else str(value)
 
 
-PathText = Annotated[str, IS_PATH]
+def _between(low: int, high: int | None = None, name: str = "a whole number") -> Any:
+    """A field's limits with the words for them."""
+    end = "up" if high is None else f"to {high}"
+    return Field(ge=low, le=high, title=f"{name} from {low} {end}")
+
+
+PathText = Annotated[str, Field(title=PATH)]
 Strict = Field(strict=True)  # true is no number, 1 is not true, 4.0 is not 4
 Whole = Annotated[int, Strict, BeforeValidator(_from_text)]
-Positive = Annotated[Whole, Field(ge=1)]
-UpToMillion = Annotated[Whole, Field(ge=1, le=1_000_000)]
-PixelCount = Annotated[Whole, Field(ge=32, multiple_of=32)]
-Real = Annotated[float, Strict, BeforeValidator(_from_text), Field(allow_inf_nan=False)]
-PositiveReal = Annotated[Real, Field(gt=0)]
-Fraction = Annotated[Real, Field(ge=0, le=1)]
-Threads = Annotated[int, Strict, Field(ge=1, le=1024)]
+Natural = Annotated[Whole, _between(0)]
+Positive = Annotated[Whole, _between(1)]
+UpTo1024 = Annotated[Whole, _between(1, 1024)]
+UpToMillion = Annotated[Whole, _between(1, 1_000_000)]
+PixelCount = Annotated[Whole, Field(ge=32, multiple_of=32, title="a multiple of 32 from 32 up")]
+Real = Annotated[
+    float, Strict, BeforeValidator(_from_text), Field(allow_inf_nan=False, title="a finite number")
+]
+PositiveReal = Annotated[Real, Field(gt=0, title="a finite number above 0")]
+Fraction = Annotated[Real, _between(0, 1, "a number")]
 StrictBool = Annotated[bool, Strict]
+_DEVICES = "a list of different device numbers (0 and up, at most 1024)"
 DeviceList = Annotated[
-    list[Annotated[int, Strict, Field(ge=0)]],
-    Field(min_length=1, max_length=MAX_DEVICES),
-    AfterValidator(_different),
-    Says(f"a list of different device numbers (0 and up, at most {MAX_DEVICES})"),
+    list[Natural], Field(min_length=1, max_length=1024, title=_DEVICES), AfterValidator(_different)
 ]
 Protocol = Literal["official", "guide"]
 InputKind = Literal["f32", "u8"]
+BenchmarkPart = Literal["inference", "host", "end_to_end"]
 Job = Literal[
     "evaluate",
     "score",
@@ -79,13 +73,14 @@ Job = Literal[
     "infer",
     "postprocess",
 ]
-JOBS: tuple[str, ...] = get_args(Job)
 
 
 class Section(BaseModel):
-    """Keys that belong together; one that is not among them is refused."""
+    """Keys that belong together; any other key is refused."""
 
-    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid", coerce_numbers_to_str=True, use_attribute_docstrings=True
+    )
 
 
 class DatasetConfig(Section):
@@ -116,9 +111,9 @@ class ExpectedConfig(Section):
     hard: Fraction | None = None
     """the same for hard"""
     protocol: Protocol = "official"
-    """the protocol of that AP"""
+    """the protocol of the expected AP"""
     tolerance: Fraction = 0.002
-    """how far below it the measured AP may be"""
+    """how far the measured AP may be below the expected one"""
 
 
 class WeightsConfig(Section):
@@ -144,7 +139,7 @@ class ModelConfig(Section):
     weights: WeightsConfig
     checkpoint: PathText | None = None
     """job=export, backend=torch: the .pth file"""
-    batch: Annotated[Whole, Field(ge=1, le=1024)] = 1
+    batch: UpTo1024 = 1
     """pictures a batch"""
     convention: Literal["centerface", "centerface_pytorch"]
     """how head maps become boxes"""
@@ -157,12 +152,12 @@ class ModelConfig(Section):
     color: Literal["RGB", "BGR"]
     """order of the channels that the network wants"""
     scale: PositiveReal = 1.0
-    """what u8 values are multiplied with first"""
+    """factor for the u8 values, applied first"""
     mean: Annotated[list[Real], Field(min_length=3, max_length=3)]
-    """subtracted after that, per channel in `color` order"""
+    """subtracted after the scaling, per channel in `color` order"""
     std: Annotated[list[PositiveReal], Field(min_length=3, max_length=3)]
-    """divided by after that, per channel in `color` order"""
-    top_k: Annotated[Whole, Field(ge=1, le=10000)] = 200
+    """divisor after the subtraction, per channel in `color` order"""
+    top_k: Annotated[Whole, _between(1, 10000)] = 200
     """peaks kept a picture"""
     nms: Fraction | None = None
     """IoU threshold of the suppression after decoding; null: none"""
@@ -177,7 +172,7 @@ class BackendConfig(Section):
 
     name: str
     """auto: om where NPUs and ais_bench are, else openvino, else onnxruntime"""
-    streams: Literal["auto"] | Annotated[int, Strict, Field(ge=1)] = "auto"
+    streams: Literal["auto"] | Positive = "auto"
     """inferences a device takes at once; auto: as many as its threads and memory allow"""
     precision: Literal["f32", "bf16"] = "f32"
     """openvino: f32, or bf16 (faster where the processor has it, not the model's numbers)"""
@@ -185,15 +180,14 @@ class BackendConfig(Section):
     """onnxruntime: execution providers by falling preference"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """torch: auto (CUDA where there is one), cpu or cuda"""
-    latency_ms: Annotated[Real, Field(ge=0, le=3_600_000)] | None = None
+    latency_ms: Annotated[Real, _between(0, 3_600_000, "a number")] | None = None
     """simulated: milliseconds a batch, 0 is instant; null: the preset's"""
     preset: Literal["310P3"] | None = None
     """simulated: the chip whose published times are taken"""
-    fault: Annotated[Literal["nan", "inf", "inf_scores"] | None, BeforeValidator(_word)] = None
-    """simulated: what the devices give instead of head maps without a face, to try what a run
-    does"""
-    fault_device: Annotated[Whole, Field(ge=0)] | None = None
-    """simulated: the one device that is faulty; null: all"""
+    fault: Annotated[Literal["nan", "inf", "inf_scores"], BeforeValidator(_word)] | None = None
+    """simulated: the fault in the devices' head maps, to try how a run deals with it"""
+    fault_device: Natural | None = None
+    """simulated: the number of the only faulty device; null: all are faulty"""
 
 
 class EvalConfig(Section):
@@ -203,28 +197,24 @@ class EvalConfig(Section):
     """official: IoU 0.5, boxes written and scored as the detector gives them; guide: IoU 0.4, boxes
     and scores rounded as the CenterFace script does. Both IoUs are always computed"""
     gate: bool = False
-    """exit code 5 where the AP misses model.expected"""
+    """exit code 5 if the AP misses model.expected"""
 
 
 class BenchmarkConfig(Section):
     """`job=benchmark`: how fast the devices are, how fast the host, and both together."""
 
-    parts: Annotated[list[Literal["inference", "host", "end_to_end"]], Field(min_length=1)] = [
-        "inference",
-        "host",
-        "end_to_end",
-    ]
+    parts: Annotated[list[BenchmarkPart], Field(min_length=1)] = list(get_args(BenchmarkPart))
     """which to run: inference, the model alone; host, reading the pictures alone; end_to_end, both,
     as job=evaluate"""
     loops: UpToMillion = 20
     """inference: batches in each slot of a device, after a warm-up"""
     input: Literal["zeros", "random"] = "zeros"
     """inference: what the model is given"""
-    readers: Literal["auto"] | Threads | Annotated[list[Threads], Field(min_length=1)] = "auto"
-    """host: how many reader threads, a number or a list; auto: 1, 2, 4, ... as far as the cores go,
-    and as many as the run has"""
+    readers: Literal["auto"] | UpTo1024 | Annotated[list[UpTo1024], Field(min_length=1)] = "auto"
+    """host: number of reader threads, or a list of numbers; auto: 1, 2, 4, ... up to the number of
+    cores, and the number that the run has"""
     pictures: UpToMillion = 300
-    """host, end_to_end: the first N of the data set, which is repeated where it has fewer"""
+    """host, end_to_end: the first N of the data set, which is repeated if it has fewer"""
 
 
 class ExportConfig(Section):
@@ -232,7 +222,7 @@ class ExportConfig(Section):
 
     output: PathText | None = None
     """the ONNX file to write; null: <output_dir>/CenterFace.onnx"""
-    opset: Annotated[Whole, Field(ge=11, le=17)] = 11
+    opset: Annotated[Whole, _between(11, 17)] = 11
     """ONNX operator set; ATC of CANN 6 takes 11"""
     input: InputKind = "f32"
     """f32: normalised NCHW; u8: pictures as they are, NHWC BGR, normalised in the graph"""
@@ -251,10 +241,9 @@ class ConvertConfig(Section):
     """the chip, Ascend310P3; null: asked from npu-smi"""
     aipp: bool = False
     """normalise on the chip: the OM takes u8 NHWC"""
-    log: Annotated[
-        Literal["debug", "info", "warning", "error", "null"],
-        BeforeValidator(lambda value: "null" if value is None else value),
-    ] = "error"
+    log: Annotated[Literal["debug", "info", "warning", "error", "null"], BeforeValidator(_word)] = (
+        "error"
+    )
     """ATC's log level"""
     dry_run: bool = False
     """only print the command lines"""
@@ -263,11 +252,11 @@ class ConvertConfig(Section):
 class CompareConfig(Section):
     """`job=compare`: past one of these, the exit code is 4."""
 
-    ap: Annotated[Real, Field(ge=0)] = 0.002
+    ap: Annotated[Real, _between(0, None, "a finite number")] = 0.002
     """how far the candidate's AP may be from the reference's"""
     boxes: Fraction = 0.98
     """share of the reference's boxes that the candidate must find again, at IoU 0.9"""
-    cosine: Annotated[Real, Field(ge=-1, le=1)] = 0.999
+    cosine: Annotated[Real, _between(-1, 1, "a number")] = 0.999
     """least cosine similarity of each head's maps"""
 
 
@@ -317,13 +306,13 @@ class ClusterConfig(Section):
     """a running Ray cluster (auto, or host:port); null: one on this machine for this run"""
     dashboard: Literal["auto"] | StrictBool = "auto"
     """start Ray's dashboard with the run's own cluster, which takes about two seconds: true, false,
-    or auto: where the command runs in a terminal"""
+    or auto: if the command runs in a terminal"""
 
 
 class PipelineConfig(Section):
     """How each device gets its pictures."""
 
-    readers: Literal["auto"] | Threads = "auto"
+    readers: Literal["auto"] | UpTo1024 = "auto"
     """reader threads a device, which read, decode and letterbox pictures; auto: its share of the
     cores"""
 
@@ -333,9 +322,7 @@ class Config(Section):
 
     job: Job
     """what to do"""
-    devices: Literal["auto"] | Annotated[int, Strict, Field(ge=1, le=MAX_DEVICES)] | DeviceList = (
-        "auto"
-    )
+    devices: Literal["auto"] | UpTo1024 | DeviceList = "auto"
     """device actors: a number, a list such as [0,1], or auto (every accelerator; on CPUs one for
     each 8 cores)"""
     output_dir: Annotated[PathText, Field(min_length=1)]
@@ -345,7 +332,7 @@ class Config(Section):
     reference: PathText | None = None
     """job=compare: a model file, or <backend>:<file>; its suffix chooses the backend"""
     candidate: PathText | None = None
-    """job=compare: the model to hold against it, in the same form"""
+    """job=compare: the model to compare with the reference, in the same form"""
     dataset: DatasetConfig
     model: ModelConfig
     backend: BackendConfig
@@ -361,31 +348,18 @@ class Config(Section):
     pipeline: PipelineConfig
 
 
-def section_of(field: FieldInfo) -> type[Section] | None:
-    """The section that a field holds; `None` where it holds a value."""
-    kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
-
-
-def all_fields(
+def sections(
     section: type[Section] = Config, prefix: str = ""
-) -> Iterator[tuple[str, FieldInfo]]:
-    """Every key of a section and of those inside it, "model.batch", with its field."""
-    for name, field in section.model_fields.items():
-        inner = section_of(field)
-        if inner is None:
-            yield prefix + name, field
-        else:
-            yield from all_fields(inner, f"{prefix}{name}.")
+) -> Iterator[tuple[type[Section], dict[str, FieldInfo]]]:
+    """A section and those inside it, each with its own keys ("model.batch") and their fields."""
+    fields = {prefix + name: field for name, field in section.model_fields.items()}
+    kinds = {key: field.annotation for key, field in fields.items()}
+    inner = {k: v for k, v in kinds.items() if isinstance(v, type) and issubclass(v, Section)}
+    yield section, {key: field for key, field in fields.items() if key not in inner}
+    for key, kind in inner.items():
+        yield from sections(kind, f"{key}.")
 
 
-def default_values(section: type[Section] = Config) -> dict[str, Any]:
-    """The section's defaults as Hydra composes on top of them; "???" where there is none."""
-    values: dict[str, Any] = {}
-    for name, field in section.model_fields.items():
-        inner = section_of(field)
-        if inner is not None:
-            values[name] = default_values(inner)
-        else:
-            values[name] = "???" if field.is_required() else field.default
-    return values
+def all_fields() -> dict[str, FieldInfo]:
+    """Every key of the configuration, such as "model.batch", with its field."""
+    return {key: field for _, fields in sections() for key, field in fields.items()}

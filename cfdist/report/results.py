@@ -1,10 +1,11 @@
-"""`results.json`: what a run found, under keys that are a promise to other programs."""
+"""`results.json`: what a run found, under keys that other programs can rely on."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,17 @@ from typing import Any
 import numpy as np
 
 import cfdist
+from cfdist import backends
+from cfdist.config import Config
 from cfdist.devices.base import DeviceReport
-from cfdist.errors import ExitCode
+from cfdist.errors import ExitCode, UserError
 from cfdist.files import RESULTS, write_text
+from cfdist.widerface.ground_truth import DIFFICULTIES
 
 SCHEMA_VERSION = 1
+
+# The phases before the first picture of a run.
+START_UP = ("imports", "checks", "ray", "pictures", "devices")
 
 # Distributions whose versions can change a figure.
 _DISTRIBUTIONS = (
@@ -33,51 +40,66 @@ _DISTRIBUTIONS = (
 )
 
 
-@dataclass(frozen=True)
+def versions() -> dict[str, str]:
+    """Versions of what computed the figures; distributions that are not installed are left out."""
+    found = {"python": platform.python_version(), "cfdist": cfdist.__version__}
+    for name in _DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
 class Results:
     """The figures of one run; what a job does not have is `None` or empty.
+
+    The fields are those of the file in the file's order, but for `total`, `done` and `extra`.
 
     Attributes:
         job: Name of its module in `jobs`.
         ap: Protocol -> difficulty -> average precision, a fraction; the chosen protocol first.
-        total: Pictures asked for (job=infer: input tensors), each once whatever the passes.
-        done: Those of them that did not fail.
+        total: Pictures asked for (job=infer: input tensors), each counted once in several passes.
+        done: The pictures of `total` that did not fail.
         failures: (picture id, reason), each picture once.
+        throughput: "steady" and "end_to_end", pictures a second over all passes; job=benchmark also
+            "pure_inference".
         seconds: "total", "start_up", "run" and "evaluation" -> seconds, `None` if a job has no such
             part; job=evaluate and job=benchmark also "shut_down", job=benchmark also
             "inference" and "host".
-        config: The resolved configuration.
-        throughput: "steady" and "end_to_end", pictures a second, those of every pass;
-            job=benchmark also "pure_inference".
-        devices: One entry a device: name, pictures (those of every pass), busy_share, batch_ms,
-            device_ms.
+        devices: One entry for each device, see `device_entry`; its pictures are those of every
+            pass.
         model: path and sha256.
         backend: The resolved backend.
         batch: Pictures a batch.
         simulated: No real model ran.
-        fingerprint: Equal for runs that can continue each other, see `inputs.run_fingerprint`.
-        passes: Over the data set.
+        fingerprint: Equal for runs that can continue each other, see `execution.run_fingerprint`.
+        passes: Number of passes over the data set.
+        versions: Distribution -> version.
+        config: The resolved configuration.
         notes: What a reader should know, a sentence each.
-        expected: What the AP should be: protocol, ap by difficulty, tolerance, met.
+        expected: What the AP should be, see `expected_ap`.
         extra: Sections that only one job has: name -> content.
     """
 
     job: str
-    seconds: dict[str, float | None]
-    config: dict[str, Any]
     ap: dict[str, dict[str, float]] = field(default_factory=dict)
     total: int = 0
     done: int = 0
     failures: Sequence[tuple[str, str]] = ()
     throughput: dict[str, float | None] | None = None
-    devices: Sequence[dict[str, Any]] = field(default_factory=list)
+    seconds: dict[str, float | None]
+    devices: Sequence[dict[str, Any]] = ()
     model: dict[str, str] | None = None
     backend: str | None = None
     batch: int | None = None
     simulated: bool = False
     fingerprint: str | None = None
     passes: int | None = None
-    notes: Sequence[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=versions)
+    config: dict[str, Any]
+    notes: Sequence[str] = ()
     expected: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -88,27 +110,12 @@ class Results:
 
     def to_dict(self) -> dict[str, Any]:
         """The file's content."""
-        return {
-            "schema_version": SCHEMA_VERSION,
-            "job": self.job,
-            "ap": self.ap,
-            "pictures": {"total": self.total, "done": self.done, "failed": len(self.failures)},
-            "failures": [{"picture": id, "reason": reason} for id, reason in self.failures],
-            "throughput": self.throughput,
-            "seconds": self.seconds,
-            "devices": list(self.devices),
-            "model": self.model,
-            "backend": self.backend,
-            "batch": self.batch,
-            "simulated": self.simulated,
-            "fingerprint": self.fingerprint,
-            "passes": self.passes,
-            "versions": versions(),
-            "config": self.config,
-            "notes": list(self.notes),
-            "expected": self.expected,
-            **self.extra,
-        }
+        content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "job": self.job, "ap": self.ap}
+        content["pictures"] = {"total": self.total, "done": self.done, "failed": len(self.failures)}
+        hidden = ("total", "done", "extra")
+        content |= {name: value for name, value in vars(self).items() if name not in hidden}
+        content["failures"] = [{"picture": id, "reason": reason} for id, reason in self.failures]
+        return content | self.extra
 
     def write(self, folder: Path) -> Path:
         """Write `results.json`, whole or not at all."""
@@ -133,15 +140,46 @@ def verdict(content: dict[str, Any]) -> tuple[int, str | None]:
     return 0, None
 
 
-def versions() -> dict[str, str]:
-    """Versions of what computed the figures; distributions that are not installed are left out."""
-    found = {"python": platform.python_version(), "cfdist": cfdist.__version__}
-    for name in _DISTRIBUTIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+def check_gate(config: Config) -> None:
+    """Refuse a gate that no result can miss.
+
+    Raises:
+        UserError: `eval.gate` without an expected AP, on the sample set, or without a model.
+    """
+    if not config.eval.gate:
+        return
+    backends.refuse_simulated(config.backend.name, "eval.gate")
+    if not _wanted_ap(config):
+        raise UserError(
+            f"eval.gate: model={config.model.name} has no expected AP; give "
+            "model.expected.easy=... (medium, hard)"
+        )
+    if config.dataset.kind == "sample":
+        raise UserError("eval.gate: the sample set has no expected AP; use dataset=wider_val")
+
+
+def expected_ap(config: Config, ap: dict[str, dict[str, float]]) -> dict[str, Any] | None:
+    """The results' `expected` section: the expected APs, and whether the measured ones reach them.
+
+    Args:
+        config: With `model.expected`; a difficulty without an expected AP is left out.
+        ap: Protocol -> difficulty -> measured AP, a fraction.
+
+    Returns:
+        protocol, ap (difficulty -> expected AP), tolerance and met; `None` if nothing is expected,
+        as for the sample set.
+    """
+    wanted, limits = _wanted_ap(config), config.model.expected
+    if config.dataset.kind == "sample" or not wanted:
+        return None
+    measured = ap[limits.protocol]
+    met = all(measured[name] >= value - limits.tolerance for name, value in wanted.items())
+    return {"protocol": limits.protocol, "ap": wanted, "tolerance": limits.tolerance, "met": met}
+
+
+def _wanted_ap(config: Config) -> dict[str, float]:
+    expected = config.model.expected.model_dump(include=set(DIFFICULTIES), exclude_none=True)
+    return {name: expected[name] for name in DIFFICULTIES if name in expected}
 
 
 def batch_statistics(batch_ms: Sequence[float]) -> dict[str, float] | None:
@@ -159,12 +197,9 @@ def batch_statistics(batch_ms: Sequence[float]) -> dict[str, float] | None:
 
 
 def device_entry(name: str, report: DeviceReport, run_seconds: float) -> dict[str, Any]:
-    """An entry of the results' `devices`.
+    """An entry of the results' `devices`, of what a device did in a run of `run_seconds`.
 
-    Args:
-        name: The device's name.
-        report: What the device did.
-        run_seconds: How long the run took, from the first work handed out to the last one done.
+    The run's time counts from the first work handed out to the last work done.
     """
     return {
         "name": name,
@@ -173,6 +208,25 @@ def device_entry(name: str, report: DeviceReport, run_seconds: float) -> dict[st
         "batch_ms": batch_statistics(report.batch_ms),
         "device_ms": batch_statistics(report.device_ms),
     }
+
+
+class Phases:
+    """Consecutive phases of a run; each begins when the one before it ends.
+
+    Attributes:
+        seconds: Phase -> how long it took, in order.
+    """
+
+    def __init__(self, started: float) -> None:
+        """Begin the first phase at `started`, seconds since the epoch."""
+        self.seconds: dict[str, float] = {}
+        self._since = started
+
+    def end(self, name: str) -> None:
+        """End a phase; the next one begins."""
+        now = time.time()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._since
+        self._since = now
 
 
 def phase_seconds(

@@ -8,55 +8,33 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
-from cfdist.report.results import Results
+from cfdist.report.results import Phases, Results
 from cfdist.widerface.ground_truth import DIFFICULTIES
 from cfdist.widerface.metric import PROTOCOLS
 
 if TYPE_CHECKING:
-    from cfdist.backends.model import BackendModel
     from cfdist.config import Config
     from cfdist.distributed.plan import DevicePlan
     from cfdist.distributed.rounds import Listener
-    from cfdist.report.phases import Phases
+    from cfdist.execution import Execution
     from cfdist.widerface.manifest import Manifest
 
 console = Console(highlight=False, soft_wrap=True)
-
-
-class _RateColumn(ProgressColumn):
-    """Finished pictures a second since the first one was handed out."""
-
-    def render(self, task: Task) -> Text:
-        """The rate so far."""
-        seconds = task.finished_time or task.elapsed
-        done = task.completed - task.fields["before"]
-        if not seconds or not done:
-            return Text("- pictures/s")
-        return Text(f"{done / seconds:.1f} pictures/s")
 
 
 class PictureProgress:
     """One progress bar over pictures, with rate and time left."""
 
     def __init__(self, total: int) -> None:
-        self._failed = 0
+        self._before = self._failed = 0
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            _RateColumn(),
+            TextColumn("{task.fields[rate]} pictures/s"),
             TextColumn("ETA"),
             TimeRemainingColumn(),
             console=console,
@@ -64,9 +42,8 @@ class PictureProgress:
             auto_refresh=console.is_terminal,
             refresh_per_second=4,
         )
-        self._task = self._progress.add_task(
-            "loading the model", total=total, start=False, before=0
-        )
+        self._id = self._progress.add_task("loading the model", total=total, start=False, rate="-")
+        self._task = self._progress.tasks[0]
 
     def __enter__(self) -> PictureProgress:
         """Show the bar."""
@@ -91,41 +68,34 @@ class PictureProgress:
 
     def start(self, done: int) -> None:
         """Start the clock: the devices are ready, and `done` pictures were done before."""
-        self._progress.update(self._task, description="pictures", completed=done, before=done)
-        self._progress.start_task(self._task)
+        self._before = done
+        self._progress.update(self._id, description="pictures", completed=done)
+        self._progress.start_task(self._id)
 
     def advance(self, pictures: int, failed: int) -> None:
         """Count finished pictures, and those of them that failed."""
         self._failed += failed
         note = f"pictures [red]({self._failed} failed)[/red]" if self._failed else "pictures"
-        self._progress.update(self._task, advance=pictures, description=note)
+        done = self._task.completed + pictures - self._before
+        rate = f"{done / self._task.elapsed:.1f}" if done and self._task.elapsed else "-"
+        self._progress.update(self._id, advance=pictures, description=note, rate=rate)
 
 
-def print_plan(
-    config: Config,
-    model: BackendModel,
-    manifest: Manifest | None,
-    plan: DevicePlan,
-    dashboard: str | None,
-    beside: str = "",
-) -> None:
+def print_plan(config: Config, there: Execution, manifest: Manifest | None) -> None:
     """What is about to run, on one line, and where to watch it.
 
     Args:
         config: The run's.
-        model: What the devices run.
+        there: The models, and the devices that run them.
         manifest: The pictures; `None` if other lines say what the devices get.
-        plan: The devices.
-        dashboard: The dashboard's URL, or `None` without one.
-        beside: The backend of a second model that each device runs.
     """
+    model = there.models[0]
     if model.is_simulated:
         print_simulated()
-    backend = f"{model.backend} and {beside}" if beside else model.backend
-    line = f"{model.spec.name} on {backend}, {on_devices(plan)}, batch {model.spec.batch}"
+    used = " and ".join(one.backend for one in there.models)
+    line = f"{model.spec.name} on {used}, {on_devices(there.plan)}, batch {model.spec.batch}"
     if manifest:
-        count = len(manifest.pictures)
-        pictures = f"{count} picture{'s' if count > 1 else ''} of dataset={config.dataset.name}"
+        pictures = f"{_count(len(manifest.pictures), 'picture')} of dataset={config.dataset.name}"
         if manifest.passes > 1:
             pictures = f"{manifest.passes} passes over {pictures}"
         if config.dataset.kind == "sample":
@@ -134,7 +104,7 @@ def print_plan(
     console.print(line, markup=False)
     if model.remark:
         console.print(f"backend=auto: {model.remark}", markup=False)
-    print_dashboard(dashboard)
+    print_dashboard(there.dashboard)
 
 
 def on_devices(plan: DevicePlan) -> str:
@@ -158,6 +128,14 @@ def print_simulated() -> None:
         "[bold]SIMULATED[/bold]: no model runs and nothing is found; the devices only wait as long "
         "as a chip would, so that the figures are those of this host"
     )
+
+
+def finish(results: Results, folder: Path) -> int:
+    """Write the results into the run's folder and show them; returns the job's exit code."""
+    path = results.write(folder)
+    print_results(results)
+    print_path(path)
+    return results.exit_code
 
 
 def print_path(path: Path) -> None:
@@ -200,11 +178,10 @@ def print_remarks(results: Results) -> None:
     """Print the notes, and the first pictures that failed."""
     for note in results.notes:
         console.print(f"note: {note}", markup=False)
-    shown = list(results.failures)[:5]
-    for picture, reason in shown:
+    for picture, reason in results.failures[:5]:
         console.print(f"failed: {picture}: {reason}", markup=False)
-    if len(results.failures) > len(shown):
-        console.print(f"failed: {len(results.failures) - len(shown)} more, see results.json")
+    if more := results.failures[5:]:
+        console.print(f"failed: {len(more)} more, see results.json")
 
 
 def titled_table(title: str, texts: Iterable[str], figures: Iterable[str]) -> Table:
@@ -232,7 +209,7 @@ def percents(ap: dict[str, float]) -> list[str]:
 
 def _ap_table(results: Results) -> Table:
     title = f"WIDER FACE AP over {results.done} pictures"
-    if results.passes and results.passes > 1:
+    if (results.passes or 1) > 1:
         title += f" (the first of {results.passes} passes)"
     table = titled_table(title, ["protocol"], DIFFICULTIES)
     for protocol, ap in results.ap.items():

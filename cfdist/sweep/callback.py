@@ -31,10 +31,7 @@ class SweepSummary(Callback):
                 raise UserError("output_dir: must not be empty")
             cli.held.enter_context(claim_sweep(Path(config.hydra.sweep.dir)))
         except (UserError, OSError) as error:
-            reason = str(error)
-            if isinstance(error, OSError):
-                reason = cli.os_reason(error, config.output_dir)
-            raise SystemExit(cli.fail(ExitCode.BAD_INPUT, reason)) from None
+            raise SystemExit(cli.fail(*cli.explain(error, config.output_dir))) from None
         session.share_sessions()
         cli.held.callback(session.close_shared_session)
 

@@ -13,8 +13,7 @@ from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
 from cfdist.distributed.work import item_work
 from cfdist.execution import PictureSupply
 from cfdist.report.evaluation import evaluation_results, preset_notes, replacement_notes
-from cfdist.report.phases import START_UP, Phases
-from cfdist.report.results import Results, batch_statistics
+from cfdist.report.results import START_UP, Phases, Results, batch_statistics
 from cfdist.throughput.device import LoopReport, common_rates
 from cfdist.throughput.host import Failure, HostRate
 from cfdist.widerface.manifest import Manifest

@@ -16,8 +16,8 @@ from cfdist.backends.base import DeviceSettings
 from cfdist.backends.simulated import PUBLISHED_RATES, SimulatedBackend, batch_milliseconds
 from cfdist.decode import finite_pictures, select_peaks
 from cfdist.errors import UserError
-from cfdist.report import gate
 from cfdist.report.evaluation import preset_notes
+from cfdist.report.results import check_gate
 from jobs import compare, infer
 
 INSTANT = {"latency_ms": 0.0, "preset": None}
@@ -190,9 +190,9 @@ def test_bad_input_is_one_line(command, tmp_path, override, words):
 
 def test_a_gate_says_nothing_about_what_finds_nothing(compose):
     overrides = ("eval.gate=true", "model.expected.easy=0.9", "dataset=wider_val")
-    gate.refuse_empty(compose(*overrides, "backend=openvino"))
+    check_gate(compose(*overrides, "backend=openvino"))
     with pytest.raises(UserError, match=r"eval\.gate: the simulated backend"):
-        gate.refuse_empty(compose(*overrides, "backend=simulated"))
+        check_gate(compose(*overrides, "backend=simulated"))
 
 
 @pytest.mark.parametrize("side", ["reference", "candidate"])

@@ -62,10 +62,26 @@ def test_null_is_no_path_and_quotes_are_the_person_s():
         ("--devices", "--devices: no such option; settings are key=value"),
         ("=4", "=4: not of the form key=value"),
         ("~model.batch", "~model.batch: no key can be taken away"),
-        ("eval=null", "eval=null: no such choice; there are guide, official"),
     ],
 )
 def test_what_hydra_would_not_explain_is_refused_before(argument, line):
     with pytest.raises(UserError) as refused:
         prepare_arguments([argument])
     assert str(refused.value).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("argument", "prepared"),
+    [
+        ("eval=null", "eval='null'"),
+        ("backend=om,1", "backend='om','1'"),
+        ("+experiment=[1]", "+experiment=['1']"),
+        ("backend=choice(om,torch)", "backend=choice('om','torch')"),
+        ("experiment=null", "experiment=[]"),
+        ("experiment=Null,published_table", "experiment=[],'published_table'"),
+        ("model={batch: 1}", "model={batch: 1}"),
+        ("model.batch=1,2", "model.batch=1,2"),
+    ],
+)
+def test_choices_of_a_group_are_names(argument, prepared):
+    assert prepare_arguments([argument])[-1] == prepared

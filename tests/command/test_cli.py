@@ -42,7 +42,7 @@ FULL = os.strerror(errno.ENOSPC)
 @pytest.mark.parametrize("file", [None, "/disk/run.log"])
 def test_a_file_that_cannot_be_used_is_bad_input(run_member, capsys, tmp_path, file):
     outcome = run_member(OSError(errno.ENOSPC, FULL, file))
-    assert (outcome.number, outcome.exit_code) == (3, ExitCode.BAD_INPUT)
+    assert (outcome.folder, outcome.exit_code) == (tmp_path / "3", ExitCode.BAD_INPUT)
     where = file or f"output_dir={tmp_path / '3'}"
     assert outcome.reason.startswith(f"{where}: {FULL}; ")
     assert capsys.readouterr().err == f"cfdist: {outcome.reason}\n"

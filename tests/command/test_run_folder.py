@@ -119,6 +119,9 @@ def test_a_disk_that_is_full_refuses_the_run_and_leaves_no_folder(tmp_path, monk
 
     monkeypatch.setattr(run_folder, "write_text", write_text)
     folder = tmp_path / "outputs" / "now"
-    with pytest.raises(UserError, match="No space left"), claim(folder, ""):
+    with (
+        pytest.raises(OSError, match=r"config.yaml cannot be written \(No space left"),
+        claim(folder, ""),
+    ):
         pass
     assert names(tmp_path) == set()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cfdist.config.installation import CHECKOUT, COMMAND, CONFIG_FOLDER, load_job
+from cfdist.config.installation import CHECKOUT, COMMAND, CONFIG_FOLDER, group_choices, load_job
 
 PROJECT = Path(__file__).resolve().parent.parent.parent
 SOURCES = ("cfdist", "jobs", "conf", "pyproject.toml", "setup.py", "requirements.in", "README.md")
@@ -23,6 +23,11 @@ def test_a_checkout_has_its_jobs_and_configuration_beside_the_package():
     assert CONFIG_FOLDER == PROJECT / "conf"
     assert COMMAND == "python main.py"
     assert load_job("score").__name__ == "jobs.score"
+
+
+def test_group_choices():
+    assert group_choices("eval") == ["guide", "official"]
+    assert group_choices("nosuch") == []
 
 
 def make_stranger(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every kind of setting that does not fit, and the one line that a person is told."""
+"""The help page, every kind of setting that does not fit, and the one line that it gets."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cfdist import config
 from cfdist.command.arguments import prepare_arguments
-from cfdist.config.messages import SEE_HELP, allowed, shown
+from cfdist.config.messages import SEE_HELP, allowed, help_text, shown
 from cfdist.config.schema import all_fields
-from cfdist.errors import UserError
+from cfdist.errors import ExitCode, UserError
 
 
 def refusal(*arguments: str) -> str:
@@ -134,8 +134,10 @@ def test_a_value_that_does_not_fit(defaults, key, values, must_be):
         ("convert.batches=[]", "convert.batches: must not be empty"),
         ("backend=tensorrt", "backend=tensorrt: no such choice; there are auto, om, onnxruntime"),
         ("eval=null", "eval=null: no such choice; there are guide, official"),
-        ("model=Null", "model=null: no such choice; there are centerface, centerface_pytorch"),
+        ("model=Null", "model=Null: no such choice; there are centerface, centerface_pytorch"),
         ("backend=1", "backend=1: no such choice; there are auto, om"),
+        ("backend=[1]", "backend=1: no such choice; there are auto, om"),
+        ("experiment=[2]", "experiment=2: no such choice; there are published_table"),
         ("experiment=2", "experiment=2: no such choice; there are published_table"),
         ("batch", f"batch: not of the form key=value; {SEE_HELP}"),
         ("model.batch=(3", "model.batch=(3: not of the form key=value"),
@@ -155,7 +157,7 @@ def test_the_first_of_several_is_named():
 
 
 def test_every_key_says_what_it_may_be():
-    for key, field in all_fields():
+    for key, field in all_fields().items():
         assert allowed(field), key
 
 
@@ -171,3 +173,16 @@ def test_every_key_says_what_it_may_be():
 )
 def test_values_are_shown_as_they_are_typed(value, text):
     assert shown(value) == text
+
+
+def test_every_key_is_explained_on_a_line_of_its_own():
+    lines = {line.split()[0]: line for line in help_text().splitlines() if line.strip()}
+    for key, field in all_fields().items():
+        meaning, _, allowed = lines[key].partition("[")
+        assert len(meaning.split()) > 2, f"{key} is not explained"
+        assert ("; default " in allowed) == (not field.is_required())
+
+
+def test_every_exit_code_is_explained():
+    for code in ExitCode:
+        assert f"\n  {code.value:<4} {code.meaning}\n" in help_text()

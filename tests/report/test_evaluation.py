@@ -17,7 +17,7 @@ from cfdist.distributed.timeline import Timeline
 from cfdist.distributed.work import item_work
 from cfdist.execution import PictureSupply
 from cfdist.report.evaluation import evaluation_results, replacement_notes
-from cfdist.report.phases import Phases
+from cfdist.report.results import Phases
 from cfdist.widerface.manifest import Manifest, WorkItem
 
 AP = {

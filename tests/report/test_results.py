@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cfdist.devices.base import DeviceReport
+from cfdist.errors import UserError
 from cfdist.report.results import (
+    Phases,
     Results,
     batch_statistics,
+    check_gate,
     chosen_first,
     device_entry,
+    expected_ap,
     phase_seconds,
     verdict,
 )
@@ -113,3 +118,65 @@ def test_the_chosen_protocol_comes_first():
     ap = {"official": {"easy": 0.5}, "guide": {"easy": 0.6}}
     assert list(chosen_first(ap, "guide")) == ["guide", "official"]
     assert chosen_first(ap, "official") == ap
+
+
+def test_phases_follow_each_other_without_a_gap():
+    started = time.time() - 5
+    phases = Phases(started)
+    phases.end("imports")
+    time.sleep(0.01)
+    phases.end("checks")
+    phases.end("imports")  # once more: it adds up
+
+    assert list(phases.seconds) == ["imports", "checks"]
+    assert phases.seconds["imports"] >= 5
+    assert phases.seconds["checks"] >= 0.01
+    assert sum(phases.seconds.values()) == pytest.approx(time.time() - started, abs=0.5)
+
+
+EXPECTED = ("model.expected.easy=0.9", "model.expected.medium=null", "model.expected.hard=0.5",
+            "model.expected.tolerance=0.01", "model.expected.protocol=guide",
+            "dataset=wider_val")  # fmt: skip
+fractions = st.floats(0, 1)
+
+
+@pytest.fixture(scope="module")
+def expecting(compose):
+    """A configuration that expects an easy and a hard AP."""
+    return compose(*EXPECTED)
+
+
+@given(easy=fractions, medium=fractions, hard=fractions)
+def test_every_expected_ap_has_to_be_reached_within_the_tolerance(expecting, easy, medium, hard):
+    ap = {
+        "official": dict.fromkeys(("easy", "medium", "hard"), 0.0),
+        "guide": {"easy": easy, "medium": medium, "hard": hard},
+    }
+    assert expected_ap(expecting, ap) == {
+        "protocol": "guide",
+        "ap": {"easy": 0.9, "hard": 0.5},
+        "tolerance": 0.01,
+        "met": easy >= 0.9 - 0.01 and hard >= 0.5 - 0.01,
+    }
+
+
+def test_nothing_is_expected_of_the_sample_set_or_without_figures(compose):
+    ap = {"guide": dict.fromkeys(("easy", "medium", "hard"), 0.0)}
+    assert expected_ap(compose(*EXPECTED, "dataset=sample"), ap) is None
+    none = [f"model.expected.{name}=null" for name in ("easy", "medium", "hard")]
+    assert expected_ap(compose("dataset=wider_val", *none), ap) is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["model.expected.easy=null", "model.expected.hard=null"], "has no expected AP"),
+        (["dataset=sample"], "the sample set has no expected AP"),
+        (["backend=simulated"], "the simulated backend"),
+    ],
+)
+def test_a_gate_that_no_result_can_miss_is_refused(compose, overrides, words):
+    check_gate(compose(*EXPECTED, "eval.gate=true"))
+    check_gate(compose(*EXPECTED, *overrides))
+    with pytest.raises(UserError, match=words):
+        check_gate(compose(*EXPECTED, "eval.gate=true", *overrides))

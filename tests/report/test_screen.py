@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from cfdist.devices.base import DeviceReport
+from cfdist.execution import Execution
 from cfdist.report import screen
 from cfdist.report.results import Results, device_entry
 
@@ -35,16 +36,19 @@ def test_the_ap_is_that_of_the_pictures_however_often_they_were_read(passes, tit
 
 
 def plan_shown(
-    capsys, *, backend="openvino", remark="", kind="wider", passes=1, pictures=610, **more
+    capsys, *, backends=("openvino",), remark="", kind="wider", passes=1, pictures=610
 ) -> list[str]:
     spec = SimpleNamespace(name="centerface", batch=4)
-    model = SimpleNamespace(
-        backend=backend, spec=spec, remark=remark, is_simulated=backend == "simulated"
-    )
+    models = [
+        SimpleNamespace(
+            backend=backend, spec=spec, remark=remark, is_simulated=backend == "simulated"
+        )
+        for backend in backends
+    ]
     config = SimpleNamespace(dataset=SimpleNamespace(name="name", kind=kind))
     manifest = SimpleNamespace(pictures=range(pictures), passes=passes)
-    plan = SimpleNamespace(count=2, threads=1)
-    screen.print_plan(config, model, manifest, plan, None, **more)
+    there = Execution(models, SimpleNamespace(count=2, threads=1), None)
+    screen.print_plan(config, there, manifest)
     return capsys.readouterr().out.splitlines()
 
 
@@ -52,11 +56,12 @@ def test_the_plan_is_one_line_and_a_remark_another(capsys):
     line = "centerface on openvino, 2 devices x 1 thread, batch 4: 610 pictures of dataset=name"
     assert plan_shown(capsys) == [line]
     assert plan_shown(capsys, remark="the [fastest]") == [line, "backend=auto: the [fastest]"]
-    assert plan_shown(capsys, beside="torch")[0].startswith("centerface on openvino and torch, ")
+    both = plan_shown(capsys, backends=("openvino", "torch"))
+    assert both[0].startswith("centerface on openvino and torch, ")
 
 
 def test_simulated_devices_are_announced(capsys):
-    first, second = plan_shown(capsys, backend="simulated")
+    first, second = plan_shown(capsys, backends=["simulated"])
     assert first.startswith("SIMULATED: no model runs")
     assert second.startswith("centerface on simulated, ")
 
@@ -118,3 +123,21 @@ def test_the_expected_ap_stands_below_its_protocol_s(capsys, met, verdict):
     row = next(line for line in shown.splitlines() if "  expected" in line)
     assert row.split()[2:] == ["│", "90.00", "%", "│", "-", "│", "-", "│"]
     assert f"expected AP {verdict} (tolerance 0.002)" in shown
+
+
+def test_progress_shows_the_rate_of_this_run_and_what_failed(capsys):
+    with screen.PictureProgress(10) as progress:
+        progress.start(4)
+        progress.advance(0, 0)
+        progress.advance(3, 1)
+        progress._progress.refresh()
+        (task,) = progress._progress.tasks
+        assert (task.completed, task.description) == (7, "pictures [red](1 failed)[/red]")
+        assert float(task.fields["rate"]) >= 3 / max(task.elapsed, 1e-9) - 0.1
+
+
+def test_the_end_of_a_job_writes_and_shows_its_results(capsys, tmp_path):
+    found = replace(results(1), ap={}, config={"eval": {"gate": False}})
+    assert screen.finish(found, tmp_path) == 3
+    assert capsys.readouterr().out.endswith(f"results: {tmp_path / 'results.json'}\n")
+    assert (tmp_path / "results.json").is_file()

@@ -51,7 +51,7 @@ def test_a_folder_that_cannot_be_looked_at_ends_the_command(monkeypatch, tmp_pat
 
 def test_a_summary_that_cannot_be_made_ends_the_command(monkeypatch, tmp_path, capsys):
     # Hydra would warn and end with 0.
-    lost = cli.JobOutcome(0, ("model.batch=4",), tmp_path / "0", 0)
+    lost = cli.JobOutcome(("model.batch=4",), tmp_path / "0", 0)
     monkeypatch.setattr(cli, "outcomes", [lost])
     config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
     with pytest.raises(SystemExit) as end:

@@ -16,7 +16,7 @@ from cfdist.distributed.reducer import Evaluation
 from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
 from cfdist.distributed.timeline import Timeline
 from cfdist.distributed.work import item_work
-from cfdist.report.phases import Phases
+from cfdist.report.results import Phases
 from cfdist.throughput.device import LoopReport
 from cfdist.throughput.host import HostRate
 from cfdist.throughput.results import Figures, benchmark_results
