@@ -15,10 +15,16 @@ from cfdist.errors import UserError
 from cfdist.files import write_text
 from cfdist.report import screen
 from cfdist.report.results import Results, device_entry, phase_seconds
-from cfdist.workflow.files import Failures, check_space, output_bytes, refuse_existing, whole_folder
-from cfdist.workflow.matching import InputFiles, find_inputs
-from cfdist.workflow.records import OutputRecord, summary, summary_path
-from cfdist.workflow.tool import check_for_tool, infer_with_tool
+from cfdist.workflow.device import InferenceTask, infer_files
+from cfdist.workflow.files import (
+    Failures,
+    check_space,
+    output_bytes,
+    partial_folder,
+    refuse_existing,
+)
+from cfdist.workflow.folders import InputFiles, find_inputs, output_record
+from cfdist.workflow.tool import check_for_tool, infer_with_tool, summary, summary_path
 
 KEY = "infer.input"
 
@@ -29,7 +35,7 @@ class Run:
 
     Attributes:
         summary: The content of `<name>_summary.json`; `None` if the tool left none.
-        failures: (stem, reason).
+        failures: (stem, reason) of the input tensors without raw output.
         ready_at: Wall clock when the first input tensor was handed out.
         devices: The results' entries of the devices.
     """
@@ -52,19 +58,20 @@ def main(config: Config, output: Path, started: float) -> int:
     check_space(folder, len(files.items) * sum(output_bytes(model.spec)), "infer.output")
 
     run = (_run_tool if config.infer.cli else _run_devices)(config, model, files, folder)
-    OutputRecord.of(model.spec, files.fingerprint).write(folder)
+    output_record(folder, model.spec, files.fingerprint).write()
     ended = time.time()
 
     failures = sorted(files.failures + run.failures)
     total = len(files.items) + len(files.failures)
+    done = total - len(failures)
     results = Results(
         job="infer",
         ap={},
         total=total,
-        done=total - len(failures),
+        done=done,
         failures=failures,
         seconds=phase_seconds(started, run.ready_at, ended, ended),
-        throughput={"steady": None, "end_to_end": (total - len(failures)) / (ended - started)},
+        throughput={"steady": None, "end_to_end": done / (ended - started)},
         devices=run.devices,
         model={"path": str(model.spec.path), "sha256": model.spec.sha256},
         backend="ais_bench" if config.infer.cli else model.backend,
@@ -73,7 +80,12 @@ def main(config: Config, output: Path, started: float) -> int:
         notes=["job=postprocess makes prediction files of these"],
     )
     path = results.write(output)
-    _print_outcome(results, run, folder)
+    line = f"{done} raw outputs in {folder}"
+    if run.summary is not None:
+        mean = run.summary["NPU_compute_time"]["mean"]
+        line += f", {mean:.2f} ms a batch, {run.summary['throughput']:.1f} pictures/s by that"
+    screen.console.print(line, markup=False)
+    screen.print_results(results)
     screen.print_path(path)
     return results.exit_code
 
@@ -88,7 +100,11 @@ def _find_model(config: Config) -> BackendModel:
 
 
 def _run_devices(config: Config, model: BackendModel, files: InputFiles, folder: Path) -> Run:
-    """Infer on devices of a backend; the folder of the raw outputs appears whole."""
+    """Infer on devices of a backend; the folder of the raw outputs appears whole.
+
+    Raises:
+        UserError: no input tensor gives a raw output.
+    """
     ready_at = 0.0
 
     def on_ready() -> None:
@@ -96,11 +112,9 @@ def _run_devices(config: Config, model: BackendModel, files: InputFiles, folder:
         ready_at = time.time()
         progress.start(0)
 
-    with execution.start(config, [model], readers=1) as there, whole_folder(folder) as partial:
-        from cfdist.workflow.device import InferenceTask, infer_files
-
+    with execution.start(config, [model], readers=1) as there, partial_folder(folder) as partial:
         screen.print_dashboard(there.dashboard)
-        task = InferenceTask(files.items, files.form, model, there.plan, partial)
+        task = InferenceTask(files.items, files.contract, model, there.plan, partial)
         with screen.PictureProgress(len(files.items)) as progress:
             reports, failures = infer_files(
                 task,
@@ -110,10 +124,12 @@ def _run_devices(config: Config, model: BackendModel, files: InputFiles, folder:
                 ),
             )
         seconds = time.time() - ready_at
-        if not any(report.pictures for report in reports.values()):
+        if len(failures) == len(files.items):
+            stem, reason = failures[0]
             raise UserError(
-                f"{KEY}={files.folder}: no file can be used; the first: {failures[0][1]}"
+                f"{KEY}={files.folder}: no file gives a raw output; the first, {stem}: {reason}"
             )
+        partial.rename(folder)
     times = [report.device_ms or report.batch_ms for report in reports.values()]
     found = summary(times, model.spec.batch)
     write_text(summary_path(folder), json.dumps(found) + "\n")
@@ -131,12 +147,3 @@ def _run_tool(config: Config, model: BackendModel, files: InputFiles, folder: Pa
     ready_at = time.time()
     found, failures = infer_with_tool(model.spec, files, folder, devices)
     return Run(found, failures, ready_at)
-
-
-def _print_outcome(results: Results, run: Run, folder: Path) -> None:
-    line = f"{results.done} raw outputs in {folder}"
-    if run.summary is not None:
-        mean = run.summary["NPU_compute_time"]["mean"]
-        line += f", {mean:.2f} ms a batch, {run.summary['throughput']:.1f} pictures/s by that"
-    screen.console.print(line, markup=False)
-    screen.print_results(results)

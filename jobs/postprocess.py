@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Set
 from pathlib import Path
+from typing import NoReturn
 
 from cfdist import execution, inputs
 from cfdist.config import Config
@@ -14,15 +15,9 @@ from cfdist.model import ModelSpec
 from cfdist.report import screen
 from cfdist.report.results import Results, phase_seconds
 from cfdist.widerface.manifest import Manifest
-from cfdist.workflow.files import OUTPUTS, SUFFIX, Failures, refuse_existing, whole_folder
-from cfdist.workflow.matching import (
-    OutputFiles,
-    RawOutput,
-    find_outputs,
-    ids_by_stem,
-    match_outputs,
-)
-from cfdist.workflow.records import OutputRecord
+from cfdist.workflow.files import OUTPUTS, SUFFIX, Failures, partial_folder, refuse_existing
+from cfdist.workflow.folders import find_outputs, ids_by_stem, match_outputs, output_record
+from cfdist.workflow.stages import write_predictions
 
 KEY = "postprocess.input"
 
@@ -38,20 +33,25 @@ def main(config: Config, output: Path, started: float) -> int:
     found = find_outputs(source, KEY)
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth)
-    _check_records(source, found, spec, manifest)
-    stems = ids_by_stem(item.id for item in manifest.items)
+    _check_records({source, *(path.parent for path in found.values())}, spec, manifest)
+    ids = ids_by_stem(item.id for item in manifest.items)
+    stems = {name.rpartition("_")[0] for name in found}
     usable, failures = match_outputs(found, manifest.items, spec)
     if not usable:
-        _refuse_all(source, found, stems, failures)
+        _refuse(source, {ids[stem] for stem in stems & ids.keys()}, len(stems), failures)
 
     with session(config.cluster.address, config.cluster.dashboard) as dashboard:
         screen.print_dashboard(dashboard)
         ready = time.time()
-        failures += _write_files(usable, spec, target, config.eval.protocol)
+        with partial_folder(target) as partial, screen.PictureProgress(len(usable)) as progress:
+            progress.start(0)
+            style = config.eval.protocol
+            failures += write_predictions(usable, spec, partial, style, progress.advance)
+            partial.rename(target)
     ended = time.time()
 
     notes = ["job=score gives the AP of these files"]
-    if unknown := len(found.keys() - stems.keys()):
+    if unknown := len(stems - ids.keys()):
         notes.append(f"output files of {unknown} other names belong to no picture; left out")
     results = Results(
         job="postprocess",
@@ -74,55 +74,40 @@ def main(config: Config, output: Path, started: float) -> int:
     return results.exit_code
 
 
-def _check_records(source: Path, found: OutputFiles, spec: ModelSpec, manifest: Manifest) -> None:
+def _check_records(folders: Set[Path], spec: ModelSpec, manifest: Manifest) -> None:
     """Check the records of all folders with raw outputs.
 
     Raises:
         UserError: files of a run with other settings or other pictures.
     """
-    folders = {source, *(path.parent for files in found.values() for path in files.values())}
-    expected = OutputRecord.of(spec, None)
     for folder in sorted(folders):
-        record = expected.check(folder, ("convention", "height", "width"), KEY)
+        record = output_record(folder, spec).check(("convention", "height", "width"), KEY)
         if record and record["fingerprint"] not in (None, manifest.fingerprint):
             raise UserError(
-                f"{KEY}={source}: made from another list of pictures than this run's, or from "
+                f"{KEY}={folder}: made from another list of pictures than this run's, or from "
                 "files of another size; give the same dataset.* as then"
             )
 
 
-def _refuse_all(
-    source: Path,
-    found: OutputFiles,
-    stems: Mapping[str, str],
-    failures: Failures,
-) -> None:
-    """Say why not one picture has usable output files.
+def _refuse(source: Path, matched: Set[str], names: int, failures: Failures) -> NoReturn:
+    """Say why no picture has a usable raw output.
+
+    Args:
+        source: The folder.
+        matched: Ids of the pictures that have files in the folder.
+        names: How many stems the files in the folder have.
+        failures: (id, reason) of all pictures.
 
     Raises:
         UserError: always.
     """
-    if found.keys().isdisjoint(stems):
-        raise UserError(
-            f"{KEY}={source}: output files of none of the {len(stems)} pictures "
-            f"({len(found)} other names found); expected <picture>_0{SUFFIX} to "
-            f"<picture>_{OUTPUTS - 1}{SUFFIX}: name the folder that job=infer left, "
-            "and the dataset it was made from"
-        )
-    reason = next(reason for id, reason in failures if id.rpartition("/")[2] in found)
-    raise UserError(f"{KEY}={source}: no picture's output files can be used; the first: {reason}")
-
-
-def _write_files(
-    usable: Sequence[RawOutput], spec: ModelSpec, target: Path, style: str
-) -> Failures:
-    """Write the folder, all cores at work, whole or not at all; returns what failed and why."""
-    from cfdist.workflow.stages import write_predictions
-
-    failures: Failures = []
-    with whole_folder(target) as partial, screen.PictureProgress(len(usable)) as progress:
-        progress.start(0)
-        for done, failed in write_predictions(usable, spec, partial, style):
-            failures += failed
-            progress.advance(done, len(failed))
-    return failures
+    for id, reason in failures:
+        if id in matched:
+            raise UserError(
+                f"{KEY}={source}: no picture's output files can be used; the first: {reason}"
+            )
+    raise UserError(
+        f"{KEY}={source}: output files of none of the {len(failures)} pictures ({names} other "
+        f"names found); expected <picture>_0{SUFFIX} to <picture>_{OUTPUTS - 1}{SUFFIX}: name the "
+        "folder that job=infer left, and the dataset it was made from"
+    )

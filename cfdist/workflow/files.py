@@ -4,8 +4,8 @@ An *input tensor* is one picture's model input, `<stem>.bin`: float32 (3, H, W) 
 or uint8 (H, W, 3) BGR ("u8"). A *raw output* is what the model gives for one picture, four files
 `<stem>_0.bin` to `<stem>_3.bin`: float32 heat map, size, offset and landmarks of (1, 2, 2, 10)
 channels and a quarter of the input's rows and columns. All are raw little-endian numbers in C
-order, without a header: only the sizes can be checked. `cfdist.workflow.records` has the records
-that say the rest.
+order, without a header: only the sizes can be checked. The records of `cfdist.workflow.folders` say
+the rest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from cfdist.preprocess import InputContract
 
 SUFFIX = ".bin"
 OUTPUTS = len(HeadMaps.CHANNELS)
-FORMS = ("f32", "u8")
+# dtype of an input tensor -> the name of its form in the configuration and in records.
+FORMS = {"float32": "f32", "uint8": "u8"}
 
 # (id, reason) of pictures that could not be used.
 Failures = list[tuple[str, str]]
@@ -50,7 +51,7 @@ def output_names(stem: str) -> tuple[str, ...]:
 
 
 def input_contract(spec: ModelSpec, form: str) -> InputContract:
-    """What an input tensor of a form of `FORMS` holds, for a model."""
+    """What an input tensor holds: a model's float32 input ("f32"), or letterboxed bytes ("u8")."""
     return spec.float_contract() if form == "f32" else InputContract(spec.height, spec.width, None)
 
 
@@ -71,10 +72,7 @@ def output_bytes(spec: ModelSpec) -> tuple[int, ...]:
 
 @contextlib.contextmanager
 def disk_as_user_error(path: Path) -> Iterator[None]:
-    """Turn a disk that does not take a file in the `with` block into bad input.
-
-    Args:
-        path: The file.
+    """Name the file that the disk does not take in the `with` block.
 
     Raises:
         UserError: in place of an OSError.
@@ -106,21 +104,9 @@ def read_raw_into(path: Path | str, row: NDArray[Any]) -> None:
         ValueError: the file has another size.
         OSError: the file cannot be read.
     """
-    content = np.fromfile(path, row.dtype.newbyteorder("<"))
-    if content.nbytes != row.nbytes or os.path.getsize(path) != row.nbytes:
-        raise ValueError(f"{os.path.getsize(path)} bytes, expected {row.nbytes}")
-    row[...] = content.reshape(row.shape)
-
-
-def write_output(folder: Path, stem: str, heads: HeadMaps, index: int) -> None:
-    """Write the raw output of one picture of a batch.
-
-    Raises:
-        UserError: the disk does not take it.
-    """
-    maps = (heads.hm, heads.wh, heads.offset, heads.landmarks)
-    for name, array in zip(output_names(stem), maps, strict=True):
-        write_raw(folder / name, array[index])
+    if (size := os.path.getsize(path)) != row.nbytes:
+        raise ValueError(f"{size} bytes, expected {row.nbytes}")
+    row[...] = np.fromfile(path, row.dtype.newbyteorder("<")).reshape(row.shape)
 
 
 def read_output(paths: Sequence[Path | str], spec: ModelSpec) -> HeadMaps:
@@ -134,10 +120,9 @@ def read_output(paths: Sequence[Path | str], spec: ModelSpec) -> HeadMaps:
         ValueError: a file has another size.
         OSError: a file cannot be read.
     """
-    maps = []
-    for path, shape in zip(paths, output_shapes(spec), strict=True):
-        maps.append(np.empty((1, *shape), np.float32))
-        read_raw_into(path, maps[-1])
+    maps = [np.empty((1, *shape), np.float32) for shape in output_shapes(spec)]
+    for path, array in zip(paths, maps, strict=True):
+        read_raw_into(path, array)
     return HeadMaps(*maps)
 
 
@@ -174,13 +159,15 @@ def check_space(folder: Path, needed: int, key: str) -> None:
 
 
 @contextlib.contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new folder beside `folder`, which becomes `folder` if the `with` block succeeds."""
+def partial_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside `folder`, for files that move to `folder` when they are whole.
+
+    What is in the new folder at the end of the `with` block is removed.
+    """
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
-        os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

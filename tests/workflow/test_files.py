@@ -17,11 +17,10 @@ from cfdist.workflow.files import (
     input_contract,
     output_names,
     output_shapes,
+    partial_folder,
     read_output,
     read_raw_into,
     refuse_existing,
-    whole_folder,
-    write_output,
     write_raw,
 )
 
@@ -40,7 +39,7 @@ def test_sizes_are_the_published_ones(spec):
     assert sizes == [160_000, 320_000, 320_000, 1_600_000]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS.values())
 def test_an_input_tensor_is_raw_little_endian_in_c_order(tmp_path, small, form):
     contract = input_contract(small, form)
     values = np.random.default_rng(1).integers(0, 256, contract.shape(1)[1:])
@@ -88,20 +87,24 @@ def test_raw_outputs_are_read_as_they_were_written(tmp_path, small):
         *(random.normal(size=(2, c, 8, 16)).astype(np.float32) for c in HeadMaps.CHANNELS)
     )
     for i, stem in enumerate("ab"):
-        write_output(tmp_path, stem, maps, i)
-        read = read_output([tmp_path / name for name in output_names(stem)], small)
+        paths = [tmp_path / name for name in output_names(stem)]
+        for path, name in zip(paths, ("hm", "wh", "offset", "landmarks"), strict=True):
+            write_raw(path, getattr(maps, name)[i])
+        read = read_output(paths, small)
         for name in ("hm", "wh", "offset", "landmarks"):
             array = getattr(read, name)
             assert array.dtype == np.float32
             np.testing.assert_array_equal(array, getattr(maps, name)[i : i + 1])
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "a") as partial:
+def test_a_folder_that_is_not_renamed_is_removed(tmp_path):
+    with pytest.raises(ZeroDivisionError), partial_folder(tmp_path / "a") as partial:
         (partial / "file").touch()
         raise ZeroDivisionError
     assert not list(tmp_path.iterdir())
-    with whole_folder(tmp_path / "a") as partial:
+    (tmp_path / ".a.partial").mkdir()
+    (tmp_path / ".a.partial" / "of a run that was killed").touch()
+    with partial_folder(tmp_path / "a") as partial:
         (partial / "file").touch()
-        assert not (tmp_path / "a").exists()
-    assert [path.name for path in tmp_path.rglob("*")] == ["a", "file"]
+        partial.rename(tmp_path / "a")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "file"]

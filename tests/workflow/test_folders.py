@@ -1,4 +1,4 @@
-"""Which files belong to which picture, and which cannot be used."""
+"""What records refuse, which files belong to which picture, and which cannot be used."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from cfdist.errors import UserError
 from cfdist.widerface.manifest import WorkItem
 from cfdist.workflow.files import FORMS, input_bytes, input_contract, output_names
-from cfdist.workflow.matching import (
+from cfdist.workflow.folders import (
     find_inputs,
     find_outputs,
     ids_by_stem,
-    input_form,
+    input_record,
     match_outputs,
     without_input,
 )
@@ -44,9 +44,8 @@ def test_raw_outputs_are_found_by_name_whatever_the_names(tmp_path_factory, name
         for file in output_names(name):
             (folder / file).touch()
     found = find_outputs(folder, "postprocess.input")
-    assert found.keys() == names
-    for name, files in found.items():
-        assert [files[k].name for k in range(4)] == list(output_names(name))
+    assert found.keys() == {file for name in names for file in output_names(name)}
+    assert all(path == folder / name for name, path in found.items())
 
 
 def test_raw_outputs_are_found_in_event_and_device_folders(tmp_path):
@@ -56,10 +55,11 @@ def test_raw_outputs_are_found_in_event_and_device_folders(tmp_path):
     for other in ("c_4.bin", "c.bin", "c_1.txt", "_1.bin"):
         (tmp_path / other).touch()
     found = find_outputs(tmp_path, "postprocess.input")
-    assert {stem: sorted(files) for stem, files in found.items()} == {
-        "a": [0, 3],
-        "b": [1],
-        "c": [2],
+    assert {name: path.parent.name for name, path in found.items()} == {
+        "a_0.bin": "0--Parade",
+        "a_3.bin": "0--Parade",
+        "b_1.bin": "device0_0",
+        "c_2.bin": tmp_path.name,
     }
 
 
@@ -87,7 +87,8 @@ def test_input_tensors_whose_outputs_would_share_a_name_are_refused(tmp_path, sm
         (tmp_path / name).write_bytes(bytes(size))
     (tmp_path / "short.bin").touch()
     found = find_inputs(tmp_path, small, "infer.input")
-    assert (found.form, [item.id for item in found.items]) == ("u8", ["a", "b"])
+    assert found.contract == input_contract(small, "u8")
+    assert [item.id for item in found.items] == ["a", "b"]
     assert [stem for stem, _ in found.failures] == ["short"]
     (tmp_path / "a.1.bin").touch()
     with pytest.raises(UserError, match=r"outputs of a\.1\.bin and a\.bin .*a_0\.bin"):
@@ -102,13 +103,19 @@ def test_pictures_without_a_whole_input_tensor_are_missing(tmp_path, small):
     assert without_input(items, tmp_path, contract) == items[1:]
 
 
-def test_the_form_of_a_folder_is_that_of_most_files(small):
-    f32, u8 = (input_bytes(input_contract(small, form)) for form in FORMS)
-    paths = [Path(name) for name in "abc"]
-    assert input_form(dict.fromkeys(paths, u8), small, "k") == "u8"
-    assert input_form(dict(zip(paths, (f32, 7, f32), strict=True)), small, "k") == "f32"
-    with pytest.raises(UserError, match=rf"a has 7 bytes, expected {f32} \(f32\) or {u8} \(u8\)"):
-        input_form(dict.fromkeys(paths, 7), small, "k")
+def test_the_form_of_a_folder_is_that_of_most_files(tmp_path, small):
+    f32, u8 = (input_bytes(input_contract(small, form)) for form in FORMS.values())
+
+    def form(*sizes: int) -> str:
+        for name, size in zip("abc", sizes, strict=True):
+            (tmp_path / f"{name}.bin").write_bytes(bytes(size))
+        return FORMS[find_inputs(tmp_path, small, "k").contract.dtype]
+
+    assert form(u8, u8, u8) == "u8"
+    assert form(f32, 7, f32) == "f32"
+    wanted = rf"a\.bin has 7 bytes, expected {f32} \(f32\) or {u8} \(u8\)"
+    with pytest.raises(UserError, match=wanted):
+        form(7, 7, 7)
 
 
 def test_pictures_are_paired_with_files_by_name(tmp_path, small):
@@ -133,3 +140,33 @@ def test_pictures_are_paired_with_files_by_name(tmp_path, small):
     assert "cut_1.bin is missing; run job=infer again" in reasons["0--E/cut"]
     assert "half_3.bin has 2560 bytes, expected 5120" in reasons["0--E/half"]
     assert "float16" in reasons["0--E/half"]
+
+
+def test_a_record_refuses_other_settings(tmp_path, spec, small):
+    folder = tmp_path / "bins"
+    record = input_record(folder, input_contract(small, "f32"), 3, "abc")
+    keys = ("input", "height", "width", "color", "scale", "mean", "std")
+    assert record.check(keys, "infer.input") is None
+
+    record.write()
+    assert (tmp_path / "bins_preprocess.json").is_file()
+    there = record.check(keys, "infer.input")
+    assert (there["pictures"], there["fingerprint"]) == (3, "abc")
+
+    other = spec(height=64, width=64, mean=(0.1, 0.2, 0.3))
+    expected = input_record(folder, input_contract(other, "f32"))
+    with pytest.raises(UserError) as refusal:
+        expected.check(keys, "infer.input")
+    message = str(refusal.value)
+    assert "infer.input=" in message
+    assert "height 32, this run has 64" in message
+    assert "mean [0.0, 0.0, 0.0], this run has [0.1, 0.2, 0.3]" in message
+    assert "width" not in message
+
+
+@pytest.mark.parametrize("content", ["", "[]", "3", "{}", '{"input": "f32"}', "\x00"])
+def test_what_is_no_record_is_refused(tmp_path, small, content):
+    record = input_record(tmp_path / "bins", input_contract(small, "f32"))
+    (tmp_path / "bins_preprocess.json").write_text(content)
+    with pytest.raises(UserError, match=r"bins_preprocess\.json: not the record"):
+        record.check(("height",), "infer.input")
