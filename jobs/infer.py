@@ -15,15 +15,9 @@ from cfdist.errors import UserError
 from cfdist.files import write_text
 from cfdist.report import screen
 from cfdist.report.results import Results, device_entry, phase_seconds
-from cfdist.workflow.device import InferenceTask, infer_files
-from cfdist.workflow.files import (
-    Failures,
-    check_space,
-    output_bytes,
-    partial_folder,
-    refuse_existing,
-)
-from cfdist.workflow.folders import InputFiles, find_inputs, output_record
+from cfdist.workflow import files
+from cfdist.workflow.device import FilesReport, InferenceTask, infer_files
+from cfdist.workflow.files import Failures, InputFiles, partial_folder
 from cfdist.workflow.tool import check_for_tool, infer_with_tool, summary, summary_path
 
 KEY = "infer.input"
@@ -40,9 +34,9 @@ class Run:
         devices: The results' entries of the devices.
     """
 
-    summary: dict[str, Any] | None
-    failures: Failures
-    ready_at: float
+    summary: dict[str, Any] | None = None
+    failures: Failures = field(default_factory=list)
+    ready_at: float = 0.0
     devices: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -52,17 +46,18 @@ def main(config: Config, output: Path, started: float) -> int:
         raise UserError(f"{KEY}: not given; name the folder of .bin files (job=preprocess)")
     parent = Path(config.infer.output or output).expanduser().absolute()
     folder = parent / (config.infer.name or f"dumpout_bs{config.model.batch}")
-    refuse_existing(folder, "infer.output, infer.name")
+    files.refuse_existing(folder, "infer.output, infer.name")
     model = _find_model(config)
-    files = find_inputs(Path(config.infer.input).expanduser().absolute(), model.spec, KEY)
-    check_space(folder, len(files.items) * sum(output_bytes(model.spec)), "infer.output")
+    tensors = files.find_inputs(Path(config.infer.input).expanduser().absolute(), model.spec, KEY)
+    needed = len(tensors.items) * sum(files.output_bytes(model.spec))
+    files.check_space(folder, needed, "infer.output")
 
-    run = (_run_tool if config.infer.cli else _run_devices)(config, model, files, folder)
-    output_record(folder, model.spec, files.fingerprint).write()
+    run = (_run_tool if config.infer.cli else _run_devices)(config, model, tensors, folder)
+    files.output_record(folder, model.spec, tensors.fingerprint).write()
     ended = time.time()
 
-    failures = sorted(files.failures + run.failures)
-    total = len(files.items) + len(files.failures)
+    failures = sorted(tensors.failures + run.failures)
+    total = len(tensors.items) + len(tensors.failures)
     done = total - len(failures)
     results = Results(
         job="infer",
@@ -99,51 +94,49 @@ def _find_model(config: Config) -> BackendModel:
     return execution.find_model(config)
 
 
-def _run_devices(config: Config, model: BackendModel, files: InputFiles, folder: Path) -> Run:
+def _run_devices(config: Config, model: BackendModel, tensors: InputFiles, folder: Path) -> Run:
     """Infer on devices of a backend; the folder of the raw outputs appears whole.
 
     Raises:
         UserError: no input tensor gives a raw output.
     """
-    ready_at = 0.0
+    run = Run()
 
     def on_ready() -> None:
-        nonlocal ready_at
-        ready_at = time.time()
+        run.ready_at = time.time()
         progress.start(0)
 
-    with execution.start(config, [model], readers=1) as there, partial_folder(folder) as partial:
+    def on_done(report: FilesReport) -> None:
+        failed = len(report.failures)
+        progress.advance(len(report.done) + failed, failed)
+
+    with (
+        execution.start(config, [model], readers=1) as there,
+        partial_folder(folder) as partial,
+    ):
         screen.print_dashboard(there.dashboard)
-        task = InferenceTask(files.items, files.contract, model, there.plan, partial)
-        with screen.PictureProgress(len(files.items)) as progress:
-            reports, failures = infer_files(
-                task,
-                on_ready,
-                lambda report: progress.advance(
-                    len(report.done) + len(report.failures), len(report.failures)
-                ),
-            )
-        seconds = time.time() - ready_at
-        if len(failures) == len(files.items):
-            stem, reason = failures[0]
+        task = InferenceTask(tensors.items, tensors.contract, model, there.plan, partial)
+        with screen.PictureProgress(len(tensors.items)) as progress:
+            reports, run.failures = infer_files(task, on_ready, on_done)
+        seconds = time.time() - run.ready_at
+        if len(run.failures) == len(tensors.items):
+            stem, reason = run.failures[0]
             raise UserError(
-                f"{KEY}={files.folder}: no file gives a raw output; the first, {stem}: {reason}"
+                f"{KEY}={tensors.folder}: no file gives a raw output; the first, {stem}: {reason}"
             )
         partial.rename(folder)
     times = [report.device_ms or report.batch_ms for report in reports.values()]
-    found = summary(times, model.spec.batch)
-    write_text(summary_path(folder), json.dumps(found) + "\n")
-    devices = [device_entry(name, one, seconds) for name, one in sorted(reports.items())]
-    return Run(found, failures, ready_at, devices)
+    run.summary = summary(times, model.spec.batch)
+    write_text(summary_path(folder), json.dumps(run.summary) + "\n")
+    run.devices = [device_entry(name, one, seconds) for name, one in sorted(reports.items())]
+    return run
 
 
-def _run_tool(config: Config, model: BackendModel, files: InputFiles, folder: Path) -> Run:
+def _run_tool(config: Config, model: BackendModel, tensors: InputFiles, folder: Path) -> Run:
     """Infer by `python -m ais_bench`."""
-    wanted = config.devices
-    devices = None if wanted == "auto" else wanted
+    devices = None if config.devices == "auto" else config.devices
     if isinstance(devices, int):
         devices = list(range(devices))
-    check_for_tool(model.spec, files, devices[0] if devices else 0, KEY)
+    check_for_tool(model.spec, tensors, devices[0] if devices else 0, KEY)
     ready_at = time.time()
-    found, failures = infer_with_tool(model.spec, files, folder, devices)
-    return Run(found, failures, ready_at)
+    return Run(*infer_with_tool(model.spec, tensors, folder, devices), ready_at)

@@ -11,8 +11,7 @@ from cfdist.distributed.session import session
 from cfdist.errors import UserError
 from cfdist.report import screen
 from cfdist.report.results import Results, phase_seconds
-from cfdist.workflow.files import check_space, input_bytes, input_contract
-from cfdist.workflow.folders import Record, ids_by_stem, input_record, without_input
+from cfdist.workflow import files
 from cfdist.workflow.stages import write_inputs
 
 KEY = "preprocess.output"
@@ -22,13 +21,13 @@ def main(config: Config, output: Path, started: float) -> int:
     """Write the input tensors that are not there yet, and the results; returns the exit code."""
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth)
-    ids_by_stem(item.id for item in manifest.items)
-    contract = input_contract(execution.conventions(config.model), config.preprocess.input)
+    files.ids_by_stem(item.id for item in manifest.items)
+    contract = files.input_contract(execution.conventions(config.model), config.preprocess.input)
     folder = Path(config.preprocess.output or output / "bins").expanduser().absolute()
     total = len(manifest.items)
-    _open_folder(input_record(folder, contract, total, manifest.fingerprint))
-    missing = without_input(manifest.items, folder, contract)
-    check_space(folder, len(missing) * input_bytes(contract), KEY)
+    _open_folder(files.input_record(folder, contract, total, manifest.fingerprint))
+    missing = files.without_input(manifest.items, folder, contract)
+    files.check_space(folder, len(missing) * files.input_bytes(contract), KEY)
 
     with session(config.cluster.address, config.cluster.dashboard) as dashboard:
         screen.console.print(
@@ -58,7 +57,7 @@ def main(config: Config, output: Path, started: float) -> int:
     )
     path = results.write(output)
     screen.console.print(
-        f"{results.done} input tensors of {input_bytes(contract)} bytes in {folder}, "
+        f"{results.done} input tensors of {files.input_bytes(contract)} bytes in {folder}, "
         f"{len(missing) / max(ended - ready, 1e-9):.1f} a second",
         markup=False,
     )
@@ -67,7 +66,7 @@ def main(config: Config, output: Path, started: float) -> int:
     return results.exit_code
 
 
-def _open_folder(record: Record) -> None:
+def _open_folder(record: files.Record) -> None:
     """Make a folder and its record, or check that the files in the folder are of the same run.
 
     Raises:

@@ -69,9 +69,8 @@ class FileDevice:
         self._rows = spec.batch * self.model.capabilities.group
         self._runner = Runner(self.model, self.settings, self._rows)
         streams, held = self._runner.backend.streams, self.contract
-        # A model that normalises gets the pictures' bytes, as it does without files.
-        self._undoes = held.dtype == "float32" and self._runner.backend.contract.dtype == "uint8"
-        if self._undoes:
+        if held.dtype == "float32" and self._runner.backend.contract.dtype == "uint8":
+            # A model that normalises gets the pictures' bytes, as it does without files.
             held = input_contract(spec, "u8")
         self._infer = self._runner.infer if held.is_letterboxed_bytes else self._runner.run
         self._buffers: queue.SimpleQueue[NDArray[Any]] = queue.SimpleQueue()
@@ -135,12 +134,12 @@ class FileDevice:
         for item in items:
             row = buffer[len(read)]
             try:
-                if self._undoes:
+                if row.dtype == self.contract.dtype:
+                    read_raw_into(item.path, row)
+                else:
                     floats = np.empty(self.contract.shape(1), np.float32)
                     read_raw_into(item.path, floats)
                     row[:] = to_letterboxed(floats, self.contract)[0]
-                else:
-                    read_raw_into(item.path, row)
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
                 failures.append((item.id, f"{item.path}: {reason}; run job=preprocess again"))

@@ -26,13 +26,13 @@ from cfdist.widerface.manifest import WorkItem
 from cfdist.widerface.predictions import STYLES, prediction_text, rows
 from cfdist.workflow.files import (
     Failures,
+    RawOutput,
     disk_as_user_error,
     input_name,
     partial_folder,
     read_output,
     write_raw,
 )
-from cfdist.workflow.folders import RawOutput
 
 # Pictures of one task: some hundred milliseconds of work.
 BLOCK_ROWS = 16
@@ -46,11 +46,7 @@ def write_inputs(
 ) -> Failures:
     """Read and letterbox pictures and write the input tensor of each, on all cores.
 
-    Args:
-        items: The pictures.
-        contract: What the input tensors hold.
-        folder: Where the input tensors appear, each whole or not at all.
-        on_done: See `OnDone`.
+    Each input tensor appears in `folder` whole or not at all.
 
     Returns:
         (id, reason) of the pictures without input tensor.
@@ -82,12 +78,8 @@ def write_predictions(
 ) -> Failures:
     """Decode raw outputs and write the prediction file `<folder>/<event>/<stem>.txt` of each.
 
-    Args:
-        outputs: Pictures and their raw outputs, at least one.
-        spec: How head maps become boxes.
-        folder: Where the prediction files go.
-        style: A key of `STYLES`.
-        on_done: See `OnDone`.
+    `outputs` holds at least one picture, `folder` appears whole or not at all, and `style` is a key
+    of `STYLES`.
 
     Returns:
         (id, reason) of the pictures without prediction file.
@@ -95,12 +87,15 @@ def write_predictions(
     Raises:
         UserError: the disk does not take a prediction file.
     """
+    with partial_folder(folder) as partial:
 
-    def write_block(table: pa.Table) -> Iterator[str | None]:
-        for row in table.to_pylist():
-            yield write_prediction(RawOutput(**row), spec, folder, style)
+        def write_block(table: pa.Table) -> Iterator[str | None]:
+            for row in table.to_pylist():
+                yield write_prediction(RawOutput(**row), spec, partial, style)
 
-    return _run(item_dataset(outputs, BLOCK_ROWS), write_block, on_done)
+        failures = _run(item_dataset(outputs, BLOCK_ROWS), write_block, on_done)
+        partial.rename(folder)
+    return failures
 
 
 def _run(
@@ -111,7 +106,7 @@ def _run(
     Args:
         dataset: One picture a row; the string column "id" names the picture.
         write_block: Writes the files of a block; yields why a picture failed, `None` if it did not.
-        on_done: See `OnDone`.
+        on_done: Called for each block.
 
     Returns:
         (id, reason) of the pictures that failed.

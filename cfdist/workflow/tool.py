@@ -14,8 +14,7 @@ from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
-from cfdist.workflow.files import FORMS, Failures
-from cfdist.workflow.folders import InputFiles, find_outputs, match_outputs
+from cfdist.workflow.files import FORMS, Failures, InputFiles, find_outputs, match_outputs
 
 
 def check_for_tool(spec: ModelSpec, files: InputFiles, chip: int, key: str) -> None:
@@ -60,16 +59,13 @@ def infer_with_tool(
         usable raw output.
 
     Raises:
-        UserError: the tool failed.
+        UserError: the tool failed, or left nothing that can be used.
     """
     run_ais_bench(spec.path, files.folder, folder, spec.batch, devices)
     found = find_outputs(folder, "infer.output") if folder.is_dir() else {}
-    usable, failures = match_outputs(found, files.items, spec)
-    if not usable:
-        raise UserError(
-            f"python -m ais_bench left no usable files in {folder}; the first: {failures[0][1]}; "
-            "see whether the OM's input is what the files hold"
-        )
+    source = f"python -m ais_bench left {folder}"
+    remedy = "see whether the OM's input is what the files hold"
+    _, failures = match_outputs(found, files.items, spec, source, remedy)
     path = summary_path(folder)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None, failures
 

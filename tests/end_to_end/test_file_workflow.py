@@ -374,6 +374,7 @@ def test_infer_refuses_what_is_there_or_not_there(compose, made, tmp_path):
             ("model.convention=centerface",),
             ("convention centerface_pytorch, this run has centerface", "dumpout_bs1_infer.json"),
         ),
+        (("dataset.limit=3",), ("fingerprint of the pictures' names and sizes", "dataset.*")),
     ],
 )
 def test_postprocess_refuses_files_of_another_run(compose, made, tmp_path, change, words):
@@ -393,7 +394,7 @@ def test_postprocess_refuses_a_folder_of_which_nothing_can_be_used(compose, made
     (tmp_path / "strangers").mkdir()
     (tmp_path / "strangers" / "stranger_0.bin").touch()
     found = message(f"postprocess.input={tmp_path / 'strangers'}")
-    assert "none of the 4 pictures (1 other names found)" in found
+    assert "none of the 4 pictures has output files that can be used (1 of any names" in found
     assert "postprocess.input: not given" in message()
     there = f"postprocess.output={made.predictions}"
     assert "is there already" in message(f"postprocess.input={made.dump}", there)

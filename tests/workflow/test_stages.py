@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from cfdist.errors import UserError
 from cfdist.preprocess import PictureError, decode_picture
 from cfdist.widerface.manifest import WorkItem
-from cfdist.workflow.files import input_contract, output_names, output_shapes, write_raw
-from cfdist.workflow.folders import RawOutput
+from cfdist.workflow.files import RawOutput, input_contract, output_names, output_shapes, write_raw
 from cfdist.workflow.stages import picture_size, write_inputs, write_prediction
 
 ORIENTATION_6 = (  # an EXIF segment that says: turn by 90 degrees

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from cfdist.errors import UserError
 from cfdist.widerface.manifest import WorkItem
 from cfdist.workflow import tool
-from cfdist.workflow.files import input_contract, output_names
-from cfdist.workflow.folders import InputFiles
+from cfdist.workflow.files import InputFiles, input_contract, output_names
 
 
 @pytest.fixture
@@ -63,7 +62,9 @@ def test_a_tool_without_a_summary_is_believed(monkeypatch, tmp_path, model, inpu
 
 def test_no_output_at_all_is_the_user_s_error(monkeypatch, tmp_path, model, inputs):
     leaving(monkeypatch)
-    with pytest.raises(UserError, match="left no usable files"):
+    with pytest.raises(
+        UserError, match=r"ais_bench left .*none of the 2 pictures has output files that"
+    ):
         tool.infer_with_tool(model, inputs, tmp_path / "out", None)
 
 
