@@ -103,7 +103,7 @@ class FileDevice:
             buffer = self._buffers.get()
             try:
                 read = self._read(chunk[start : start + self._rows], buffer, failures)
-                # Filled up with the first, as ais_bench does: every batch takes a whole one's time.
+                # Padded with the first, as ais_bench does, so that every batch takes the same time.
                 whole = -(-len(read) // size) * size
                 buffer[len(read) : whole] = buffer[0]
                 inferred = self._infer(buffer[:whole])

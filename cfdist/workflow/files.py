@@ -34,10 +34,10 @@ OUTPUTS = len(HeadMaps.CHANNELS)
 # dtype of an input tensor -> the name of its form in the configuration and in records.
 FORMS = {"float32": "f32", "uint8": "u8"}
 
-# What a record says of how letterboxed pictures became input tensors.
+# The settings of a record that say how letterboxed pictures became input tensors.
 _NORMALISATION = ("color", "scale", "mean", "std")
 
-# What messages call settings whose names do not say enough.
+# Words for a setting in messages, if its name says too little.
 _MEANINGS = {"fingerprint": "fingerprint of the pictures' names and sizes"}
 
 # (id, reason) of pictures that could not be used.
@@ -144,7 +144,7 @@ def refuse_existing(folder: Path, key: str) -> None:
 
 
 def check_space(folder: Path, needed: int, key: str) -> None:
-    """Refuse a folder on a disk that has not the needed bytes; `key` named the folder.
+    """Refuse a folder whose disk has fewer free bytes than needed; `key` named the folder.
 
     Raises:
         UserError: the disk has no room.
@@ -197,7 +197,7 @@ class Record:
         """Refuse a folder that another run made; a folder without a JSON file passes.
 
         Args:
-            keys: The settings that have to agree; a setting that the file gives as null does.
+            keys: The settings that have to agree. A null in the file agrees with everything.
             source: The configuration key that named the folder, for messages.
 
         Returns:
@@ -238,8 +238,8 @@ def input_record(
 ) -> Record:
     """The record `<folder>_preprocess.json` of a folder of input tensors.
 
-    It says what `contract` says of them, the number of pictures that the folder is made for, and
-    the `Manifest.fingerprint` of these pictures.
+    The record holds the contract of the input tensors, the number of pictures that the folder is
+    made for, and the `Manifest.fingerprint` of these pictures.
     """
     keys = ("height", "width", *_NORMALISATION)
     settings = {"input": FORMS[contract.dtype], **{key: getattr(contract, key) for key in keys}}
@@ -251,7 +251,8 @@ def input_record(
 def output_record(folder: Path, spec: ModelSpec, fingerprint: str | None = None) -> Record:
     """The record `<folder>_infer.json` of a folder of raw outputs.
 
-    It names the model and, if the input tensors had a record, the pictures' `Manifest.fingerprint`.
+    The record names the model. It holds the pictures' `Manifest.fingerprint` if the folder of input
+    tensors had a record.
     """
     keys = ("sha256", "convention", "height", "width")
     settings = {"model": spec.path.name, **{key: getattr(spec, key) for key in keys}}

@@ -37,7 +37,7 @@ from cfdist.workflow.files import (
 # Pictures of one task: some hundred milliseconds of work.
 BLOCK_ROWS = 16
 
-# Called for each block when it ends, with its pictures and how many of them failed.
+# Called when a block ends, with the number of its pictures and the number that failed.
 OnDone = Callable[[int, int], None]
 
 
@@ -119,7 +119,7 @@ def _run(
         cv2.setNumThreads(1)  # the tasks are the parallelism
         try:
             ids, errors = table["id"].to_pylist(), list(write_block(table))
-        except UserError as error:  # Ray Data would keep its text alone
+        except UserError as error:  # Ray Data keeps only its text
             ids, errors = [None], [str(error)]
         return pa.table({"id": pa.array(ids, pa.string()), "error": pa.array(errors, pa.string())})
 

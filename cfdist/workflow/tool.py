@@ -1,4 +1,4 @@
-"""`infer.cli=true`: `python -m ais_bench` infers; its files are checked, its summary is ours."""
+"""`python -m ais_bench`, for `infer.cli=true`: its input, its raw outputs and its summary."""
 
 from __future__ import annotations
 

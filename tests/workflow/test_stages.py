@@ -28,7 +28,7 @@ def jpeg(width: int, height: int, progressive: bool = False, grey: bool = False)
 
 
 def with_segments(content: bytes, segments: list[bytes], fill: int) -> bytes:
-    """The JPEG with application segments behind its start, fill bytes before each."""
+    """The JPEG with application segments after its start, fill bytes before each."""
     parts = [
         b"\xff" * (fill + 1) + b"\xe1" + (len(body) + 2).to_bytes(2, "big") + body
         for body in segments
