@@ -16,7 +16,7 @@ from cfdist.files import write_text
 from cfdist.report import screen
 from cfdist.report.results import Results, device_entry, phase_seconds
 from cfdist.workflow import files
-from cfdist.workflow.device import FilesReport, InferenceTask, infer_files
+from cfdist.workflow.device import InferenceTask, infer_files
 from cfdist.workflow.files import Failures, InputFiles, partial_folder
 from cfdist.workflow.tool import check_for_tool, infer_with_tool, summary, summary_path
 
@@ -106,18 +106,17 @@ def _run_devices(config: Config, model: BackendModel, tensors: InputFiles, folde
         run.ready_at = time.time()
         progress.start(0)
 
-    def on_done(report: FilesReport) -> None:
-        failed = len(report.failures)
-        progress.advance(len(report.done) + failed, failed)
-
-    with (
-        execution.start(config, [model], readers=1) as there,
-        partial_folder(folder) as partial,
-    ):
+    with execution.start(config, [model], readers=1) as there, partial_folder(folder) as partial:
         screen.print_dashboard(there.dashboard)
         task = InferenceTask(tensors.items, tensors.contract, model, there.plan, partial)
         with screen.PictureProgress(len(tensors.items)) as progress:
-            reports, run.failures = infer_files(task, on_ready, on_done)
+            reports, run.failures = infer_files(
+                task,
+                on_ready,
+                lambda done: progress.advance(
+                    len(done.done) + len(done.failures), len(done.failures)
+                ),
+            )
         seconds = time.time() - run.ready_at
         if len(run.failures) == len(tensors.items):
             stem, reason = run.failures[0]
