@@ -15,10 +15,10 @@ from cfdist.errors import UserError
 from cfdist.files import write_text
 from cfdist.report import screen
 from cfdist.report.results import Results, device_entry, phase_seconds
-from cfdist.workflow.files import Failures, check_space, output_bytes, refuse_existing, whole_folder
-from cfdist.workflow.matching import InputFiles, find_inputs
-from cfdist.workflow.records import OutputRecord, summary, summary_path
-from cfdist.workflow.tool import check_for_tool, infer_with_tool
+from cfdist.workflow import files
+from cfdist.workflow.device import InferenceTask, infer_files
+from cfdist.workflow.files import Failures, InputFiles, partial_folder
+from cfdist.workflow.tool import check_for_tool, infer_with_tool, summary, summary_path
 
 KEY = "infer.input"
 
@@ -29,14 +29,14 @@ class Run:
 
     Attributes:
         summary: The content of `<name>_summary.json`; `None` if the tool left none.
-        failures: (stem, reason).
+        failures: (stem, reason) of the input tensors without raw output.
         ready_at: Wall clock when the first input tensor was handed out.
         devices: The results' entries of the devices.
     """
 
-    summary: dict[str, Any] | None
-    failures: Failures
-    ready_at: float
+    summary: dict[str, Any] | None = None
+    failures: Failures = field(default_factory=list)
+    ready_at: float = 0.0
     devices: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -46,24 +46,26 @@ def main(config: Config, output: Path, started: float) -> int:
         raise UserError(f"{KEY}: not given; name the folder of .bin files (job=preprocess)")
     parent = Path(config.infer.output or output).expanduser().absolute()
     folder = parent / (config.infer.name or f"dumpout_bs{config.model.batch}")
-    refuse_existing(folder, "infer.output, infer.name")
+    files.refuse_existing(folder, "infer.output, infer.name")
     model = _find_model(config)
-    files = find_inputs(Path(config.infer.input).expanduser().absolute(), model.spec, KEY)
-    check_space(folder, len(files.items) * sum(output_bytes(model.spec)), "infer.output")
+    tensors = files.find_inputs(Path(config.infer.input).expanduser().absolute(), model.spec, KEY)
+    needed = len(tensors.items) * sum(files.output_bytes(model.spec))
+    files.check_space(folder, needed, "infer.output")
 
-    run = (_run_tool if config.infer.cli else _run_devices)(config, model, files, folder)
-    OutputRecord.of(model.spec, files.fingerprint).write(folder)
+    run = (_run_tool if config.infer.cli else _run_devices)(config, model, tensors, folder)
+    files.output_record(folder, model.spec, tensors.fingerprint).write()
     ended = time.time()
 
-    failures = sorted(files.failures + run.failures)
-    total = len(files.items) + len(files.failures)
+    failures = sorted(tensors.failures + run.failures)
+    total = len(tensors.items) + len(tensors.failures)
+    done = total - len(failures)
     results = Results(
         job="infer",
         total=total,
-        done=total - len(failures),
+        done=done,
         failures=failures,
         seconds=phase_seconds(started, run.ready_at, ended, ended),
-        throughput={"steady": None, "end_to_end": (total - len(failures)) / (ended - started)},
+        throughput={"steady": None, "end_to_end": done / (ended - started)},
         devices=run.devices,
         model={"path": str(model.spec.path), "sha256": model.spec.sha256},
         backend="ais_bench" if config.infer.cli else model.backend,
@@ -72,7 +74,12 @@ def main(config: Config, output: Path, started: float) -> int:
         notes=["job=postprocess makes prediction files of these"],
     )
     path = results.write(output)
-    _print_outcome(results, run, folder)
+    line = f"{done} raw outputs in {folder}"
+    if run.summary is not None:
+        mean = run.summary["NPU_compute_time"]["mean"]
+        line += f", {mean:.2f} ms a batch, {run.summary['throughput']:.1f} pictures/s by that"
+    screen.console.print(line, markup=False)
+    screen.print_results(results)
     screen.print_path(path)
     return results.exit_code
 
@@ -86,56 +93,48 @@ def _find_model(config: Config) -> BackendModel:
     return execution.find_model(config)
 
 
-def _run_devices(config: Config, model: BackendModel, files: InputFiles, folder: Path) -> Run:
-    """Infer on devices of a backend; the folder of the raw outputs appears whole."""
-    ready_at = 0.0
+def _run_devices(config: Config, model: BackendModel, tensors: InputFiles, folder: Path) -> Run:
+    """Infer on devices of a backend; the folder of the raw outputs appears whole.
+
+    Raises:
+        UserError: no input tensor gives a raw output.
+    """
+    run = Run()
 
     def on_ready() -> None:
-        nonlocal ready_at
-        ready_at = time.time()
+        run.ready_at = time.time()
         progress.start(0)
 
-    with execution.start(config, [model], readers=1) as there, whole_folder(folder) as partial:
-        from cfdist.workflow.device import InferenceTask, infer_files
-
+    with execution.start(config, [model], readers=1) as there, partial_folder(folder) as partial:
         screen.print_dashboard(there.dashboard)
-        task = InferenceTask(files.items, files.form, model, there.plan, partial)
-        with screen.PictureProgress(len(files.items)) as progress:
-            reports, failures = infer_files(
+        task = InferenceTask(tensors.items, tensors.contract, model, there.plan, partial)
+        with screen.PictureProgress(len(tensors.items)) as progress:
+            reports, run.failures = infer_files(
                 task,
                 on_ready,
-                lambda report: progress.advance(
-                    len(report.done) + len(report.failures), len(report.failures)
+                lambda done: progress.advance(
+                    len(done.done) + len(done.failures), len(done.failures)
                 ),
             )
-        seconds = time.time() - ready_at
-        if not any(report.pictures for report in reports.values()):
+        seconds = time.time() - run.ready_at
+        if len(run.failures) == len(tensors.items):
+            stem, reason = run.failures[0]
             raise UserError(
-                f"{KEY}={files.folder}: no file can be used; the first: {failures[0][1]}"
+                f"{KEY}={tensors.folder}: no file gives a raw output; the first, {stem}: {reason}"
             )
+        partial.rename(folder)
     times = [report.device_ms or report.batch_ms for report in reports.values()]
-    found = summary(times, model.spec.batch)
-    write_text(summary_path(folder), json.dumps(found) + "\n")
-    devices = [device_entry(name, one, seconds) for name, one in sorted(reports.items())]
-    return Run(found, failures, ready_at, devices)
+    run.summary = summary(times, model.spec.batch)
+    write_text(summary_path(folder), json.dumps(run.summary) + "\n")
+    run.devices = [device_entry(name, one, seconds) for name, one in sorted(reports.items())]
+    return run
 
 
-def _run_tool(config: Config, model: BackendModel, files: InputFiles, folder: Path) -> Run:
+def _run_tool(config: Config, model: BackendModel, tensors: InputFiles, folder: Path) -> Run:
     """Infer by `python -m ais_bench`."""
-    wanted = config.devices
-    devices = None if wanted == "auto" else wanted
+    devices = None if config.devices == "auto" else config.devices
     if isinstance(devices, int):
         devices = list(range(devices))
-    check_for_tool(model.spec, files, devices[0] if devices else 0, KEY)
+    check_for_tool(model.spec, tensors, devices[0] if devices else 0, KEY)
     ready_at = time.time()
-    found, failures = infer_with_tool(model.spec, files, folder, devices)
-    return Run(found, failures, ready_at)
-
-
-def _print_outcome(results: Results, run: Run, folder: Path) -> None:
-    line = f"{results.done} raw outputs in {folder}"
-    if run.summary is not None:
-        mean = run.summary["NPU_compute_time"]["mean"]
-        line += f", {mean:.2f} ms a batch, {run.summary['throughput']:.1f} pictures/s by that"
-    screen.console.print(line, markup=False)
-    screen.print_results(results)
+    return Run(*infer_with_tool(model.spec, tensors, folder, devices), ready_at)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from cfdist.backends.model import BackendModel
 from cfdist.decode import HeadMaps
 from cfdist.devices.base import DeviceReport
 from cfdist.devices.memory import memory_as_user_error
-from cfdist.devices.runner import Inferred, Runner
+from cfdist.devices.runner import Runner
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.pool import DevicePool
 from cfdist.distributed.rounds import MAX_ROUNDS
@@ -27,7 +26,7 @@ from cfdist.distributed.work import item_work
 from cfdist.errors import UserError
 from cfdist.preprocess import InputContract, to_letterboxed
 from cfdist.widerface.manifest import WorkItem
-from cfdist.workflow.files import Failures, input_contract, read_raw_into, stem_of, write_output
+from cfdist.workflow.files import Failures, input_contract, output_names, read_raw_into, write_raw
 
 
 @dataclass(frozen=True)
@@ -43,24 +42,21 @@ class FilesReport:
     failures: tuple[tuple[str, str], ...]
 
 
+@dataclass
 class FileDevice:
-    """Reads input tensors, infers, writes raw outputs; keeps the `Device` protocol."""
+    """Reads input tensors, infers, writes raw outputs; keeps the `Device` protocol.
 
-    def __init__(
-        self, model: BackendModel, settings: DeviceSettings, form: str, folder: Path
-    ) -> None:
-        """Remember what to load.
+    Attributes:
+        model: The model and its backend.
+        settings: The device's.
+        contract: What each input tensor holds.
+        folder: Where the raw outputs go; the folder exists.
+    """
 
-        Args:
-            model: The model and its backend.
-            settings: The device's.
-            form: Of the input tensors, one of `cfdist.workflow.files.FORMS`.
-            folder: For the raw outputs; it is there.
-        """
-        self._model = model
-        self._settings = settings
-        self._form = form
-        self._folder = folder
+    model: BackendModel
+    settings: DeviceSettings
+    contract: InputContract
+    folder: Path
 
     def warm_up(self) -> None:
         """See `Device.warm_up`.
@@ -69,20 +65,14 @@ class FileDevice:
             UserError: the model does not fit the device, does not take what the files hold, or
                 gives no head maps.
         """
-        spec = self._model.spec
-        self._rows = spec.batch * self._model.capabilities.group
-        self._runner = Runner(self._model, self._settings, self._rows)
-        streams = self._runner.backend.streams
-        held = input_contract(spec, self._form)
-        self._read: Callable[[str, NDArray[Any]], None] = read_raw_into
+        spec = self.model.spec
+        self._rows = spec.batch * self.model.capabilities.group
+        self._runner = Runner(self.model, self.settings, self._rows)
+        streams, held = self._runner.backend.streams, self.contract
         if held.dtype == "float32" and self._runner.backend.contract.dtype == "uint8":
-            # The model normalises: the pictures' bytes give what they give without files.
-            self._read = functools.partial(_read_picture_into, held)
+            # A model that normalises gets the pictures' bytes, as it does without files.
             held = input_contract(spec, "u8")
-        self._infer: Callable[[NDArray[Any]], Inferred] = self._runner.run
-        if held.is_letterboxed_bytes:
-            self._infer = self._runner.infer
-        self._runner.warm_up()
+        self._infer = self._runner.infer if held.is_letterboxed_bytes else self._runner.run
         self._buffers: queue.SimpleQueue[NDArray[Any]] = queue.SimpleQueue()
         with memory_as_user_error(spec.batch):
             for _ in range(streams + 1):  # one is read while the others are inferred
@@ -91,38 +81,48 @@ class FileDevice:
         zeros = np.zeros(held.shape(spec.batch), held.dtype)
         with ThreadPoolExecutor(streams) as pool:
             first, *_ = pool.map(self._infer, [zeros] * streams)
-        _head_maps(first, self._model)
+        if not isinstance(first.outputs[0], HeadMaps):
+            raise UserError(
+                f"model {spec.path}: its graph picks the peaks itself, and job=infer writes head "
+                "maps; export it without export.peaks, or use job=evaluate"
+            )
         self._runner.forget()
-        self._padding = 0
         self._lock = threading.Lock()
+        self._pictures = 0
 
     def process(self, chunk: Sequence[WorkItem]) -> FilesReport:
         """Infer input tensors and write the raw outputs, whole batches at a time.
 
         Raises:
-            UserError: the disk does not take them.
+            UserError: the disk does not take a raw output.
         """
+        size = self.model.spec.batch
         done: list[str] = []
         failures: Failures = []
         for start in range(0, len(chunk), self._rows):
             buffer = self._buffers.get()
             try:
-                read = self._read_batches(chunk[start : start + self._rows], buffer, failures)
-                inferred = self._infer(self._padded(buffer, len(read)))
+                read = self._read(chunk[start : start + self._rows], buffer, failures)
+                # Padded with the first, as ais_bench does, so that every batch takes the same time.
+                whole = -(-len(read) // size) * size
+                buffer[len(read) : whole] = buffer[0]
+                inferred = self._infer(buffer[:whole])
             finally:
                 self._buffers.put(buffer)
-            heads = _head_maps(inferred, self._model)
+            with self._lock:
+                self._pictures += len(read)
             for i, item in enumerate(read):
+                heads = inferred.outputs[i // size]
+                assert isinstance(heads, HeadMaps)
                 if inferred.is_finite[i]:
-                    batch, index = divmod(i, self._model.spec.batch)
-                    stem = stem_of(Path(item.path).name)
-                    write_output(self._folder, stem, heads[batch], index)
+                    for name, maps in zip(output_names(item.id), vars(heads).values(), strict=True):
+                        write_raw(self.folder / name, maps[i % size])
                     done.append(item.id)
                 else:
                     failures.append((item.id, inferred.error))
         return FilesReport(tuple(done), tuple(failures))
 
-    def _read_batches(
+    def _read(
         self, items: Sequence[WorkItem], buffer: NDArray[Any], failures: Failures
     ) -> list[WorkItem]:
         """Read input tensors into the first rows of a buffer.
@@ -132,8 +132,14 @@ class FileDevice:
         """
         read: list[WorkItem] = []
         for item in items:
+            row = buffer[len(read)]
             try:
-                self._read(item.path, buffer[len(read)])
+                if row.dtype == self.contract.dtype:
+                    read_raw_into(item.path, row)
+                else:
+                    floats = np.empty(self.contract.shape(1), np.float32)
+                    read_raw_into(item.path, floats)
+                    row[:] = to_letterboxed(floats, self.contract)[0]
             except (OSError, ValueError) as error:
                 reason = getattr(error, "strerror", None) or error
                 failures.append((item.id, f"{item.path}: {reason}; run job=preprocess again"))
@@ -141,52 +147,13 @@ class FileDevice:
                 read.append(item)
         return read
 
-    def _padded(self, buffer: NDArray[Any], count: int) -> NDArray[Any]:
-        """The first rows of a buffer as whole batches, filled up with the first as ais_bench does.
-
-        So the time of every batch is that of a whole one.
-        """
-        padding = -count % self._model.spec.batch
-        buffer[count : count + padding] = buffer[0]
-        with self._lock:
-            self._padding += padding
-        return buffer[: count + padding]
-
     def report(self) -> DeviceReport:
-        """See `Device.report`."""
-        report = self._runner.report()
-        return replace(report, pictures=report.pictures - self._padding)
+        """See `Device.report`; padding does not count as pictures."""
+        return replace(self._runner.report(), pictures=self._pictures)
 
     def close(self) -> None:
         """See `Device.close`."""
         self._runner.close()
-
-
-def _read_picture_into(contract: InputContract, path: str, row: NDArray[np.uint8]) -> None:
-    """Read a float32 input tensor, and put the picture that it was made of into a batch.
-
-    Raises:
-        ValueError: the file holds something else.
-        OSError: the file cannot be read.
-    """
-    floats = np.empty(contract.shape(1), np.float32)
-    read_raw_into(path, floats[0])
-    row[:] = to_letterboxed(floats, contract)[0]
-
-
-def _head_maps(inferred: Inferred, model: BackendModel) -> list[HeadMaps]:
-    """The outputs of each batch.
-
-    Raises:
-        UserError: they are peaks.
-    """
-    heads = [outputs for outputs in inferred.outputs if isinstance(outputs, HeadMaps)]
-    if len(heads) < len(inferred.outputs):
-        raise UserError(
-            f"model {model.spec.path}: its graph picks the peaks itself, and job=infer writes "
-            "head maps; export it without export.peaks, or use job=evaluate"
-        )
-    return heads
 
 
 @dataclass(frozen=True)
@@ -194,15 +161,15 @@ class InferenceTask:
     """What there is to infer.
 
     Attributes:
-        items: The files of the input tensors; ids are their names in messages.
-        form: What they hold, one of `cfdist.workflow.files.FORMS`.
+        items: The files of the input tensors; their ids are their stems.
+        contract: What each input tensor holds.
         model: What the devices run.
         plan: The devices.
-        folder: For the raw outputs; it is there, for all devices.
+        folder: Where all devices write raw outputs; the folder exists.
     """
 
     items: Sequence[WorkItem]
-    form: str
+    contract: InputContract
     model: BackendModel
     plan: DevicePlan
     folder: Path
@@ -210,7 +177,7 @@ class InferenceTask:
     def make_device(self, number: int) -> FileDevice:
         """The device with a number."""
         settings = DeviceSettings(self.plan.threads, self.plan.streams, number=number)
-        return FileDevice(self.model, settings, self.form, self.folder)
+        return FileDevice(self.model, settings, self.contract, self.folder)
 
 
 def infer_files(

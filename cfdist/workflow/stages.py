@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -25,161 +26,112 @@ from cfdist.widerface.manifest import WorkItem
 from cfdist.widerface.predictions import STYLES, prediction_text, rows
 from cfdist.workflow.files import (
     Failures,
+    RawOutput,
     disk_as_user_error,
     input_name,
+    partial_folder,
     read_output,
     write_raw,
 )
-from cfdist.workflow.matching import RawOutput
 
 # Pictures of one task: some hundred milliseconds of work.
 BLOCK_ROWS = 16
 
-# Of what a stage returns for a block, see `_do_each`.
-_COLUMNS = ("id", "error", "refusal")
+# Called when a block ends, with the number of its pictures and the number that failed.
+OnDone = Callable[[int, int], None]
 
 
 def write_inputs(
-    items: Sequence[WorkItem], contract: InputContract, folder: Path, temporary: Path
-) -> Iterator[tuple[int, Failures]]:
+    items: Sequence[WorkItem], contract: InputContract, folder: Path, on_done: OnDone
+) -> Failures:
     """Read and letterbox pictures and write the input tensor of each, on all cores.
 
-    Args:
-        items: The pictures.
-        contract: What the input tensors hold.
-        folder: Where they appear, each whole or not at all.
-        temporary: A folder on the same disk.
+    Each input tensor appears in `folder` whole or not at all.
 
-    Yields:
-        For each block, when it ends: its pictures, and (id, reason) of those without input tensor.
+    Returns:
+        (id, reason) of the pictures without input tensor.
 
     Raises:
         UserError: the disk does not take an input tensor.
     """
-    if items:
-        size = (contract.width, contract.height)
-        dataset = letterbox_stage(items, size, BLOCK_ROWS).map_batches(
-            write_input_block,
-            batch_size=None,
-            batch_format="pyarrow",
-            fn_kwargs={"contract": contract, "folder": folder, "temporary": temporary},
-            num_cpus=1,
-        )
-        yield from map(_outcome, run_stage(dataset))
+    if not items:
+        return []
+    pictures = letterbox_stage(items, (contract.width, contract.height), BLOCK_ROWS)
+    with partial_folder(folder) as temporary:
+
+        def write_block(table: pa.Table) -> Iterator[str | None]:
+            for picture in sources_of([Slice(None, 0, len(table))], [table]):
+                assert isinstance(picture, LetterboxedPicture)
+                if picture.error is None:
+                    pixels = picture.pixels.reshape(1, contract.height, contract.width, 3)
+                    name = input_name(picture.key)
+                    write_raw(temporary / name, to_model_input(pixels, contract))
+                    with disk_as_user_error(folder / name):
+                        os.replace(temporary / name, folder / name)
+                yield picture.error
+
+        return _run(pictures, write_block, on_done)
 
 
 def write_predictions(
-    outputs: Sequence[RawOutput], spec: ModelSpec, folder: Path, style: str
-) -> Iterator[tuple[int, Failures]]:
+    outputs: Sequence[RawOutput], spec: ModelSpec, folder: Path, style: str, on_done: OnDone
+) -> Failures:
     """Decode raw outputs and write the prediction file `<folder>/<event>/<stem>.txt` of each.
 
-    Args:
-        outputs: Pictures and their raw outputs.
-        spec: How head maps become boxes.
-        folder: Where the prediction files go.
-        style: A key of `STYLES`.
+    `outputs` holds at least one picture, `folder` appears whole or not at all, and `style` is a key
+    of `STYLES`.
 
-    Yields:
-        For each block, when it ends: its pictures, and (id, reason) of those without prediction
-        file.
+    Returns:
+        (id, reason) of the pictures without prediction file.
 
     Raises:
         UserError: the disk does not take a prediction file.
     """
-    if outputs:
-        dataset = item_dataset(outputs, BLOCK_ROWS).map_batches(
-            write_prediction_block,
-            batch_size=None,
-            batch_format="pyarrow",
-            fn_kwargs={"spec": spec, "folder": folder, "style": style},
-            num_cpus=1,
-        )
-        yield from map(_outcome, run_stage(dataset))
+    with partial_folder(folder) as partial:
+
+        def write_block(table: pa.Table) -> Iterator[str | None]:
+            for row in table.to_pylist():
+                yield write_prediction(RawOutput(**row), spec, partial, style)
+
+        failures = _run(item_dataset(outputs, BLOCK_ROWS), write_block, on_done)
+        partial.rename(folder)
+    return failures
 
 
-def _outcome(table: pa.Table) -> tuple[int, Failures]:
-    """The pictures of a block, and which of them failed.
+def _run(
+    dataset: Any, write_block: Callable[[pa.Table], Iterator[str | None]], on_done: OnDone
+) -> Failures:
+    """Write the files of the pictures of a Ray Dataset, on all cores.
+
+    Args:
+        dataset: One picture a row; the string column "id" names the picture.
+        write_block: Writes the files of a block; yields why a picture failed, `None` if it did not.
+        on_done: Called for each block.
+
+    Returns:
+        (id, reason) of the pictures that failed.
 
     Raises:
-        UserError: the block holds one.
+        UserError: `write_block` raised it.
     """
-    ids, errors, refusals = (table.column(name).to_pylist() for name in _COLUMNS)
-    if refusals[0] is not None:
-        raise UserError(refusals[0])
-    failures = [(id, error) for id, error in zip(ids, errors, strict=True) if error is not None]
-    return len(ids), failures
 
+    def do_block(table: pa.Table) -> pa.Table:
+        cv2.setNumThreads(1)  # the tasks are the parallelism
+        try:
+            ids, errors = table["id"].to_pylist(), list(write_block(table))
+        except UserError as error:  # Ray Data keeps only its text
+            ids, errors = [None], [str(error)]
+        return pa.table({"id": pa.array(ids, pa.string()), "error": pa.array(errors, pa.string())})
 
-def _do_each(ids: Sequence[str], do: Callable[[int], str | None]) -> pa.Table:
-    """Do something for each picture of a block.
-
-    Args:
-        ids: The pictures.
-        do: Called with a picture's number in the block; returns why it failed, or `None`.
-
-    Returns:
-        String columns id, error and refusal. The last is the message of a UserError, whose class
-        would be lost in Ray Data.
-    """
-    errors: list[str | None] = [None] * len(ids)
-    refusal = None
-    try:
-        for i in range(len(ids)):
-            errors[i] = do(i)
-    except UserError as error:
-        refusal = str(error)
-    columns = (ids, errors, [refusal] * len(ids))
-    return pa.table([pa.array(column, pa.string()) for column in columns], names=_COLUMNS)
-
-
-def write_input_block(
-    table: pa.Table, contract: InputContract, folder: Path, temporary: Path
-) -> pa.Table:
-    """Write the input tensors of a block of letterboxed pictures.
-
-    Args:
-        table: As `letterbox_block` returns it.
-        contract: See `write_inputs`.
-        folder: See `write_inputs`.
-        temporary: See `write_inputs`.
-
-    Returns:
-        See `_do_each`.
-    """
-    inputs = np.empty(contract.shape(1), contract.dtype)
-    pictures = sources_of([Slice(None, 0, len(table))], [table])
-
-    def write(i: int) -> str | None:
-        picture = pictures[i]
-        assert isinstance(picture, LetterboxedPicture)
-        if picture.error is None:
-            pixels = picture.pixels.reshape(1, contract.height, contract.width, 3)
-            name = input_name(picture.key)
-            write_raw(temporary / name, to_model_input(pixels, contract, inputs))
-            os.replace(temporary / name, folder / name)
-        return picture.error
-
-    return _do_each([picture.key for picture in pictures], write)
-
-
-def write_prediction_block(table: pa.Table, spec: ModelSpec, folder: Path, style: str) -> pa.Table:
-    """Write the prediction files of a block of raw outputs.
-
-    Args:
-        table: Columns are the attributes of `RawOutput`.
-        spec: See `write_predictions`.
-        folder: See `write_predictions`.
-        style: See `write_predictions`.
-
-    Returns:
-        See `_do_each`.
-    """
-    cv2.setNumThreads(1)  # the tasks are the parallelism
-    outputs = [RawOutput(**row) for row in table.to_pylist()]
-    return _do_each(
-        [output.id for output in outputs],
-        lambda i: write_prediction(outputs[i], spec, folder, style),
-    )
+    stage = dataset.map_batches(do_block, batch_size=None, batch_format="pyarrow", num_cpus=1)
+    failures: Failures = []
+    for table in run_stage(stage):
+        failed = [(row["id"], row["error"]) for row in table.to_pylist() if row["error"]]
+        if failed and failed[0][0] is None:
+            raise UserError(failed[0][1])
+        failures += failed
+        on_done(len(table), len(failed))
+    return failures
 
 
 def write_prediction(output: RawOutput, spec: ModelSpec, folder: Path, style: str) -> str | None:
@@ -194,9 +146,9 @@ def write_prediction(output: RawOutput, spec: ModelSpec, folder: Path, style: st
     except (PictureError, OSError, ValueError) as error:
         return str(error)
     if not finite_pictures(heads).all():
-        maps = (heads.hm, heads.wh, heads.offset, heads.landmarks)
-        bad = next(k for k, values in enumerate(maps) if not np.isfinite(values).all())
-        return f"{output.files[bad]} holds NaN or infinite values; run job=infer again"
+        is_finite = [np.isfinite(values).all() for values in vars(heads).values()]
+        bad = output.files[is_finite.index(False)]
+        return f"{bad} holds NaN or infinite values; run job=infer again"
     peaks = select_peaks(heads, spec.top_k)
     (found,) = decode_detections([output.id], np.array([size], np.int32), peaks, spec)
     if found.error is not None:

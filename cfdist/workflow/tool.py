@@ -1,29 +1,24 @@
-"""`infer.cli=true`: `python -m ais_bench` infers, and its files are checked."""
+"""`python -m ais_bench`, for `infer.cli=true`: its input, its raw outputs and its summary."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cfdist.ascend.ais_bench import run_ais_bench
 from cfdist.backends.base import DeviceSettings
+from cfdist.backends.model import BackendModel
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
-from cfdist.workflow.files import Failures, input_contract
-from cfdist.workflow.matching import InputFiles, find_outputs, output_problem
-from cfdist.workflow.records import summary_path
+from cfdist.workflow.files import FORMS, Failures, InputFiles, find_outputs, match_outputs
 
 
-def check_for_tool(spec: ModelSpec, files: InputFiles, device: int, key: str) -> None:
-    """Refuse a folder that the tool would misread.
-
-    Args:
-        spec: The OM.
-        files: The input tensors.
-        device: The chip that is asked what the OM takes.
-        key: The configuration key that named the folder, for messages.
+def check_for_tool(spec: ModelSpec, files: InputFiles, chip: int, key: str) -> None:
+    """Refuse a folder that the tool would misread; a chip is asked what the OM takes.
 
     Raises:
         UserError: the folder holds other files, the OM takes something else than the input tensors
@@ -37,53 +32,66 @@ def check_for_tool(spec: ModelSpec, files: InputFiles, device: int, key: str) ->
         )
     # The tool packs files by their bytes: four u8 files have the bytes of one f32 picture, and it
     # would infer them without a complaint.
-    from cfdist.backends.om import OmBackend
-
     try:
-        om = OmBackend(spec, DeviceSettings(index=device))
+        om = BackendModel("om", spec).load(DeviceSettings(index=chip))
     except RuntimeError as error:
         raise UserError(
             f"{error}; see npu-smi info, or choose another chip by devices=[N]"
         ) from None
-    contract = om.contract
     om.close()
-    held = input_contract(spec, files.form)
-    if (held.dtype, held.layout) != (contract.dtype, contract.layout):
-        form = "f32" if contract.dtype == "float32" else "u8"
+    taken, held = om.contract, files.contract
+    if (held.dtype, held.layout) != (taken.dtype, taken.layout):
         raise UserError(
-            f"model {spec.path}: takes {contract.dtype} {contract.layout}, the files hold "
-            f"{held.dtype} {held.layout}; make them with job=preprocess preprocess.input={form}"
+            f"model {spec.path}: takes {taken.dtype} {taken.layout}, the files hold {held.dtype} "
+            f"{held.layout}; make them with job=preprocess preprocess.input={FORMS[taken.dtype]}"
         )
 
 
 def infer_with_tool(
     spec: ModelSpec, files: InputFiles, folder: Path, devices: Sequence[int] | None
 ) -> tuple[dict[str, Any] | None, Failures]:
-    """Let the tool infer.
+    """Let the tool infer what `check_for_tool` has passed, and make the folder of the raw outputs.
 
-    Args:
-        spec: The OM.
-        files: The input tensors, checked by `check_for_tool`.
-        folder: The folder of the raw outputs, which the tool makes.
-        devices: The chips; `None`: the tool's own choice.
+    The tool chooses the chips itself if `devices` is `None`.
 
     Returns:
         The tool's summary, `None` if it left none, and (stem, reason) of the input tensors without
         usable raw output.
 
     Raises:
-        UserError: the tool failed.
+        UserError: the tool failed, or left nothing that can be used.
     """
     run_ais_bench(spec.path, files.folder, folder, spec.batch, devices)
     found = find_outputs(folder, "infer.output") if folder.is_dir() else {}
-    problems = {
-        item.id: output_problem(found.get(item.id, {}), item.id, spec) for item in files.items
-    }
-    failures = [(stem, problem) for stem, problem in problems.items() if problem is not None]
-    if len(failures) == len(files.items):
-        raise UserError(
-            f"python -m ais_bench left no usable files in {folder}; the first: {failures[0][1]}; "
-            "see whether the OM's input is what the files hold"
-        )
+    source = f"python -m ais_bench left {folder}"
+    remedy = "see whether the OM's input is what the files hold"
+    _, failures = match_outputs(found, files.items, spec, source, remedy)
     path = summary_path(folder)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None, failures
+
+
+def summary_path(folder: Path) -> Path:
+    """Where `python -m ais_bench` leaves the summary of a folder of raw outputs."""
+    return folder.with_name(f"{folder.name}_summary.json")
+
+
+def summary(device_times_ms: Iterable[Sequence[float]], batch: int) -> dict[str, Any]:
+    """The content of `<name>_summary.json`, as `python -m ais_bench` leaves it.
+
+    Args:
+        device_times_ms: Milliseconds of each batch, for each device; at least one batch in all.
+        batch: Pictures a batch.
+
+    Returns:
+        `NPU_compute_time` in milliseconds over all devices, and `throughput`, pictures a second:
+        1000 * batch / mean, summed over the devices.
+    """
+    devices = [np.asarray(times, float) for times in device_times_ms if len(times)]
+    times = np.concatenate(devices)
+    return {
+        "NPU_compute_time": {
+            **{name: float(getattr(np, name)(times)) for name in ("min", "max", "mean", "median")},
+            "percentile(99%)": float(np.percentile(times, 99)),
+        },
+        "throughput": float(sum(1000 * batch / times.mean() for times in devices)),
+    }

@@ -18,7 +18,6 @@ from cfdist.inputs import SAMPLE_FOLDER
 from cfdist.sample import ensure_sample
 from cfdist.widerface.ground_truth import load_ground_truth
 from cfdist.workflow.files import output_names
-from cfdist.workflow.records import InputRecord, OutputRecord
 from jobs import evaluate, infer, postprocess, preprocess, score
 from tests.fakes.ascend import install_double, install_npu_smi, small_network
 
@@ -145,9 +144,10 @@ def made(run, ray_session, tmp_path_factory) -> SimpleNamespace:
 def copy_with_record(source: Path, target: Path) -> Path:
     """A folder and the record beside it."""
     shutil.copytree(source, target)
-    for kind in (InputRecord, OutputRecord):
-        if kind.path(source).exists():
-            shutil.copy(kind.path(source), kind.path(target))
+    for ending in ("_preprocess.json", "_infer.json"):
+        record = source.with_name(source.name + ending)
+        if record.exists():
+            shutil.copy(record, target.with_name(target.name + ending))
     return target
 
 
@@ -244,6 +244,18 @@ def test_values_that_are_not_finite_are_listed_at_each_step(run, made, tmp_path)
     predictions = content(made.predictions)
     del predictions[f"{made.ids[2]}.txt"]
     assert content(tmp_path / "post" / "predictions") == predictions
+
+
+def test_a_model_that_gives_no_finite_output_leaves_nothing(compose, made, tmp_path):
+    bins = copy_with_record(made.bins, tmp_path / "bins")
+    for path in bins.iterdir():
+        spoil(path)
+    wanted = (f"infer.input={bins}", f"infer.output={tmp_path / 'out'}")
+    message = refused(infer, compose, tmp_path / "run", *made.overrides, *wanted)
+    assert "no file gives a raw output; the first, " in message
+    assert "the model's outputs hold NaN or infinite values (device:0)" in message
+    assert "\n" not in message
+    assert not list((tmp_path / "out").iterdir())
 
 
 def spoil(path: Path) -> None:
@@ -362,6 +374,7 @@ def test_infer_refuses_what_is_there_or_not_there(compose, made, tmp_path):
             ("model.convention=centerface",),
             ("convention centerface_pytorch, this run has centerface", "dumpout_bs1_infer.json"),
         ),
+        (("dataset.limit=3",), ("fingerprint of the pictures' names and sizes", "dataset.*")),
     ],
 )
 def test_postprocess_refuses_files_of_another_run(compose, made, tmp_path, change, words):
@@ -381,7 +394,7 @@ def test_postprocess_refuses_a_folder_of_which_nothing_can_be_used(compose, made
     (tmp_path / "strangers").mkdir()
     (tmp_path / "strangers" / "stranger_0.bin").touch()
     found = message(f"postprocess.input={tmp_path / 'strangers'}")
-    assert "none of the 4 pictures (1 other names found)" in found
+    assert "none of the 4 pictures has output files that can be used (1 of any names" in found
     assert "postprocess.input: not given" in message()
     there = f"postprocess.output={made.predictions}"
     assert "is there already" in message(f"postprocess.input={made.dump}", there)
@@ -436,6 +449,22 @@ def test_the_tool_itself_gives_the_files_of_the_backend(command, run, made, tmp_
         out = f"postprocess.input={source}"
         assert run(postprocess, tmp_path / name, *made.overrides, out).code == 0
     assert content(tmp_path / "two" / "predictions") == content(tmp_path / "one" / "predictions")
+
+
+@pytest.mark.usefixtures("ascend_host")
+def test_values_that_are_not_finite_are_named_when_the_tool_wrote_them(run, made, tmp_path):
+    import aclruntime
+
+    om = aclruntime.make_om(made.network, tmp_path / "net.om", 1)
+    bins = copy_with_record(made.bins, tmp_path / "bins")
+    spoil(bins / f"{made.stems[1]}.bin")
+    wanted = (f"model.path={om}", f"infer.input={bins}", "infer.cli=true")
+    assert run(infer, tmp_path / "inf", *made.overrides, *wanted).code == 0
+    dump = tmp_path / "inf" / "dumpout_bs1"
+    read = run(postprocess, tmp_path / "post", *made.overrides, f"postprocess.input={dump}")
+    assert read.code == 3
+    assert [failure["picture"] for failure in read.failures] == [made.ids[1]]
+    assert f"{made.stems[1]}_0.bin holds NaN or infinite values" in read.failures[0]["reason"]
 
 
 @pytest.mark.usefixtures("ascend_host")

@@ -19,7 +19,7 @@ from cfdist.preprocess import to_model_input
 from cfdist.widerface.manifest import WorkItem
 from cfdist.workflow.device import FileDevice
 from cfdist.workflow.files import FORMS, input_contract, write_raw
-from cfdist.workflow.records import summary
+from cfdist.workflow.tool import summary
 from tests.fakes.ascend import OUTPUT_NAMES, install_double, small_network
 
 OPTIONS = {"precision": "f32", "providers": ["CPUExecutionProvider"], "device": "cpu"}
@@ -65,7 +65,7 @@ def run(backend: str, model, items: list[WorkItem], form: str, folder: Path, **o
     """What `process` reports, and the device's own report."""
     folder.mkdir()
     there = BackendModel(backend, model, {**OPTIONS, **options})
-    device = FileDevice(there, DeviceSettings(), form, folder)
+    device = FileDevice(there, DeviceSettings(), input_contract(model, form), folder)
     device.warm_up()
     try:
         return device.process(items), device.report()
@@ -105,7 +105,7 @@ def test_outputs_are_the_networks(tmp_path, model, backend, form):
             np.testing.assert_allclose(found, array, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS.values())
 def test_torch_takes_both_forms(tmp_path, spec, form):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     model = spec(height=SIDE, width=SIDE, batch=BATCH)
@@ -136,7 +136,7 @@ def test_bins_that_cannot_be_read_leave_the_others_alone(tmp_path, model):
 def test_a_folder_that_vanishes_is_one_line(tmp_path, model):
     items = write_inputs(tmp_path / "bins", letterboxed(1), model, "f32")
     there = BackendModel("onnxruntime", model, OPTIONS)
-    device = FileDevice(there, DeviceSettings(), "f32", tmp_path / "none")
+    device = FileDevice(there, DeviceSettings(), model.float_contract(), tmp_path / "none")
     device.warm_up()
     with pytest.raises(UserError, match=r"p_0_0\.bin: cannot be written"):
         device.process(items)

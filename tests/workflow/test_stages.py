@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from cfdist.errors import UserError
 from cfdist.preprocess import PictureError, decode_picture
 from cfdist.widerface.manifest import WorkItem
-from cfdist.workflow.files import input_contract, output_names, output_shapes, write_raw
-from cfdist.workflow.matching import RawOutput
+from cfdist.workflow.files import RawOutput, input_contract, output_names, output_shapes, write_raw
 from cfdist.workflow.stages import picture_size, write_inputs, write_prediction
 
 ORIENTATION_6 = (  # an EXIF segment that says: turn by 90 degrees
@@ -29,7 +28,7 @@ def jpeg(width: int, height: int, progressive: bool = False, grey: bool = False)
 
 
 def with_segments(content: bytes, segments: list[bytes], fill: int) -> bytes:
-    """The JPEG with application segments behind its start, fill bytes before each."""
+    """The JPEG with application segments after its start, fill bytes before each."""
     parts = [
         b"\xff" * (fill + 1) + b"\xe1" + (len(body) + 2).to_bytes(2, "big") + body
         for body in segments
@@ -124,5 +123,5 @@ def test_a_disk_that_takes_no_input_tensor_is_one_line(tmp_path, spec, capfd):
     items = [WorkItem("0--E/a", str(tmp_path / "a.jpg"), 1)]
     contract = input_contract(spec(height=32, width=64), "u8")
     with pytest.raises(UserError, match=r"none/a\.bin: cannot be written \(No such file"):
-        list(write_inputs(items, contract, tmp_path, tmp_path / "none"))
+        write_inputs(items, contract, tmp_path / "none", lambda *_: None)
     assert capfd.readouterr() == ("", "")

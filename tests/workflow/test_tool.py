@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cfdist.errors import UserError
 from cfdist.widerface.manifest import WorkItem
 from cfdist.workflow import tool
-from cfdist.workflow.files import output_names
-from cfdist.workflow.matching import InputFiles
+from cfdist.workflow.files import InputFiles, input_contract, output_names
 
 
 @pytest.fixture
@@ -21,14 +22,14 @@ def model(spec):
 
 
 @pytest.fixture
-def inputs(tmp_path) -> InputFiles:
+def inputs(tmp_path, model) -> InputFiles:
     folder = tmp_path / "bins"
     folder.mkdir()
     items = []
     for stem in ("a", "b"):
         (folder / f"{stem}.bin").write_bytes(b"x")
         items.append(WorkItem(stem, str(folder / f"{stem}.bin"), 1))
-    return InputFiles(folder, "f32", items, [], None)
+    return InputFiles(folder, input_contract(model, "f32"), items, [], None)
 
 
 def leaving(monkeypatch, *stems: str, summary: bool = True):
@@ -51,7 +52,7 @@ def test_missing_outputs_have_failed(monkeypatch, tmp_path, model, inputs):
     summary, failures = tool.infer_with_tool(model, inputs, tmp_path / "out", None)
     assert summary == {"throughput": 5.0}
     assert [stem for stem, _ in failures] == ["b"]
-    assert "b_0.bin is missing" in failures[0][1]
+    assert "no output files b_*.bin" in failures[0][1]
 
 
 def test_a_tool_without_a_summary_is_believed(monkeypatch, tmp_path, model, inputs):
@@ -61,7 +62,9 @@ def test_a_tool_without_a_summary_is_believed(monkeypatch, tmp_path, model, inpu
 
 def test_no_output_at_all_is_the_user_s_error(monkeypatch, tmp_path, model, inputs):
     leaving(monkeypatch)
-    with pytest.raises(UserError, match="left no usable files"):
+    with pytest.raises(
+        UserError, match=r"ais_bench left .*none of the 2 pictures has output files that"
+    ):
         tool.infer_with_tool(model, inputs, tmp_path / "out", None)
 
 
@@ -69,3 +72,20 @@ def test_a_folder_with_other_files_is_refused(model, inputs):
     (inputs.folder / "notes.txt").write_text("not a picture")
     with pytest.raises(UserError, match=r"infer.input=.*would take every file .* notes.txt"):
         tool.check_for_tool(model, inputs, 0, "infer.input")
+
+
+times = st.lists(st.floats(0.01, 1e4), min_size=1, max_size=20)
+
+
+@given(st.lists(times, min_size=1, max_size=4), st.integers(1, 64))
+def test_summary_has_the_tools_keys_and_formula(devices, batch):
+    found = json.loads(json.dumps(tool.summary([*devices, []], batch)))
+    assert set(found) == {"NPU_compute_time", "throughput"}
+    of_all = [t for device in devices for t in device]
+    figures = found["NPU_compute_time"]
+    assert list(figures) == ["min", "max", "mean", "median", "percentile(99%)"]
+    assert (figures["min"], figures["max"]) == (min(of_all), max(of_all))
+    assert figures["mean"] == pytest.approx(sum(of_all) / len(of_all))
+    assert figures["min"] <= figures["percentile(99%)"] <= figures["max"]
+    rates = [1000 * batch / (sum(device) / len(device)) for device in devices]
+    assert found["throughput"] == pytest.approx(sum(rates))
