@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +19,8 @@ from cfdist.backends.choice import choose_cpu_backend
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config, ModelConfig
 from cfdist.devices.memory import needed_bytes, refuse_too_large, stream_bytes
-from cfdist.distributed import plan as planning
 from cfdist.distributed.journal import RunIdentity, begun_identity
-from cfdist.distributed.plan import ACCELERATOR_RESOURCE, DevicePlan
+from cfdist.distributed.plan import ACCELERATOR_RESOURCE, DevicePlan, plan_devices
 from cfdist.distributed.rounds import MakeWork
 from cfdist.distributed.session import session, shared_session
 from cfdist.distributed.work import fits_store, item_work, letterboxing_work, materialise
@@ -142,15 +141,13 @@ def start(
     cluster = config.cluster
     with session(cluster.address, cluster.dashboard, kind, config.devices) as dashboard:
         on_cluster = feeds_pictures and _letterboxes_on_cluster(config.preprocess.where, kind)
-        plan = planning.plan_devices(
+        plan = plan_devices(
             kind,
-            planning.Wishes(
-                config.devices,
-                config.pipeline.readers if readers is None else readers,
-                config.backend.streams if streams is None else streams,
-                stream_bytes(models[0]),
-                shares_cpus=on_cluster,
-            ),
+            config.devices,
+            config.pipeline.readers if readers is None else readers,
+            config.backend.streams if streams is None else streams,
+            stream_bytes(models[0]),
+            shares_cpus=on_cluster,
         )
         if is_here:
             refuse_too_large(models, plan.count, plan.streams, plan.threads)
@@ -195,38 +192,31 @@ def supply_pictures(config: Config, execution: Execution, manifest: Manifest) ->
     """The work of a run over the data set's pictures; called before the devices start.
 
     The runs of a sweep share the letterboxed pictures, which the first one materialises.
+    With preprocess.cache=auto it does so if the object store holds all of them; with true, Ray
+    spills what the store cannot hold to disk.
 
     Raises:
         UserError: the object store cannot hold two blocks of letterboxed pictures.
     """
-    model = execution.models[0]
+    model, pictures = execution.models[0], manifest.pictures
     size = (model.spec.width, model.spec.height)
-    shared = shared_session()
+    shared, is_kept = shared_session(), config.preprocess.cache
     kept = shared.pictures if shared else None
     if kept and (kept.fingerprint, kept.size) == (manifest.fingerprint, size):
         return PictureSupply(kept.work, "store")
     if shared:
         shared.pictures = None  # other pictures, or of another size
-    if _is_kept(config.preprocess.cache, shared is not None, len(manifest.pictures), size):
-        pictures = materialise(manifest.pictures, manifest.fingerprint, size)
+    if is_kept == "auto":
+        is_kept = shared is not None and fits_store(len(pictures), size)
+    if is_kept:
+        kept = materialise(pictures, manifest.fingerprint, size)
         if shared:
-            shared.pictures = pictures
-        decoded = len(manifest.pictures) - pictures.failed
-        return PictureSupply(pictures.work, "store", decoded)
+            shared.pictures = kept
+        return PictureSupply(kept.work, "store", len(pictures) - kept.failed)
     if execution.letterboxes_on_cluster:
         least = model.spec.batch * model.capabilities.group
         return PictureSupply(lambda items: letterboxing_work(items, size, least), "cluster")
     return PictureSupply(item_work, "device")
-
-
-def _is_kept(cache: bool | str, is_sweep: bool, pictures: int, size: tuple[int, int]) -> bool:
-    """Whether the letterboxed pictures are materialised in the object store.
-
-    "auto" does so in a sweep, if the store holds all of them; Ray would spill the others to disk.
-    """
-    if cache == "auto":
-        return is_sweep and fits_store(pictures, size, available_memory())
-    return bool(cache)
 
 
 def model_spec(config: ModelConfig, file: str | None = None) -> ModelSpec:
@@ -255,40 +245,20 @@ def model_spec(config: ModelConfig, file: str | None = None) -> ModelSpec:
 
 def conventions(config: ModelConfig) -> ModelSpec:
     """How the model is fed and read, without its file."""
-    return ModelSpec(
-        name=config.name,
-        path=Path(),
-        sha256="",
-        convention=config.convention,
-        outputs=None if config.outputs is None else tuple(config.outputs),
-        height=config.height,
-        width=config.width,
-        color=config.color,
-        scale=config.scale,
-        mean=_triple(config.mean),
-        std=_triple(config.std),
-        batch=config.batch,
-        top_k=config.top_k,
-        nms=config.nms,
-    )
-
-
-def _triple(values: Sequence[float]) -> tuple[float, float, float]:
-    first, second, third = values
-    return first, second, third
+    names = {field.name for field in fields(ModelSpec)} - {"path", "sha256"}
+    values = config.model_dump(include=names)
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = tuple(value)
+    return ModelSpec(path=Path(), sha256="", **values)
 
 
 def run_identity(model: BackendModel, manifest: Manifest) -> RunIdentity:
-    """What makes a run the same as an interrupted one, see `run_fingerprint`."""
-    return RunIdentity(run_fingerprint(model, manifest), model.backend)
+    """Names what an interrupted run must share with the run that goes on with it.
 
-
-def run_fingerprint(model: BackendModel, manifest: Manifest) -> str:
-    """SHA-256 of what an interrupted run must share with the run that goes on with it.
-
-    These are weights, conventions, pictures and backend, which decide the detections, and the
-    number of passes over the pictures, which decides what is left to do. The batch is not in it:
-    the same pictures give the same detections at any batch size.
+    The fingerprint covers weights, conventions, pictures and backend, which decide the detections,
+    and the number of passes over the pictures, which decides what is left to do. It leaves out the
+    batch: the same pictures give the same detections at any batch size.
     """
     spec = asdict(model.spec)
     for key in ("path", "batch"):
@@ -300,4 +270,5 @@ def run_fingerprint(model: BackendModel, manifest: Manifest) -> str:
     }
     if manifest.passes > 1:
         identity["passes"] = manifest.passes
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+    return RunIdentity(digest.hexdigest(), model.backend)

@@ -87,12 +87,12 @@ def _run(
 ) -> None:
     """Run the pictures through the comparing devices; raises what a device ran into."""
     from cfdist.distributed.pool import DevicePool
+    from cfdist.distributed.rounds import run_rounds
     from cfdist.distributed.work import item_work
 
     plan, (reference, candidate) = there.plan, there.models
 
-    def make_device(number: int) -> ComparingDevice:
-        settings = DeviceSettings(plan.threads, plan.streams, number=number)
+    def make_device(settings: DeviceSettings) -> ComparingDevice:
         return ComparingDevice(reference, candidate, settings, plan.readers)
 
     def take(_: str, chunk: ComparedChunk) -> None:
@@ -100,11 +100,5 @@ def _run(
 
     group = max(model.capabilities.group for model in there.models)
     pool: DevicePool[ComparedChunk] = DevicePool(plan, make_device, reference.spec.batch, group)
-    try:
-        pool.start()
-        progress.start(0)
-        problems = pool.run_round(item_work(manifest.items), take)
-        if problems:
-            raise problems[0]
-    finally:
-        pool.kill()
+    with pool:
+        run_rounds(pool, manifest.items, item_work, lambda: progress.start(0), take)

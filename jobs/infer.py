@@ -105,9 +105,7 @@ def _run_devices(config: Config, model: BackendModel, files: InputFiles, folder:
             reports, failures = infer_files(
                 task,
                 on_ready,
-                lambda report: progress.advance(
-                    len(report.done) + len(report.failures), len(report.failures)
-                ),
+                lambda report: progress.advance(len(report.keys), len(report.failures)),
             )
         seconds = time.time() - ready_at
         if not any(report.pictures for report in reports.values()):

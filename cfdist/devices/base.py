@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-# Chunks that a device holds beyond those in inference: one is being read, one is on its way out.
+from cfdist.backends.base import DeviceSettings
+
+# Chunks that a device holds beyond those in inference: one is being read, one is being sent away.
 AHEAD = 2
 
 # Ray takes one or two milliseconds of processor time a chunk, over all its processes. A fast
@@ -18,7 +20,7 @@ Result = TypeVar("Result", covariant=True)
 
 
 def largest_chunk(least: int) -> int:
-    """The largest chunk that a device is given, in pictures.
+    """The most pictures that a device is given in one chunk.
 
     Args:
         least: The pictures of the batches that the device takes at once.
@@ -51,6 +53,24 @@ class DeviceReport:
     peak_memory: int = 0
 
 
+@dataclass(frozen=True)
+class ChunkReport:
+    """What became of a chunk whose results are on disk.
+
+    Attributes:
+        done: Keys of the work items that have a result.
+        failures: (key, reason) of the others.
+    """
+
+    done: tuple[str, ...]
+    failures: tuple[tuple[str, str], ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all work items of the chunk."""
+        return (*self.done, *(key for key, _ in self.failures))
+
+
 class Device(Protocol[Chunk, Result]):
     """A model on a device: made on the driver as plain data, loaded where it runs.
 
@@ -79,8 +99,8 @@ class Device(Protocol[Chunk, Result]):
         """Give the device, its threads and its memory back."""
 
 
-# Makes the device with a number of the run, from 0.
-MakeDevice = Callable[[int], Device[Chunk, Result]]
+# Makes the device with some settings.
+MakeDevice = Callable[[DeviceSettings], Device[Chunk, Result]]
 
 
 def device_name(number: int) -> str:

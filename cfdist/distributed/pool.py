@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
 import pyarrow as pa
 
 from cfdist.detections import to_arrow
-from cfdist.devices.base import Device, DeviceReport, MakeDevice, device_name
+from cfdist.devices.base import ChunkReport, Device, DeviceReport, MakeDevice, device_name
 from cfdist.distributed.failures import is_death, user_error
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.scheduler import Scheduler, chunk_for_rate
@@ -30,19 +31,6 @@ _POLL_SECONDS = 0.02
 Actor = Any  # Ray's handle of an actor
 Ref = Any  # Ray's reference to an object
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class ChunkReport:
-    """What became of a chunk whose detections went to the reducer.
-
-    Attributes:
-        done: Pictures whose detections are on disk.
-        failed: Pictures that could not be used.
-    """
-
-    done: int
-    failed: int
 
 
 class DeviceActor:
@@ -65,23 +53,26 @@ class DeviceActor:
         to_arrow([])  # imports pyarrow before the first chunk
 
     def process(self, slices: Sequence[Slice], *blocks: pa.Table) -> Any:
-        """`Device.process` for some rows; returns once the reducer has the detections on disk.
+        """`Device.process` for some rows.
 
         Args:
             slices: The rows; their block references are left out.
             blocks: The block of each slice.
+
+        Returns:
+            The device's result, or a `ChunkReport` once the reducer has the detections on disk.
         """
-        result = self._device.process(sources_of(slices, blocks))
+        found = self._device.process(sources_of(slices, blocks))
         if self._reducer is None:
-            return result
+            return found
         import ray
 
-        ray.get(self._reducer.add.remote(to_arrow(result)))
-        failed = sum(found.error is not None for found in result)
-        return ChunkReport(len(result) - failed, failed)
+        ray.get(self._reducer.add.remote(to_arrow(found)))
+        failures = tuple((one.id, one.error) for one in found if one.error is not None)
+        return ChunkReport(tuple(one.id for one in found if one.error is None), failures)
 
     def process_directly(self, chunk: Any) -> Any:
-        """`Device.process` for a chunk that is no picture."""
+        """`Device.process` for a chunk that is not rows of blocks."""
         return self._device.process(chunk)
 
     def report(self) -> DeviceReport:
@@ -109,9 +100,12 @@ class _Handed:
 
 
 class DevicePool(Generic[Result]):
-    """The device actors of a run and the chunks that they are working on.
+    """The device actors of a run; at the end of a `with` block they end, whatever they are doing.
 
     Attributes:
+        plan: The devices.
+        batch: Pictures a batch.
+        least: Pictures that a device should be given at once.
         actors: Device name -> its actor.
         reports: Device name -> its last report.
         lost: Names of devices that died, one entry each time.
@@ -129,31 +123,44 @@ class DevicePool(Generic[Result]):
 
         Args:
             plan: How many, and what each gets.
-            make_device: Makes the device with a number.
+            make_device: Makes the device with some settings.
             batch: Pictures a batch.
             group: Batches that a device should be given at once.
             reducer: The actor that takes the devices' detections, if they go to one.
         """
-        self._plan = plan
+        self.plan = plan
         self._make_device = make_device
         self._reducer = reducer
-        self._batch = batch
-        self._least = batch * group
+        self.batch = batch
+        self.least = batch * group
         self.actors: dict[str, Actor] = {}
         self.reports: dict[str, DeviceReport] = {}
         self.lost: list[str] = []
         self._loading: dict[str, Ref] = {}
+
+    def __enter__(self) -> DevicePool[Result]:
+        """The pool; its actors are not started yet."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End the actors, whatever they are doing."""
+        self._kill()
 
     def begin(self) -> None:
         """Start the actors that are not there, and let each load its model."""
         import ray
 
         make = ray.remote(DeviceActor)
-        options = self._plan.actor_options
-        for number in range(self._plan.count):
+        options = self.plan.actor_options
+        for number in range(self.plan.count):
             name = device_name(number)
             if name not in self.actors:
-                device = self._make_device(number)
+                device = self._make_device(self.plan.settings(number))
                 self.actors[name] = make.options(name=name, **options).remote(device, self._reducer)
                 self._loading[name] = self.actors[name].warm_up.remote()
 
@@ -203,8 +210,8 @@ class DevicePool(Generic[Result]):
     def run_round(self, work: Work, on_done: Callable[[str, Result], None]) -> list[Exception]:
         """Hand all work out, each device as fast as it asks.
 
-        Ray's `streaming_split` deals rows out evenly ahead of time, so that a run waits for its
-        slowest device. Here a device gets its next chunk when it finishes one.
+        A device gets its next chunk when it finishes one. (Ray's `streaming_split` deals rows out
+        evenly ahead of time, so that a run waits for its slowest device.)
 
         Args:
             work: The rows.
@@ -214,12 +221,11 @@ class DevicePool(Generic[Result]):
             What went wrong.
 
         Raises:
-            UserError: a device refuses its work, or a block cannot be made: the rest of the work
+            UserError: a device refuses its work, or a block cannot be made; the rest of the work
                 would end in the same way.
         """
-        running = _Round(self, self._plan, work, self._batch, self._least)
         try:
-            return running.run(on_done)
+            return _Round(self, work, on_done).run()
         finally:
             work.close()
 
@@ -246,10 +252,9 @@ class DevicePool(Generic[Result]):
                 ray.get(actor.close.remote())
             except ray.exceptions.RayError as error:
                 log.warning("%s gave no report: %s", name, error)
-        self.kill()
+        self._kill()
 
-    def kill(self) -> None:
-        """End the actors, whatever they are doing."""
+    def _kill(self) -> None:
         kill_actors(self.actors)
         self.actors = {}
 
@@ -258,20 +263,19 @@ class _Round(Generic[Result]):
     """One round of a pool over some work."""
 
     def __init__(
-        self, pool: DevicePool[Result], plan: DevicePlan, work: Work, batch: int, least: int
+        self, pool: DevicePool[Result], work: Work, on_done: Callable[[str, Result], None]
     ) -> None:
         self._pool = pool
-        self._plan = plan
         self._work = work
-        self._least = least
-        self._size = least
-        self._scheduler: Scheduler[Slice] = Scheduler(work, pool.actors, plan.streams, batch)
+        self._on_done = on_done
+        self._size = pool.least
+        self._scheduler = Scheduler(work, pool.actors, pool.plan.streams, pool.batch)
         self._running: dict[Ref, _Handed] = {}
         self._problems: list[Exception] = []
         self._started = time.perf_counter()
         self._finished = 0
 
-    def run(self, on_done: Callable[[str, Result], None]) -> list[Exception]:
+    def run(self) -> list[Exception]:
         """See `DevicePool.run_round`."""
         import ray
 
@@ -281,7 +285,7 @@ class _Round(Generic[Result]):
             timeout = _POLL_SECONDS if self._work.is_waiting else None
             ended, _ = ray.wait(list(self._running), num_returns=1, timeout=timeout)
             for ref in ended:
-                refusal = self._take_in(ref, on_done) or refusal
+                refusal = self._take_in(ref) or refusal
             if refusal is None:
                 self._fill_all()
         if refusal is not None:
@@ -291,12 +295,12 @@ class _Round(Generic[Result]):
     def _begin(self) -> None:
         """Give every device its first chunks, one each in turn."""
         self._work.wait()
-        for _ in range(self._plan.max_in_flight):
+        for _ in range(self._pool.plan.max_in_flight):
             for name in self._pool.actors:
                 self._hand_out(name)
 
-    def _take_in(self, ref: Ref, on_done: Callable[[str, Result], None]) -> UserError | None:
-        """Note a chunk that has ended; returns what the device refuses, if it does."""
+    def _take_in(self, ref: Ref) -> UserError | None:
+        """Note a chunk that has ended; returns the error if the device refuses its work."""
         import ray
 
         handed = self._running.pop(ref)
@@ -305,10 +309,11 @@ class _Round(Generic[Result]):
         except ray.exceptions.RayError as error:
             return self._take_in_failure(handed, error)
         self._scheduler.give_back(handed.name, handed.size, is_finished=True)
-        on_done(handed.name, result)
+        self._on_done(handed.name, result)
         self._finished += handed.size
-        rate = self._finished / max(time.perf_counter() - self._started, 1e-3) / self._plan.count
-        self._size = chunk_for_rate(self._least, rate)
+        seconds = max(time.perf_counter() - self._started, 1e-3)
+        rate = self._finished / seconds / self._pool.plan.count
+        self._size = chunk_for_rate(self._pool.least, rate)
         return None
 
     def _take_in_failure(self, handed: _Handed, error: Exception) -> UserError | None:
@@ -329,7 +334,7 @@ class _Round(Generic[Result]):
             self._work.wait()
         for name, actor in self._pool.actors.items():
             count = sum(handed.actor is actor for handed in self._running.values())
-            while count < self._plan.max_in_flight and self._hand_out(name):
+            while count < self._pool.plan.max_in_flight and self._hand_out(name):
                 count += 1
 
     def _hand_out(self, name: str) -> bool:
@@ -337,26 +342,18 @@ class _Round(Generic[Result]):
         if not slices:
             return False
         actor = self._pool.actors[name]
-        rows = [Slice(None, one.start, one.stop, one.pass_number) for one in slices]
+        rows = [replace(one, block=None) for one in slices]
         ref = actor.process.remote(rows, *(one.block for one in slices))
         self._running[ref] = _Handed(name, actor, sum(map(len, slices)))
         return True
 
 
 def kill_actors(actors: Mapping[str, Actor]) -> None:
-    """End named actors and wait until their names are free for the next run."""
+    """End named actors; their names are free for the next run then, or 10 s have passed."""
     import ray
 
     for actor in actors.values():
         ray.kill(actor)
-    wait_until_free(actors)
-
-
-def wait_until_free(names: Iterable[str]) -> None:
-    """Return when Ray has given the names of ended actors back, at most 10 s later."""
-    import ray
-
-    wanted = set(names)
     deadline = time.monotonic() + 10
-    while wanted & set(ray.util.list_named_actors()) and time.monotonic() < deadline:
+    while actors.keys() & set(ray.util.list_named_actors()) and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -24,13 +24,12 @@ class Timeline:
     points: list[tuple[float, int]] = field(default_factory=list)
     chunks: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
 
-    def add(self, device: str | None, pictures: int) -> None:
-        """Note that a device has finished a chunk now; `None`: it is not known which one."""
+    def add(self, device: str, pictures: int) -> None:
+        """Note that a device has finished a chunk now."""
         now = time.perf_counter()
         total = self.points[-1][1] if self.points else 0
         self.points.append((now, total + pictures))
-        if device is not None:
-            self.chunks.setdefault(device, []).append((now, pictures))
+        self.chunks.setdefault(device, []).append((now, pictures))
 
     @property
     def seconds(self) -> float:
@@ -44,11 +43,11 @@ class Timeline:
 
     @property
     def steady_rate(self) -> float | None:
-        """Pictures a second without each device's start: its first chunk in each stream.
+        """Pictures a second, without the first chunk of each stream of each device.
 
         `None` if the rest is less than half of the pictures, or takes less than a second.
 
-        Each device's time counts from the mean end of its first chunks to the run's end, so that
+        A device's time counts from the mean end of its first chunks to the end of the run, so that
         no work counts without its time.
         """
         if not self.points:

@@ -55,7 +55,7 @@ class Results:
         backend: The resolved backend.
         batch: Pictures a batch.
         simulated: No real model ran.
-        fingerprint: Equal for runs that can continue each other, see `inputs.run_fingerprint`.
+        fingerprint: Equal for runs that can continue each other, see `execution.run_identity`.
         passes: Over the data set.
         notes: What a reader should know, a sentence each.
         expected: What the AP should be: protocol, ap by difficulty, tolerance, met.
