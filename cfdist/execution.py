@@ -1,6 +1,6 @@
 """What every job with devices decides before its first picture: model, session, plan, memory.
 
-A job calls `find_model` (or `model_of_file`) for each model that its devices run, then `start`,
+A job calls `find_model` (or `model_on_backend`) for each model that its devices run, then `start`,
 which connects to Ray, plans the devices and refuses what the machine's memory cannot hold.
 """
 
@@ -62,16 +62,13 @@ def find_model(config: Config, folder: Path | None = None) -> BackendModel:
     Raises:
         UserError: the backend cannot run the model.
     """
-    name, options = config.backend.name, config.backend.model_dump()
+    name = config.backend.name
     begun = begun_identity(folder / JOURNAL) if folder and name == backends.AUTO else None
     if begun:
         name = begun.backend
     elif backends.is_cpu_auto(name) and config.cluster.address is None:
-        return _faster_cpu_model(model_spec(config.model), options)
-    backend = backends.resolve(name)
-    model = BackendModel(backend, _spec_for_backend(config.model, backend), options)
-    model.check()
-    return model
+        return _faster_cpu_model(model_spec(config.model), config.backend.model_dump())
+    return model_on_backend(config, name)
 
 
 def _faster_cpu_model(spec: ModelSpec, options: Mapping[str, Any]) -> BackendModel:
@@ -94,23 +91,22 @@ def _faster_cpu_model(spec: ModelSpec, options: Mapping[str, Any]) -> BackendMod
     return BackendModel(choice.name, spec, options, remark=str(choice))
 
 
-def model_of_file(config: Config, backend: str, file: str) -> BackendModel:
-    """Another model file with the configuration's conventions, on a backend.
+def model_on_backend(config: Config, name: str, file: str | None = None) -> BackendModel:
+    """The configuration's model, or another file with its conventions, on a backend.
 
     Raises:
         UserError: the backend cannot run the file.
     """
-    options = config.backend.model_dump()
-    model = BackendModel(backends.resolve(backend), model_spec(config.model, file), options)
+    backend = backends.resolve(name)
+    if file is None and backend == "torch":
+        file = config.model.checkpoint
+    if file is None and backends.backend_class(backend).capabilities.is_simulated:
+        spec = conventions(config.model)
+    else:
+        spec = model_spec(config.model, file)
+    model = BackendModel(backend, spec, config.backend.model_dump())
     model.check()
     return model
-
-
-def _spec_for_backend(config: ModelConfig, backend: str) -> ModelSpec:
-    """The model as a resolved backend takes it: its checkpoint, its file, or none if simulated."""
-    if backends.backend_class(backend).capabilities.is_simulated:
-        return conventions(config)
-    return model_spec(config, config.checkpoint if backend == "torch" else None)
 
 
 @contextlib.contextmanager

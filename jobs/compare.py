@@ -71,7 +71,7 @@ def find_side(config: Config, side: str) -> BackendModel:
     prefix, colon, rest = given.partition(":")
     if colon and prefix in backends.BACKENDS:
         backends.refuse_simulated(prefix, f"{side}={given}")
-        return execution.model_of_file(config, prefix, rest)
+        return execution.model_on_backend(config, prefix, rest)
     suffix = Path(given).suffix.lower()
     if suffix not in BACKEND_OF_SUFFIX:
         execution.model_spec(config.model, given)  # a file that is not there is told first
@@ -79,7 +79,7 @@ def find_side(config: Config, side: str) -> BackendModel:
             f"{side}={given}: no backend is known for {suffix or 'a file without suffix'}; say "
             f"which, {side}=onnxruntime:{given} (or {', '.join(backends.BACKENDS)})"
         )
-    return execution.model_of_file(config, BACKEND_OF_SUFFIX[suffix], given)
+    return execution.model_on_backend(config, BACKEND_OF_SUFFIX[suffix], given)
 
 
 def _run(

@@ -56,8 +56,7 @@ class DevicePlan:
             "num_cpus": self.cpus,
             "num_gpus": 1 if resource == "GPU" else 0,
             "resources": {"NPU": 1} if resource == "NPU" else None,
-            # One call more: `report` must not wait for the pipeline.
-            "max_concurrency": self.max_in_flight + 1,
+            "max_concurrency": self.max_in_flight,
         }
 
 

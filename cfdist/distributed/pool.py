@@ -37,12 +37,7 @@ class DeviceActor:
     """Hosts a device in a process of its own."""
 
     def __init__(self, device: Device[Any, Any], reducer: Actor | None) -> None:
-        """Take over a device that is not loaded yet.
-
-        Args:
-            device: The device.
-            reducer: The actor that takes the device's detections, if they go to one.
-        """
+        """Take over a device that is not loaded yet, and the reducer of its detections, if any."""
         self._device = device
         self._reducer = reducer
 
@@ -75,24 +70,16 @@ class DeviceActor:
         """`Device.process` for a chunk that is not rows of blocks."""
         return self._device.process(chunk)
 
-    def report(self) -> DeviceReport:
-        """See `Device.report`."""
-        return self._device.report()
-
-    def close(self) -> None:
-        """See `Device.close`."""
+    def close(self) -> DeviceReport:
+        """Give the device back; returns what it has done."""
+        report = self._device.report()
         self._device.close()
+        return report
 
 
 @dataclass(frozen=True)
 class _Handed:
-    """A chunk that a device is working on.
-
-    Attributes:
-        name: The device's name.
-        actor: The device's actor.
-        size: Rows of the chunk.
-    """
+    """The rows of a chunk that a device is working on, and the device's name and actor."""
 
     name: str
     actor: Actor
@@ -122,7 +109,7 @@ class DevicePool(Generic[Result]):
         """Plan the actors; `start` starts them.
 
         Args:
-            plan: How many, and what each gets.
+            plan: The devices.
             make_device: Makes the device with some settings.
             batch: Pictures a batch.
             group: Batches that a device should be given at once.
@@ -174,38 +161,23 @@ class DevicePool(Generic[Result]):
             UserError: a device refuses the model.
             Exception: what else loading it ran into.
         """
-        is_under_way = bool(self.reports)
-        died = self._load()
-        while died:
-            for name, error in died.items():
-                self._lose(name, error)
-            if len(self.lost) > MAX_RESTARTS:
-                if is_under_way and self.actors:
-                    return
-                raise user_error(next(iter(died.values())))
-            died = self._load()
-
-    def _load(self) -> dict[str, Exception]:
-        """Start the actors that are not there; returns why some died before they were ready.
-
-        Raises:
-            UserError: a device refuses the model.
-            Exception: what else loading it ran into.
-        """
         import ray
 
+        is_under_way = bool(self.reports)
         self.begin()
-        loading, self._loading = self._loading, {}
-        died: dict[str, Exception] = {}
-        for name, ref in loading.items():
+        while self._loading:
+            name, ref = self._loading.popitem()
             try:
                 ray.get(ref)
                 self.reports.setdefault(name, DeviceReport())
             except ray.exceptions.RayError as error:
                 if not is_death(error):
                     raise user_error(error) from None
-                died[name] = error
-        return died
+                self._lose(name, error)
+                if len(self.lost) <= MAX_RESTARTS:
+                    self.begin()
+                elif not (is_under_way and self.actors):
+                    raise user_error(error) from None
 
     def run_round(self, work: Work, on_done: Callable[[str, Result], None]) -> list[Exception]:
         """Hand all work out, each device as fast as it asks.
@@ -248,8 +220,7 @@ class DevicePool(Generic[Result]):
 
         for name, actor in list(self.actors.items()):
             try:
-                self.reports[name] = ray.get(actor.report.remote())
-                ray.get(actor.close.remote())
+                self.reports[name] = ray.get(actor.close.remote())
             except ray.exceptions.RayError as error:
                 log.warning("%s gave no report: %s", name, error)
         self._kill()
@@ -279,7 +250,7 @@ class _Round(Generic[Result]):
         """See `DevicePool.run_round`."""
         import ray
 
-        self._begin()
+        self._fill()
         refusal: UserError | None = None
         while self._running:
             timeout = _POLL_SECONDS if self._work.is_waiting else None
@@ -287,17 +258,10 @@ class _Round(Generic[Result]):
             for ref in ended:
                 refusal = self._take_in(ref) or refusal
             if refusal is None:
-                self._fill_all()
+                self._fill()
         if refusal is not None:
             raise refusal
         return self._problems
-
-    def _begin(self) -> None:
-        """Give every device its first chunks, one each in turn."""
-        self._work.wait()
-        for _ in range(self._pool.plan.max_in_flight):
-            for name in self._pool.actors:
-                self._hand_out(name)
 
     def _take_in(self, ref: Ref) -> UserError | None:
         """Note a chunk that has ended; returns the error if the device refuses its work."""
@@ -328,24 +292,26 @@ class _Round(Generic[Result]):
             return None
         return problem if isinstance(problem, UserError) else None
 
-    def _fill_all(self) -> None:
-        """Hand each device as many chunks as it may hold; wait for work if nothing else is left."""
+    def _fill(self) -> None:
+        """Hand out chunks, one to each device in turn; wait for work if nothing else is left."""
         if not self._running:
             self._work.wait()
-        for name, actor in self._pool.actors.items():
-            count = sum(handed.actor is actor for handed in self._running.values())
-            while count < self._pool.plan.max_in_flight and self._hand_out(name):
-                count += 1
+        hungry = list(self._pool.actors)
+        while hungry:
+            hungry = [name for name in hungry if self._hand_out(name)]
 
     def _hand_out(self, name: str) -> bool:
-        slices = self._scheduler.next_chunk(name, self._size)
-        if not slices:
-            return False
+        """Give a device a chunk, if it may hold one more and there is one for it."""
         actor = self._pool.actors[name]
-        rows = [replace(one, block=None) for one in slices]
-        ref = actor.process.remote(rows, *(one.block for one in slices))
-        self._running[ref] = _Handed(name, actor, sum(map(len, slices)))
-        return True
+        held = sum(handed.actor is actor for handed in self._running.values())
+        if held == self._pool.plan.max_in_flight:
+            return False
+        slices = self._scheduler.next_chunk(name, self._size)
+        if slices:
+            rows = [replace(one, block=None) for one in slices]
+            ref = actor.process.remote(rows, *(one.block for one in slices))
+            self._running[ref] = _Handed(name, actor, sum(map(len, slices)))
+        return bool(slices)
 
 
 def kill_actors(actors: Mapping[str, Actor]) -> None:

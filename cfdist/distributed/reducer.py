@@ -172,23 +172,18 @@ class Reducer:
         """Write all pictures in order, from the journal."""
         import pyarrow.parquet as pq
 
-        position = {id: i for i, id in enumerate(self._order)}
         # The journal is mapped into memory, not read; only the places of its rows are held.
-        tables = list(self._journal.read())
-        places: dict[str, tuple[int, int]] = {}
-        for number, table in enumerate(tables):
-            for row, key in enumerate(table.column("id").to_pylist()):
-                if key in position:
-                    places.setdefault(key, (number, row))
-        found = sorted(places, key=position.__getitem__)
+        table = pa.concat_tables([to_arrow([]), *self._journal.read()])
+        # The first row counts of a picture that is there twice.
+        places = {key: row for row, key in reversed([*enumerate(table.column("id").to_pylist())])}
+        found = [places[id] for id in self._order if id in places]
         with (
             atomic_write(self._output / PARQUET) as temporary,
-            pq.ParquetWriter(temporary, to_arrow([]).schema, compression="zstd") as writer,
+            pq.ParquetWriter(temporary, table.schema, compression="zstd") as writer,
         ):
             for start in range(0, len(found), _ROW_GROUP):
-                group = [places[id] for id in found[start : start + _ROW_GROUP]]
-                slices = [tables[number].slice(row, 1) for number, row in group]
-                writer.write_table(pa.concat_tables(slices).combine_chunks())
+                group = [table.slice(row, 1) for row in found[start : start + _ROW_GROUP]]
+                writer.write_table(pa.concat_tables(group).combine_chunks())
 
 
 def _scorable(found: Detections) -> Detections:

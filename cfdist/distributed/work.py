@@ -11,7 +11,7 @@ A *block* is one object of Ray's store. Its rows are work items, or letterboxed 
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent import futures
 from dataclasses import asdict, dataclass, fields, replace
 from math import ceil
@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from cfdist.devices.reader import LetterboxedPicture, Size, Source
 from cfdist.distributed.failures import user_error
@@ -278,21 +277,16 @@ def item_dataset(items: Sequence[Any], rows: int) -> Any:
     )
 
 
-def letterbox_stage(items: Sequence[WorkItem], size: Size, rows: int) -> Any:
-    """A Ray Dataset of letterboxed pictures; `letterbox_block` says what its blocks hold.
-
-    Args:
-        items: The pictures.
-        size: Width and height of the letterboxed pictures, pixels.
-        rows: Pictures of one block.
-    """
-    return item_dataset(items, rows).map_batches(
-        letterbox_block,
-        batch_size=None,
-        batch_format="pyarrow",
-        fn_kwargs={"size": size},
-        num_cpus=1,
+def map_blocks(dataset: Any, function: Callable[..., pa.Table], **settings: Any) -> Any:
+    """Add a stage to a Dataset: on one core a block, a function of the block and some settings."""
+    return dataset.map_batches(
+        function, batch_size=None, batch_format="pyarrow", fn_kwargs=settings, num_cpus=1
     )
+
+
+def letterbox_stage(items: Sequence[WorkItem], size: Size, rows: int) -> Any:
+    """A Ray Dataset whose blocks are those of `letterbox_block`, of `rows` pictures each."""
+    return map_blocks(item_dataset(items, rows), letterbox_block, size=size)
 
 
 def _blocks_of(dataset: Any) -> Generator[Slice, None, None]:
@@ -356,34 +350,19 @@ def letterbox_block(table: pa.Table, size: Size) -> pa.Table:
 
 
 def sources_of(slices: Sequence[Slice], blocks: Sequence[pa.Table]) -> list[Source]:
-    """The rows of slices, as a device reads them.
-
-    Args:
-        slices: What to take.
-        blocks: The block of each slice.
-    """
+    """The rows of slices, each of the block beside it, as a device reads them."""
     found: list[Source] = []
     for one, block in zip(slices, blocks, strict=True):
         part = block.slice(one.start, len(one))
         items = [WorkItem(**row) for row in part.select(_ITEM_COLUMNS).to_pylist()]
         if one.pass_number:
             items = [replace(item, pass_number=one.pass_number) for item in items]
-        found += _letterboxed(items, part) if "pixels" in block.column_names else items
+        if "pixels" not in block.column_names:
+            found += items
+            continue
+        columns = (part.column(name) for name in ("width", "height", "pixels", "error"))
+        for item, width, height, pixels, error in zip(items, *columns, strict=True):
+            row = np.frombuffer(pixels.as_buffer(), np.uint8)  # not copied
+            size = (width.as_py(), height.as_py())
+            found.append(LetterboxedPicture(item.key, size, row, error.as_py()))
     return found
-
-
-def _letterboxed(items: Sequence[WorkItem], part: pa.Table) -> list[LetterboxedPicture]:
-    sizes = zip(part.column("width").to_pylist(), part.column("height").to_pylist(), strict=True)
-    errors = part.column("error").to_pylist()
-    pixels = [row for chunk in part.column("pixels").chunks for row in _binary_rows(chunk)]
-    return [
-        LetterboxedPicture(item.key, size, row, error)
-        for item, size, row, error in zip(items, sizes, pixels, errors, strict=True)
-    ]
-
-
-def _binary_rows(array: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
-    """(n, bytes) u8 of a column of fixed-size binary values, without copying them."""
-    width = array.type.byte_width
-    rows = np.frombuffer(array.buffers()[1], np.uint8).reshape(-1, width)
-    return rows[array.offset : array.offset + len(array)]
