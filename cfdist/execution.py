@@ -30,9 +30,6 @@ from cfdist.machine import available_cores, available_memory
 from cfdist.model import ModelSpec, locate_model, verify_model
 from cfdist.widerface.manifest import Manifest
 
-# The kinds of devices, the rarest first: models of two kinds run beside the rarer one.
-_KINDS = ("npu", "gpu", "cpu")
-
 
 @dataclass(frozen=True)
 class Execution:
@@ -40,7 +37,6 @@ class Execution:
 
     Attributes:
         models: What each device runs; usually one model.
-        plan: The devices.
         dashboard: The dashboard's URL, or `None` without one.
         letterboxes_on_cluster: Whether a stage of a Ray Dataset letterboxes the pictures; else
             each device does.
@@ -55,9 +51,7 @@ class Execution:
 def find_model(config: Config, folder: Path | None = None) -> BackendModel:
     """The model and backend that the configuration names.
 
-    Args:
-        config: The job's.
-        folder: The run's folder: a run that goes on there keeps the backend that it began with.
+    A run that goes on in its folder keeps the backend that it began with.
 
     Raises:
         UserError: the backend cannot run the model.
@@ -72,11 +66,7 @@ def find_model(config: Config, folder: Path | None = None) -> BackendModel:
 
 
 def _faster_cpu_model(spec: ModelSpec, options: Mapping[str, Any]) -> BackendModel:
-    """The model on the faster of the CPU runtimes that this machine's memory can hold.
-
-    Raises:
-        UserError: no runtime takes the model, or none fits.
-    """
+    """The model on the faster of the CPU runtimes that this machine's memory can hold."""
     names = backends.installed_cpu_runtimes()
     models = [BackendModel(name, spec, options) for name in names]
     free = available_memory()
@@ -119,19 +109,16 @@ def start(
 ) -> Iterator[Execution]:
     """Connect to Ray and plan the devices; the session is there for the `with` block.
 
-    Args:
-        config: The job's.
-        models: What each device runs.
-        readers: Reader threads of each device; `None`: as configured.
-        streams: Inferences that each device takes at once; `None`: as configured.
-        feeds_pictures: Whether the devices' work are the data set's pictures, which then may be
-            letterboxed elsewhere.
+    Each device runs all models, with reader threads and streams as configured unless they are
+    given. If the devices' work are the data set's pictures (`feeds_pictures`), these may be
+    letterboxed elsewhere.
 
     Raises:
         UserError: the devices are not there, or do not fit this machine, or no cluster answers.
     """
     is_here = config.cluster.address is None
-    kind = min((model.kind for model in models), key=_KINDS.index)
+    # Models of two kinds run beside the rarer kind of device.
+    kind = min((model.kind for model in models), key=("npu", "gpu", "cpu").index)
     if is_here:
         refuse_too_large(models)
     cluster = config.cluster
@@ -173,7 +160,6 @@ class PictureSupply:
     """Where the devices' pictures come from.
 
     Attributes:
-        make_work: Makes the work of some of the manifest's items.
         origin: "device": each device reads and letterboxes; "cluster": a stage does, while the
             devices infer; "store": the pictures are in the object store.
         decoded: Pictures that were read for the object store in this run.
@@ -187,9 +173,8 @@ class PictureSupply:
 def supply_pictures(config: Config, execution: Execution, manifest: Manifest) -> PictureSupply:
     """The work of a run over the data set's pictures; called before the devices start.
 
-    The runs of a sweep share the letterboxed pictures, which the first one materialises.
-    With preprocess.cache=auto it does so if the object store holds all of them; with true, Ray
-    spills what the store cannot hold to disk.
+    The runs of a sweep share the letterboxed pictures, which the first one materialises. It does
+    so unasked if the object store holds all of them; Ray would spill the others to disk.
 
     Raises:
         UserError: the object store cannot hold two blocks of letterboxed pictures.
@@ -216,11 +201,7 @@ def supply_pictures(config: Config, execution: Execution, manifest: Manifest) ->
 
 
 def model_spec(config: ModelConfig, file: str | None = None) -> ModelSpec:
-    """The model that the configuration names, its file found and verified.
-
-    Args:
-        config: The model's section.
-        file: A model file to take instead of the configured one.
+    """The model that the configuration names, or another file; the file is found and verified.
 
     Raises:
         UserError: no file given, not there, or not the expected one.

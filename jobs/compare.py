@@ -95,8 +95,9 @@ def _run(
     def make_device(settings: DeviceSettings) -> ComparingDevice:
         return ComparingDevice(reference, candidate, settings, plan.readers)
 
-    def take(_: str, chunk: ComparedChunk) -> None:
+    def take(_: str, chunk: ComparedChunk) -> list[str]:
         progress.advance(len(chunk.reference), tally.add(chunk))
+        return [found.id for found in chunk.reference]
 
     group = max(model.capabilities.group for model in there.models)
     pool: DevicePool[ComparedChunk] = DevicePool(plan, make_device, reference.spec.batch, group)

@@ -33,11 +33,6 @@ class ComparedChunk:
     candidate: list[Detections]
     heads: dict[str, HeadDifference] | None
 
-    @property
-    def keys(self) -> list[str]:
-        """The keys of the pictures' work items."""
-        return [found.id for found in self.reference]
-
 
 class ComparingDevice:
     """A reader and two runners; keeps the `Device` protocol."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol
 
 from cfdist.backends.base import DeviceSettings
 
@@ -15,18 +15,12 @@ AHEAD = 2
 # device therefore gets several batches in one chunk, up to this number of pictures.
 MAX_CHUNK = 32
 
-Chunk = TypeVar("Chunk", contravariant=True)
-Result = TypeVar("Result", covariant=True)
-
 
 def largest_chunk(least: int) -> int:
     """The most pictures that a device is given in one chunk.
 
-    Args:
-        least: The pictures of the batches that the device takes at once.
-
-    Returns:
-        A multiple of `least`, at most `MAX_CHUNK` unless `least` is more.
+    It is a multiple of `least`, the pictures of the batches that the device takes at once, and at
+    most `MAX_CHUNK` unless `least` is more.
     """
     return least * max(1, MAX_CHUNK // least)
 
@@ -36,7 +30,6 @@ class DeviceReport:
     """A device's share of a run.
 
     Attributes:
-        pictures: Pictures inferred.
         decoded: Picture files that the device read and decoded.
         busy_seconds: Time inside inference, summed over batches and divided by the streams.
         batch_ms: Host-visible time of each full batch, milliseconds. A backend whose first batch
@@ -71,7 +64,7 @@ class ChunkReport:
         return (*self.done, *(key for key, _ in self.failures))
 
 
-class Device(Protocol[Chunk, Result]):
+class Device(Protocol):
     """A model on a device: made on the driver as plain data, loaded where it runs.
 
     `process` is called by several threads at once: while one chunk is being inferred, the next
@@ -85,7 +78,7 @@ class Device(Protocol[Chunk, Result]):
             UserError: the model does not fit the device or the run.
         """
 
-    def process(self, chunk: Chunk) -> Result:
+    def process(self, chunk: Any) -> Any:
         """Do one chunk of work.
 
         Raises:
@@ -100,7 +93,7 @@ class Device(Protocol[Chunk, Result]):
 
 
 # Makes the device with some settings.
-MakeDevice = Callable[[DeviceSettings], Device[Chunk, Result]]
+MakeDevice = Callable[[DeviceSettings], Device]
 
 
 def device_name(number: int) -> str:

@@ -31,13 +31,8 @@ def activation_bytes(model: BackendModel, threads: int = 1) -> int:
 def needed_bytes(model: BackendModel, count: int, streams: int, threads: int = 1) -> int:
     """About how many bytes the devices of a run take on this machine, without the weights.
 
-    The memory of accelerators is their own and does not count.
-
-    Args:
-        model: The model that each device runs.
-        count: Devices.
-        streams: Inferences that each device takes at once.
-        threads: CPU threads of each device.
+    The memory of accelerators is their own and does not count. `streams` and `threads` are those
+    of each device.
     """
     spec = model.spec
     pixels = spec.height * spec.width
@@ -64,13 +59,7 @@ def stream_bytes(model: BackendModel) -> int:
 def refuse_too_large(
     models: Sequence[BackendModel], count: int = 1, streams: int = 1, threads: int = 1
 ) -> None:
-    """Refuse a batch that this machine's free memory cannot hold.
-
-    Args:
-        models: The models that each device runs.
-        count: Devices.
-        streams: Inferences that each device takes at once.
-        threads: CPU threads of each device.
+    """Refuse a batch that this machine's free memory cannot hold; each device runs all models.
 
     Raises:
         UserError: it says what is needed and what is free.

@@ -29,7 +29,6 @@ class LetterboxedPicture:
     """A picture that was letterboxed elsewhere.
 
     Attributes:
-        key: `WorkItem.key`.
         size: The picture's width and height before letterboxing, pixels.
         pixels: (H * W * 3,) u8: rows of the letterboxed picture, BGR.
         error: Why the picture failed; `None` if it did not.
@@ -73,11 +72,8 @@ class Reader:
     def __init__(self, size: Size, threads: int, rows: int, buffers: int) -> None:
         """Start the threads and take the memory.
 
-        Args:
-            size: Width and height of the letterboxed pictures, pixels.
-            threads: Reader threads.
-            rows: Pictures a buffer: the largest chunk.
-            buffers: Chunks that may be in memory at once.
+        A chunk has at most `rows` pictures, letterboxed to `size`; as many chunks as there are
+        `buffers` may be in memory at once.
         """
         self._before = cv2.getNumThreads(), sys.getswitchinterval()
         cv2.setNumThreads(1)
@@ -93,11 +89,7 @@ class Reader:
 
     @contextlib.contextmanager
     def read(self, sources: Sequence[Source]) -> Iterator[ReadPictures]:
-        """Read a chunk; its buffer is the caller's for the `with` block.
-
-        Args:
-            sources: At most as many as a buffer has rows.
-        """
+        """Read a chunk; its buffer is the caller's for the `with` block."""
         buffer = self._buffers.get()
         try:
             outcomes = self._fill(sources, buffer)

@@ -35,26 +35,12 @@ class Inferred:
     is_finite: NDArray[np.bool_]
     error: str
 
-    @property
-    def failures(self) -> list[int]:
-        """The numbers of the pictures whose outputs are not finite."""
-        return np.flatnonzero(~self.is_finite).tolist()
-
 
 class Runner:
-    """A loaded model: makes input tensors, runs batches, checks and times them.
-
-    Attributes:
-        backend: The loaded model.
-    """
+    """A loaded model, `backend`: makes input tensors, runs batches, checks and times them."""
 
     def __init__(self, model: BackendModel, settings: DeviceSettings, chunk: int) -> None:
-        """Load the model.
-
-        Args:
-            model: What to load.
-            settings: The device's.
-            chunk: The most pictures that `infer` is given at once.
+        """Load the model; `infer` is given at most `chunk` pictures at once.
 
         Raises:
             UserError: the model does not fit the device or the run.

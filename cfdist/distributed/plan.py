@@ -25,7 +25,6 @@ class DevicePlan:
 
     Attributes:
         kind: "cpu", "gpu" or "npu".
-        count: Device actors.
         threads: CPU threads of each device for inference.
         streams: Inferences that each device takes at once.
         readers: Reader threads of each device.
@@ -87,18 +86,6 @@ def plan_devices(
 
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cores = max(1, int(resources.get("CPU", 1)))
-    count = _device_count(kind, devices, cores, resources)
-    threads = max(1, cores // count)
-    if streams == "auto":
-        streams = streams_in_memory(threads, count, stream_bytes) if kind == "cpu" else 1
-    if readers == "auto":
-        readers = threads
-    # Ray counts in ten-thousandths.
-    cpus = int(min(cores / count, threads) * 10_000) / 10_000
-    return DevicePlan(kind, count, threads, streams, readers, 0 if shares_cpus else cpus)
-
-
-def _device_count(kind: str, devices: Devices, cores: int, resources: dict[str, float]) -> int:
     resource = ACCELERATOR_RESOURCE[kind]
     accelerators = int(resources.get(resource, 0)) if resource else 0
     if devices == "auto":
@@ -110,15 +97,16 @@ def _device_count(kind: str, devices: Devices, cores: int, resources: dict[str, 
             f"devices={devices}: Ray sees {accelerators} {resource} on this cluster; ask for at "
             "most that many, or choose a CPU backend (backend=openvino)"
         )
-    return count
+    threads = max(1, cores // count)
+    if streams == "auto":
+        streams = streams_in_memory(threads, count, stream_bytes) if kind == "cpu" else 1
+    if readers == "auto":
+        readers = threads
+    # Ray counts in ten-thousandths.
+    cpus = int(min(cores / count, threads) * 10_000) / 10_000
+    return DevicePlan(kind, count, threads, streams, readers, 0 if shares_cpus else cpus)
 
 
 def streams_in_memory(threads: int, count: int, stream_bytes: int) -> int:
-    """A stream for each thread of a device, as far as half of the free memory goes; at least one.
-
-    Args:
-        threads: CPU threads of each device.
-        count: Devices.
-        stream_bytes: What one stream takes, bytes.
-    """
+    """One stream a thread, as far as half of the free memory goes; at least one."""
     return max(1, min(threads, available_memory() // 2 // count // stream_bytes))

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
 import pyarrow as pa
@@ -36,7 +35,7 @@ Result = TypeVar("Result")
 class DeviceActor:
     """Hosts a device in a process of its own."""
 
-    def __init__(self, device: Device[Any, Any], reducer: Actor | None) -> None:
+    def __init__(self, device: Device, reducer: Actor | None) -> None:
         """Take over a device that is not loaded yet, and the reducer of its detections, if any."""
         self._device = device
         self._reducer = reducer
@@ -48,11 +47,7 @@ class DeviceActor:
         to_arrow([])  # imports pyarrow before the first chunk
 
     def process(self, slices: Sequence[Slice], *blocks: pa.Table) -> Any:
-        """`Device.process` for some rows.
-
-        Args:
-            slices: The rows; their block references are left out.
-            blocks: The block of each slice.
+        """`Device.process` for rows of blocks; a slice and its block have the same position.
 
         Returns:
             The device's result, or a `ChunkReport` once the reducer has the detections on disk.
@@ -90,8 +85,6 @@ class DevicePool(Generic[Result]):
     """The device actors of a run; at the end of a `with` block they end, whatever they are doing.
 
     Attributes:
-        plan: The devices.
-        batch: Pictures a batch.
         least: Pictures that a device should be given at once.
         actors: Device name -> its actor.
         reports: Device name -> its last report.
@@ -101,19 +94,15 @@ class DevicePool(Generic[Result]):
     def __init__(
         self,
         plan: DevicePlan,
-        make_device: MakeDevice[Any, Any],
+        make_device: MakeDevice,
         batch: int,
         group: int = 1,
         reducer: Actor | None = None,
     ) -> None:
         """Plan the actors; `start` starts them.
 
-        Args:
-            plan: The devices.
-            make_device: Makes the device with some settings.
-            batch: Pictures a batch.
-            group: Batches that a device should be given at once.
-            reducer: The actor that takes the devices' detections, if they go to one.
+        A device should be given `group` batches at once. If there is a reducer actor, the devices
+        send their detections to it.
         """
         self.plan = plan
         self._make_device = make_device
@@ -129,14 +118,10 @@ class DevicePool(Generic[Result]):
         """The pool; its actors are not started yet."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """End the actors, whatever they are doing."""
-        self._kill()
+        kill_actors(self.actors)
+        self.actors = {}
 
     def begin(self) -> None:
         """Start the actors that are not there, and let each load its model."""
@@ -183,11 +168,8 @@ class DevicePool(Generic[Result]):
         """Hand all work out, each device as fast as it asks.
 
         A device gets its next chunk when it finishes one. (Ray's `streaming_split` deals rows out
-        evenly ahead of time, so that a run waits for its slowest device.)
-
-        Args:
-            work: The rows.
-            on_done: Called with the device's name and what its `process` returned for a chunk.
+        evenly ahead of time, so that a run waits for its slowest device.) `on_done` is called with
+        the device's name and what its `process` returned for a chunk.
 
         Returns:
             What went wrong.
@@ -223,11 +205,7 @@ class DevicePool(Generic[Result]):
                 self.reports[name] = ray.get(actor.close.remote())
             except ray.exceptions.RayError as error:
                 log.warning("%s gave no report: %s", name, error)
-        self._kill()
-
-    def _kill(self) -> None:
-        kill_actors(self.actors)
-        self.actors = {}
+        self.__exit__()
 
 
 class _Round(Generic[Result]):

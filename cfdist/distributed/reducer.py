@@ -66,12 +66,8 @@ class Reducer:
     ) -> None:
         """Name the run; `open` begins or continues it.
 
-        Args:
-            truth: The ground truth.
-            order: The run's picture ids in the order of the final files.
-            output: The run's folder.
-            identity: Names the run in the journal.
-            style: A key of `STYLES`: how boxes are written, and so rounded before they are scored.
+        `order` holds the picture ids in the order of the final files. The style is a key of
+        `STYLES`; boxes are rounded as they are written before they are scored.
         """
         self._truth = truth
         self._order = order
@@ -86,10 +82,7 @@ class Reducer:
         self._folders: set[Path] = set()
 
     def open(self) -> set[str]:
-        """Open the run's journal and take in what an earlier start left.
-
-        Returns:
-            `done`.
+        """Open the run's journal and take in what an earlier start left; returns `done`.
 
         Raises:
             UserError: the journal is that of another run.
@@ -105,10 +98,7 @@ class Reducer:
         """Take a device's detections; returns once they are on disk. Known pictures are dropped.
 
         A picture is done when the journal holds it, it is scored, and its file is written. A
-        picture that cannot be scored has failed.
-
-        Args:
-            detections: As `cfdist.detections.to_arrow` makes it; ids are keys of work items.
+        picture that cannot be scored has failed. The ids are keys of work items.
         """
         with self._lock:
             found = [_scorable(one) for one in from_arrow(detections) if one.id not in self.done]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 from cfdist.backends.model import BackendModel
 from cfdist.devices.base import ChunkReport, DeviceReport
@@ -15,9 +14,8 @@ from cfdist.devices.detector import Detector
 from cfdist.distributed.failures import user_error
 from cfdist.distributed.journal import RunIdentity
 from cfdist.distributed.plan import DevicePlan
-from cfdist.distributed.pool import Actor, DevicePool, kill_actors
+from cfdist.distributed.pool import Actor, DevicePool, Result, kill_actors
 from cfdist.distributed.reducer import Evaluation, Reducer
-from cfdist.distributed.timeline import Timeline
 from cfdist.distributed.work import Work
 from cfdist.machine import ProcessTimes, process_times, seconds_between
 from cfdist.widerface.ground_truth import GroundTruth
@@ -30,37 +28,24 @@ REDUCER = "reducer"
 # At most this many rounds; what a round could not do is tried again in the next one.
 MAX_ROUNDS = 3
 
+# A steady rate needs at least this much time, seconds.
+MIN_STEADY_SECONDS = 1.0
+
 MakeWork = Callable[[Sequence[WorkItem]], Work]
 
 
-class HasKeys(Protocol):
-    """What a device returns for a chunk of work items."""
-
-    @property
-    def keys(self) -> Sequence[str]:
-        """The keys of the chunk's work items, failed ones included."""
-
-
-Done = TypeVar("Done", bound=HasKeys)
-
-
 def run_rounds(
-    pool: DevicePool[Done],
+    pool: DevicePool[Result],
     items: Sequence[WorkItem],
     make_work: MakeWork,
     on_ready: Callable[[], None],
-    on_done: Callable[[str, Done], None],
+    on_done: Callable[[str, Result], Iterable[str]],
 ) -> None:
     """Run work items through the devices of a pool until each is done.
 
-    A chunk whose device dies before it reports is done again.
-
-    Args:
-        pool: The devices; they need not have been started.
-        items: What there is to do.
-        make_work: Makes the work of some of the items.
-        on_ready: Called once the devices are warm.
-        on_done: Called with the device's name and its result for each chunk.
+    A chunk whose device dies before it reports is done again. `on_ready` is called once the
+    devices are warm. `on_done` is called with the device's name and its result for each chunk, and
+    returns the keys of the chunk's work items.
 
     Raises:
         UserError: a device refuses the model or its work, or a block cannot be made.
@@ -68,10 +53,9 @@ def run_rounds(
     """
     left = {item.key: item for item in items}
 
-    def take_in(device: str, result: Done) -> None:
-        for key in result.keys:
+    def take_in(device: str, result: Result) -> None:
+        for key in on_done(device, result):
             del left[key]
-        on_done(device, result)
 
     pool.begin()
     work = make_work(items)
@@ -94,11 +78,6 @@ class EvaluationTask:
     """What there is to evaluate.
 
     Attributes:
-        manifest: The pictures.
-        truth: Their ground truth.
-        model: What the devices run.
-        plan: The devices.
-        output: The run's folder.
         identity: Names the run; pictures in a journal of the same run are done already.
         style: How boxes are written and scored, a key of `cfdist.widerface.predictions.STYLES`.
         make_work: Makes the work of some of the manifest's items.
@@ -118,13 +97,71 @@ class EvaluationTask:
 class Listener:
     """Learns how an evaluation goes on.
 
-    Attributes:
-        on_ready: Called once the devices are warm, with the number of items done already.
-        on_done: Called for each chunk that is on disk.
+    `on_ready` is called once the devices are warm, with the number of items done already,
+    `on_done` for each chunk that is on disk.
     """
 
     on_ready: Callable[[int], None]
     on_done: Callable[[ChunkReport], None]
+
+
+@dataclass
+class Timeline:
+    """When chunks were finished, for rates.
+
+    Attributes:
+        streams: Chunks that a device infers at the same time.
+        started: When the first work was handed out, seconds on the monotonic clock.
+        points: (seconds on the same clock, pictures finished until then), one a chunk.
+        chunks: Device name -> (seconds on the same clock, pictures) of each of its chunks.
+    """
+
+    streams: int
+    started: float = 0.0
+    points: list[tuple[float, int]] = field(default_factory=list)
+    chunks: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+
+    def add(self, device: str, pictures: int) -> None:
+        """Note that a device has finished a chunk now."""
+        now = time.perf_counter()
+        total = self.points[-1][1] if self.points else 0
+        self.points.append((now, total + pictures))
+        self.chunks.setdefault(device, []).append((now, pictures))
+
+    @property
+    def seconds(self) -> float:
+        """From the first work handed out to the last picture finished."""
+        return self.points[-1][0] - self.started if self.points else 0.0
+
+    @property
+    def first_seconds(self) -> float | None:
+        """From the first work handed out to the first chunk finished."""
+        return self.points[0][0] - self.started if self.points else None
+
+    @property
+    def steady_rate(self) -> float | None:
+        """Pictures a second, without the first chunk of each stream of each device.
+
+        `None` if the rest is less than half of the pictures, or takes less than a second.
+
+        A device's time counts from the mean end of its first chunks to the end of the run, so that
+        no work counts without its time.
+        """
+        if not self.points:
+            return None
+        end, total = self.points[-1]
+        rate, pictures, latest = 0.0, 0, self.started
+        for chunks in self.chunks.values():
+            first, rest = chunks[: self.streams], chunks[self.streams :]
+            start = sum(seconds for seconds, _ in first) / len(first)
+            done = sum(count for _, count in rest)
+            if done:
+                rate += done / (end - start)
+                pictures += done
+                latest = max(latest, start)
+        if pictures < total / 2 or end - latest < MIN_STEADY_SECONDS:
+            return None
+        return rate
 
 
 @dataclass(frozen=True)
@@ -132,9 +169,7 @@ class EvaluationReport:
     """What an evaluation gives back.
 
     Attributes:
-        evaluation: APs and failures.
         devices: Device name -> its report.
-        timeline: The pictures' progress.
         resumed: Work items that an earlier, interrupted run had done.
         lost: Names of devices that died and were replaced, one entry each time.
         cpu_seconds: Processor time of this process and all that it has started, from the first to
@@ -175,9 +210,10 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
         cpu_before.update(process_times())
         timeline.started = time.perf_counter()
 
-    def on_done(device: str, report: ChunkReport) -> None:
+    def on_done(device: str, report: ChunkReport) -> Iterable[str]:
         timeline.add(device, len(report.keys))
         listener.on_done(report)
+        return report.keys
 
     try:
         with pool:

@@ -13,15 +13,7 @@ CHUNK_SECONDS = 0.25
 
 
 def chunk_for_rate(least: int, rate: float) -> int:
-    """How many pictures to hand out at once.
-
-    Args:
-        least: The pictures of the batches that a device takes at once.
-        rate: Pictures a second that one device has done so far.
-
-    Returns:
-        A multiple of `least`, at most `largest_chunk(least)`.
-    """
+    """A multiple of `least` to hand out, from the pictures a second that one device has done."""
     times = int(rate * CHUNK_SECONDS / least)
     return min(least * max(1, times), largest_chunk(least))
 
@@ -37,11 +29,8 @@ class Scheduler:
     def __init__(self, work: Work, devices: Iterable[str], streams: int, batch: int) -> None:
         """Begin with the first row.
 
-        Args:
-            work: The rows.
-            devices: Their names.
-            streams: Chunks that each device infers at the same time.
-            batch: Chunks are whole batches of this size, except for the last one.
+        Each device infers `streams` chunks at the same time. Chunks are whole batches, except for
+        the last one.
         """
         self._work = work
         self._left = work.count

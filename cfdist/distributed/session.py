@@ -31,8 +31,6 @@ class SharedSession:
 
     Attributes:
         settings: What the session was started with; a run that wants others gets a new session.
-        stack: Ends the session.
-        dashboard: The dashboard's URL, or `None` without one.
         pictures: The letterboxed pictures of the sweep, once they are materialised.
     """
 
@@ -68,10 +66,7 @@ def close_shared_session() -> None:
 
 @contextlib.contextmanager
 def session(
-    address: str | None,
-    dashboard: bool | Auto,
-    kind: str = "cpu",
-    devices: Devices = "auto",
+    address: str | None, dashboard: bool | Auto, kind: str = "cpu", devices: Devices = "auto"
 ) -> Iterator[str | None]:
     """The Ray session of a run: its own, or the one that the runs of a sweep share.
 
@@ -149,11 +144,7 @@ def own_session(
 
 
 def _join(address: str, options: dict[str, Any]) -> Any:
-    """Connect to a cluster that is there; returns what `ray.init` does.
-
-    Raises:
-        UserError: no cluster answers at `address`.
-    """
+    """Connect to a cluster that is there; returns what `ray.init` does."""
     import ray
 
     host, _, port = address.rpartition(":")

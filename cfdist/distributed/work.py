@@ -11,6 +11,7 @@ A *block* is one object of Ray's store. Its rows are work items, or letterboxed 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent import futures
 from dataclasses import asdict, dataclass, fields, replace
@@ -43,14 +44,9 @@ Ref = Any  # Ray's reference to a block
 
 @dataclass(frozen=True)
 class Slice:
-    """Some rows of a block.
+    """Some rows of a block, from `start` to before `stop`.
 
-    Attributes:
-        block: The block's reference.
-        start: The first row.
-        stop: The row after the last one.
-        pass_number: The pass over the data set that the rows are done for; 0: each row names its
-            own.
+    The rows are done for the pass `pass_number` over the data set; 0: each row names its own.
     """
 
     block: Ref
@@ -111,8 +107,20 @@ class _StreamedWork(Work):
     def __init__(self, slices: Generator[Slice, None, None], count: int) -> None:
         super().__init__(slices, count)
         self._end_stage = slices.close
-        self._thread = futures.ThreadPoolExecutor(1)
-        self._coming = self._thread.submit(super()._next)
+        self._coming = self._make_next()
+
+    def _make_next(self) -> futures.Future[Slice | None]:
+        coming: futures.Future[Slice | None] = futures.Future()
+
+        def make() -> None:
+            try:
+                coming.set_result(super(_StreamedWork, self)._next())
+            except BaseException as error:
+                coming.set_exception(error)
+
+        # A daemon: a stage that hangs does not keep the process from its end.
+        threading.Thread(target=make, daemon=True).start()
+        return coming
 
     @property
     def is_waiting(self) -> bool:
@@ -123,8 +131,8 @@ class _StreamedWork(Work):
             futures.wait([self._coming])
 
     def close(self) -> None:
-        futures.wait([self._thread.submit(self._end_stage)], timeout=10)
-        self._thread.shutdown(wait=False)
+        if futures.wait([self._coming], timeout=10).done:
+            self._end_stage()
 
     def _next(self) -> Slice | None:
         if not self._coming.done():
@@ -134,7 +142,7 @@ class _StreamedWork(Work):
         except Exception as error:  # Ray Data raises errors of several kinds
             raise user_error(error) from None
         if found is not None:
-            self._coming = self._thread.submit(super()._next)
+            self._coming = self._make_next()
         return found
 
 
@@ -156,10 +164,7 @@ def item_work(items: Sequence[WorkItem]) -> Work:
 def letterboxing_work(items: Sequence[WorkItem], size: Size, least: int) -> Work:
     """Work whose rows are letterboxed pictures, made while the devices take them.
 
-    Args:
-        items: The pictures.
-        size: Width and height of the letterboxed pictures, pixels.
-        least: The pictures that a device takes at once; a block has a multiple of them.
+    A block has a multiple of the pictures that a device takes at once, `least`.
 
     Raises:
         UserError: the object store cannot hold two blocks.
@@ -197,12 +202,7 @@ class MaterialisedPictures:
 
 
 def materialise(items: Sequence[WorkItem], fingerprint: str, size: Size) -> MaterialisedPictures:
-    """Letterbox pictures once and keep them; Ray spills what its store cannot hold.
-
-    Args:
-        items: The pictures, each once.
-        fingerprint: `Manifest.fingerprint` of the pictures.
-        size: Width and height of the letterboxed pictures, pixels.
+    """Letterbox pictures, each once, and keep them; Ray spills what its store cannot hold.
 
     Raises:
         UserError: the object store cannot hold two blocks.
@@ -218,11 +218,7 @@ def materialise(items: Sequence[WorkItem], fingerprint: str, size: Size) -> Mate
 
 
 def _letterbox(items: Sequence[WorkItem], size: Size, least: int) -> Generator[Slice, None, None]:
-    """The blocks of the stage that letterboxes, as they are made.
-
-    Raises:
-        UserError: the object store cannot hold two blocks.
-    """
+    """The blocks of `letterbox_stage`; refuses a store that cannot hold two of them."""
     rows = block_rows(size, least)
     needed, there = 2 * rows * picture_bytes(size), store_bytes()
     if needed > there:
@@ -316,13 +312,10 @@ def run_stage(dataset: Any) -> Iterator[pa.Table]:
 def letterbox_block(table: pa.Table, size: Size) -> pa.Table:
     """Read and letterbox the pictures of a block of work items.
 
-    Args:
-        table: Columns are the attributes of `WorkItem`.
-        size: Width and height of the letterboxed pictures, pixels.
-
     Returns:
-        The same columns and width, height (int32, before letterboxing), error (string, null if the
-        picture can be used) and pixels (binary of H * W * 3 bytes, u8 BGR).
+        The columns of the table, which are the attributes of `WorkItem`, and width, height (int32,
+        before letterboxing), error (string, null if the picture can be used) and pixels (binary of
+        H * W * 3 bytes, u8 BGR).
     """
     import cv2
 
@@ -344,9 +337,7 @@ def letterbox_block(table: pa.Table, size: Size) -> pa.Table:
             pa.binary(picture_bytes(size)), len(table), [None, pa.py_buffer(pixels)]
         ),
     }
-    for name, column in columns.items():
-        table = table.append_column(name, column)
-    return table
+    return pa.table(dict(zip(table.column_names, table.columns, strict=True)) | columns)
 
 
 def sources_of(slices: Sequence[Slice], blocks: Sequence[pa.Table]) -> list[Source]:

@@ -220,9 +220,10 @@ def infer_files(
     def make_device(settings: DeviceSettings) -> FileDevice:
         return FileDevice(model, settings, task.form, task.folder)
 
-    def take_in(_: str, report: ChunkReport) -> None:
+    def take_in(_: str, report: ChunkReport) -> tuple[str, ...]:
         failures.extend(report.failures)
         on_done(report)
+        return report.keys
 
     with DevicePool[ChunkReport](
         task.plan, make_device, model.spec.batch, model.capabilities.group
