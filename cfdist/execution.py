@@ -1,6 +1,6 @@
 """What every job with devices decides before its first picture: model, session, plan, memory.
 
-A job calls `find_model` (or `model_of_file`) for each model that its devices run, then `start`,
+A job calls `find_model` (or `model_on_backend`) for each model that its devices run, then `start`,
 which connects to Ray, plans the devices and refuses what the machine's memory cannot hold.
 """
 
@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,9 +19,8 @@ from cfdist.backends.choice import choose_cpu_backend
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config, ModelConfig
 from cfdist.devices.memory import needed_bytes, refuse_too_large, stream_bytes
-from cfdist.distributed import plan as planning
 from cfdist.distributed.journal import RunIdentity, begun_identity
-from cfdist.distributed.plan import ACCELERATOR_RESOURCE, DevicePlan
+from cfdist.distributed.plan import ACCELERATOR_RESOURCE, DevicePlan, plan_devices
 from cfdist.distributed.rounds import MakeWork
 from cfdist.distributed.session import session, shared_session
 from cfdist.distributed.work import fits_store, item_work, letterboxing_work, materialise
@@ -31,9 +30,6 @@ from cfdist.machine import available_cores, available_memory
 from cfdist.model import ModelSpec, locate_model, verify_model
 from cfdist.widerface.manifest import Manifest
 
-# The kinds of devices, the rarest first: models of two kinds run beside the rarer one.
-_KINDS = ("npu", "gpu", "cpu")
-
 
 @dataclass(frozen=True)
 class Execution:
@@ -41,7 +37,6 @@ class Execution:
 
     Attributes:
         models: What each device runs; usually one model.
-        plan: The devices.
         dashboard: The dashboard's URL, or `None` without one.
         letterboxes_on_cluster: Whether a stage of a Ray Dataset letterboxes the pictures; else
             each device does.
@@ -56,31 +51,22 @@ class Execution:
 def find_model(config: Config, folder: Path | None = None) -> BackendModel:
     """The model and backend that the configuration names.
 
-    Args:
-        config: The job's.
-        folder: The run's folder: a run that goes on there keeps the backend that it began with.
+    A run that goes on in its folder keeps the backend that it began with.
 
     Raises:
         UserError: the backend cannot run the model.
     """
-    name, options = config.backend.name, config.backend.model_dump()
+    name = config.backend.name
     begun = begun_identity(folder / JOURNAL) if folder and name == backends.AUTO else None
     if begun:
         name = begun.backend
     elif backends.is_cpu_auto(name) and config.cluster.address is None:
-        return _faster_cpu_model(model_spec(config.model), options)
-    backend = backends.resolve(name)
-    model = BackendModel(backend, _spec_for_backend(config.model, backend), options)
-    model.check()
-    return model
+        return _faster_cpu_model(model_spec(config.model), config.backend.model_dump())
+    return model_on_backend(config, name)
 
 
 def _faster_cpu_model(spec: ModelSpec, options: Mapping[str, Any]) -> BackendModel:
-    """The model on the faster of the CPU runtimes that this machine's memory can hold.
-
-    Raises:
-        UserError: no runtime takes the model, or none fits.
-    """
+    """The model on the faster of the CPU runtimes that this machine's memory can hold."""
     names = backends.installed_cpu_runtimes()
     models = [BackendModel(name, spec, options) for name in names]
     free = available_memory()
@@ -95,23 +81,22 @@ def _faster_cpu_model(spec: ModelSpec, options: Mapping[str, Any]) -> BackendMod
     return BackendModel(choice.name, spec, options, remark=str(choice))
 
 
-def model_of_file(config: Config, backend: str, file: str) -> BackendModel:
-    """Another model file with the configuration's conventions, on a backend.
+def model_on_backend(config: Config, name: str, file: str | None = None) -> BackendModel:
+    """The configuration's model, or another file with its conventions, on a backend.
 
     Raises:
         UserError: the backend cannot run the file.
     """
-    options = config.backend.model_dump()
-    model = BackendModel(backends.resolve(backend), model_spec(config.model, file), options)
+    backend = backends.resolve(name)
+    if file is None and backend == "torch":
+        file = config.model.checkpoint
+    if file is None and backends.backend_class(backend).capabilities.is_simulated:
+        spec = conventions(config.model)
+    else:
+        spec = model_spec(config.model, file)
+    model = BackendModel(backend, spec, config.backend.model_dump())
     model.check()
     return model
-
-
-def _spec_for_backend(config: ModelConfig, backend: str) -> ModelSpec:
-    """The model as a resolved backend takes it: its checkpoint, its file, or none if simulated."""
-    if backends.backend_class(backend).capabilities.is_simulated:
-        return conventions(config)
-    return model_spec(config, config.checkpoint if backend == "torch" else None)
 
 
 @contextlib.contextmanager
@@ -124,33 +109,28 @@ def start(
 ) -> Iterator[Execution]:
     """Connect to Ray and plan the devices; the session is there for the `with` block.
 
-    Args:
-        config: The job's.
-        models: What each device runs.
-        readers: Reader threads of each device; `None`: as configured.
-        streams: Inferences that each device takes at once; `None`: as configured.
-        feeds_pictures: Whether the devices' work are the data set's pictures, which then may be
-            letterboxed elsewhere.
+    Each device runs all models, with reader threads and streams as configured unless they are
+    given. If the devices' work are the data set's pictures (`feeds_pictures`), these may be
+    letterboxed elsewhere.
 
     Raises:
         UserError: the devices are not there, or do not fit this machine, or no cluster answers.
     """
     is_here = config.cluster.address is None
-    kind = min((model.kind for model in models), key=_KINDS.index)
+    # Models of two kinds run beside the rarer kind of device.
+    kind = min((model.kind for model in models), key=("npu", "gpu", "cpu").index)
     if is_here:
         refuse_too_large(models)
     cluster = config.cluster
     with session(cluster.address, cluster.dashboard, kind, config.devices) as dashboard:
         on_cluster = feeds_pictures and _letterboxes_on_cluster(config.preprocess.where, kind)
-        plan = planning.plan_devices(
+        plan = plan_devices(
             kind,
-            planning.Wishes(
-                config.devices,
-                config.pipeline.readers if readers is None else readers,
-                config.backend.streams if streams is None else streams,
-                stream_bytes(models[0]),
-                shares_cpus=on_cluster,
-            ),
+            config.devices,
+            config.pipeline.readers if readers is None else readers,
+            config.backend.streams if streams is None else streams,
+            stream_bytes(models[0]),
+            shares_cpus=on_cluster,
         )
         if is_here:
             refuse_too_large(models, plan.count, plan.streams, plan.threads)
@@ -180,7 +160,6 @@ class PictureSupply:
     """Where the devices' pictures come from.
 
     Attributes:
-        make_work: Makes the work of some of the manifest's items.
         origin: "device": each device reads and letterboxes; "cluster": a stage does, while the
             devices infer; "store": the pictures are in the object store.
         decoded: Pictures that were read for the object store in this run.
@@ -194,47 +173,35 @@ class PictureSupply:
 def supply_pictures(config: Config, execution: Execution, manifest: Manifest) -> PictureSupply:
     """The work of a run over the data set's pictures; called before the devices start.
 
-    The runs of a sweep share the letterboxed pictures, which the first one materialises.
+    The runs of a sweep share the letterboxed pictures, which the first one materialises. It does
+    so unasked if the object store holds all of them; Ray would spill the others to disk.
 
     Raises:
         UserError: the object store cannot hold two blocks of letterboxed pictures.
     """
-    model = execution.models[0]
+    model, pictures = execution.models[0], manifest.pictures
     size = (model.spec.width, model.spec.height)
-    shared = shared_session()
+    shared, is_kept = shared_session(), config.preprocess.cache
     kept = shared.pictures if shared else None
     if kept and (kept.fingerprint, kept.size) == (manifest.fingerprint, size):
         return PictureSupply(kept.work, "store")
     if shared:
         shared.pictures = None  # other pictures, or of another size
-    if _is_kept(config.preprocess.cache, shared is not None, len(manifest.pictures), size):
-        pictures = materialise(manifest.pictures, manifest.fingerprint, size)
+    if is_kept == "auto":
+        is_kept = shared is not None and fits_store(len(pictures), size)
+    if is_kept:
+        kept = materialise(pictures, manifest.fingerprint, size)
         if shared:
-            shared.pictures = pictures
-        decoded = len(manifest.pictures) - pictures.failed
-        return PictureSupply(pictures.work, "store", decoded)
+            shared.pictures = kept
+        return PictureSupply(kept.work, "store", len(pictures) - kept.failed)
     if execution.letterboxes_on_cluster:
         least = model.spec.batch * model.capabilities.group
         return PictureSupply(lambda items: letterboxing_work(items, size, least), "cluster")
     return PictureSupply(item_work, "device")
 
 
-def _is_kept(cache: bool | str, is_sweep: bool, pictures: int, size: tuple[int, int]) -> bool:
-    """Whether the letterboxed pictures are materialised in the object store.
-
-    "auto" does so in a sweep, if the store holds all of them; Ray would spill the others to disk.
-    """
-    if cache == "auto":
-        return is_sweep and fits_store(pictures, size, available_memory())
-    return bool(cache)
-
-
 def model_spec(config: ModelConfig, file: str | None = None) -> ModelSpec:
-    """The model that the configuration names, its file found and verified.
-
-    Args:
-        config: The model's section.
-        file: A model file to take instead of the configured one.
+    """The model that the configuration names, or another file; the file is found and verified.
 
     Raises:
         UserError: no file given, not there, or not the expected one.
@@ -255,40 +222,20 @@ def model_spec(config: ModelConfig, file: str | None = None) -> ModelSpec:
 
 def conventions(config: ModelConfig) -> ModelSpec:
     """How the model is fed and read, without its file."""
-    return ModelSpec(
-        name=config.name,
-        path=Path(),
-        sha256="",
-        convention=config.convention,
-        outputs=None if config.outputs is None else tuple(config.outputs),
-        height=config.height,
-        width=config.width,
-        color=config.color,
-        scale=config.scale,
-        mean=_triple(config.mean),
-        std=_triple(config.std),
-        batch=config.batch,
-        top_k=config.top_k,
-        nms=config.nms,
-    )
-
-
-def _triple(values: Sequence[float]) -> tuple[float, float, float]:
-    first, second, third = values
-    return first, second, third
+    names = {field.name for field in fields(ModelSpec)} - {"path", "sha256"}
+    values = config.model_dump(include=names)
+    for name, value in values.items():
+        if isinstance(value, list):
+            values[name] = tuple(value)
+    return ModelSpec(path=Path(), sha256="", **values)
 
 
 def run_identity(model: BackendModel, manifest: Manifest) -> RunIdentity:
-    """What makes a run the same as an interrupted one, see `run_fingerprint`."""
-    return RunIdentity(run_fingerprint(model, manifest), model.backend)
+    """Names what an interrupted run must share with the run that goes on with it.
 
-
-def run_fingerprint(model: BackendModel, manifest: Manifest) -> str:
-    """SHA-256 of what an interrupted run must share with the run that goes on with it.
-
-    These are weights, conventions, pictures and backend, which decide the detections, and the
-    number of passes over the pictures, which decides what is left to do. The batch is not in it:
-    the same pictures give the same detections at any batch size.
+    The fingerprint covers weights, conventions, pictures and backend, which decide the detections,
+    and the number of passes over the pictures, which decides what is left to do. It leaves out the
+    batch: the same pictures give the same detections at any batch size.
     """
     spec = asdict(model.spec)
     for key in ("path", "batch"):
@@ -300,4 +247,5 @@ def run_fingerprint(model: BackendModel, manifest: Manifest) -> str:
     }
     if manifest.passes > 1:
         identity["passes"] = manifest.passes
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+    return RunIdentity(digest.hexdigest(), model.backend)

@@ -66,7 +66,7 @@ def find_side(config: Config, side: str) -> BackendModel:
     prefix, colon, rest = given.partition(":")
     if colon and prefix in backends.BACKENDS:
         backends.refuse_simulated(prefix, f"{side}={given}")
-        return execution.model_of_file(config, prefix, rest)
+        return execution.model_on_backend(config, prefix, rest)
     suffix = Path(given).suffix.lower()
     if suffix not in BACKEND_OF_SUFFIX:
         execution.model_spec(config.model, given)  # a file that is not there is told first
@@ -74,7 +74,7 @@ def find_side(config: Config, side: str) -> BackendModel:
             f"{side}={given}: no backend is known for {suffix or 'a file without suffix'}; say "
             f"which, {side}=onnxruntime:{given} (or {', '.join(backends.BACKENDS)})"
         )
-    return execution.model_of_file(config, BACKEND_OF_SUFFIX[suffix], given)
+    return execution.model_on_backend(config, BACKEND_OF_SUFFIX[suffix], given)
 
 
 def _run(
@@ -82,24 +82,19 @@ def _run(
 ) -> None:
     """Run the pictures through the comparing devices; raises what a device ran into."""
     from cfdist.distributed.pool import DevicePool
+    from cfdist.distributed.rounds import run_rounds
     from cfdist.distributed.work import item_work
 
     plan, (reference, candidate) = there.plan, there.models
 
-    def make_device(number: int) -> ComparingDevice:
-        settings = DeviceSettings(plan.threads, plan.streams, number=number)
+    def make_device(settings: DeviceSettings) -> ComparingDevice:
         return ComparingDevice(reference, candidate, settings, plan.readers)
 
-    def take(_: str, chunk: ComparedChunk) -> None:
+    def take(_: str, chunk: ComparedChunk) -> list[str]:
         progress.advance(len(chunk.reference), tally.add(chunk))
+        return [found.id for found in chunk.reference]
 
     group = max(model.capabilities.group for model in there.models)
     pool: DevicePool[ComparedChunk] = DevicePool(plan, make_device, reference.spec.batch, group)
-    try:
-        pool.start()
-        progress.start(0)
-        problems = pool.run_round(item_work(manifest.items), take)
-        if problems:
-            raise problems[0]
-    finally:
-        pool.kill()
+    with pool:
+        run_rounds(pool, manifest.items, item_work, lambda: progress.start(0), take)

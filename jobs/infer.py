@@ -112,9 +112,7 @@ def _run_devices(config: Config, model: BackendModel, tensors: InputFiles, folde
             reports, run.failures = infer_files(
                 task,
                 on_ready,
-                lambda done: progress.advance(
-                    len(done.done) + len(done.failures), len(done.failures)
-                ),
+                lambda report: progress.advance(len(report.keys), len(report.failures)),
             )
         seconds = time.time() - run.ready_at
         if len(run.failures) == len(tensors.items):

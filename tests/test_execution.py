@@ -13,7 +13,7 @@ from cfdist.backends.choice import Choice
 from cfdist.backends.model import BackendModel
 from cfdist.distributed import session as sessions
 from cfdist.distributed.journal import Journal, RunIdentity
-from cfdist.distributed.work import MaterialisedPictures, Work
+from cfdist.distributed.work import MaterialisedPictures, Slice, Work
 from cfdist.errors import UserError
 
 
@@ -82,7 +82,7 @@ def test_the_fingerprint_is_that_of_what_decides_the_detections(compose, spec):
 
     def fingerprint(backend="openvino", passes=1, **changes) -> str:
         changed = replace(model, backend=backend, spec=spec(**changes))
-        return execution.run_fingerprint(changed, manifest.repeated(passes))
+        return execution.run_identity(changed, manifest.repeated(passes)).fingerprint
 
     assert fingerprint(batch=7) == fingerprint()
     others = [
@@ -144,8 +144,8 @@ def supplied(monkeypatch, compose, spec):
 
     def materialise(items, fingerprint, size):
         made.append((len(items), size))
-        places = {item.id: (0, i) for i, item in enumerate(items)}
-        return MaterialisedPictures(fingerprint, size, ("block",), places, failed=1)
+        places = {item.id: Slice("block", i, i + 1) for i, item in enumerate(items)}
+        return MaterialisedPictures(fingerprint, size, places, failed=1)
 
     monkeypatch.setattr(execution, "materialise", materialise)
     monkeypatch.setattr(execution, "fits_store", lambda *_: True)

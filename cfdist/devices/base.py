@@ -4,27 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Any, Protocol
 
-# Chunks that a device holds beyond those in inference: one is being read, one is on its way out.
+from cfdist.backends.base import DeviceSettings
+
+# Chunks that a device holds beyond those in inference: one is being read, one is being sent away.
 AHEAD = 2
 
 # Ray takes one or two milliseconds of processor time a chunk, over all its processes. A fast
 # device therefore gets several batches in one chunk, up to this number of pictures.
 MAX_CHUNK = 32
 
-Chunk = TypeVar("Chunk", contravariant=True)
-Result = TypeVar("Result", covariant=True)
-
 
 def largest_chunk(least: int) -> int:
-    """The largest chunk that a device is given, in pictures.
+    """The most pictures that a device is given in one chunk.
 
-    Args:
-        least: The pictures of the batches that the device takes at once.
-
-    Returns:
-        A multiple of `least`, at most `MAX_CHUNK` unless `least` is more.
+    It is a multiple of `least`, the pictures of the batches that the device takes at once, and at
+    most `MAX_CHUNK` unless `least` is more.
     """
     return least * max(1, MAX_CHUNK // least)
 
@@ -34,7 +30,6 @@ class DeviceReport:
     """A device's share of a run.
 
     Attributes:
-        pictures: Pictures inferred.
         decoded: Picture files that the device read and decoded.
         busy_seconds: Time inside inference, summed over batches and divided by the streams.
         batch_ms: Host-visible time of each full batch, milliseconds. A backend whose first batch
@@ -51,7 +46,25 @@ class DeviceReport:
     peak_memory: int = 0
 
 
-class Device(Protocol[Chunk, Result]):
+@dataclass(frozen=True)
+class ChunkReport:
+    """What became of a chunk whose results are on disk.
+
+    Attributes:
+        done: Keys of the work items that have a result.
+        failures: (key, reason) of the others.
+    """
+
+    done: tuple[str, ...]
+    failures: tuple[tuple[str, str], ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all work items of the chunk."""
+        return (*self.done, *(key for key, _ in self.failures))
+
+
+class Device(Protocol):
     """A model on a device: made on the driver as plain data, loaded where it runs.
 
     `process` is called by several threads at once: while one chunk is being inferred, the next
@@ -65,7 +78,7 @@ class Device(Protocol[Chunk, Result]):
             UserError: the model does not fit the device or the run.
         """
 
-    def process(self, chunk: Chunk) -> Result:
+    def process(self, chunk: Any) -> Any:
         """Do one chunk of work.
 
         Raises:
@@ -79,8 +92,8 @@ class Device(Protocol[Chunk, Result]):
         """Give the device, its threads and its memory back."""
 
 
-# Makes the device with a number of the run, from 0.
-MakeDevice = Callable[[int], Device[Chunk, Result]]
+# Makes the device with some settings.
+MakeDevice = Callable[[DeviceSettings], Device]
 
 
 def device_name(number: int) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.decode import decode_detections, join_peaks, to_peaks
@@ -20,13 +22,7 @@ class Detector:
     """Reads, infers and decodes; keeps the `Device` protocol."""
 
     def __init__(self, model: BackendModel, settings: DeviceSettings, readers: int) -> None:
-        """Remember what to load.
-
-        Args:
-            model: The model and its backend.
-            settings: The device's.
-            readers: Reader threads.
-        """
+        """Remember what to load, and how many reader threads to start."""
         self._model = model
         self._settings = settings
         self._readers = readers
@@ -61,11 +57,7 @@ def load(
 ) -> tuple[Runner, Reader]:
     """A model, and a reader with as many buffers as the device holds chunks.
 
-    Args:
-        model: The model and its backend.
-        settings: The device's.
-        readers: Reader threads.
-        group: Batches that the device is given at once; `None`: the backend's own number.
+    The device is given `group` batches at once, by default the backend's own number.
 
     Raises:
         UserError: the model does not fit the device or the run.
@@ -81,18 +73,13 @@ def load(
 def decode_pictures(
     pictures: ReadPictures, inferred: Inferred, spec: ModelSpec
 ) -> list[Detections]:
-    """The detections of pictures that a model has seen.
-
-    Args:
-        pictures: The pictures; their letterboxed pixels are not used.
-        inferred: What the model gave for them.
-        spec: How peaks become boxes.
+    """The detections of pictures that a model has seen; their pixels are not used.
 
     Returns:
         One record a picture, in order, then those of `pictures.failures`.
     """
     peaks = join_peaks([to_peaks(one, spec.top_k) for one in inferred.outputs], spec.top_k)
     found = decode_detections(pictures.keys, pictures.sizes, peaks, spec)
-    for i in inferred.failures:
+    for i in np.flatnonzero(~inferred.is_finite):
         found[i] = Detections(pictures.keys[i], error=inferred.error)
     return found + [Detections(key, error=reason) for key, reason in pictures.failures]

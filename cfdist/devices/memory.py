@@ -1,4 +1,4 @@
-"""What the devices of a run take of the machine's memory, held against what is free."""
+"""How much memory the devices of a run take, and whether the machine has it."""
 
 from __future__ import annotations
 
@@ -22,28 +22,17 @@ _OUT_OF_MEMORY = re.compile(
 
 
 def activation_bytes(model: BackendModel, threads: int = 1) -> int:
-    """What the network's activations take of the machine's memory in one CPU stream.
-
-    Args:
-        model: The model and its backend.
-        threads: CPU threads of the stream.
-    """
-    spec, backend = model.spec, model.backend_class
-    pictures = backend.pictures_at_once(spec.batch, threads)
-    per_pixel = model.capabilities.activation_bytes_per_pixel
-    return pictures * spec.height * spec.width * per_pixel
+    """What the network's activations take in one CPU stream of this many threads, bytes."""
+    spec = model.spec
+    pictures = model.backend_class.pictures_at_once(spec.batch, threads)
+    return pictures * spec.height * spec.width * model.capabilities.activation_bytes_per_pixel
 
 
 def needed_bytes(model: BackendModel, count: int, streams: int, threads: int = 1) -> int:
-    """About what the devices of a run take on this machine, without the model's weights.
+    """About how many bytes the devices of a run take on this machine, without the weights.
 
-    The memory of accelerators is their own and does not count.
-
-    Args:
-        model: The model and its backend.
-        count: Devices.
-        streams: Inferences that each device takes at once.
-        threads: CPU threads of each device.
+    The memory of accelerators is their own and does not count. `streams` and `threads` are those
+    of each device.
     """
     spec = model.spec
     pixels = spec.height * spec.width
@@ -62,7 +51,7 @@ def needed_bytes(model: BackendModel, count: int, streams: int, threads: int = 1
 
 
 def stream_bytes(model: BackendModel) -> int:
-    """About what one more stream, with a thread of its own, takes on a CPU."""
+    """About how many bytes one more stream, with a thread of its own, takes on a CPU."""
     one, two = (needed_bytes(model, 1, streams, threads=streams) for streams in (1, 2))
     return two - one
 
@@ -70,16 +59,10 @@ def stream_bytes(model: BackendModel) -> int:
 def refuse_too_large(
     models: Sequence[BackendModel], count: int = 1, streams: int = 1, threads: int = 1
 ) -> None:
-    """Refuse a batch that this machine's free memory cannot hold.
-
-    Args:
-        models: The models that each device runs.
-        count: Devices.
-        streams: Inferences that each device takes at once.
-        threads: CPU threads of each device.
+    """Refuse a batch that this machine's free memory cannot hold; each device runs all models.
 
     Raises:
-        UserError: what is needed, and what is free.
+        UserError: it says what is needed and what is free.
     """
     needed = sum(needed_bytes(model, count, streams, threads) for model in models)
     free = available_memory()

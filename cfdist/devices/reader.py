@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from cfdist.preprocess import PictureError, read_into
 from cfdist.widerface.manifest import WorkItem
 
-# How long a thread that returns from OpenCV waits at most for a thread that is busy in Python.
+# The longest time that a thread that returns from OpenCV waits for a thread that is busy in Python.
 # Python's own 5 ms would leave cores idle for 3 % of the time.
 SWITCH_SECONDS = 0.0005
 
@@ -29,7 +29,6 @@ class LetterboxedPicture:
     """A picture that was letterboxed elsewhere.
 
     Attributes:
-        key: `WorkItem.key`.
         size: The picture's width and height before letterboxing, pixels.
         pixels: (H * W * 3,) u8: rows of the letterboxed picture, BGR.
         error: Why the picture failed; `None` if it did not.
@@ -73,11 +72,8 @@ class Reader:
     def __init__(self, size: Size, threads: int, rows: int, buffers: int) -> None:
         """Start the threads and take the memory.
 
-        Args:
-            size: Width and height of the letterboxed pictures, pixels.
-            threads: Reader threads.
-            rows: Pictures a buffer: the largest chunk.
-            buffers: Chunks that may be in memory at once.
+        A chunk has at most `rows` pictures, letterboxed to `size`; as many chunks as there are
+        `buffers` may be in memory at once.
         """
         self._before = cv2.getNumThreads(), sys.getswitchinterval()
         cv2.setNumThreads(1)
@@ -93,16 +89,14 @@ class Reader:
 
     @contextlib.contextmanager
     def read(self, sources: Sequence[Source]) -> Iterator[ReadPictures]:
-        """Read a chunk; its buffer is the caller's for the `with` block.
-
-        Args:
-            sources: At most as many as a buffer has rows.
-        """
+        """Read a chunk; its buffer is the caller's for the `with` block."""
         buffer = self._buffers.get()
         try:
             outcomes = self._fill(sources, buffer)
             read = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
-            _close_gaps(buffer, read)
+            for target, source in enumerate(read):
+                if target != source:  # a picture before it has failed
+                    buffer[target] = buffer[source]
             yield ReadPictures(
                 tuple(sources[i].key for i in read),
                 np.array([outcomes[i] for i in read], np.int32).reshape(-1, 2),
@@ -124,7 +118,7 @@ class Reader:
 
         count = min(self._thread_count, len(sources))
         workers = [self._threads.submit(fill_rows) for _ in range(count)]
-        # All of them, even if one has raised: the buffer goes to another chunk after this.
+        # Even if one has raised, wait for all: the buffer goes to another chunk after this.
         wait(workers)
         for worker in workers:
             worker.result()
@@ -156,10 +150,3 @@ def _fill_row(source: Source, row: NDArray[np.uint8]) -> Size | str:
         return str(error)
     except MemoryError:
         return "does not fit into memory"
-
-
-def _close_gaps(rows: NDArray[np.uint8], read: list[int]) -> None:
-    """Move the rows of the pictures that were read to the front."""
-    for target, source in enumerate(read):
-        if target != source:
-            rows[target] = rows[source]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -29,33 +28,19 @@ class Inferred:
     Attributes:
         outputs: Head maps or peaks, one entry a batch.
         is_finite: (n,) bool: the picture's outputs hold no NaN and no infinite value.
-        error: What to say of the other pictures; it names the device.
+        error: Why the other pictures failed; it names the device.
     """
 
     outputs: list[Outputs]
     is_finite: NDArray[np.bool_]
     error: str
 
-    @property
-    def failures(self) -> list[int]:
-        """The numbers of the pictures whose outputs are not finite."""
-        return np.flatnonzero(~self.is_finite).tolist()
-
 
 class Runner:
-    """A loaded model: makes input tensors, runs batches, checks and times them.
-
-    Attributes:
-        backend: The loaded model.
-    """
+    """A loaded model, `backend`: makes input tensors, runs batches, checks and times them."""
 
     def __init__(self, model: BackendModel, settings: DeviceSettings, chunk: int) -> None:
-        """Load the model.
-
-        Args:
-            model: What to load.
-            settings: The device's.
-            chunk: Pictures that `infer` is given at once, at most.
+        """Load the model; `infer` is given at most `chunk` pictures at once.
 
         Raises:
             UserError: the model does not fit the device or the run.
@@ -66,28 +51,28 @@ class Runner:
         with memory_as_user_error(self._spec.batch):
             self.backend = model.load(settings)
             self._streams = threading.BoundedSemaphore(self.backend.streams)
-            self._rooms = self._input_rooms(chunk)
+            # Memory for input tensors: a chunk for each stream, and one that is being made.
+            self._rooms: queue.SimpleQueue[NDArray[np.generic]] = queue.SimpleQueue()
+            contract = self.backend.contract
+            if not contract.is_letterboxed_bytes:
+                for _ in range(self.backend.streams + 1):
+                    self._rooms.put(np.empty(contract.shape(chunk), contract.dtype))
         self._report = DeviceReport()
         self._lock = threading.Lock()
-        self._cold = 0  # whole batches, one a stream, that are yet to come and no measurement
-
-    def _input_rooms(self, chunk: int) -> queue.SimpleQueue[NDArray[np.generic]]:
-        """Memory for input tensors: a chunk for each stream, and one that is being made."""
-        rooms: queue.SimpleQueue[NDArray[np.generic]] = queue.SimpleQueue()
-        contract = self.backend.contract
-        if not contract.is_letterboxed_bytes:
-            for _ in range(self.backend.streams + 1):
-                rooms.put(np.empty(contract.shape(chunk), contract.dtype))
-        return rooms
+        self._cold = 0  # whole batches to come, one a stream, that are no measurement
 
     def warm_up(self) -> None:
-        """Run each stream once, on a black picture.
+        """Run each stream once, on black pictures.
+
+        On a CPU one picture will do: a whole batch would take as long as the first chunk, which no
+        steady figure counts (for the five batch sizes of the published table 4 s on 2 cores).
 
         Raises:
             UserError: a batch does not fit the device's memory.
         """
         spec, capabilities = self._spec, self.backend.capabilities
-        count = self._warm_up_pictures()
+        takes_any_size = not (capabilities.has_fixed_batch or capabilities.learns_shape)
+        count = 1 if self._kind == "cpu" and takes_any_size else spec.batch
         is_cold = count < spec.batch or capabilities.learns_shape
         self._cold = self.backend.streams if is_cold else 0
         black = np.zeros((count, spec.height, spec.width, 3), np.uint8)
@@ -95,17 +80,7 @@ class Runner:
             inputs = to_model_input(black, self.backend.contract)
             with ThreadPoolExecutor(self.backend.streams) as pool:
                 list(pool.map(self.backend.infer, [inputs] * self.backend.streams))
-        self.backend.device_times_ms()  # forgets the warm-up's
-
-    def _warm_up_pictures(self) -> int:
-        """How many pictures each stream begins with.
-
-        On a CPU one will do: a whole batch would take as long as the first chunk, which no steady
-        figure counts (for the five batch sizes of the published table 4 s on 2 cores).
-        """
-        capabilities = self.backend.capabilities
-        is_any_size = not (capabilities.has_fixed_batch or capabilities.learns_shape)
-        return 1 if self._kind == "cpu" and is_any_size else self._spec.batch
+        self.backend.device_times_ms()  # forgets those of the warm-up
 
     def infer(self, letterboxed: NDArray[np.uint8]) -> Inferred:
         """Run letterboxed pictures through the model.
@@ -116,19 +91,12 @@ class Runner:
         Raises:
             UserError: a batch does not fit the device's memory.
         """
-        with self._input_tensor(letterboxed) as inputs:
-            return self.run(inputs)
-
-    @contextlib.contextmanager
-    def _input_tensor(self, letterboxed: NDArray[np.uint8]) -> Iterator[NDArray[np.generic]]:
-        """Letterboxed pictures as the model takes them, for the `with` block."""
         contract = self.backend.contract
         if contract.is_letterboxed_bytes or not len(letterboxed):
-            yield letterboxed
-            return
+            return self.run(letterboxed)
         room = self._rooms.get()
         try:
-            yield to_model_input(letterboxed, contract, room[: len(letterboxed)])
+            return self.run(to_model_input(letterboxed, contract, room[: len(letterboxed)]))
         finally:
             self._rooms.put(room)
 
@@ -136,7 +104,7 @@ class Runner:
         """Run an input tensor, batch by batch.
 
         Args:
-            inputs: Array of `backend.contract.shape(n)` and dtype.
+            inputs: An array of `backend.contract.shape(n)` and dtype.
 
         Raises:
             UserError: a batch does not fit the device's memory.
@@ -184,14 +152,14 @@ class Runner:
             ]
 
     def report(self) -> DeviceReport:
-        """What the model has done so far, and what the process has taken."""
+        """What the model has done so far, and the peak memory of the process."""
         with self._lock:
             self._report.device_ms += self.backend.device_times_ms()
             self._report.peak_memory = peak_memory()
             return self._report
 
     def forget(self) -> None:
-        """Leave out of the report what was done so far: it warmed the device up."""
+        """Begin a new report: the batches until now only warmed the device up."""
         with self._lock:
             self._cold = 0
             self._report = DeviceReport()

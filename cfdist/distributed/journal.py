@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
@@ -19,11 +20,11 @@ _SEGMENT = "segment-{:04d}.arrow"
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What makes two runs the same one.
+    """Names a run; two runs with the same identity are the same run.
 
     Attributes:
         fingerprint: SHA-256 of all that decides the run's detections.
-        backend: The resolved backend's name, which is part of the fingerprint.
+        backend: The resolved backend's name, which the fingerprint covers too.
     """
 
     fingerprint: str
@@ -44,17 +45,18 @@ class Journal:
         """
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / JOURNAL_IDENTITY
-        if path.exists():
-            check_identity(folder, identity)
-        else:
-            write_text(path, json.dumps(asdict(identity)) + "\n")
+        check_identity(folder, identity)
+        if begun_identity(folder) is None:
+            write_text(folder / JOURNAL_IDENTITY, json.dumps(asdict(identity)) + "\n")
         self._open: tuple[BinaryIO, pa.RecordBatchStreamWriter] | None = None
 
     def read(self) -> Iterator[pa.Table]:
-        """What earlier writes left, batch by batch, in memory that is mapped from the files."""
+        """The tables that were appended, in memory that is mapped from the files."""
         for segment in sorted(self.folder.glob("segment-*.arrow")):
-            yield from _read_segment(segment)
+            # A segment ends, or breaks off in a batch that a killed process was writing.
+            with contextlib.suppress(pa.ArrowInvalid, OSError), pa.memory_map(str(segment)) as file:
+                for batch in pa.ipc.open_stream(file):
+                    yield pa.Table.from_batches([batch])
 
     def append(self, table: pa.Table) -> None:
         """Write a table of detections and return once it is on the disk."""
@@ -97,13 +99,3 @@ def check_identity(folder: Path, identity: RunIdentity) -> None:
             f"output_dir={folder.parent}: holds an unfinished run of other settings, weights or "
             "pictures; choose another output_dir, or remove it"
         )
-
-
-def _read_segment(path: Path) -> Iterator[pa.Table]:
-    try:
-        with pa.memory_map(str(path)) as file:
-            reader = pa.ipc.open_stream(file)
-            while True:
-                yield pa.Table.from_batches([reader.read_next_batch()])
-    except (StopIteration, pa.ArrowInvalid, OSError):
-        return  # the end, or a batch that was being written when the process was killed

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from cfdist.backends.base import DeviceSettings
 from cfdist.devices.base import AHEAD
 from cfdist.errors import UserError
 from cfdist.machine import available_memory
 
-# What an actor of each kind of device asks Ray for, besides CPUs.
+# Ray's resource that an actor of each kind of device takes, besides CPUs.
 ACCELERATOR_RESOURCE = {"cpu": None, "gpu": "GPU", "npu": "NPU"}
 
 CORES_PER_AUTO_DEVICE = 8
@@ -24,11 +25,10 @@ class DevicePlan:
 
     Attributes:
         kind: "cpu", "gpu" or "npu".
-        count: Device actors.
         threads: CPU threads of each device for inference.
         streams: Inferences that each device takes at once.
         readers: Reader threads of each device.
-        cpus: What each actor asks of Ray's CPUs.
+        cpus: Ray's CPUs that each actor takes.
     """
 
     kind: str
@@ -43,46 +43,41 @@ class DevicePlan:
         """Chunks that a device holds at once, at most."""
         return self.streams + AHEAD
 
+    def settings(self, number: int) -> DeviceSettings:
+        """What the device with a number gives its backend."""
+        return DeviceSettings(self.threads, self.streams, number=number)
+
     @property
     def actor_options(self) -> dict[str, Any]:
-        """What Ray is asked for each device actor."""
+        """Ray's options of each device actor."""
         resource = ACCELERATOR_RESOURCE[self.kind]
         return {
             "num_cpus": self.cpus,
             "num_gpus": 1 if resource == "GPU" else 0,
             "resources": {"NPU": 1} if resource == "NPU" else None,
-            # One call more: `report` must not wait for the pipeline.
-            "max_concurrency": self.max_in_flight + 1,
+            "max_concurrency": self.max_in_flight,
         }
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """What the configuration says of the devices.
-
-    Attributes:
-        devices: A number, a list with one entry a device, or "auto": every accelerator, or one CPU
-            device for each 8 cores.
-        readers: Reader threads of each device, or "auto": its share of the cores.
-        streams: Inferences that a device takes at once, or "auto": for a CPU device as many as it
-            has threads, as far as half of the free memory goes.
-        stream_bytes: What one more stream takes, bytes, see `cfdist.devices.memory`.
-        shares_cpus: Whether other tasks need the CPUs while the devices run.
-    """
-
-    devices: Devices
-    readers: int | Auto = "auto"
-    streams: int | Auto = 1
-    stream_bytes: int = 1
-    shares_cpus: bool = False
-
-
-def plan_devices(kind: str, wishes: Wishes) -> DevicePlan:
+def plan_devices(
+    kind: str,
+    devices: Devices,
+    readers: int | Auto = "auto",
+    streams: int | Auto = 1,
+    stream_bytes: int = 1,
+    shares_cpus: bool = False,
+) -> DevicePlan:
     """Share the cluster's cores between the devices; Ray is connected.
 
     Args:
         kind: "cpu", "gpu" or "npu".
-        wishes: What was asked for.
+        devices: A number, a list with one entry a device, or "auto": every accelerator, or one CPU
+            device for each 8 cores.
+        readers: Reader threads of each device, or "auto": its share of the cores.
+        streams: Inferences that a device takes at once, or "auto": a CPU device takes as many as
+            it has threads, as far as half of the free memory goes, any other device one.
+        stream_bytes: What one more stream takes, bytes, see `cfdist.devices.memory`.
+        shares_cpus: Whether other tasks need the CPUs while the devices run.
 
     Raises:
         UserError: the cluster has fewer accelerators than asked for.
@@ -91,26 +86,6 @@ def plan_devices(kind: str, wishes: Wishes) -> DevicePlan:
 
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     cores = max(1, int(resources.get("CPU", 1)))
-    count = _device_count(kind, wishes.devices, cores, resources)
-    threads = max(1, cores // count)
-    streams = wishes.streams
-    if streams == "auto":
-        streams = 1
-        if kind == "cpu":
-            streams = streams_in_memory(threads, count, wishes.stream_bytes)
-    # Ray counts in ten-thousandths.
-    cpus = int(min(cores / count, threads) * 10_000) / 10_000
-    return DevicePlan(
-        kind,
-        count,
-        threads,
-        streams,
-        threads if wishes.readers == "auto" else wishes.readers,
-        0 if wishes.shares_cpus else cpus,
-    )
-
-
-def _device_count(kind: str, devices: Devices, cores: int, resources: dict[str, float]) -> int:
     resource = ACCELERATOR_RESOURCE[kind]
     accelerators = int(resources.get(resource, 0)) if resource else 0
     if devices == "auto":
@@ -122,15 +97,16 @@ def _device_count(kind: str, devices: Devices, cores: int, resources: dict[str, 
             f"devices={devices}: Ray sees {accelerators} {resource} on this cluster; ask for at "
             "most that many, or choose a CPU backend (backend=openvino)"
         )
-    return count
+    threads = max(1, cores // count)
+    if streams == "auto":
+        streams = streams_in_memory(threads, count, stream_bytes) if kind == "cpu" else 1
+    if readers == "auto":
+        readers = threads
+    # Ray counts in ten-thousandths.
+    cpus = int(min(cores / count, threads) * 10_000) / 10_000
+    return DevicePlan(kind, count, threads, streams, readers, 0 if shares_cpus else cpus)
 
 
 def streams_in_memory(threads: int, count: int, stream_bytes: int) -> int:
-    """A stream for each thread, as far as half of the free memory goes; at least one.
-
-    Args:
-        threads: CPU threads of each device.
-        count: Devices.
-        stream_bytes: What one stream takes, bytes.
-    """
+    """One stream a thread, as far as half of the free memory goes; at least one."""
     return max(1, min(threads, available_memory() // 2 // count // stream_bytes))

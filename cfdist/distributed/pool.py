@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 
 import pyarrow as pa
 
 from cfdist.detections import to_arrow
-from cfdist.devices.base import Device, DeviceReport, MakeDevice, device_name
+from cfdist.devices.base import ChunkReport, Device, DeviceReport, MakeDevice, device_name
 from cfdist.distributed.failures import is_death, user_error
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.scheduler import Scheduler, chunk_for_rate
@@ -32,29 +32,11 @@ Ref = Any  # Ray's reference to an object
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class ChunkReport:
-    """What became of a chunk whose detections went to the reducer.
-
-    Attributes:
-        done: Pictures whose detections are on disk.
-        failed: Pictures that could not be used.
-    """
-
-    done: int
-    failed: int
-
-
 class DeviceActor:
     """Hosts a device in a process of its own."""
 
-    def __init__(self, device: Device[Any, Any], reducer: Actor | None) -> None:
-        """Take over a device that is not loaded yet.
-
-        Args:
-            device: The device.
-            reducer: The actor that takes the device's detections, if they go to one.
-        """
+    def __init__(self, device: Device, reducer: Actor | None) -> None:
+        """Take over a device that is not loaded yet, and the reducer of its detections, if any."""
         self._device = device
         self._reducer = reducer
 
@@ -65,43 +47,34 @@ class DeviceActor:
         to_arrow([])  # imports pyarrow before the first chunk
 
     def process(self, slices: Sequence[Slice], *blocks: pa.Table) -> Any:
-        """`Device.process` for some rows; returns once the reducer has the detections on disk.
+        """`Device.process` for rows of blocks; a slice and its block have the same position.
 
-        Args:
-            slices: The rows; their block references are left out.
-            blocks: The block of each slice.
+        Returns:
+            The device's result, or a `ChunkReport` once the reducer has the detections on disk.
         """
-        result = self._device.process(sources_of(slices, blocks))
+        found = self._device.process(sources_of(slices, blocks))
         if self._reducer is None:
-            return result
+            return found
         import ray
 
-        ray.get(self._reducer.add.remote(to_arrow(result)))
-        failed = sum(found.error is not None for found in result)
-        return ChunkReport(len(result) - failed, failed)
+        ray.get(self._reducer.add.remote(to_arrow(found)))
+        failures = tuple((one.id, one.error) for one in found if one.error is not None)
+        return ChunkReport(tuple(one.id for one in found if one.error is None), failures)
 
     def process_directly(self, chunk: Any) -> Any:
-        """`Device.process` for a chunk that is no picture."""
+        """`Device.process` for a chunk that is not rows of blocks."""
         return self._device.process(chunk)
 
-    def report(self) -> DeviceReport:
-        """See `Device.report`."""
-        return self._device.report()
-
-    def close(self) -> None:
-        """See `Device.close`."""
+    def close(self) -> DeviceReport:
+        """Give the device back; returns what it has done."""
+        report = self._device.report()
         self._device.close()
+        return report
 
 
 @dataclass(frozen=True)
 class _Handed:
-    """A chunk that a device is working on.
-
-    Attributes:
-        name: The device's name.
-        actor: The device's actor.
-        size: Rows of the chunk.
-    """
+    """The rows of a chunk that a device is working on, and the device's name and actor."""
 
     name: str
     actor: Actor
@@ -109,9 +82,10 @@ class _Handed:
 
 
 class DevicePool(Generic[Result]):
-    """The device actors of a run and the chunks that they are working on.
+    """The device actors of a run; at the end of a `with` block they end, whatever they are doing.
 
     Attributes:
+        least: Pictures that a device should be given at once.
         actors: Device name -> its actor.
         reports: Device name -> its last report.
         lost: Names of devices that died, one entry each time.
@@ -120,40 +94,45 @@ class DevicePool(Generic[Result]):
     def __init__(
         self,
         plan: DevicePlan,
-        make_device: MakeDevice[Any, Any],
+        make_device: MakeDevice,
         batch: int,
         group: int = 1,
         reducer: Actor | None = None,
     ) -> None:
         """Plan the actors; `start` starts them.
 
-        Args:
-            plan: How many, and what each gets.
-            make_device: Makes the device with a number.
-            batch: Pictures a batch.
-            group: Batches that a device should be given at once.
-            reducer: The actor that takes the devices' detections, if they go to one.
+        A device should be given `group` batches at once. If there is a reducer actor, the devices
+        send their detections to it.
         """
-        self._plan = plan
+        self.plan = plan
         self._make_device = make_device
         self._reducer = reducer
-        self._batch = batch
-        self._least = batch * group
+        self.batch = batch
+        self.least = batch * group
         self.actors: dict[str, Actor] = {}
         self.reports: dict[str, DeviceReport] = {}
         self.lost: list[str] = []
         self._loading: dict[str, Ref] = {}
+
+    def __enter__(self) -> DevicePool[Result]:
+        """The pool; its actors are not started yet."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the actors, whatever they are doing."""
+        kill_actors(self.actors)
+        self.actors = {}
 
     def begin(self) -> None:
         """Start the actors that are not there, and let each load its model."""
         import ray
 
         make = ray.remote(DeviceActor)
-        options = self._plan.actor_options
-        for number in range(self._plan.count):
+        options = self.plan.actor_options
+        for number in range(self.plan.count):
             name = device_name(number)
             if name not in self.actors:
-                device = self._make_device(number)
+                device = self._make_device(self.plan.settings(number))
                 self.actors[name] = make.options(name=name, **options).remote(device, self._reducer)
                 self._loading[name] = self.actors[name].warm_up.remote()
 
@@ -167,59 +146,40 @@ class DevicePool(Generic[Result]):
             UserError: a device refuses the model.
             Exception: what else loading it ran into.
         """
-        is_under_way = bool(self.reports)
-        died = self._load()
-        while died:
-            for name, error in died.items():
-                self._lose(name, error)
-            if len(self.lost) > MAX_RESTARTS:
-                if is_under_way and self.actors:
-                    return
-                raise user_error(next(iter(died.values())))
-            died = self._load()
-
-    def _load(self) -> dict[str, Exception]:
-        """Start the actors that are not there; returns why some died before they were ready.
-
-        Raises:
-            UserError: a device refuses the model.
-            Exception: what else loading it ran into.
-        """
         import ray
 
+        is_under_way = bool(self.reports)
         self.begin()
-        loading, self._loading = self._loading, {}
-        died: dict[str, Exception] = {}
-        for name, ref in loading.items():
+        while self._loading:
+            name, ref = self._loading.popitem()
             try:
                 ray.get(ref)
                 self.reports.setdefault(name, DeviceReport())
             except ray.exceptions.RayError as error:
                 if not is_death(error):
                     raise user_error(error) from None
-                died[name] = error
-        return died
+                self._lose(name, error)
+                if len(self.lost) <= MAX_RESTARTS:
+                    self.begin()
+                elif not (is_under_way and self.actors):
+                    raise user_error(error) from None
 
     def run_round(self, work: Work, on_done: Callable[[str, Result], None]) -> list[Exception]:
         """Hand all work out, each device as fast as it asks.
 
-        Ray's `streaming_split` deals rows out evenly ahead of time, so that a run waits for its
-        slowest device. Here a device gets its next chunk when it finishes one.
-
-        Args:
-            work: The rows.
-            on_done: Called with the device's name and what its `process` returned for a chunk.
+        A device gets its next chunk when it finishes one. (Ray's `streaming_split` deals rows out
+        evenly ahead of time, so that a run waits for its slowest device.) `on_done` is called with
+        the device's name and what its `process` returned for a chunk.
 
         Returns:
             What went wrong.
 
         Raises:
-            UserError: a device refuses its work, or a block cannot be made: the rest of the work
+            UserError: a device refuses its work, or a block cannot be made; the rest of the work
                 would end in the same way.
         """
-        running = _Round(self, self._plan, work, self._batch, self._least)
         try:
-            return running.run(on_done)
+            return _Round(self, work, on_done).run()
         finally:
             work.close()
 
@@ -242,61 +202,47 @@ class DevicePool(Generic[Result]):
 
         for name, actor in list(self.actors.items()):
             try:
-                self.reports[name] = ray.get(actor.report.remote())
-                ray.get(actor.close.remote())
+                self.reports[name] = ray.get(actor.close.remote())
             except ray.exceptions.RayError as error:
                 log.warning("%s gave no report: %s", name, error)
-        self.kill()
-
-    def kill(self) -> None:
-        """End the actors, whatever they are doing."""
-        kill_actors(self.actors)
-        self.actors = {}
+        self.__exit__()
 
 
 class _Round(Generic[Result]):
     """One round of a pool over some work."""
 
     def __init__(
-        self, pool: DevicePool[Result], plan: DevicePlan, work: Work, batch: int, least: int
+        self, pool: DevicePool[Result], work: Work, on_done: Callable[[str, Result], None]
     ) -> None:
         self._pool = pool
-        self._plan = plan
         self._work = work
-        self._least = least
-        self._size = least
-        self._scheduler: Scheduler[Slice] = Scheduler(work, pool.actors, plan.streams, batch)
+        self._on_done = on_done
+        self._size = pool.least
+        self._scheduler = Scheduler(work, pool.actors, pool.plan.streams, pool.batch)
         self._running: dict[Ref, _Handed] = {}
         self._problems: list[Exception] = []
         self._started = time.perf_counter()
         self._finished = 0
 
-    def run(self, on_done: Callable[[str, Result], None]) -> list[Exception]:
+    def run(self) -> list[Exception]:
         """See `DevicePool.run_round`."""
         import ray
 
-        self._begin()
+        self._fill()
         refusal: UserError | None = None
         while self._running:
             timeout = _POLL_SECONDS if self._work.is_waiting else None
             ended, _ = ray.wait(list(self._running), num_returns=1, timeout=timeout)
             for ref in ended:
-                refusal = self._take_in(ref, on_done) or refusal
+                refusal = self._take_in(ref) or refusal
             if refusal is None:
-                self._fill_all()
+                self._fill()
         if refusal is not None:
             raise refusal
         return self._problems
 
-    def _begin(self) -> None:
-        """Give every device its first chunks, one each in turn."""
-        self._work.wait()
-        for _ in range(self._plan.max_in_flight):
-            for name in self._pool.actors:
-                self._hand_out(name)
-
-    def _take_in(self, ref: Ref, on_done: Callable[[str, Result], None]) -> UserError | None:
-        """Note a chunk that has ended; returns what the device refuses, if it does."""
+    def _take_in(self, ref: Ref) -> UserError | None:
+        """Note a chunk that has ended; returns the error if the device refuses its work."""
         import ray
 
         handed = self._running.pop(ref)
@@ -305,10 +251,11 @@ class _Round(Generic[Result]):
         except ray.exceptions.RayError as error:
             return self._take_in_failure(handed, error)
         self._scheduler.give_back(handed.name, handed.size, is_finished=True)
-        on_done(handed.name, result)
+        self._on_done(handed.name, result)
         self._finished += handed.size
-        rate = self._finished / max(time.perf_counter() - self._started, 1e-3) / self._plan.count
-        self._size = chunk_for_rate(self._least, rate)
+        seconds = max(time.perf_counter() - self._started, 1e-3)
+        rate = self._finished / seconds / self._pool.plan.count
+        self._size = chunk_for_rate(self._pool.least, rate)
         return None
 
     def _take_in_failure(self, handed: _Handed, error: Exception) -> UserError | None:
@@ -323,40 +270,34 @@ class _Round(Generic[Result]):
             return None
         return problem if isinstance(problem, UserError) else None
 
-    def _fill_all(self) -> None:
-        """Hand each device as many chunks as it may hold; wait for work if nothing else is left."""
+    def _fill(self) -> None:
+        """Hand out chunks, one to each device in turn; wait for work if nothing else is left."""
         if not self._running:
             self._work.wait()
-        for name, actor in self._pool.actors.items():
-            count = sum(handed.actor is actor for handed in self._running.values())
-            while count < self._plan.max_in_flight and self._hand_out(name):
-                count += 1
+        hungry = list(self._pool.actors)
+        while hungry:
+            hungry = [name for name in hungry if self._hand_out(name)]
 
     def _hand_out(self, name: str) -> bool:
-        slices = self._scheduler.next_chunk(name, self._size)
-        if not slices:
-            return False
+        """Give a device a chunk, if it may hold one more and there is one for it."""
         actor = self._pool.actors[name]
-        rows = [Slice(None, one.start, one.stop, one.pass_number) for one in slices]
-        ref = actor.process.remote(rows, *(one.block for one in slices))
-        self._running[ref] = _Handed(name, actor, sum(map(len, slices)))
-        return True
+        held = sum(handed.actor is actor for handed in self._running.values())
+        if held == self._pool.plan.max_in_flight:
+            return False
+        slices = self._scheduler.next_chunk(name, self._size)
+        if slices:
+            rows = [replace(one, block=None) for one in slices]
+            ref = actor.process.remote(rows, *(one.block for one in slices))
+            self._running[ref] = _Handed(name, actor, sum(map(len, slices)))
+        return bool(slices)
 
 
 def kill_actors(actors: Mapping[str, Actor]) -> None:
-    """End named actors and wait until their names are free for the next run."""
+    """End named actors; their names are free for the next run then, or 10 s have passed."""
     import ray
 
     for actor in actors.values():
         ray.kill(actor)
-    wait_until_free(actors)
-
-
-def wait_until_free(names: Iterable[str]) -> None:
-    """Return when Ray has given the names of ended actors back, at most 10 s later."""
-    import ray
-
-    wanted = set(names)
     deadline = time.monotonic() + 10
-    while wanted & set(ray.util.list_named_actors()) and time.monotonic() < deadline:
+    while actors.keys() & set(ray.util.list_named_actors()) and time.monotonic() < deadline:
         time.sleep(0.02)

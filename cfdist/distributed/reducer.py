@@ -1,8 +1,7 @@
-"""The one actor that gathers: journal, prediction files and metric."""
+"""The actor that gathers what the devices find: journal, prediction files and metric."""
 
 from __future__ import annotations
 
-import operator
 import os
 import shutil
 import threading
@@ -26,7 +25,7 @@ from cfdist.widerface.predictions import STYLES, prediction_text, rows
 # Pictures that are held at once when the final file is written.
 _ROW_GROUP = 512
 
-# Among the prediction files: those of further passes.
+# The folder of further passes among the prediction files.
 _THROWN_AWAY = ".further_passes"
 
 
@@ -52,6 +51,9 @@ class Reducer:
 
     Only the first pass over the pictures counts. Further passes exist for longer measurements:
     their detections are scored and written in the same way, and then thrown away.
+
+    Attributes:
+        done: Keys of the work items that are on disk, failed ones included.
     """
 
     def __init__(
@@ -62,58 +64,52 @@ class Reducer:
         identity: RunIdentity,
         style: str,
     ) -> None:
-        """Open the run's journal and take in what an earlier start left.
+        """Name the run; `open` begins or continues it.
 
-        Args:
-            truth: The ground truth.
-            order: The run's picture ids in the order of the final files.
-            output: The run's folder.
-            identity: What the run is, for the journal.
-            style: A key of `STYLES`: how boxes are written, and so rounded before they are scored.
+        `order` holds the picture ids in the order of the final files. The style is a key of
+        `STYLES`; boxes are rounded as they are written before they are scored.
         """
         self._truth = truth
         self._order = order
         self._output = output
-        self._style = style
+        self._identity = identity
+        self._style = STYLES[style]
         self._metric = WiderFaceMetric()
         self._failures: dict[str, str] = {}
-        self._done: set[str] = set()
+        self.done: set[str] = set()
         self._lock = threading.Lock()
         self._partial = output / f".{PREDICTIONS}.partial"
         self._folders: set[Path] = set()
-        self._journal = Journal(output / JOURNAL, identity)
+
+    def open(self) -> set[str]:
+        """Open the run's journal and take in what an earlier start left; returns `done`.
+
+        Raises:
+            UserError: the journal is that of another run.
+        """
+        reset_peak_memory()
+        self._journal = Journal(self._output / JOURNAL, self._identity)
         for table in self._journal.read():
             self._take_in(from_arrow(table))
-        self._take_in(from_arrow(to_arrow([])))  # what is imported late is there in time
-
-    def done(self) -> set[str]:
-        """Keys of the work items that are on disk, failed ones included."""
-        return self._done
+        self._take_in(from_arrow(to_arrow([])))  # imports now what would be imported late
+        return self.done
 
     def add(self, detections: pa.Table) -> None:
         """Take a device's detections; returns once they are on disk. Known pictures are dropped.
 
         A picture is done when the journal holds it, it is scored, and its file is written. A
-        picture that cannot be scored has failed.
-
-        Args:
-            detections: As `cfdist.detections.to_arrow` makes it; ids are keys of work items.
+        picture that cannot be scored has failed. The ids are keys of work items.
         """
         with self._lock:
-            found = from_arrow(detections)
-            new = [one if _is_finite(one) else _unscorable(one) for one in found]
-            new = [one for one in new if one.id not in self._done]
-            if new:
-                is_unchanged = len(new) == len(found) and all(map(operator.is_, new, found))
-                self._journal.append(detections if is_unchanged else to_arrow(new))
-                self._take_in(new)
+            found = [_scorable(one) for one in from_arrow(detections) if one.id not in self.done]
+            if found:
+                self._journal.append(to_arrow(found))
+                self._take_in(found)
 
     def _take_in(self, detections: list[Detections]) -> None:
         """Score pictures that the journal holds, and write their files."""
-        new: dict[str, Detections] = {}
-        for found in detections:
-            if found.id not in self._done:
-                new.setdefault(found.id, found)
+        # The first counts of a picture that is there twice.
+        new = {one.id: one for one in reversed(detections) if one.id not in self.done}
         passes: dict[int, dict[str, Detections]] = {1: {}}
         for key, found in new.items():
             id, number = picture_and_pass(key)
@@ -126,20 +122,19 @@ class Reducer:
             else:
                 self._record(usable, WiderFaceMetric(), self._partial / _THROWN_AWAY)
         self._failures |= {id: found.error for id, found in passes[1].items() if found.error}
-        self._done |= new.keys()
+        self.done |= new.keys()
 
     def _record(self, found: dict[str, Detections], metric: WiderFaceMetric, folder: Path) -> None:
         """Write the prediction files of pictures, by id, into a folder, and score the pictures."""
         # The rounded numbers of the files are scored, so that the files give the same AP.
-        style = STYLES[self._style]
-        tables = {id: rows(one.boxes, one.scores, style) for id, one in found.items()}
+        tables = {id: rows(one.boxes, one.scores, self._style) for id, one in found.items()}
         for id, table in tables.items():
             event = folder / id.partition("/")[0]
             if event not in self._folders:
                 event.mkdir(parents=True, exist_ok=True)
                 self._folders.add(event)
             with open(f"{folder}/{id}.txt", "wb") as file:
-                file.write(prediction_text(id, table, style).encode())
+                file.write(prediction_text(id, table, self._style).encode())
         # Last: the metric takes a picture once, while files can be written again.
         metric.update_many(
             [self._truth[id] for id in tables],
@@ -164,65 +159,25 @@ class Reducer:
         return Evaluation(ap, failures, time.perf_counter() - start, peak_memory())
 
     def _write_parquet(self) -> None:
-        """All pictures in order, from the journal."""
+        """Write all pictures in order, from the journal."""
         import pyarrow.parquet as pq
 
-        position = {id: i for i, id in enumerate(self._order)}
-        # The journal is mapped into memory, not read: what is held here is where rows are.
-        tables = list(self._journal.read())
-        places: dict[str, tuple[int, int]] = {}
-        for number, table in enumerate(tables):
-            for row, key in enumerate(table.column("id").to_pylist()):
-                if key in position:
-                    places.setdefault(key, (number, row))
-        found = sorted(places, key=position.__getitem__)
+        # The journal is mapped into memory, not read; only the places of its rows are held.
+        table = pa.concat_tables([to_arrow([]), *self._journal.read()])
+        # The first row counts of a picture that is there twice.
+        places = {key: row for row, key in reversed([*enumerate(table.column("id").to_pylist())])}
+        found = [places[id] for id in self._order if id in places]
         with (
             atomic_write(self._output / PARQUET) as temporary,
-            pq.ParquetWriter(temporary, to_arrow([]).schema, compression="zstd") as writer,
+            pq.ParquetWriter(temporary, table.schema, compression="zstd") as writer,
         ):
             for start in range(0, len(found), _ROW_GROUP):
-                group = [places[id] for id in found[start : start + _ROW_GROUP]]
-                slices = [tables[number].slice(row, 1) for number, row in group]
-                writer.write_table(pa.concat_tables(slices).combine_chunks())
+                group = [table.slice(row, 1) for row in found[start : start + _ROW_GROUP]]
+                writer.write_table(pa.concat_tables(group).combine_chunks())
 
 
-def _is_finite(found: Detections) -> bool:
-    return bool(np.isfinite(found.boxes).all() and np.isfinite(found.scores).all())
-
-
-def _unscorable(found: Detections) -> Detections:
-    """The failure of a picture whose detections no protocol can score."""
+def _scorable(found: Detections) -> Detections:
+    """The detections of a picture, or a failure if no protocol can score them."""
+    if np.isfinite(found.boxes).all() and np.isfinite(found.scores).all():
+        return found
     return Detections(found.id, error="a box or a score is not a finite number")
-
-
-class ReducerActor:
-    """Hosts the reducer of a run in a process of its own."""
-
-    def open(
-        self,
-        truth: Mapping[str, PictureTruth],
-        order: tuple[str, ...],
-        output: Path,
-        identity: RunIdentity,
-        style: str,
-    ) -> set[str]:
-        """Make the run's `Reducer`; returns the keys of the work items that are done already."""
-        reset_peak_memory()
-        self._reducer = Reducer(truth, order, output, identity, style)
-        return self._reducer.done()
-
-    def add(self, detections: pa.Table) -> None:
-        """See `Reducer.add`."""
-        self._reducer.add(detections)
-
-    def done(self) -> set[str]:
-        """See `Reducer.done`."""
-        return self._reducer.done()
-
-    def done_count(self) -> int:
-        """How many work items are on disk."""
-        return len(self._reducer.done())
-
-    def finish(self) -> Evaluation:
-        """See `Reducer.finish`."""
-        return self._reducer.finish()

@@ -1,26 +1,23 @@
-"""An evaluation: rounds over what the journal does not hold yet, until it holds everything."""
+"""Rounds over what is left, until nothing is; an evaluation leaves out what its journal holds."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
-from cfdist.devices.base import DeviceReport
+from cfdist.devices.base import ChunkReport, DeviceReport
 from cfdist.devices.detector import Detector
 from cfdist.distributed.failures import user_error
 from cfdist.distributed.journal import RunIdentity
 from cfdist.distributed.plan import DevicePlan
-from cfdist.distributed.pool import ChunkReport, DevicePool, kill_actors
-from cfdist.distributed.reducer import Evaluation, ReducerActor
-from cfdist.distributed.timeline import Timeline
+from cfdist.distributed.pool import Actor, DevicePool, Result, kill_actors
+from cfdist.distributed.reducer import Evaluation, Reducer
 from cfdist.distributed.work import Work
-from cfdist.machine import process_times, seconds_between
+from cfdist.machine import ProcessTimes, process_times, seconds_between
 from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.manifest import Manifest, WorkItem
 
@@ -28,10 +25,52 @@ log = logging.getLogger(__name__)
 
 REDUCER = "reducer"
 
-# What a round could not do is tried again, this often.
+# At most this many rounds; what a round could not do is tried again in the next one.
 MAX_ROUNDS = 3
 
+# A steady rate needs at least this much time, seconds.
+MIN_STEADY_SECONDS = 1.0
+
 MakeWork = Callable[[Sequence[WorkItem]], Work]
+
+
+def run_rounds(
+    pool: DevicePool[Result],
+    items: Sequence[WorkItem],
+    make_work: MakeWork,
+    on_ready: Callable[[], None],
+    on_done: Callable[[str, Result], Iterable[str]],
+) -> None:
+    """Run work items through the devices of a pool until each is done.
+
+    A chunk whose device dies before it reports is done again. `on_ready` is called once the
+    devices are warm. `on_done` is called with the device's name and its result for each chunk, and
+    returns the keys of the chunk's work items.
+
+    Raises:
+        UserError: a device refuses the model or its work, or a block cannot be made.
+        Exception: what the devices ran into, when a round brought nothing forward.
+    """
+    left = {item.key: item for item in items}
+
+    def take_in(device: str, result: Result) -> None:
+        for key in on_done(device, result):
+            del left[key]
+
+    pool.begin()
+    work = make_work(items)
+    pool.start()
+    on_ready()
+    for number in range(1, MAX_ROUNDS + 1):
+        before = len(left)
+        problems = pool.run_round(work, take_in)
+        if not left:
+            return
+        if len(left) == before or number == MAX_ROUNDS:
+            raise problems[0]
+        log.warning("round %d: %d pictures left", number + 1, len(left))
+        work = make_work(list(left.values()))
+        pool.start()
 
 
 @dataclass(frozen=True)
@@ -39,12 +78,7 @@ class EvaluationTask:
     """What there is to evaluate.
 
     Attributes:
-        manifest: The pictures.
-        truth: Their ground truth.
-        model: What the devices run.
-        plan: The devices.
-        output: The run's folder.
-        identity: What the run is: what the journal of the same run holds is done already.
+        identity: Names the run; pictures in a journal of the same run are done already.
         style: How boxes are written and scored, a key of `cfdist.widerface.predictions.STYLES`.
         make_work: Makes the work of some of the manifest's items.
     """
@@ -61,15 +95,73 @@ class EvaluationTask:
 
 @dataclass(frozen=True)
 class Listener:
-    """Who is told how an evaluation goes on.
+    """Learns how an evaluation goes on.
 
-    Attributes:
-        on_ready: Called once the devices are warm, with the number of items done already.
-        on_done: Called for each chunk that is on disk.
+    `on_ready` is called once the devices are warm, with the number of items done already,
+    `on_done` for each chunk that is on disk.
     """
 
     on_ready: Callable[[int], None]
     on_done: Callable[[ChunkReport], None]
+
+
+@dataclass
+class Timeline:
+    """When chunks were finished, for rates.
+
+    Attributes:
+        streams: Chunks that a device infers at the same time.
+        started: When the first work was handed out, seconds on the monotonic clock.
+        points: (seconds on the same clock, pictures finished until then), one a chunk.
+        chunks: Device name -> (seconds on the same clock, pictures) of each of its chunks.
+    """
+
+    streams: int
+    started: float = 0.0
+    points: list[tuple[float, int]] = field(default_factory=list)
+    chunks: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+
+    def add(self, device: str, pictures: int) -> None:
+        """Note that a device has finished a chunk now."""
+        now = time.perf_counter()
+        total = self.points[-1][1] if self.points else 0
+        self.points.append((now, total + pictures))
+        self.chunks.setdefault(device, []).append((now, pictures))
+
+    @property
+    def seconds(self) -> float:
+        """From the first work handed out to the last picture finished."""
+        return self.points[-1][0] - self.started if self.points else 0.0
+
+    @property
+    def first_seconds(self) -> float | None:
+        """From the first work handed out to the first chunk finished."""
+        return self.points[0][0] - self.started if self.points else None
+
+    @property
+    def steady_rate(self) -> float | None:
+        """Pictures a second, without the first chunk of each stream of each device.
+
+        `None` if the rest is less than half of the pictures, or takes less than a second.
+
+        A device's time counts from the mean end of its first chunks to the end of the run, so that
+        no work counts without its time.
+        """
+        if not self.points:
+            return None
+        end, total = self.points[-1]
+        rate, pictures, latest = 0.0, 0, self.started
+        for chunks in self.chunks.values():
+            first, rest = chunks[: self.streams], chunks[self.streams :]
+            start = sum(seconds for seconds, _ in first) / len(first)
+            done = sum(count for _, count in rest)
+            if done:
+                rate += done / (end - start)
+                pictures += done
+                latest = max(latest, start)
+        if pictures < total / 2 or end - latest < MIN_STEADY_SECONDS:
+            return None
+        return rate
 
 
 @dataclass(frozen=True)
@@ -77,13 +169,11 @@ class EvaluationReport:
     """What an evaluation gives back.
 
     Attributes:
-        evaluation: APs and failures.
         devices: Device name -> its report.
-        timeline: The pictures' progress.
         resumed: Work items that an earlier, interrupted run had done.
         lost: Names of devices that died and were replaced, one entry each time.
-        cpu_seconds: Processor time from the first to the last picture of this process and all
-            that it has started. A Ray cluster that ran before is not in it.
+        cpu_seconds: Processor time of this process and all that it has started, from the first to
+            the last picture, without a Ray cluster that ran before.
     """
 
     evaluation: Evaluation
@@ -103,104 +193,53 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
     """
     import ray
 
-    plan = task.plan
-    options = {"num_cpus": 0, "max_concurrency": plan.count * plan.max_in_flight + 1}
-    reducer = ray.remote(ReducerActor).options(name=REDUCER, **options).remote()
-    pool = _device_pool(task, reducer)
+    model, plan = task.model, task.plan
+    reducer = _start_reducer(task)
+    pool: DevicePool[ChunkReport] = DevicePool(
+        plan,
+        lambda settings: Detector(model, settings, plan.readers),
+        model.spec.batch,
+        model.capabilities.group,
+        reducer,
+    )
+    timeline = Timeline(plan.streams)
+    cpu_before: ProcessTimes = {}
+
+    def on_ready() -> None:
+        listener.on_ready(len(done))
+        cpu_before.update(process_times())
+        timeline.started = time.perf_counter()
+
+    def on_done(device: str, report: ChunkReport) -> Iterable[str]:
+        timeline.add(device, len(report.keys))
+        listener.on_done(report)
+        return report.keys
+
     try:
-        return _evaluate(task, listener, pool, reducer)
+        with pool:
+            opened = reducer.open.remote()
+            pool.begin()
+            done = ray.get(opened)
+            missing = [item for item in task.manifest.items if item.key not in done]
+            run_rounds(pool, missing, task.make_work, on_ready, on_done)
+            cpu_seconds = seconds_between(cpu_before, process_times())
+            pool.close()
+            evaluation = ray.get(reducer.finish.remote())
     except ray.exceptions.RayError as error:
         raise user_error(error) from error
     finally:
-        pool.kill()
         kill_actors({REDUCER: reducer})
-
-
-def _device_pool(task: EvaluationTask, reducer: Any) -> DevicePool[ChunkReport]:
-    model, plan = task.model, task.plan
-
-    def make_device(number: int) -> Detector:
-        settings = DeviceSettings(plan.threads, plan.streams, number=number)
-        return Detector(model, settings, plan.readers)
-
-    return DevicePool(plan, make_device, model.spec.batch, model.capabilities.group, reducer)
-
-
-def _evaluate(
-    task: EvaluationTask, listener: Listener, pool: DevicePool[ChunkReport], reducer: Any
-) -> EvaluationReport:
-    import ray
-
-    order = tuple(item.id for item in task.manifest.pictures)
-    truth = {id: task.truth[id] for id in order}
-    opened = reducer.open.remote(truth, order, task.output, task.identity, task.style)
-    pool.begin()
-    done = ray.get(opened)
-    work = task.make_work(_missing(task.manifest, done))
-    pool.start()
-    listener.on_ready(len(done))
-    timeline = Timeline(task.plan.streams)
-
-    def advance(device: str | None, report: ChunkReport) -> None:
-        timeline.add(device, report.done + report.failed)
-        listener.on_done(report)
-
-    cpu_before = process_times()
-    timeline.started = time.perf_counter()
-    _run_rounds(task, work, pool, reducer, advance)
-    cpu_seconds = seconds_between(cpu_before, process_times())
-    pool.close()
-    evaluation = ray.get(reducer.finish.remote())
     return EvaluationReport(
         evaluation, pool.reports, timeline, len(done), tuple(pool.lost), cpu_seconds
     )
 
 
-def _missing(manifest: Manifest, done: set[str]) -> list[WorkItem]:
-    return [item for item in manifest.items if item.key not in done]
-
-
-def _run_rounds(
-    task: EvaluationTask,
-    work: Work,
-    pool: DevicePool[ChunkReport],
-    reducer: Any,
-    advance: Callable[[str | None, ChunkReport], None],
-) -> None:
-    """Rounds over what is missing until nothing is.
-
-    Args:
-        task: What there is to evaluate.
-        work: What is missing now.
-        pool: The devices.
-        reducer: The actor that knows what is done.
-        advance: Called for each chunk that is on disk, with the name of the device that did it.
-
-    Raises:
-        Exception: what stopped a round for good.
-    """
+def _start_reducer(task: EvaluationTask) -> Actor:
     import ray
 
-    left = work.count
-    for round_number in range(1, MAX_ROUNDS + 1):
-        if not left:
-            return
-        if round_number > 1:
-            log.warning("round %d: %d pictures left", round_number, left)
-            work = task.make_work(_missing(task.manifest, ray.get(reducer.done.remote())))
-            pool.start()
-        counted = 0
-
-        def count(device: str, report: ChunkReport) -> None:
-            nonlocal counted
-            counted += report.done + report.failed
-            advance(device, report)
-
-        problems = pool.run_round(work, count)
-        before, left = left, len(task.manifest.items) - ray.get(reducer.done_count.remote())
-        # A device may have died between a chunk's delivery and its report.
-        unreported = before - left - counted
-        if unreported > 0:
-            advance(None, ChunkReport(unreported, 0))
-        if problems and (left == before or round_number == MAX_ROUNDS):
-            raise problems[0]
+    order = tuple(item.id for item in task.manifest.pictures)
+    truth = {id: task.truth[id] for id in order}
+    # As many calls at once as there are chunks in flight.
+    calls = task.plan.count * task.plan.max_in_flight
+    actor = ray.remote(Reducer).options(name=REDUCER, num_cpus=0, max_concurrency=calls)
+    return actor.remote(truth, order, task.output, task.identity, task.style)

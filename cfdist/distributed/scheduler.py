@@ -2,44 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable
 from math import ceil
-from typing import Generic, Protocol, TypeVar
 
 from cfdist.devices.base import largest_chunk
+from cfdist.distributed.work import Slice, Work
 
 # A chunk should keep its device busy for about this time.
 CHUNK_SECONDS = 0.25
 
-Part = TypeVar("Part", bound=Sized)
-
-
-class Rows(Protocol[Part]):
-    """Rows to do; see `cfdist.distributed.work.Work`."""
-
-    @property
-    def count(self) -> int:
-        """How many rows there are in all."""
-
-    def take(self, size: int) -> list[Part]:
-        """The next rows, at most `size`, in parts."""
-
 
 def chunk_for_rate(least: int, rate: float) -> int:
-    """How many pictures to hand out at once.
-
-    Args:
-        least: The pictures of the batches that a device takes at once.
-        rate: Pictures a second that one device has done until now.
-
-    Returns:
-        A multiple of `least`, at most `largest_chunk(least)`.
-    """
+    """A multiple of `least` to hand out, from the pictures a second that one device has done."""
     times = int(rate * CHUNK_SECONDS / least)
     return min(least * max(1, times), largest_chunk(least))
 
 
-class Scheduler(Generic[Part]):
+class Scheduler:
     """Deals out rows in chunks, as the devices ask for them.
 
     Towards the end the chunks become smaller: a quarter of an equal share of the rest ("guided
@@ -47,14 +26,11 @@ class Scheduler(Generic[Part]):
     unfinished work gets no more. Thus all devices end together.
     """
 
-    def __init__(self, work: Rows[Part], devices: Iterable[str], streams: int, batch: int) -> None:
+    def __init__(self, work: Work, devices: Iterable[str], streams: int, batch: int) -> None:
         """Begin with the first row.
 
-        Args:
-            work: The rows.
-            devices: The devices' names.
-            streams: Chunks that each device infers at the same time.
-            batch: Chunks are whole batches of this size, except for the last one.
+        Each device infers `streams` chunks at the same time. Chunks are whole batches, except for
+        the last one.
         """
         self._work = work
         self._left = work.count
@@ -63,7 +39,7 @@ class Scheduler(Generic[Part]):
         self._streams = len(self._held) * streams
         self._batch = batch
 
-    def next_chunk(self, device: str, size: int) -> list[Part]:
+    def next_chunk(self, device: str, size: int) -> list[Slice]:
         """The next rows for a device, `size` or fewer; empty if it should get none now."""
         share = ceil(self._left / (4 * self._streams) / self._batch) * self._batch
         chunk = self._work.take(min(size, share, self._room(device), self._left))

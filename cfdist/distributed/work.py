@@ -11,20 +11,20 @@ A *block* is one object of Ray's store. Its rows are work items, or letterboxed 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent import futures
 from dataclasses import asdict, dataclass, fields, replace
 from math import ceil
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from cfdist.devices.reader import LetterboxedPicture, Size, Source
 from cfdist.distributed.failures import user_error
 from cfdist.errors import UserError
+from cfdist.machine import available_memory
 from cfdist.preprocess import PictureError, read_into
 from cfdist.widerface.manifest import WorkItem
 
@@ -44,13 +44,9 @@ Ref = Any  # Ray's reference to a block
 
 @dataclass(frozen=True)
 class Slice:
-    """Some rows of a block.
+    """Some rows of a block, from `start` to before `stop`.
 
-    Attributes:
-        block: The block's reference.
-        start: The first row.
-        stop: The row after the last one.
-        pass_number: Which pass over the data set the rows are done for; 0: the rows say it.
+    The rows are done for the pass `pass_number` over the data set; 0: each row names its own.
     """
 
     block: Ref
@@ -106,60 +102,48 @@ class Work:
 
 
 class _StreamedWork(Work):
-    """Work whose blocks are still being made; a thread waits for them."""
+    """Work whose blocks are still being made; a thread waits for the next one."""
 
-    def __init__(self, slices: Iterator[Slice], count: int) -> None:
-        super().__init__((), count)
-        # A short queue: what waits here takes memory of the object store.
-        self._queue: queue.Queue[Slice | Exception | None] = queue.Queue(maxsize=2)
-        self._is_ended = False
-        self._is_closed = threading.Event()
-        self._thread = threading.Thread(target=self._pull, args=(slices,), daemon=True)
-        self._thread.start()
+    def __init__(self, slices: Generator[Slice, None, None], count: int) -> None:
+        super().__init__(slices, count)
+        self._end_stage = slices.close
+        self._coming = self._make_next()
 
-    def _pull(self, slices: Iterator[Slice]) -> None:
-        try:
-            for one in slices:
-                self._put(one)
-                if self._is_closed.is_set():
-                    return
-            self._put(None)
-        except Exception as error:
-            self._put(error)
+    def _make_next(self) -> futures.Future[Slice | None]:
+        coming: futures.Future[Slice | None] = futures.Future()
 
-    def _put(self, entry: Slice | Exception | None) -> None:
-        while not self._is_closed.is_set():
+        def make() -> None:
             try:
-                return self._queue.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
+                coming.set_result(super(_StreamedWork, self)._next())
+            except BaseException as error:
+                coming.set_exception(error)
+
+        # A daemon: a stage that hangs does not keep the process from its end.
+        threading.Thread(target=make, daemon=True).start()
+        return coming
 
     @property
     def is_waiting(self) -> bool:
-        return self._current is None and not self._is_ended and self._queue.empty()
+        return self._current is None and not self._coming.done()
 
     def wait(self) -> None:
         if self.is_waiting:
-            self._current = self._accept(self._queue.get())
+            futures.wait([self._coming])
 
     def close(self) -> None:
-        self._is_closed.set()
-        self._thread.join(timeout=10)
+        if futures.wait([self._coming], timeout=10).done:
+            self._end_stage()
 
     def _next(self) -> Slice | None:
-        if self._is_ended:
+        if not self._coming.done():
             return None
         try:
-            return self._accept(self._queue.get_nowait())
-        except queue.Empty:
-            return None
-
-    def _accept(self, entry: Slice | Exception | None) -> Slice | None:
-        if isinstance(entry, Exception):
-            self._is_ended = True
-            raise user_error(entry)
-        self._is_ended = entry is None
-        return entry
+            found = self._coming.result()
+        except Exception as error:  # Ray Data raises errors of several kinds
+            raise user_error(error) from None
+        if found is not None:
+            self._coming = self._make_next()
+        return found
 
 
 def item_work(items: Sequence[WorkItem]) -> Work:
@@ -180,20 +164,14 @@ def item_work(items: Sequence[WorkItem]) -> Work:
 def letterboxing_work(items: Sequence[WorkItem], size: Size, least: int) -> Work:
     """Work whose rows are letterboxed pictures, made while the devices take them.
 
-    Args:
-        items: The pictures.
-        size: Width and height of the letterboxed pictures, pixels.
-        least: Rows a block are a multiple of it: the pictures that a device takes at once.
+    A block has a multiple of the pictures that a device takes at once, `least`.
 
     Raises:
         UserError: the object store cannot hold two blocks.
     """
     if not items:
         return Work((), 0)
-    rows = block_rows(size, least)
-    _refuse_small_store(rows, size)
-    blocks = _blocks_of(letterbox_stage(items, size, rows))
-    return _StreamedWork((Slice(ref, 0, count) for ref, count in blocks), len(items))
+    return _StreamedWork(_letterbox(items, size, least), len(items))
 
 
 @dataclass(frozen=True)
@@ -203,64 +181,54 @@ class MaterialisedPictures:
     Attributes:
         fingerprint: `Manifest.fingerprint` of the pictures.
         size: Width and height of the letterboxed pictures, pixels.
-        blocks: The blocks, in the order of the pictures.
-        places: Picture id -> (number of its block, row in it).
+        places: Picture id -> its row.
         failed: How many pictures could not be used.
     """
 
     fingerprint: str
     size: Size
-    blocks: tuple[Ref, ...]
-    places: dict[str, tuple[int, int]]
+    places: dict[str, Slice]
     failed: int
 
-    def work(self, items: Iterable[WorkItem]) -> Work:
+    def work(self, items: Sequence[WorkItem]) -> Work:
         """The rows of some of the pictures, in any pass over them."""
         slices: list[Slice] = []
-        count = 0
         for item in items:
-            number, row = self.places[item.id]
-            block, number_of_pass = self.blocks[number], item.pass_number
-            last = slices[-1] if slices else None
-            if last and (last.block, last.stop, last.pass_number) == (block, row, number_of_pass):
-                slices[-1] = replace(last, stop=row + 1)
-            else:
-                slices.append(Slice(block, row, row + 1, number_of_pass))
-            count += 1
-        return Work(slices, count)
+            row = replace(self.places[item.id], pass_number=item.pass_number)
+            if slices and slices[-1] == replace(row, start=slices[-1].start, stop=row.start):
+                row = replace(slices.pop(), stop=row.stop)
+            slices.append(row)
+        return Work(slices, len(items))
 
 
 def materialise(items: Sequence[WorkItem], fingerprint: str, size: Size) -> MaterialisedPictures:
-    """Letterbox pictures once and keep them; Ray spills what its store cannot hold.
-
-    Args:
-        items: The pictures, each once.
-        fingerprint: `Manifest.fingerprint` of the pictures.
-        size: Width and height of the letterboxed pictures, pixels.
+    """Letterbox pictures, each once, and keep them; Ray spills what its store cannot hold.
 
     Raises:
         UserError: the object store cannot hold two blocks.
     """
-    rows = block_rows(size, 1)
-    _refuse_small_store(rows, size)
-    blocks = list(_blocks_of(letterbox_stage(items, size, rows)))
-    rows_of_blocks = [
-        (number, row) for number, (_, count) in enumerate(blocks) for row in range(count)
-    ]
-    places = dict(zip((item.id for item in items), rows_of_blocks, strict=True))
-    failed = sum(_count_failed([ref for ref, _ in blocks]))
-    return MaterialisedPictures(fingerprint, size, tuple(ref for ref, _ in blocks), places, failed)
-
-
-def _count_failed(refs: Sequence[Ref]) -> list[int]:
     import ray
 
-    def count(block: pa.Table) -> int:
-        return len(block) - int(block.column("error").null_count)
+    blocks = list(_letterbox(items, size, 1))
+    rows = [replace(one, start=row, stop=row + 1) for one in blocks for row in range(len(one))]
+    places = dict(zip((item.id for item in items), rows, strict=True))
+    count: Any = ray.remote(num_cpus=0)(lambda block: len(block) - block.column("error").null_count)
+    failed = sum(ray.get([count.remote(one.block) for one in blocks]))
+    return MaterialisedPictures(fingerprint, size, places, failed)
 
-    task = ray.remote(num_cpus=0)(count)
-    counts: list[int] = ray.get([task.remote(ref) for ref in refs])
-    return counts
+
+def _letterbox(items: Sequence[WorkItem], size: Size, least: int) -> Generator[Slice, None, None]:
+    """The blocks of `letterbox_stage`; refuses a store that cannot hold two of them."""
+    rows = block_rows(size, least)
+    needed, there = 2 * rows * picture_bytes(size), store_bytes()
+    if needed > there:
+        raise UserError(
+            f"preprocess.where=cluster: Ray's object store has {there / 1e6:.0f} MB, two blocks of "
+            f"{rows} letterboxed pictures need {needed / 1e6:.0f} MB; choose a smaller "
+            "model.batch, preprocess.where=device, or a cluster with a larger store (ray start "
+            "--head --object-store-memory=BYTES)"
+        )
+    return _blocks_of(letterbox_stage(items, size, rows))
 
 
 def store_bytes() -> int:
@@ -271,16 +239,10 @@ def store_bytes() -> int:
     return int(resources.get("object_store_memory", 0))
 
 
-def fits_store(pictures: int, size: Size, free_memory: int) -> bool:
-    """Whether letterboxed pictures may be kept without asking.
-
-    Args:
-        pictures: How many.
-        size: Their width and height, pixels.
-        free_memory: Free memory of this machine, bytes.
-    """
-    needed = pictures * picture_bytes(size)
-    return needed <= min(_STORE_SHARE * store_bytes(), _MEMORY_SHARE * free_memory)
+def fits_store(pictures: int, size: Size) -> bool:
+    """Whether this many letterboxed pictures of this width and height may be kept unasked."""
+    room = min(_STORE_SHARE * store_bytes(), _MEMORY_SHARE * available_memory())
+    return pictures * picture_bytes(size) <= room
 
 
 def picture_bytes(size: Size) -> int:
@@ -292,17 +254,6 @@ def block_rows(size: Size, least: int) -> int:
     """Pictures of one block: about `LETTERBOXED_BLOCK_BYTES`, a multiple of `least`."""
     wanted = max(1, round(LETTERBOXED_BLOCK_BYTES / picture_bytes(size)))
     return least * max(1, wanted // least)
-
-
-def _refuse_small_store(rows: int, size: Size) -> None:
-    needed, there = 2 * rows * picture_bytes(size), store_bytes()
-    if needed > there:
-        raise UserError(
-            f"preprocess.where=cluster: Ray's object store has {there / 1e6:.0f} MB, two blocks of "
-            f"{rows} letterboxed pictures need {needed / 1e6:.0f} MB; choose a smaller "
-            "model.batch, preprocess.where=device, or a cluster with a larger store (ray start "
-            "--head --object-store-memory=BYTES)"
-        )
 
 
 def item_dataset(items: Sequence[Any], rows: int) -> Any:
@@ -322,28 +273,23 @@ def item_dataset(items: Sequence[Any], rows: int) -> Any:
     )
 
 
-def letterbox_stage(items: Sequence[WorkItem], size: Size, rows: int) -> Any:
-    """A Ray Dataset of letterboxed pictures; `letterbox_block` says what its blocks hold.
-
-    Args:
-        items: The pictures.
-        size: Width and height of the letterboxed pictures, pixels.
-        rows: Pictures of one block.
-    """
-    return item_dataset(items, rows).map_batches(
-        letterbox_block,
-        batch_size=None,
-        batch_format="pyarrow",
-        fn_kwargs={"size": size},
-        num_cpus=1,
+def map_blocks(dataset: Any, function: Callable[..., pa.Table], **settings: Any) -> Any:
+    """Add a stage to a Dataset: on one core a block, a function of the block and some settings."""
+    return dataset.map_batches(
+        function, batch_size=None, batch_format="pyarrow", fn_kwargs=settings, num_cpus=1
     )
 
 
-def _blocks_of(dataset: Any) -> Iterator[tuple[Ref, int]]:
-    """The blocks of a Dataset, as they are made, with the rows of each."""
+def letterbox_stage(items: Sequence[WorkItem], size: Size, rows: int) -> Any:
+    """A Ray Dataset whose blocks are those of `letterbox_block`, of `rows` pictures each."""
+    return map_blocks(item_dataset(items, rows), letterbox_block, size=size)
+
+
+def _blocks_of(dataset: Any) -> Generator[Slice, None, None]:
+    """The blocks of a Dataset, as they are made."""
     for bundle in dataset.iter_internal_ref_bundles():
         for entry in bundle.blocks:
-            yield entry.ref, entry.metadata.num_rows
+            yield Slice(entry.ref, 0, entry.metadata.num_rows)
 
 
 def run_stage(dataset: Any) -> Iterator[pa.Table]:
@@ -357,8 +303,8 @@ def run_stage(dataset: Any) -> Iterator[pa.Table]:
     # The error itself is enough; Ray Data would log it with a traceback.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     try:
-        for ref, _ in _blocks_of(dataset):
-            yield ray.get(ref)
+        for one in _blocks_of(dataset):
+            yield ray.get(one.block)
     except Exception as error:  # Ray Data raises errors of several kinds
         raise user_error(error) from None
 
@@ -366,13 +312,10 @@ def run_stage(dataset: Any) -> Iterator[pa.Table]:
 def letterbox_block(table: pa.Table, size: Size) -> pa.Table:
     """Read and letterbox the pictures of a block of work items.
 
-    Args:
-        table: Columns are the attributes of `WorkItem`.
-        size: Width and height of the letterboxed pictures, pixels.
-
     Returns:
-        The same columns and width, height (int32, before letterboxing), error (string, null if the
-        picture can be used) and pixels (binary of H * W * 3 bytes, u8 BGR).
+        The columns of the table, which are the attributes of `WorkItem`, and width, height (int32,
+        before letterboxing), error (string, null if the picture can be used) and pixels (binary of
+        H * W * 3 bytes, u8 BGR).
     """
     import cv2
 
@@ -394,40 +337,23 @@ def letterbox_block(table: pa.Table, size: Size) -> pa.Table:
             pa.binary(picture_bytes(size)), len(table), [None, pa.py_buffer(pixels)]
         ),
     }
-    for name, column in columns.items():
-        table = table.append_column(name, column)
-    return table
+    return pa.table(dict(zip(table.column_names, table.columns, strict=True)) | columns)
 
 
 def sources_of(slices: Sequence[Slice], blocks: Sequence[pa.Table]) -> list[Source]:
-    """The rows of slices, as a device reads them.
-
-    Args:
-        slices: What to take.
-        blocks: The block of each slice.
-    """
+    """The rows of slices, each of the block beside it, as a device reads them."""
     found: list[Source] = []
     for one, block in zip(slices, blocks, strict=True):
         part = block.slice(one.start, len(one))
         items = [WorkItem(**row) for row in part.select(_ITEM_COLUMNS).to_pylist()]
         if one.pass_number:
             items = [replace(item, pass_number=one.pass_number) for item in items]
-        found += _letterboxed(items, part) if "pixels" in block.column_names else items
+        if "pixels" not in block.column_names:
+            found += items
+            continue
+        columns = (part.column(name) for name in ("width", "height", "pixels", "error"))
+        for item, width, height, pixels, error in zip(items, *columns, strict=True):
+            row = np.frombuffer(pixels.as_buffer(), np.uint8)  # not copied
+            size = (width.as_py(), height.as_py())
+            found.append(LetterboxedPicture(item.key, size, row, error.as_py()))
     return found
-
-
-def _letterboxed(items: Sequence[WorkItem], part: pa.Table) -> list[LetterboxedPicture]:
-    sizes = zip(part.column("width").to_pylist(), part.column("height").to_pylist(), strict=True)
-    errors = part.column("error").to_pylist()
-    pixels = [row for chunk in part.column("pixels").chunks for row in _binary_rows(chunk)]
-    return [
-        LetterboxedPicture(item.key, size, row, error)
-        for item, size, row, error in zip(items, sizes, pixels, errors, strict=True)
-    ]
-
-
-def _binary_rows(array: pa.FixedSizeBinaryArray) -> NDArray[np.uint8]:
-    """(n, bytes) u8 of a column of fixed-size binary values, without copying them."""
-    width = array.type.byte_width
-    rows = np.frombuffer(array.buffers()[1], np.uint8).reshape(-1, width)
-    return rows[array.offset : array.offset + len(array)]

@@ -74,7 +74,7 @@ class Results:
         backend: The resolved backend.
         batch: Pictures a batch.
         simulated: No real model ran.
-        fingerprint: Equal for runs that can continue each other, see `execution.run_fingerprint`.
+        fingerprint: Equal for runs that can continue each other, see `execution.run_identity`.
         passes: Number of passes over the data set.
         versions: Distribution -> version.
         config: The resolved configuration.

@@ -63,7 +63,7 @@ class PictureProgress:
             self.start(done)
 
         return Listener(
-            on_ready, lambda report: self.advance(report.done + report.failed, report.failed)
+            on_ready, lambda report: self.advance(len(report.keys), len(report.failures))
         )
 
     def start(self, done: int) -> None:

@@ -159,21 +159,21 @@ def loop_devices(
     """
     import ray
 
-    def make_device(number: int) -> LoopingDevice:
-        settings = DeviceSettings(plan.threads, plan.streams, number=number)
+    def make_device(settings: DeviceSettings) -> LoopingDevice:
         return LoopingDevice(model, settings, kind)
 
     pool: DevicePool[LoopReport] = DevicePool(plan, make_device, model.spec.batch)
     try:
-        pool.start()
-        names = list(pool.actors)
-        reports = ray.get([pool.actors[name].process_directly.remote(loops) for name in names])
-        pool.close()
+        with pool:
+            pool.start()
+            calls = {
+                name: actor.process_directly.remote(loops) for name, actor in pool.actors.items()
+            }
+            reports = {name: ray.get(call) for name, call in calls.items()}
+            pool.close()
     except ray.exceptions.RayError as error:
         raise user_error(error) from None
-    finally:
-        pool.kill()
-    return dict(zip(names, reports, strict=True))
+    return reports
 
 
 def common_rates(devices: Sequence[LoopReport], batch: int) -> list[float]:

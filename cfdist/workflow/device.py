@@ -16,30 +16,17 @@ from numpy.typing import NDArray
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.decode import HeadMaps
-from cfdist.devices.base import DeviceReport
+from cfdist.devices.base import ChunkReport, DeviceReport
 from cfdist.devices.memory import memory_as_user_error
 from cfdist.devices.runner import Runner
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.pool import DevicePool
-from cfdist.distributed.rounds import MAX_ROUNDS
+from cfdist.distributed.rounds import run_rounds
 from cfdist.distributed.work import item_work
 from cfdist.errors import UserError
 from cfdist.preprocess import InputContract, to_letterboxed
 from cfdist.widerface.manifest import WorkItem
 from cfdist.workflow.files import Failures, input_contract, output_names, read_raw_into, write_raw
-
-
-@dataclass(frozen=True)
-class FilesReport:
-    """What became of a chunk of input tensors.
-
-    Attributes:
-        done: Ids of those whose raw outputs are on the disk.
-        failures: (id, reason) of the others.
-    """
-
-    done: tuple[str, ...]
-    failures: tuple[tuple[str, str], ...]
 
 
 @dataclass
@@ -90,7 +77,7 @@ class FileDevice:
         self._lock = threading.Lock()
         self._pictures = 0
 
-    def process(self, chunk: Sequence[WorkItem]) -> FilesReport:
+    def process(self, chunk: Sequence[WorkItem]) -> ChunkReport:
         """Infer input tensors and write the raw outputs, whole batches at a time.
 
         Raises:
@@ -120,7 +107,7 @@ class FileDevice:
                     done.append(item.id)
                 else:
                     failures.append((item.id, inferred.error))
-        return FilesReport(tuple(done), tuple(failures))
+        return ChunkReport(tuple(done), tuple(failures))
 
     def _read(
         self, items: Sequence[WorkItem], buffer: NDArray[Any], failures: Failures
@@ -174,16 +161,11 @@ class InferenceTask:
     plan: DevicePlan
     folder: Path
 
-    def make_device(self, number: int) -> FileDevice:
-        """The device with a number."""
-        settings = DeviceSettings(self.plan.threads, self.plan.streams, number=number)
-        return FileDevice(self.model, settings, self.contract, self.folder)
-
 
 def infer_files(
     task: InferenceTask,
     on_ready: Callable[[], None],
-    on_done: Callable[[FilesReport], None],
+    on_done: Callable[[ChunkReport], None],
 ) -> tuple[dict[str, DeviceReport], Failures]:
     """Run input tensors through the devices until the raw output of each is on the disk.
 
@@ -200,30 +182,19 @@ def infer_files(
         Exception: what the devices ran into, when a round brought nothing forward.
     """
     model = task.model
-    pool: DevicePool[FilesReport] = DevicePool(
-        task.plan, task.make_device, model.spec.batch, model.capabilities.group
-    )
-    left = {item.id: item for item in task.items}
     failures: Failures = []
 
-    def take_in(_: str, report: FilesReport) -> None:
-        failures.extend(report.failures)
-        for id in (*report.done, *(id for id, _ in report.failures)):
-            del left[id]
-        on_done(report)
+    def make_device(settings: DeviceSettings) -> FileDevice:
+        return FileDevice(model, settings, task.contract, task.folder)
 
-    try:
-        pool.start()
-        on_ready()
-        for round_number in range(1, MAX_ROUNDS + 1):
-            before = len(left)
-            problems = pool.run_round(item_work(list(left.values())), take_in)
-            if not left:
-                break
-            if len(left) == before or round_number == MAX_ROUNDS:
-                raise problems[0]
-            pool.start()
+    def take_in(_: str, report: ChunkReport) -> tuple[str, ...]:
+        failures.extend(report.failures)
+        on_done(report)
+        return report.keys
+
+    with DevicePool[ChunkReport](
+        task.plan, make_device, model.spec.batch, model.capabilities.group
+    ) as pool:
+        run_rounds(pool, task.items, item_work, on_ready, take_in)
         pool.close()
-    finally:
-        pool.kill()
     return pool.reports, failures

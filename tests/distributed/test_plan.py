@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cfdist.distributed import plan as planning
-from cfdist.distributed.plan import Wishes, plan_devices
+from cfdist.distributed.plan import plan_devices
 from cfdist.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -13,27 +13,27 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 def test_more_accelerators_than_there_are_is_the_user_s_error():
     with pytest.raises(UserError, match="devices=2: Ray sees 0 NPU"):
-        plan_devices("npu", Wishes(2))
+        plan_devices("npu", 2)
     with pytest.raises(UserError, match="devices=auto: Ray sees 0 GPU"):
-        plan_devices("gpu", Wishes("auto"))
+        plan_devices("gpu", "auto")
 
 
 def test_cores_are_shared_between_cpu_devices():
     import ray
 
     cores = int(ray.cluster_resources()["CPU"])
-    one = plan_devices("cpu", Wishes(1, streams="auto"))
+    one = plan_devices("cpu", 1, streams="auto")
     assert (one.count, one.threads, one.streams, one.readers) == (1, cores, cores, cores)
     assert one.max_in_flight == cores + 2
-    many = plan_devices("cpu", Wishes(2 * cores, readers=3))
+    many = plan_devices("cpu", 2 * cores, readers=3)
     assert (many.threads, many.streams, many.readers, many.cpus) == (1, 1, 3, 0.5)
-    assert plan_devices("cpu", Wishes([0, 1, 2])).count == 3
-    crowded = plan_devices("cpu", Wishes(1, streams="auto", stream_bytes=10**12))
+    assert plan_devices("cpu", [0, 1, 2]).count == 3
+    crowded = plan_devices("cpu", 1, streams="auto", stream_bytes=10**12)
     assert crowded.streams == 1
 
 
 def test_devices_leave_the_cores_to_a_stage_that_letterboxes():
-    plan = plan_devices("cpu", Wishes(1, shares_cpus=True))
+    plan = plan_devices("cpu", 1, shares_cpus=True)
     assert plan.actor_options["num_cpus"] == 0
 
 

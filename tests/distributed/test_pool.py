@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cfdist.devices.base import DeviceReport
-from cfdist.distributed.plan import Wishes, plan_devices
+from cfdist.distributed.plan import plan_devices
 from cfdist.distributed.pool import MAX_RESTARTS, DevicePool
 from cfdist.distributed.work import item_work
 from cfdist.errors import UserError
@@ -66,31 +66,25 @@ def classes_by_value():
 
 
 def pool_of(device: DyingDevice) -> DevicePool:
-    return DevicePool(plan_devices("cpu", Wishes(1, readers=1)), lambda number: device, 2)
+    return DevicePool(plan_devices("cpu", 1, readers=1), lambda settings: device, 2)
 
 
 def test_a_refused_chunk_ends_the_round(tmp_path):
-    pool = pool_of(RefusingDevice(tmp_path, 0))
-    try:
+    with pool_of(RefusingDevice(tmp_path, 0)) as pool:
         pool.start()
         with pytest.raises(UserError, match="does not fit the device's memory"):
             pool.run_round(item_work(items_of(200)), lambda *_: None)
-    finally:
-        pool.kill()
     # Only the chunks that were on their way.
-    assert len(list(tmp_path.iterdir())) <= pool._plan.max_in_flight
+    assert len(list(tmp_path.iterdir())) <= pool.plan.max_in_flight
     assert pool.lost == []
 
 
 def test_a_device_that_dies_while_loading_is_started_again(tmp_path):
-    pool = pool_of(DyingDevice(tmp_path, deaths=2))
     found = []
-    try:
+    with pool_of(DyingDevice(tmp_path, deaths=2)) as pool:
         pool.start()
         work = item_work(items_of(5))
         assert pool.run_round(work, lambda name, ids: found.extend((name, id) for id in ids)) == []
-    finally:
-        pool.kill()
     assert sorted(found) == [("device:0", f"e/{i}") for i in range(5)]
     assert pool.lost == ["device:0", "device:0"]
 
@@ -98,10 +92,8 @@ def test_a_device_that_dies_while_loading_is_started_again(tmp_path):
 def test_a_device_that_always_dies_while_loading_ends_the_run(tmp_path):
     import ray
 
-    pool = pool_of(DyingDevice(tmp_path, deaths=100))
-    try:
+    with pool_of(DyingDevice(tmp_path, deaths=100)) as pool:
         with pytest.raises(ray.exceptions.RayActorError):
             pool.start()
-    finally:
-        pool.kill()
-    assert len(pool.lost) == MAX_RESTARTS + 1
+        assert len(pool.lost) == MAX_RESTARTS + 1
+    assert pool.actors == {}

@@ -68,7 +68,9 @@ def table(spec):
 
 def new_reducer(output, style: str = "official") -> Reducer:
     output.mkdir(exist_ok=True)
-    return Reducer(truth(), ORDER, output, RunIdentity("f", "openvino"), style)
+    reducer = Reducer(truth(), ORDER, output, RunIdentity("f", "openvino"), style)
+    reducer.open()
+    return reducer
 
 
 def finished(reducer: Reducer, groups: list[list[int]], table):
@@ -126,7 +128,7 @@ def test_an_interrupted_run_goes_on(table, tmp_path):
     del first
 
     second = new_reducer(tmp_path / "b")
-    assert second.done() == {ORDER[0], ORDER[1], ORDER[4]}
+    assert second.done == {ORDER[0], ORDER[1], ORDER[4]}
     resumed = finished(second, [[1, 2, 3], [5, 6, 7, 8]], table)
 
     assert resumed.ap == whole.ap
@@ -155,7 +157,7 @@ def test_the_first_pass_counts_whenever_it_arrives(table, first_pass, arrivals, 
             reducer = new_reducer(output)  # takes in what the journal holds
             for number, each in part:
                 reducer.add(table([number], failed=(4,) if each == 1 else (6,), number=each))
-        assert len(reducer.done()) == 2 * COUNT
+        assert len(reducer.done) == 2 * COUNT
         evaluation = reducer.finish()
         expected, folder = first_pass
         assert (evaluation.ap, evaluation.failures) == (expected.ap, expected.failures)
@@ -180,7 +182,7 @@ def test_a_picture_that_cannot_be_scored_has_failed_and_the_run_goes_on(
     numbers = getattr(bad, what).copy()
     numbers.flat[0] = value
     reducer.add(to_arrow([replace(bad, **{what: numbers}), *from_arrow(table([1]))]))
-    assert reducer.done() == {ORDER[0], ORDER[1]}
+    assert reducer.done == {ORDER[0], ORDER[1]}
 
     resumed = new_reducer(tmp_path)  # the journal can be read again
     evaluation = finished(resumed, [[2, 3, 4, 5, 6, 7, 8]], table)
@@ -201,6 +203,7 @@ def test_a_picture_is_not_done_before_its_file_is_written(table, tmp_path, monke
         patch.setattr("cfdist.distributed.reducer.prediction_text", refuse)
         with pytest.raises(OSError, match="no space"):
             reducer.add(table([0]))
-    assert reducer.done() == set()
+    assert reducer.done == set()
     reducer.add(table([0]))  # tried again
-    assert reducer.done() == {ORDER[0]}
+    assert reducer.done == {ORDER[0]}
+    assert new_reducer(tmp_path).done == {ORDER[0]}  # the journal holds it twice

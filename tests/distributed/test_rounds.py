@@ -1,26 +1,26 @@
-"""Rounds through real Ray actors: lost devices, resumed runs, faulty devices, every supply."""
+"""Rounds through real Ray actors (lost or faulty devices, resumed runs, every supply); rates."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cfdist import inputs
 from cfdist.backends.model import BackendModel
 from cfdist.distributed.journal import RunIdentity
-from cfdist.distributed.plan import Wishes, plan_devices
-from cfdist.distributed.rounds import EvaluationTask, Listener, evaluate_manifest
+from cfdist.distributed.plan import plan_devices
+from cfdist.distributed.rounds import EvaluationTask, Listener, Timeline, evaluate_manifest
 from cfdist.distributed.work import item_work, letterboxing_work, materialise
 from cfdist.errors import UserError
-
-pytestmark = pytest.mark.usefixtures("ray_session")
 
 SIZE = (256, 256)
 
 
 @pytest.fixture(scope="module")
-def run(compose, spec):
+def run(compose, spec, ray_session):
     """Evaluates the first 40 sample pictures at a small input size."""
     config = compose("dataset.limit=40")
     truth = inputs.find_ground_truth(config.dataset)
@@ -44,7 +44,7 @@ def run(compose, spec):
             manifest.repeated(passes),
             truth,
             backend or BackendModel("openvino", model, {"precision": "f32"}),
-            plan_devices("cpu", Wishes(2, readers=1, shares_cpus=supply == "cluster")),
+            plan_devices("cpu", 2, readers=1, shares_cpus=supply == "cluster"),
             output,
             RunIdentity("f", "openvino"),
             "official",
@@ -112,7 +112,7 @@ def test_an_interrupted_run_does_only_the_rest(run, whole, tmp_path):
     seen = []
 
     def interrupt(report):
-        seen.append(report.done)
+        seen.append(len(report.keys))
         if len(seen) == 2:
             raise InterruptError
 
@@ -147,7 +147,7 @@ def test_an_interrupted_run_goes_on_with_pictures_of_the_store(run, whole, tmp_p
     seen = []
 
     def interrupt(report):
-        seen.append(report.done)
+        seen.append(len(report.keys))
         if len(seen) == 2:
             raise InterruptError
 
@@ -178,3 +178,50 @@ def test_a_store_too_small_for_two_blocks_is_named(run, monkeypatch, tmp_path):
     monkeypatch.setattr("cfdist.distributed.work.store_bytes", lambda: 1_000_000)
     with pytest.raises(UserError, match=r"where=cluster: Ray's object store has 1 MB, two blocks"):
         run(tmp_path, supply="cluster")
+
+
+def timeline_of(streams: int, *chunks: tuple[float, str, int]) -> Timeline:
+    """A run that began at 0: (seconds, device, pictures) of each chunk, as they ended."""
+    timeline = Timeline(streams)
+    with pytest.MonkeyPatch.context() as patch:
+        for seconds, device, pictures in chunks:
+            patch.setattr("cfdist.distributed.rounds.time.perf_counter", lambda now=seconds: now)
+            timeline.add(device, pictures)
+    return timeline
+
+
+def test_the_steady_rate_leaves_out_each_device_s_first_chunk():
+    # Two devices of 8 pictures a second each, of which one begins late.
+    chunks = [(1.0, "a", 8), (1.7, "b", 8), (2.0, "a", 8), (2.7, "b", 8), (3.0, "a", 8)]
+    chunks += [(3.7, "b", 8), (4.0, "a", 8), (4.7, "b", 8), (5.0, "a", 8)]
+    timeline = timeline_of(1, *chunks)
+    assert timeline.seconds == 5.0
+    assert timeline.first_seconds == 1.0
+    # "b" had a chunk under way at the end, which does not count in part.
+    assert timeline.steady_rate == pytest.approx(32 / 4 + 24 / 3.3)
+
+
+def test_a_device_s_streams_begin_together():
+    chunks = [(1.0, "a", 4), (1.5, "a", 4), (3.0, "a", 4), (3.5, "a", 4), (5.0, "a", 4)]
+    assert timeline_of(2, *chunks).steady_rate == pytest.approx(12 / (5.0 - 1.25))
+
+
+@given(
+    seconds=st.lists(st.floats(0.1, 10), min_size=1, max_size=6),
+    starts=st.lists(st.floats(0, 20), min_size=6, max_size=6),
+)
+def test_the_steady_rate_is_never_more_than_the_devices_can(seconds, starts):
+    ends = [
+        (start + each * (i + 1), str(device), 4)
+        for device, (each, start) in enumerate(zip(seconds, starts, strict=False))
+        for i in range(int(60 / each))
+    ]
+    rate = timeline_of(1, *sorted(ends)).steady_rate
+    assert rate is None or rate <= sum(4 / each for each in seconds) * (1 + 1e-9)
+
+
+def test_there_is_no_steady_rate_of_too_little():
+    assert timeline_of(1, (5.0, "a", 8), (5.1, "b", 8), (7.1, "a", 8)).steady_rate is None
+    assert timeline_of(1, (5.0, "a", 8), (5.1, "a", 32)).steady_rate is None  # too short
+    assert timeline_of(1).steady_rate is None
+    assert timeline_of(1).seconds == 0.0

@@ -11,21 +11,15 @@ from hypothesis import strategies as st
 
 from cfdist.devices.base import MAX_CHUNK, largest_chunk
 from cfdist.distributed.scheduler import Scheduler, chunk_for_rate
+from cfdist.distributed.work import Slice, Work
 
 
-class Listed:
-    """Rows that need no Ray: each part of a chunk is a range of numbers."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._next = 0
-
-    def take(self, size: int) -> list[range]:
-        first, self._next = self._next, min(self._next + size, self.count)
-        return [range(first, self._next)] if first < self._next else []
+def rows_of(count: int) -> Work:
+    """Rows that need no Ray: one block without content."""
+    return Work([Slice(None, 0, count)], count)
 
 
-def size_of(chunk: list[range]) -> int:
+def size_of(chunk: list[Slice]) -> int:
     return sum(map(len, chunk))
 
 
@@ -42,12 +36,13 @@ def size_of(chunk: list[range]) -> int:
     ],
 )
 def test_lanes_end_with_small_chunks(items, chunk, streams, batch, expected):
-    scheduler = Scheduler(Listed(items), ["device"], streams, batch)
+    scheduler = Scheduler(rows_of(items), ["device"], streams, batch)
     chunks = []
     while found := scheduler.next_chunk("device", chunk):
         chunks.append(found)
     assert [size_of(one) for one in chunks] == expected
-    assert [row for one in chunks for part in one for row in part] == list(range(items))
+    rows = [row for one in chunks for part in one for row in range(part.start, part.stop)]
+    assert rows == list(range(items))
 
 
 def finish_times(
@@ -58,7 +53,7 @@ def finish_times(
     Returns:
         When each device had nothing left to do, and how many items it did.
     """
-    scheduler = Scheduler(Listed(items), map(str, range(len(seconds))), 1, unit)
+    scheduler = Scheduler(rows_of(items), map(str, range(len(seconds))), 1, unit)
     ends, done = [0.0] * len(seconds), [0] * len(seconds)
     running: list[tuple[float, int, int]] = []  # a heap of (end, device, items)
 
@@ -111,7 +106,7 @@ def test_devices_of_any_speeds_end_about_together(seconds, units, max_in_flight)
 
 
 def test_what_failed_does_not_count_as_finished():
-    scheduler = Scheduler(Listed(40), "ab", 1, 1)
+    scheduler = Scheduler(rows_of(40), "ab", 1, 1)
     lost = scheduler.next_chunk("a", 8)
     assert [size_of(lost), size_of(scheduler.next_chunk("b", 8))] == [5, 5]
     scheduler.give_back("a", size_of(lost), is_finished=False)

@@ -1,9 +1,11 @@
-"""Which accelerators the processes of a run's own cluster see, and for how long."""
+"""Which accelerators a run's own cluster sees, for how long, and what is left of it."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -74,3 +76,24 @@ def test_other_devices_and_clusters_are_left_alone(seen):
     with sessions.own_session(None, False, "gpu", 2):
         pass
     assert seen == [{"resources": None, CUDA: None, ASCEND: None}] * 3
+
+
+def test_only_the_autoscaler_among_the_children_is_killed(tmp_path):
+    monitor = tmp_path / "autoscaler" / "_private" / "monitor.py"
+    other = tmp_path / "other.py"
+    monitor.parent.mkdir(parents=True)
+    children = []
+    for script in (monitor, other):
+        Path(script).write_text("print('up', flush=True)\nimport time\ntime.sleep(60)\n")
+        child = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
+        child.stdout.readline()
+        children.append(child)
+    try:
+        sessions.end_autoscaler()
+        assert children[0].wait(timeout=10) == -9
+        assert children[1].poll() is None
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
+            child.stdout.close()

@@ -12,8 +12,7 @@ from cfdist.devices.base import DeviceReport
 from cfdist.distributed.journal import RunIdentity
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.reducer import Evaluation
-from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
-from cfdist.distributed.timeline import Timeline
+from cfdist.distributed.rounds import EvaluationReport, EvaluationTask, Timeline
 from cfdist.distributed.work import item_work
 from cfdist.execution import PictureSupply
 from cfdist.report.evaluation import evaluation_results, replacement_notes

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
-from cfdist.distributed.plan import Wishes, plan_devices
+from cfdist.distributed.plan import plan_devices
 from cfdist.errors import UserError
 from cfdist.preprocess import InputContract
 from cfdist.throughput.device import (
@@ -66,7 +66,7 @@ def test_the_model_gets_the_input_that_was_asked_for(backend, monkeypatch, spec,
 
 @pytest.mark.usefixtures("ray_session")
 def test_devices_loop_in_actors_of_their_own(spec):
-    plan = plan_devices("cpu", Wishes(2, readers=1, streams=1))
+    plan = plan_devices("cpu", 2, readers=1, streams=1)
 
     def loop(latency_ms: float | None):
         options = {"latency_ms": latency_ms, "preset": None}

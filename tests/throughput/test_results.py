@@ -13,8 +13,7 @@ from cfdist.devices.base import DeviceReport
 from cfdist.distributed.journal import RunIdentity
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.reducer import Evaluation
-from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
-from cfdist.distributed.timeline import Timeline
+from cfdist.distributed.rounds import EvaluationReport, EvaluationTask, Timeline
 from cfdist.distributed.work import item_work
 from cfdist.report.results import Phases
 from cfdist.throughput.device import LoopReport
