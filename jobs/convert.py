@@ -78,9 +78,7 @@ def atc_model(config: Config, spec: ModelSpec, folder: Path) -> atc.AtcModel:
             f"model {spec.path}: takes u8 already; convert the ONNX of export.input=f32 "
             "(convert.aipp=true then has the chip normalise)"
         )
-    aipp = None
-    if config.convert.aipp:
-        aipp = atc.aipp_config(spec.mean, spec.std, spec.scale, spec.color, spec.height, spec.width)
+    aipp = atc.aipp_config(spec) if config.convert.aipp else None
     chip = config.convert.soc_version or soc_version()
     return atc.AtcModel(
         onnx=_with_true_shape(spec, network.model, folder, config.convert.dry_run),

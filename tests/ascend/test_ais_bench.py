@@ -7,19 +7,23 @@ from pathlib import Path
 
 import pytest
 
-from cfdist.ascend.ais_bench import command_line, run_ais_bench
+from cfdist.ascend import ais_bench
+from cfdist.ascend.ais_bench import run_ais_bench
 from cfdist.errors import UserError
 from tests.fakes.ascend import install_double
 
 
-def test_the_command_line_is_the_guides():
-    paths = (Path("a b.om"), Path("bins"), Path("result") / "dumpout_bs4")
-    call = command_line(*paths, 4, None)
-    assert call == [
+def test_the_command_line_is_the_guides(monkeypatch, tmp_path):
+    calls: list[list[str]] = []
+    monkeypatch.setattr(ais_bench, "call_tool", lambda what, call, advice: calls.append(call))
+    result = tmp_path / "result"
+    for devices in (None, [0, 1]):
+        run_ais_bench(Path("a b.om"), Path("bins"), result / "dumpout_bs4", 4, devices)
+    call = [
         *(sys.executable, "-m", "ais_bench", "--model", "a b.om", "--input", "bins"),
-        *("--output", "result", "--output_dirname", "dumpout_bs4", "--batchsize", "4"),
+        *("--output", str(result), "--output_dirname", "dumpout_bs4", "--batchsize", "4"),
     ]
-    assert command_line(*paths, 4, [0, 1]) == [*call, "--device", "0,1"]
+    assert calls == [call, [*call, "--device", "0,1"]]
 
 
 def test_a_failing_call_is_one_line_and_leaves_nothing(monkeypatch, tmp_path):
