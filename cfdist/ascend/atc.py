@@ -43,10 +43,6 @@ class AtcModel:
     aipp: str | None = None
     log: str = "error"
 
-    def stem(self, batch: int) -> str:
-        """The OM's file name without `.om`: "CenterFace_bs16", "CenterFace_bs16_aipp"."""
-        return f"{self.onnx.stem}_bs{batch}{'_aipp' if self.aipp else ''}"
-
     def aipp_path(self, folder: Path) -> Path:
         """Where `convert` puts the AIPP file, one for all batch sizes."""
         return folder.resolve() / f"{self.onnx.stem}.aippconfig"
@@ -132,7 +128,8 @@ def convert(
 ) -> list[ConvertResult]:
     """Make the OM of each batch size, unless the one that is there was made in the same way.
 
-    Beside each OM lies `<om>.json`: the digests of ONNX and OM, command, AIPP text and versions.
+    The OM files are called "CenterFace_bs16.om", or with AIPP "CenterFace_bs16_aipp.om". Beside
+    each OM lies `<om>.json`: the digests of ONNX and OM, command, AIPP text and versions.
 
     Args:
         model: What to convert.
@@ -146,9 +143,14 @@ def convert(
     """
     results = []
     for batch in batches:
-        om = Path(out_dir) / f"{model.stem(batch)}.om"
+        om = out_dir / f"{model.onnx.stem}_bs{batch}{'_aipp' if model.aipp else ''}.om"
         command = atc_command(model, om, batch)
-        made = not dry_run and _make(model, om, command)
+        try:
+            made = not dry_run and _make(model, om, command)
+        except OSError as error:
+            raise UserError(
+                f"convert: {error.filename or om} cannot be read or written ({error.strerror})"
+            ) from None
         results.append(ConvertResult(batch, om, shlex.join(command), made))
     return results
 
@@ -165,30 +167,18 @@ def toolkit_version() -> str | None:
 
 
 def _make(model: AtcModel, om: Path, command: list[str]) -> bool:
-    """Make one OM; returns whether it had to be made."""
-    try:
-        digest = sha256_of(model.onnx)
-    except OSError as error:
-        raise UserError(
-            f"convert: {model.onnx} cannot be read ({error.strerror}); give an ONNX, as made with "
-            "job=export"
-        ) from None
-    recipe = {"onnx_sha256": digest, "command": command, "aipp": model.aipp}
+    """Make one OM, unless it is there; returns whether it was made."""
+    recipe = {"onnx_sha256": sha256_of(model.onnx), "command": command, "aipp": model.aipp}
     sidecar_path = om.with_name(om.name + ".json")
     if _is_made(om, sidecar_path, recipe):
         return False
-    try:
-        _call_atc(model, om, command)
-        sidecar = recipe | {
-            "om_sha256": sha256_of(om),
-            "toolkit_version": toolkit_version(),
-            "cfdist_version": __version__,
-        }
-        write_text(sidecar_path, json.dumps(sidecar, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"convert: {error.filename or om} cannot be written ({error.strerror})"
-        ) from None
+    _call_atc(model, om, command)
+    sidecar = recipe | {
+        "om_sha256": sha256_of(om),
+        "toolkit_version": toolkit_version(),
+        "cfdist_version": __version__,
+    }
+    write_text(sidecar_path, json.dumps(sidecar, indent=2) + "\n")
     return True
 
 

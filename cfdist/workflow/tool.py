@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cfdist.ascend.ais_bench import run_ais_bench
+from cfdist.ascend import run_ais_bench
 from cfdist.backends.base import DeviceSettings
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec

@@ -237,7 +237,7 @@ def test_onnx_that_is_not_there(calls, model, tmp_path):
 
 def test_folder_that_cannot_be_written(calls, model, tmp_path):
     (tmp_path / "om").write_text("a file")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be read or written"):
         convert(model, tmp_path / "om", [1])
 
 

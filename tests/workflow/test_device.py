@@ -190,7 +190,7 @@ def test_an_onnx_for_bytes_takes_float_bins_too(tmp_path, model):
 @pytest.mark.parametrize("aipp", [False, True])
 def test_an_om_gives_what_the_tool_itself_gives(tmp_path, monkeypatch, model, aipp):
     """Batch, padding and names as `python -m ais_bench` has them, to the byte."""
-    from cfdist.ascend.ais_bench import run_ais_bench
+    from cfdist.ascend import run_ais_bench
 
     install_double(monkeypatch)
     import aclruntime
