@@ -127,7 +127,7 @@ def loops(paths: list[str], spec: ModelSpec) -> dict[str, Callable[[], float]]:
     in_memory = [plain_warp(path) for path in paths[:IN_MEMORY]]
     networks = {
         "script": with_free_shapes(str(spec.path)),
-        "constant": load_onnx(spec).model.SerializeToString(),
+        "constant": load_onnx(spec).SerializeToString(),
     }
     found: dict[str, Callable[[], float]] = {}
     for name, network in networks.items():

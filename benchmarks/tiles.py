@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from onnx.utils import Extractor
 from openvino.preprocess import PrePostProcessor
 
-from cfdist.backends.onnx_file import OnnxNetwork, load_onnx
+from cfdist.backends.onnx_file import load_onnx
 from cfdist.backends.openvino import compile_model, picture_model, run
 from cfdist.config import compose
 from cfdist.execution import model_spec
@@ -73,7 +73,7 @@ class TiledNetwork:
 
     def __init__(self, spec: ModelSpec, kept: int) -> None:
         self.kept, self.size, self.side = kept, kept + 2 * HALO, spec.height
-        model = load_onnx(spec).model
+        model = load_onnx(spec)
         extractor = Extractor(onnx.shape_inference.infer_shapes(model))
         outputs = [value.name for value in model.graph.output]
         stem = extractor.extract_model([model.graph.input[0].name], list(CUT))
@@ -88,7 +88,7 @@ class TiledNetwork:
 
         def compiled_stem(height: int, width: int) -> ov.CompiledModel:
             shape = replace(spec, height=height, width=width)
-            tile = picture_model(OnnxNetwork(stem, False, False), shape, 1)
+            tile = picture_model(stem, shape, 1)
             return compiled(channels_last(tile, "outputs"))
 
         self.stems = (compiled_stem(self.size, self.side), compiled_stem(self.side, self.size))

@@ -77,8 +77,7 @@ def _faster_cpu_model(spec: ModelSpec, options: Mapping[str, Any]) -> BackendMod
         model = fitting[0]
         model.check()
         return replace(model, remark=f"{model.backend}, the CPU runtime that fits the free memory")
-    choice = choose_cpu_backend(spec, options, available_cores())
-    return BackendModel(choice.name, spec, options, remark=str(choice))
+    return choose_cpu_backend(spec, options, available_cores())
 
 
 def model_on_backend(config: Config, name: str, file: str | None = None) -> BackendModel:

@@ -11,7 +11,7 @@ import onnx
 from cfdist import execution
 from cfdist.ascend import atc
 from cfdist.ascend.npu_smi import soc_version
-from cfdist.backends.onnx_file import load_onnx
+from cfdist.backends.onnx_file import load_onnx, takes_u8
 from cfdist.config import Config
 from cfdist.errors import UserError
 from cfdist.files import atomic_write
@@ -65,21 +65,18 @@ def atc_model(config: Config, spec: ModelSpec, folder: Path) -> atc.AtcModel:
         UserError: not an ONNX of head maps with float input, or no chip known.
     """
     network = load_onnx(spec)
-    if network.takes_u8:
+    if takes_u8(network):
         raise UserError(
             f"model {spec.path}: takes u8 already; convert the ONNX of export.input=f32 "
             "(convert.aipp=true then has the chip normalise)"
         )
-    aipp = None
-    if config.convert.aipp:
-        aipp = atc.aipp_config(spec.mean, spec.std, spec.scale, spec.color, spec.height, spec.width)
     return atc.AtcModel(
-        onnx=_with_free_batch(spec, network.model, folder, config.convert.dry_run),
-        input_name=network.model.graph.input[0].name,
+        onnx=_with_free_batch(spec, network, folder, config.convert.dry_run),
+        input_name=network.graph.input[0].name,
         height=spec.height,
         width=spec.width,
         soc_version=config.convert.soc_version or soc_version(),
-        aipp=aipp,
+        aipp=atc.aipp_config(spec) if config.convert.aipp else None,
         log=config.convert.log,
     )
 

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 
 from cfdist import backends, execution, inputs
-from cfdist.backends.choice import Choice
 from cfdist.backends.model import BackendModel
 from cfdist.distributed import session as sessions
 from cfdist.distributed.journal import Journal, RunIdentity
@@ -24,7 +23,7 @@ def chosen(monkeypatch) -> list[str]:
 
     def choose(spec, options, threads):
         asked.append(spec.name)
-        return Choice("onnxruntime", {"onnxruntime": 2.0, "openvino": 1.0})
+        return BackendModel("onnxruntime", spec, options, remark="the faster CPU runtime here")
 
     monkeypatch.setattr(execution, "choose_cpu_backend", choose)
     monkeypatch.setattr(backends, "list_npus", list)

@@ -10,8 +10,7 @@ from cfdist.ascend.npu_smi import list_npus
 from cfdist.errors import UserError
 
 if TYPE_CHECKING:
-    from cfdist.backends.base import Backend, DeviceSettings
-    from cfdist.model import ModelSpec
+    from cfdist.backends.base import Backend
 
 AUTO = "auto"
 SIMULATED = "simulated"
@@ -21,19 +20,12 @@ _INSTALL = "`pip install -r requirements.txt`"
 
 
 class BackendEntry(NamedTuple):
-    """Where a backend is.
-
-    Attributes:
-        module: The module that holds its class.
-        class_name: Its class, a `cfdist.backends.base.Backend`.
-        package: The package that it needs, by the name under which Python imports it.
-        install: How a person gets that package.
-    """
+    """Where a backend is, see `register_backend`."""
 
     module: str
     class_name: str
     package: str
-    install: str = _INSTALL
+    install: str
 
 
 BACKENDS: dict[str, BackendEntry] = {}
@@ -46,9 +38,9 @@ def register_backend(
 
     Args:
         name: What `backend=` calls it.
-        module: See `BackendEntry`, as for the others.
-        class_name: The class in that module.
-        package: The package that it needs.
+        module: The module that holds its class.
+        class_name: Its class, a `cfdist.backends.base.Backend`.
+        package: The package that it needs, by the name under which Python imports it.
         install: How a person gets that package.
     """
     BACKENDS[name] = BackendEntry(module, class_name, package, install)
@@ -56,20 +48,15 @@ def register_backend(
 
 register_backend("openvino", "cfdist.backends.openvino", "OpenVINOBackend", "openvino")
 register_backend("onnxruntime", "cfdist.backends.onnxruntime", "OnnxRuntimeBackend", "onnxruntime")
-register_backend(
-    "torch",
-    "cfdist.backends.torch",
-    "TorchBackend",
-    "torch",
-    "`pip install -r requirements-torch.txt`",
-)
+_INSTALL_TORCH = "`pip install -r requirements-torch.txt`"
+register_backend("torch", "cfdist.backends.torch", "TorchBackend", "torch", _INSTALL_TORCH)
 register_backend(
     "om",
     "cfdist.backends.om",
     "OmBackend",
     "aclruntime",  # an unrelated package has the name ais_bench too
     "the wheels aclruntime and ais_bench from that project's own pages, see docs/ascend.md "
-    "(ais-bench-benchmark is another tool)",
+    "(ais-bench-benchmark is another tool that takes the name ais_bench too: uninstall it)",
 )
 register_backend(SIMULATED, "cfdist.backends.simulated", "SimulatedBackend", "numpy")
 
@@ -130,20 +117,11 @@ def backend_class(name: str) -> type[Backend]:
     return found
 
 
-def create(name: str, spec: ModelSpec, settings: DeviceSettings) -> Backend:
-    """Load a model on one device with a resolved backend."""
-    return backend_class(name)(spec, settings)
-
-
 def refuse_simulated(name: str, key: str) -> None:
-    """Refuse the backend that finds nothing for a job that keeps or judges what is found.
-
-    Args:
-        name: A backend.
-        key: Where in the configuration it makes no sense.
+    """Refuse the simulated backend for a job that keeps or judges what is found.
 
     Raises:
-        UserError: it is the simulated one.
+        UserError: it is the simulated one; the message begins with `key`, a setting.
     """
     if name == SIMULATED:
         raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -114,8 +114,3 @@ class Backend(ABC):
 
     def close(self) -> None:  # noqa: B027 (most backends have nothing to give back)
         """Give the device back."""
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names in quotes for a message, or "none"."""
-    return ", ".join(repr(name) for name in names) or "none"

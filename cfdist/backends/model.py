@@ -64,5 +64,4 @@ class BackendModel:
         Raises:
             UserError: the model does not fit the device or the run.
         """
-        settings = replace(settings, options=self.options)
-        return backends.create(self.backend, self.spec, settings)
+        return self.backend_class(self.spec, replace(settings, options=self.options))

@@ -20,8 +20,10 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cfdist.backends.base import Backend, Capabilities, DeviceSettings, listed
-from cfdist.decode import PEAK_OUTPUTS, PEAK_VALUES, STRIDE, HeadMaps, Peaks, graph_peaks
+from cfdist.backends import BACKENDS
+from cfdist.backends.base import Backend, Capabilities, DeviceSettings
+from cfdist.backends.outputs import as_result, output_order, output_shapes
+from cfdist.decode import PEAK_OUTPUTS, HeadMaps, Peaks
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract
@@ -35,11 +37,8 @@ class OmBackend(Backend):
     """An OM with a static batch on one NPU.
 
     The OM's own description decides the input: float32 NCHW, normalised as `ModelSpec` says, or
-    uint8 NHWC (AIPP: the chip normalises; the letterboxed BGR picture goes in as it is).
-
-    Attributes:
-        contract: The OM's input, `batch` included.
-        streams: 1; a session is for one caller at a time.
+    uint8 NHWC (AIPP: the chip normalises; the letterboxed BGR picture goes in as it is). A session
+    is for one caller at a time: there is one stream.
     """
 
     # While one batch is computed, the next is copied in and the last one out.
@@ -48,20 +47,16 @@ class OmBackend(Backend):
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
         inspect_om(spec.path)
-        session_type = _session_type()
         # An ACL context belongs to the thread that made it; callers need not care.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="npu")
         self._session: Any = None
         try:
-            self._session = self._on_thread(_open, session_type, spec.path, settings.index)
-            inputs, outputs = self._on_thread(_describe, self._session)
-            self.contract = input_contract(inputs, spec)
-            self._peak_order = peak_order(outputs, spec)
-            self._order = self._peak_order or output_order(outputs, spec)
+            self._session = self._on_thread(_open, spec.path, settings.index)
+            self.contract = input_contract(self._on_thread(self._session.get_inputs), spec)
+            self._order = described_order(self._on_thread(self._session.get_outputs), spec)
         except BaseException:
             self.close()
             raise
-        self._padded = np.zeros(self.contract.shape(spec.batch), self.contract.dtype)
 
     @classmethod
     def check(cls, spec: ModelSpec, options: Mapping[str, Any]) -> None:
@@ -81,35 +76,23 @@ class OmBackend(Backend):
             ValueError: another shape or dtype, which the runtime would not notice.
             RuntimeError: the chip failed; the text holds an ACL code.
         """
-        feed = self._feed(inputs, self._padded)
-        outputs = self._on_thread(self._session.infer, [feed], "static")
-        return self._result(outputs, len(inputs))
+        return self.infer_many([inputs])[0]
 
     def infer_many(self, batches: Sequence[NDArray[Any]]) -> list[HeadMaps | Peaks]:
-        """`infer` for several batches, copies and execution overlapping where the runtime can.
-
-        Args:
-            batches: Arrays as `infer` takes them. All their outputs are in memory at once.
-
-        Returns:
-            Head maps, or peaks, of each batch, in order.
-        """
+        """See `Backend.infer_many`; the runtime of CANN 6 overlaps nothing."""
+        feeds = [[self._feed(inputs)] for inputs in batches]
         pipeline = getattr(self._session, "infer_pipeline", None)
-        if pipeline is None or len(batches) < 2:
-            return super().infer_many(batches)
-        # Each in a buffer of its own: all are in use at once.
-        feeds = [[self._feed(inputs, None)] for inputs in batches]
-        results = self._on_thread(pipeline, feeds, "static")
+        if pipeline is not None and len(feeds) > 1:
+            results = self._on_thread(pipeline, feeds, "static")
+        else:
+            results = [self._on_thread(self._session.infer, feed, "static") for feed in feeds]
         return [
             self._result(outputs, len(inputs))
             for outputs, inputs in zip(results, batches, strict=True)
         ]
 
     def device_times_ms(self) -> list[float]:
-        """Pure execution times on the chip since the last call, milliseconds, copies excluded.
-
-        One entry an execution (several a batch where a loop count is set).
-        """
+        """See `Backend.device_times_ms`; copies to and from the chip are excluded."""
         return self._on_thread(_take_times, self._session)
 
     def close(self) -> None:
@@ -124,54 +107,39 @@ class OmBackend(Backend):
     def _on_thread(self, function: Callable[..., _T], *args: Any) -> _T:
         return self._thread.submit(function, *args).result()
 
-    def _feed(self, inputs: NDArray[Any], buffer: NDArray[Any] | None) -> NDArray[Any]:
-        """The whole batch, C-contiguous: `inputs` itself or a padded copy in `buffer`."""
+    def _feed(self, inputs: NDArray[Any]) -> NDArray[Any]:
+        """The whole batch, C-contiguous: `inputs` itself or a padded copy."""
         whole = self.contract.shape(self.spec.batch)
-        if inputs.dtype != self.contract.dtype or inputs.shape[1:] != whole[1:]:
+        is_wrong = inputs.dtype != self.contract.dtype or inputs.shape[1:] != whole[1:]
+        if is_wrong or not 1 <= len(inputs) <= whole[0]:
             raise ValueError(
-                f"input of {inputs.dtype} {inputs.shape}, "
-                f"the OM takes {self.contract.dtype} {whole}"
+                f"input of {inputs.dtype} {inputs.shape}, the OM takes {self.contract.dtype} "
+                f"{whole}, or fewer pictures"
             )
-        if not 1 <= len(inputs) <= whole[0]:
-            raise ValueError(f"{len(inputs)} pictures, the OM takes 1 to {whole[0]}")
         if len(inputs) == whole[0] and inputs.flags.c_contiguous:
             return inputs
-        padded = np.zeros(whole, self.contract.dtype) if buffer is None else buffer
+        padded = np.zeros(whole, self.contract.dtype)
         padded[: len(inputs)] = inputs
-        padded[len(inputs) :] = 0
         return padded
 
     def _result(self, outputs: Sequence[NDArray[Any]], pictures: int) -> HeadMaps | Peaks:
-        if self._peak_order:
-            return self._peaks(outputs, pictures)
-        return self._heads(outputs, pictures)
-
-    def _peaks(self, outputs: Sequence[NDArray[Any]], pictures: int) -> Peaks:
-        """Outputs of an OM that picks its own peaks, without the padding."""
-        shapes = _peak_shapes(self.spec)
-        score, cell, values = (
-            np.asarray(outputs[index]).reshape(shape)[:pictures]
-            for index, shape in zip(self._order, shapes, strict=True)
-        )
-        return graph_peaks(score.astype(np.float32), cell, values.astype(np.float32))
-
-    def _heads(self, outputs: Sequence[NDArray[Any]], pictures: int) -> HeadMaps:
-        """Output arrays of a whole batch, flat or shaped, to head maps without the padding."""
-        cells = (self.contract.height // STRIDE, self.contract.width // STRIDE)
-        maps = []
-        for index, channels in zip(self._order, HeadMaps.CHANNELS, strict=True):
-            shape = (self.spec.batch, channels, *cells)
-            array = np.asarray(outputs[index])
-            if array.size != prod(shape) or array.dtype.kind != "f":
+        """Output arrays of a whole batch, flat or shaped, without the padding."""
+        shapes = output_shapes(len(self._order), self.spec)
+        are_peaks = len(shapes) == len(PEAK_OUTPUTS)
+        arrays = []
+        for index, sides in zip(self._order, shapes, strict=True):
+            shape, array = (self.spec.batch, *sides), np.asarray(outputs[index])
+            is_float = array.dtype.kind == "f"
+            if array.size != prod(shape) or not (is_float or are_peaks):
                 raise RuntimeError(
                     f"{self.spec.path}: output {index} came as {array.dtype}{array.shape}, "
-                    f"expected floats of {shape}"
+                    f"expected {'numbers' if are_peaks else 'floats'} of {shape}"
                 )
             kept = array.reshape(shape)[:pictures]
             # A slice would keep the padding in memory; a view of foreign memory may be overwritten.
             own = array.flags.owndata and pictures == self.spec.batch
-            maps.append(kept.astype(np.float32, copy=not own))
-        return HeadMaps(*maps)
+            arrays.append(kept.astype(np.float32 if is_float else array.dtype, copy=not own))
+        return as_result(arrays)
 
 
 def inspect_om(path: Path | str) -> None:
@@ -214,18 +182,28 @@ def input_contract(inputs: Sequence[Any], spec: ModelSpec) -> InputContract:
             f"{where}: has {len(inputs)} inputs ({names}), expected one; dynamic batches and "
             "dynamic AIPP add inputs: build a static OM with job=convert"
         )
-    dtype, shape = _dtype_name(inputs[0]), tuple(int(side) for side in inputs[0].shape)
+    kind, shape = inputs[0].datatype, tuple(int(side) for side in inputs[0].shape)
+    # A member of `aclruntime.dtype`: its name is "uint8" or "float32".
+    dtype = str(getattr(kind, "name", kind)).rsplit(".", 1)[-1]
     match (dtype, shape):
         case ("float32", (batch, 3, height, width)):
-            contract = replace(spec.float_contract(), batch=batch, height=height, width=width)
+            contract = replace(spec.float_contract(), batch=spec.batch)
         case ("uint8", (batch, height, width, 3)):
-            contract = InputContract(height, width, batch)
+            contract = InputContract(spec.height, spec.width, spec.batch)
         case _:
             raise UserError(
                 f"{where}: its input is {dtype}{shape}, expected float32 (batch, 3, height, width) "
                 "or, with AIPP, uint8 (batch, height, width, 3); build it with job=convert"
             )
-    _check_input_size(contract, spec)
+    build = f"job=convert convert.batches=[{spec.batch}]"
+    if min(shape) < 1:
+        raise UserError(f"{where}: its input {shape} is dynamic; build one OM a batch with {build}")
+    if (batch, height, width) != (spec.batch, spec.height, spec.width):
+        raise UserError(
+            f"{where}: made for model.batch={batch} model.height={height} model.width={width}, "
+            f"the run has {spec.batch}, {spec.height} and {spec.width}; set them to the OM's, or "
+            f"build another OM with {build}"
+        )
     needed = int(inputs[0].realsize)
     if needed != prod(shape) * np.dtype(dtype).itemsize:
         raise UserError(
@@ -235,160 +213,64 @@ def input_contract(inputs: Sequence[Any], spec: ModelSpec) -> InputContract:
     return contract
 
 
-def output_order(outputs: Sequence[Any], spec: ModelSpec) -> tuple[int, ...]:
-    """Where heat map, size, offset and landmarks are among an OM's outputs.
+def described_order(outputs: Sequence[Any], spec: ModelSpec) -> tuple[int, ...]:
+    """`output_order` of an OM, whose shapes are checked as well.
 
-    An OM's outputs keep the ONNX's order and are named `<node>:<index>:<name in the graph>`; size
-    and offset have the same shape, so only the name's last part or the order tells them apart.
-    `spec.outputs` are looked up by name; where it is `None` or the OM names no output of the
-    graph, the order counts.
+    Size and offset have the same shape, so only names or the order tell them apart.
+
+    Args:
+        outputs: What `get_outputs()` gave: objects with name and shape.
+        spec: The model.
 
     Raises:
         UserError: outputs that are missing, or not of CenterFace's shapes.
     """
-    where = f"model {spec.path}"
     names = [str(getattr(tensor, "name", "") or "") for tensor in outputs]
-    by_name = _order_by_name(names, spec.outputs or ())
-    order = tuple(by_name.values()) if by_name else tuple(range(len(outputs)))
-    missing = [name for name in spec.outputs or () if by_name and name not in by_name]
-    if missing:
-        raise UserError(
-            f"{where}: no output {listed(missing)} (it has {listed(names)}); set model.outputs "
-            "to the names in its graph, or to null to take them in the OM's order"
-        )
-    if len(order) != len(HeadMaps.CHANNELS):
-        raise UserError(
-            f"{where}: its outputs are {listed(names)}, expected four: heat map, size, offset, "
-            "landmarks"
-        )
-    cells = (spec.height // STRIDE, spec.width // STRIDE)
-    heads = zip(order, HeadMaps.CHANNELS, HeadMaps._fields, strict=True)
-    for index, channels, head in heads:
+    order = output_order(names, spec)
+    heads: tuple[str, ...] = HeadMaps._fields
+    advice = "give an OM of CenterFace, or its names in model.outputs"
+    if len(order) == len(PEAK_OUTPUTS):
+        heads, advice = PEAK_OUTPUTS, "set model.top_k to the export's"
+    for index, sides, head in zip(order, output_shapes(len(order), spec), heads, strict=True):
         shape = tuple(int(side) for side in outputs[index].shape)
-        expected = (spec.batch, channels, *cells)
-        if prod(shape) != prod(expected) or (len(shape) == 4 and shape[1] != channels):
+        expected = (spec.batch, *sides)
+        if prod(shape) != prod(expected) or (len(shape) == 4 and shape[1] != expected[1]):
             raise UserError(
-                f"{where}: output {index} ({names[index]!r}) is {shape}, expected {expected} for "
-                f"{head}; give an OM of CenterFace, or its names in model.outputs"
+                f"model {spec.path}: output {index} ({names[index]!r}) is {shape}, expected "
+                f"{expected} for {head}; {advice}"
             )
     return order
-
-
-def peak_order(outputs: Sequence[Any], spec: ModelSpec) -> tuple[int, ...]:
-    """Where score, cell and values are among the outputs of an OM that picks its own peaks.
-
-    Returns:
-        Three indices; empty where the OM gives something else.
-
-    Raises:
-        UserError: peaks by name, but of another `model.top_k`.
-    """
-    names = [str(getattr(tensor, "name", "") or "") for tensor in outputs]
-    order = tuple(_order_by_name(names, PEAK_OUTPUTS).values())
-    if not len(outputs) == len(order) == len(PEAK_OUTPUTS):
-        return ()
-    for index, shape in zip(order, _peak_shapes(spec), strict=True):
-        there = tuple(int(side) for side in outputs[index].shape)
-        if prod(there) != prod(shape):
-            raise UserError(
-                f"model {spec.path}: output {names[index]!r} is {there}, expected {shape}; set "
-                "model.top_k to the export's"
-            )
-    return order
-
-
-def _peak_shapes(spec: ModelSpec) -> tuple[tuple[int, ...], ...]:
-    rows = (spec.batch, spec.top_k)
-    return rows, rows, (*rows, PEAK_VALUES)
-
-
-def _check_input_size(contract: InputContract, spec: ModelSpec) -> None:
-    """Hold the OM's batch, height and width to the run's."""
-    where = f"model {spec.path}"
-    batch = contract.batch or 0
-    if min(contract.shape(batch)) < 1:
-        raise UserError(
-            f"{where}: its input {contract.shape(batch)} is dynamic; build one OM a batch "
-            f"size with job=convert convert.batches=[{spec.batch}]"
-        )
-    if contract.batch != spec.batch:
-        raise UserError(
-            f"{where}: made for batches of {contract.batch}, model.batch is {spec.batch}; build "
-            f"its OM with job=convert convert.batches=[{spec.batch}], or run with "
-            f"model.batch={contract.batch}"
-        )
-    if (contract.height, contract.width) != (spec.height, spec.width):
-        raise UserError(
-            f"{where}: made for model.height={contract.height} model.width={contract.width}, the "
-            f"run has {spec.height} and {spec.width}; set them to the OM's or build another"
-        )
-
-
-def _order_by_name(names: Sequence[str], wanted: Sequence[str]) -> dict[str, int]:
-    """The index of each wanted graph output that is there."""
-    ends = [f":{name}" for name in names]
-    found = {}
-    for graph_name in wanted:
-        for i, end in reversed(list(enumerate(ends))):
-            if end.endswith(f":{graph_name}"):
-                found[graph_name] = i
-    return found
-
-
-def _dtype_name(tensor: Any) -> str:
-    """The name of an `aclruntime.dtype` member: "uint8", "float32"."""
-    kind = tensor.datatype
-    return str(getattr(kind, "name", kind)).rsplit(".", 1)[-1]
 
 
 def _check_packages() -> None:
-    """Look for `InferSession` without importing it.
-
-    Raises:
-        UserError: it is not installed, or another package of the name is.
-    """
-    missing = []
-    for module in ("aclruntime", "ais_bench.infer.interface"):
-        try:
-            found = importlib.util.find_spec(module) is not None
-        except ImportError:
-            found = False
-        if not found:
-            missing.append(module)
-    if missing:
-        raise UserError(_install_hint(f"{' and '.join(missing)} not found"))
-
-
-def _session_type() -> type:
+    """Raise a `UserError` if `InferSession` is not installed; nothing is imported."""
     try:
-        from ais_bench.infer.interface import InferSession
+        for module in ("aclruntime", "ais_bench.infer.interface"):
+            if importlib.util.find_spec(module) is None:
+                raise ImportError(f"No module named {module!r}")
     except ImportError as error:
-        raise UserError(_install_hint(f"{error}; is set_env.sh sourced?")) from None
-    found: type = InferSession
-    return found
+        raise _unusable(str(error)) from None
 
 
-def _install_hint(reason: str) -> str:
-    return (
-        f"backend=om: no usable ais_bench ({reason}); install the wheels aclruntime and ais_bench "
-        "from that project's own pages (the package ais-bench-benchmark is another tool, which "
-        "also takes the name ais_bench: uninstall it)"
+def _unusable(reason: str) -> UserError:
+    return UserError(
+        f"backend=om: no usable ais_bench ({reason}); get it: {BACKENDS['om'].install}"
     )
 
 
-def _open(session_type: type, path: Path, index: int) -> Any:
+def _open(path: Path, index: int) -> Any:
     try:
-        return session_type(int(index), str(path))
+        from ais_bench.infer.interface import InferSession
+
+        return InferSession(int(index), str(path))
+    except ImportError as error:
+        raise _unusable(f"{error}; is set_env.sh sourced?") from None
     except RuntimeError as error:
         visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES")
         raise RuntimeError(
             f"NPU {index} (ASCEND_RT_VISIBLE_DEVICES={visible or 'not set'}): "
             f"{path} could not be loaded: {error}"
         ) from error
-
-
-def _describe(session: Any) -> tuple[list[Any], list[Any]]:
-    return list(session.get_inputs()), list(session.get_outputs())
 
 
 def _take_times(session: Any) -> list[float]:

@@ -2,46 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
 
-from cfdist.backends.base import listed
-from cfdist.decode import PEAK_OUTPUTS, PEAK_VALUES, STRIDE, HeadMaps, Peaks, graph_peaks
+from cfdist.backends.outputs import output_order, output_shapes
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 
-# Which axis holds the colours: float inputs are NCHW, bytes NHWC.
-_CHANNEL_AXIS: dict[int, int] = {onnx.TensorProto.FLOAT: 1, onnx.TensorProto.UINT8: 3}
+# The axis of the colours: float inputs are NCHW, bytes NHWC.
+_COLOUR_AXIS: dict[int, int] = {onnx.TensorProto.FLOAT: 1, onnx.TensorProto.UINT8: 3}
 
 
-@dataclass(frozen=True)
-class OnnxNetwork:
-    """A checked CenterFace ONNX.
-
-    Attributes:
-        model: Its outputs in the order of `HeadMaps`, or of `Peaks` (score, cell, values).
-        takes_u8: The input is (batch, height, width, 3) uint8 BGR, normalised in the graph; else
-            (batch, 3, height, width) float32, normalised.
-        gives_peaks: The graph picks the peaks itself.
-    """
-
-    model: onnx.ModelProto
-    takes_u8: bool
-    gives_peaks: bool
-
-
-def load_onnx(spec: ModelSpec) -> OnnxNetwork:
+def load_onnx(spec: ModelSpec) -> onnx.ModelProto:
     """Load a CenterFace ONNX with its input declared for any batch of the spec's size.
 
     The shapes that a file declares are often only the label of its export (the authors' file says
     10x3x32x32 and takes any); they are declared anew and the graph is checked to give the four
     head maps, or the peaks, at that size.
+
+    Returns:
+        The model. Its input is (batch, height, width, 3) uint8 BGR, normalised in the graph, if
+        `takes_u8`, else (batch, 3, height, width) float32, normalised. Its outputs are in the order
+        of `cfdist.backends.outputs.output_order`.
 
     Raises:
         UserError: not an ONNX file, an input that is no picture batch, outputs that are missing or
@@ -49,27 +33,23 @@ def load_onnx(spec: ModelSpec) -> OnnxNetwork:
     """
     model = _parse(spec.path)
     _make_weights_constant(model)
-    graph_input = _picture_input(model, spec.path)
-    takes_u8 = graph_input.type.tensor_type.elem_type == onnx.TensorProto.UINT8
-    gives_peaks = {value.name for value in model.graph.output} == set(PEAK_OUTPUTS)
-    _order_outputs(model, spec, PEAK_OUTPUTS if gives_peaks else None)
+    _check_input(model, spec.path)
     sides = (spec.height, spec.width)
-    _declare_shape(graph_input, (*sides, 3) if takes_u8 else (3, *sides))
-    if gives_peaks:
-        expected = [(spec.top_k,), (spec.top_k,), (spec.top_k, PEAK_VALUES)]
-    else:
-        cells = (spec.height // STRIDE, spec.width // STRIDE)
-        expected = [(channels, *cells) for channels in HeadMaps.CHANNELS]
-    _check_output_shapes(model, spec, expected)
-    return OnnxNetwork(model, takes_u8, gives_peaks)
+    shape = ("batch", *sides, 3) if takes_u8(model) else ("batch", 3, *sides)
+    type_proto = model.graph.input[0].type
+    elem_type = type_proto.tensor_type.elem_type
+    type_proto.CopyFrom(onnx.helper.make_tensor_type_proto(elem_type, shape))
+    outputs = list(model.graph.output)
+    order = output_order([output.name for output in outputs], spec)
+    del model.graph.output[:]
+    model.graph.output.extend(outputs[i] for i in order)
+    _check_output_shapes(model, spec)
+    return model
 
 
-def as_result(outputs: Sequence[NDArray[Any]], spec: ModelSpec) -> HeadMaps | Peaks:
-    """Outputs of an `OnnxNetwork`, in its order, as head maps or as peaks."""
-    if len(outputs) == len(PEAK_OUTPUTS):
-        score, cell, values = outputs
-        return graph_peaks(score, cell, values)
-    return HeadMaps(*outputs)
+def takes_u8(model: onnx.ModelProto) -> bool:
+    """Whether a model takes letterboxed bytes, and not floats."""
+    return bool(model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8)
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -96,69 +76,29 @@ def _make_weights_constant(model: onnx.ModelProto) -> None:
     model.graph.input.extend(inputs)
 
 
-def _picture_input(model: onnx.ModelProto, path: Path) -> onnx.ValueInfoProto:
-    inputs: list[onnx.ValueInfoProto] = list(model.graph.input)
+def _check_input(model: onnx.ModelProto, path: Path) -> None:
+    inputs = model.graph.input
     if len(inputs) != 1:
         names = ", ".join(value.name for value in inputs) or "none"
         raise UserError(f"model {path}: has {len(inputs)} inputs ({names}), CenterFace has one")
-    tensor = inputs[0].type.tensor_type
-    rank = len(tensor.shape.dim)
-    if rank != 4:
+    kind, shape = inputs[0].type.tensor_type.elem_type, _shape(inputs[0])
+    axis = _COLOUR_AXIS.get(kind)
+    if axis is None or len(shape) != 4 or (shape[axis] != 3 and isinstance(shape[axis], int)):
         raise UserError(
-            f"model {path}: input {inputs[0].name!r} has rank {rank}, "
-            "expected 4 (batch, channels, height, width)"
+            f"model {path}: input {inputs[0].name!r} is {onnx.TensorProto.DataType.Name(kind)} "
+            f"({', '.join(map(str, shape))}), expected FLOAT (batch, 3, height, width) or UINT8 "
+            "(batch, height, width, 3)"
         )
-    if tensor.elem_type not in _CHANNEL_AXIS:
-        kind = onnx.TensorProto.DataType.Name(tensor.elem_type)
-        raise UserError(
-            f"model {path}: input {inputs[0].name!r} is {kind}, expected FLOAT (as NCHW) or UINT8 "
-            "(as NHWC)"
-        )
-    axis = _CHANNEL_AXIS[tensor.elem_type]
-    channels = tensor.shape.dim[axis]
-    if channels.HasField("dim_value") and channels.dim_value != 3:
-        raise UserError(
-            f"model {path}: input {inputs[0].name!r} has {channels.dim_value} channels on its "
-            f"axis {axis}, expected 3 colours there"
-        )
-    return inputs[0]
 
 
-def _order_outputs(model: onnx.ModelProto, spec: ModelSpec, known: Sequence[str] | None) -> None:
-    """Bring the outputs into the order of `HeadMaps`, or of `known` names, and drop any other.
-
-    The spec's names decide where the file has one of them; else the file's own order does.
-    """
-    there = {value.name: value for value in model.graph.output}
-    wanted = list(known or spec.outputs or there)
-    if not any(name in there for name in wanted):
-        wanted = list(there)
-    missing = [name for name in wanted if name not in there]
-    if missing or len(wanted) != len(known or HeadMaps.CHANNELS):
-        raise UserError(
-            f"model {spec.path}: outputs are {listed(there)}, expected "
-            f"{listed(wanted) if missing else 'four: heat map, size, offset, landmarks'}"
-            f"{'; missing ' + listed(missing) if missing else ''} "
-            "(other names: model.outputs=[heatmap,size,offset,landmarks], null takes the file's)"
-        )
-    ordered = [there[name] for name in wanted]
-    del model.graph.output[:]
-    model.graph.output.extend(ordered)
+def _shape(value: onnx.ValueInfoProto) -> list[int | str]:
+    """The shape that a file declares; an axis without a number has a name, or "?"."""
+    return [d.dim_value or d.dim_param or "?" for d in value.type.tensor_type.shape.dim]
 
 
-def _declare_shape(graph_input: onnx.ValueInfoProto, sides: Sequence[int]) -> None:
-    dims = graph_input.type.tensor_type.shape.dim
-    dims[0].Clear()
-    dims[0].dim_param = "batch"
-    for dim, size in zip(dims[1:], sides, strict=True):
-        dim.Clear()
-        dim.dim_value = size
-
-
-def _check_output_shapes(
-    model: onnx.ModelProto, spec: ModelSpec, expected: Sequence[tuple[int, ...]]
-) -> None:
+def _check_output_shapes(model: onnx.ModelProto, spec: ModelSpec) -> None:
     """Infer the outputs' shapes from the new input and hold them to the expected ones."""
+    expected = output_shapes(len(model.graph.output), spec)
     for output in model.graph.output:
         output.type.tensor_type.ClearField("shape")
     del model.graph.value_info[:]
@@ -172,7 +112,7 @@ def _check_output_shapes(
             "export it for that size or set model.height and model.width to its own"
         ) from None
     for output, sides in zip(inferred.graph.output, expected, strict=True):
-        shape = [d.dim_value or d.dim_param or "?" for d in output.type.tensor_type.shape.dim]
+        shape = _shape(output)
         if shape[1:] != list(sides) or isinstance(shape[0], int):
             raise UserError(
                 f"model {spec.path}: output {output.name!r} has shape "

@@ -10,7 +10,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from cfdist.backends.base import Backend, Capabilities, DeviceSettings
-from cfdist.backends.onnx_file import as_result, load_onnx
+from cfdist.backends.onnx_file import load_onnx, takes_u8
+from cfdist.backends.outputs import as_result
 from cfdist.decode import HeadMaps, Peaks
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
@@ -36,13 +37,10 @@ class OnnxRuntimeBackend(Backend):
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
-        network = load_onnx(spec)
-        self.contract = (
-            InputContract(spec.height, spec.width, None)
-            if network.takes_u8
-            else spec.float_contract()
-        )
-        providers = list(settings.options["providers"])
+        model = load_onnx(spec)
+        bytes_contract = InputContract(spec.height, spec.width, None)
+        self.contract = bytes_contract if takes_u8(model) else spec.float_contract()
+        providers = settings.options["providers"]
         check_providers(providers)
         self.streams = max(1, min(settings.streams, settings.threads))
         options = ort.SessionOptions()
@@ -52,9 +50,12 @@ class OnnxRuntimeBackend(Backend):
         # Idle threads that spin take the cores from the reader threads and from other devices.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = ort.InferenceSession(
-            network.model.SerializeToString(),
+            model.SerializeToString(),
             options,
-            providers=[_with_index(name, settings.index) for name in providers],
+            [
+                (name, {} if name == CPU_PROVIDER else {"device_id": str(settings.index)})
+                for name in providers
+            ],
         )
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
@@ -73,15 +74,11 @@ class OnnxRuntimeBackend(Backend):
 
     def infer(self, inputs: NDArray[np.generic]) -> HeadMaps | Peaks:
         """See `Backend.infer`; inputs are as `contract`, and so the file, says."""
-        return as_result(self._session.run(self._outputs, {self._input: inputs}), self.spec)
+        return as_result(self._session.run(self._outputs, {self._input: inputs}))
 
 
 def check_providers(providers: Sequence[str]) -> None:
-    """Refuse providers that the installed ONNX Runtime does not have.
-
-    Raises:
-        UserError: names the provider and what there is.
-    """
+    """Raise a `UserError` for providers that the installed ONNX Runtime does not have."""
     if not providers:
         raise UserError(f"backend.providers=[]: name at least one, such as {CPU_PROVIDER}")
     available = ort.get_available_providers()
@@ -91,9 +88,3 @@ def check_providers(providers: Sequence[str]) -> None:
                 f"backend.providers: {name!r} is not in the installed onnxruntime "
                 f"{ort.__version__} (available: {', '.join(available)})"
             )
-
-
-def _with_index(provider: str, index: int) -> str | tuple[str, dict[str, str]]:
-    if provider == CPU_PROVIDER:
-        return provider
-    return (provider, {"device_id": str(index)})

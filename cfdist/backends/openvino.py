@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import openvino as ov
 from numpy.typing import NDArray
 from openvino.preprocess import PrePostProcessor
 
 from cfdist.backends.base import Backend, Capabilities, DeviceSettings
-from cfdist.backends.onnx_file import OnnxNetwork, as_result, load_onnx
+from cfdist.backends.onnx_file import load_onnx
+from cfdist.backends.outputs import as_result
 from cfdist.decode import HeadMaps, Peaks
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract
@@ -72,14 +74,14 @@ class OpenVINOBackend(Backend):
                     output[first : first + len(part)] = part
         finally:
             self._idle.put(request)
-        return as_result(outputs, self.spec)
+        return as_result(outputs)
 
 
-def picture_model(network: OnnxNetwork, spec: ModelSpec, batch: int) -> ov.Model:
+def picture_model(network: onnx.ModelProto, spec: ModelSpec, batch: int) -> ov.Model:
     """A network for 1 to `batch` pictures, (n, H, W, 3) u8 BGR, which it normalises itself."""
-    model = ov.Core().read_model(network.model.SerializeToString())
+    model = ov.Core().read_model(network.SerializeToString())
     pictures: int | tuple[int, int] = batch if batch == 1 else (1, batch)
-    if network.takes_u8:
+    if model.input().element_type == ov.Type.u8:
         model.reshape([pictures, spec.height, spec.width, 3])
         return model
     model.reshape([pictures, 3, spec.height, spec.width])
@@ -98,14 +100,7 @@ def picture_model(network: OnnxNetwork, spec: ModelSpec, batch: int) -> ov.Model
 
 
 def compile_model(model: ov.Model, threads: int, streams: int, precision: str) -> ov.CompiledModel:
-    """Compile for the CPU, for some streams that share some threads.
-
-    Args:
-        model: The network.
-        threads: CPU threads, all streams together.
-        streams: Inferences at once.
-        precision: "f32" or "bf16".
-    """
+    """Compile for the CPU, for streams that share the threads; the precision is f32 or bf16."""
     return ov.Core().compile_model(
         model,
         "CPU",

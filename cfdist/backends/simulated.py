@@ -23,6 +23,9 @@ PUBLISHED_RATES = {
 }
 PUBLISHED_INPUT = (800, 800)  # rows and columns of that table's input
 
+# What a broken chip may give: the heat map's value in up to three cells, and all box sizes.
+FAULTS = {"nan": (np.nan, 0.0), "inf": (0.9, np.inf), "inf_scores": (np.inf, 0.0)}
+
 
 class SimulatedBackend(Backend):
     """Waits for each batch as long as a chip would, then returns head maps without a face.
@@ -52,11 +55,7 @@ class SimulatedBackend(Backend):
 
     @classmethod
     def check(cls, spec: ModelSpec, options: Mapping[str, Any]) -> None:
-        """See `Backend.check`.
-
-        Raises:
-            UserError: neither a latency nor a preset is given.
-        """
+        """See `Backend.check`; a latency or a preset has to be given."""
         batch_milliseconds(spec.batch, options)
 
     def infer(self, inputs: NDArray[np.generic]) -> HeadMaps:
@@ -79,8 +78,7 @@ def faulty_heads(fault: str | None, rows: int, columns: int) -> list[NDArray[np.
     """The head maps of a picture without a face, or what a broken chip could make of them.
 
     Args:
-        fault: "nan": a heat map of NaN; "inf": up to three peaks, and infinite box sizes;
-            "inf_scores": up to three peaks with infinite scores; `None`: zeros everywhere.
+        fault: A key of `FAULTS`; `None`: zeros everywhere.
         rows: Of the output maps.
         columns: Of the output maps.
 
@@ -88,15 +86,8 @@ def faulty_heads(fault: str | None, rows: int, columns: int) -> list[NDArray[np.
         In the order of `HeadMaps`, (channels, rows, columns) float32 each.
     """
     heads = [np.zeros((channels, rows, columns), np.float32) for channels in HeadMaps.CHANNELS]
-    hm, wh = heads[:2]
-    match fault:
-        case "nan":
-            hm[...] = np.nan
-        case "inf":
-            hm[0, ::2, 0].flat[:3] = 0.9
-            wh[...] = np.inf
-        case "inf_scores":
-            hm[0, ::2, 0].flat[:3] = np.inf
+    if fault is not None:
+        heads[0][0, ::2, 0].flat[:3], heads[1][...] = FAULTS[fault]
     return heads
 
 
@@ -104,7 +95,7 @@ def batch_milliseconds(batch: int, options: Mapping[str, Any]) -> float:
     """What a batch takes, milliseconds.
 
     Between the batch sizes of a preset's table the time is interpolated linearly; above the
-    largest and below the smallest the pictures a second stay those of the nearest.
+    largest, the pictures a second stay those of the largest.
 
     Raises:
         UserError: neither a latency nor a preset is given.
@@ -117,7 +108,5 @@ def batch_milliseconds(batch: int, options: Mapping[str, Any]) -> float:
             f"or backend.preset to one of {', '.join(PUBLISHED_RATES)}"
         )
     rates = PUBLISHED_RATES[options["preset"]]
-    sizes = sorted(rates)
-    nearest = min(max(batch, sizes[0]), sizes[-1])
-    at_nearest = np.interp(nearest, sizes, [1000 * size / rates[size] for size in sizes])
-    return float(at_nearest) * batch / nearest
+    times = [1000 * size / rate for size, rate in rates.items()]
+    return float(np.interp(batch, list(rates), times)) * max(1.0, batch / max(rates))

@@ -41,8 +41,7 @@ class TorchBackend(Backend):
 
     @classmethod
     def check(cls, spec: ModelSpec, options: Mapping[str, Any]) -> None:
-        """See `Backend.check`; whether the devices are there, each actor sees for itself."""
-        _check_device_name(options["device"])
+        """See `Backend.check`; each device looks itself whether its hardware is there."""
         load_spec_network(spec)
 
     @classmethod
@@ -78,16 +77,15 @@ def load_spec_network(spec: ModelSpec) -> CenterFace:
             f"model {spec.path}: PyTorch runs a .pth checkpoint of {spec.convention}, not an "
             "ONNX; give the checkpoint, or choose backend=openvino or backend=onnxruntime"
         )
-    return load_onnx_network(load_onnx(spec).model, spec.path)
+    return load_onnx_network(load_onnx(spec), spec.path)
 
 
 def choose_device(name: str, index: int) -> torch.device:
     """The PyTorch device of an option: "auto" is CUDA where there is one, else the CPU.
 
     Raises:
-        UserError: no such choice, or no such device here.
+        UserError: no such device here.
     """
-    _check_device_name(name)
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "cpu" or (name == "auto" and not count):
         return torch.device("cpu")
@@ -98,11 +96,6 @@ def choose_device(name: str, index: int) -> torch.device:
             "build of PyTorch"
         )
     return torch.device("cuda", index)
-
-
-def _check_device_name(name: str) -> None:
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"backend.device={name}: no such device; choose auto, cpu or cuda")
 
 
 def _compute_in_full_precision() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cfdist.ascend.ais_bench import run_ais_bench
+from cfdist.ascend import run_ais_bench
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.errors import UserError

@@ -1,3 +1,5 @@
+"""OM files made by a played ATC: the command, the AIPP text, what is made anew."""
+
 from __future__ import annotations
 
 import json
@@ -34,9 +36,20 @@ def model(tmp_path: Path) -> AtcModel:
     return AtcModel(path, "image", 64, 64, "Ascend310P3")
 
 
-def with_aipp(model: AtcModel) -> AtcModel:
-    text = aipp_config(MEAN, STD, 1 / 255, "BGR", 64, 64)
-    return AtcModel(model.onnx, "image", 64, 64, "Ascend310P3", text)
+@pytest.fixture(scope="session")
+def aipp(spec):
+    """The AIPP text of a normalisation, for inputs of 64x64."""
+
+    def write(mean=MEAN, std=STD, scale=1 / 255, color="BGR", **sides: int) -> str:
+        sides = {"height": 64, "width": 64} | sides
+        return aipp_config(spec("a.onnx", mean=mean, std=std, scale=scale, color=color, **sides))
+
+    return write
+
+
+@pytest.fixture
+def aipp_model(model: AtcModel, aipp) -> AtcModel:
+    return replace(model, aipp=aipp())
 
 
 def number_of_calls(calls: Path) -> int:
@@ -57,10 +70,10 @@ def test_command_is_the_guides():
     assert with_file == [*command, conf, "--enable_small_channel=1"]
 
 
-def test_aipp_of_the_training_code_has_the_published_digits(compose):
+def test_aipp_of_the_training_code_has_the_published_digits(compose, aipp):
     model = compose("model=centerface_pytorch").model
     assert (tuple(model.mean), tuple(model.std)) == (MEAN, STD)
-    text = aipp_config(model.mean, model.std, model.scale, model.color, model.height, model.width)
+    text = aipp(scale=model.scale, color=model.color, height=model.height, width=model.width)
     assert text.split() == [
         "aipp_op{",
         "aipp_mode:static",
@@ -78,8 +91,8 @@ def test_aipp_of_the_training_code_has_the_published_digits(compose):
     ]
 
 
-def test_aipp_of_a_raw_rgb_network_only_swaps():
-    words = aipp_config((0, 0, 0), (1, 1, 1), 1.0, "RGB", 480, 640).split()
+def test_aipp_of_a_raw_rgb_network_only_swaps(aipp):
+    words = aipp((0, 0, 0), (1, 1, 1), 1.0, "RGB", height=480, width=640).split()
     assert "rbuv_swap_switch:true" in words
     assert {"src_image_size_w:640", "src_image_size_h:480"} <= set(words)
     assert {"min_chn_0:0", "var_reci_chn_2:1.0000000"} <= set(words)
@@ -91,9 +104,9 @@ def test_aipp_of_a_raw_rgb_network_only_swaps():
     color=st.sampled_from(["BGR", "RGB"]),
     unit=st.sampled_from([1.0, 255.0]),
 )
-def test_aipp_normalises_as_the_host_does(mean, std, color, unit):
+def test_aipp_normalises_as_the_host_does(aipp, mean, std, color, unit):
     mean, std = tuple(m * 255 / unit for m in mean), tuple(s * 255 / unit for s in std)
-    text = aipp_config(mean, std, 1 / unit, color, 2, 2)
+    text = aipp(mean, std, 1 / unit, color, height=2, width=2)
     values = dict(line.strip().split(":") for line in text.splitlines() if ":" in line)
     picture = np.array([[[[0, 10, 255], [1, 2, 3]], [[7, 77, 177], [90, 80, 70]]]], np.uint8)
     seen = picture[..., ::-1] if "rbuv_swap_switch" in values else picture
@@ -105,13 +118,10 @@ def test_aipp_normalises_as_the_host_does(mean, std, color, unit):
     assert np.all(np.abs((seen - low) * factor - on_host) <= 0.5 * factor + 255e-7)
 
 
-@pytest.mark.parametrize(
-    ("mean", "std", "color"),
-    [((1.1, 0, 0), (1, 1, 1), "BGR"), ((0, 0, 0), (0, 1, 1), "BGR"), ((0,) * 3, (1,) * 3, "GRB")],
-)
-def test_aipp_that_the_chip_cannot_do(mean, std, color):
+@pytest.mark.parametrize(("mean", "std"), [((1.1, 0, 0), (1, 1, 1)), ((0, 0, 0), (0, 1, 1))])
+def test_aipp_that_the_chip_cannot_do(aipp, mean, std):
     with pytest.raises(UserError, match="AIPP"):
-        aipp_config(mean, std, 1 / 255, color, 64, 64)
+        aipp(mean, std)
 
 
 def test_one_om_a_batch_size(calls, model, tmp_path):
@@ -128,8 +138,8 @@ def test_one_om_a_batch_size(calls, model, tmp_path):
     ]
 
 
-def test_aipp_om_takes_bytes(calls, model, tmp_path):
-    (result,) = convert(with_aipp(model), tmp_path / "om", [2])
+def test_aipp_om_takes_bytes(calls, aipp_model, tmp_path):
+    (result,) = convert(aipp_model, tmp_path / "om", [2])
     assert result.om.name == "CenterFace_bs2_aipp.om"
     from ais_bench.infer.interface import InferSession
 
@@ -137,29 +147,28 @@ def test_aipp_om_takes_bytes(calls, model, tmp_path):
     assert (picture.datatype.name, picture.shape) == ("uint8", [2, 64, 64, 3])
 
 
-def test_second_call_does_nothing(calls, model, tmp_path):
-    convert(with_aipp(model), tmp_path / "om", [1, 2])
-    again = convert(with_aipp(model), tmp_path / "om", [1, 2])
+def test_second_call_does_nothing(calls, aipp_model, tmp_path):
+    convert(aipp_model, tmp_path / "om", [1, 2])
+    again = convert(aipp_model, tmp_path / "om", [1, 2])
     assert [r.made for r in again] == [False, False]
     assert number_of_calls(calls) == 2
 
 
-def test_change_makes_anew(calls, model, tmp_path):
+def test_change_makes_anew(calls, model, aipp_model, aipp, tmp_path):
     out = tmp_path / "om"
     (first,) = convert(model, out, [1])
 
     model.onnx.write_bytes(small_network(channels=(1, 2, 2, 10), names=("a", "b", "c", "d")))
     assert convert(model, out, [1])[0].made, "another ONNX"
 
-    other_chip = AtcModel(model.onnx, "image", 64, 64, "Ascend910B4")
+    other_chip = replace(model, soc_version="Ascend910B4")
     assert convert(other_chip, out, [1])[0].made, "another command"
 
     first.om.write_bytes(first.om.read_bytes()[:-1])
     assert convert(other_chip, out, [1])[0].made, "a damaged OM"
 
-    convert(with_aipp(model), out, [1])
-    text = aipp_config((0, 0, 0), STD, 1 / 255, "BGR", 64, 64)
-    other_mean = AtcModel(model.onnx, "image", 64, 64, "Ascend310P3", text)
+    convert(aipp_model, out, [1])
+    other_mean = replace(model, aipp=aipp(mean=(0, 0, 0)))
     assert convert(other_mean, out, [1])[0].made, "another normalisation"
 
 
@@ -187,8 +196,8 @@ def test_unknown_toolkit_version(monkeypatch, tmp_path):
     assert toolkit_version() is None
 
 
-def test_dry_run_says_the_command_and_writes_nothing(model, tmp_path, calls):
-    dry = convert(with_aipp(model), tmp_path / "om", [16], dry_run=True)
+def test_dry_run_says_the_command_and_writes_nothing(model, aipp_model, tmp_path, calls):
+    dry = convert(aipp_model, tmp_path / "om", [16], dry_run=True)
     assert not (tmp_path / "om").exists()
     assert number_of_calls(calls) == 0
     assert dry[0].command == (
@@ -197,7 +206,7 @@ def test_dry_run_says_the_command_and_writes_nothing(model, tmp_path, calls):
         f"--soc_version=Ascend310P3 --insert_op_conf={tmp_path}/om/CenterFace.aippconfig "
         "--enable_small_channel=1"
     )
-    (real,) = convert(with_aipp(model), tmp_path / "om", [16])
+    (real,) = convert(aipp_model, tmp_path / "om", [16])
     assert real.command == dry[0].command == f"atc {calls.read_text().strip()}"
 
 
@@ -206,7 +215,7 @@ def test_failing_atc_leaves_what_was_there(calls, model, tmp_path, monkeypatch):
     content = good.om.read_bytes()
     model.onnx.write_bytes(b"no onnx")
     monkeypatch.setenv("FAKE_ATC_FAIL", "E19999: Inner Error!")
-    with pytest.raises(UserError, match=r"status 1: .*ATC run failed.*E19999") as caught:
+    with pytest.raises(UserError, match=r"exit code 1: .*ATC run failed.*E19999") as caught:
         convert(model, tmp_path / "om", [1, 2])
     assert "\n" not in str(caught.value)
     assert good.om.read_bytes() == content
@@ -228,7 +237,7 @@ def test_onnx_that_is_not_there(calls, model, tmp_path):
 
 def test_folder_that_cannot_be_written(calls, model, tmp_path):
     (tmp_path / "om").write_text("a file")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="cannot be read or written"):
         convert(model, tmp_path / "om", [1])
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfdist.ascend import npu_smi
-from cfdist.ascend.npu_smi import Npu, list_npus, parse_npu_smi, soc_version
+from cfdist.ascend.npu_smi import list_npus, parse_npu_smi, soc_version
 from cfdist.errors import UserError
 
 TWO_CARDS = """\
@@ -62,10 +62,7 @@ HBM = """\
 
 
 def test_two_cards():
-    assert parse_npu_smi(TWO_CARDS) == [
-        Npu(0, 0, 0, "Ascend310P3", "OK", "0000:82:00.0", 1074, 21534, 15.8, 42.0),
-        Npu(1, 0, 1, "Ascend310P3", "OK", "0000:89:00.0", 1070, 21534, 15.4, 43.0),
-    ]
+    assert parse_npu_smi(TWO_CARDS) == ["Ascend310P3", "Ascend310P3"]
 
 
 def test_processes_are_no_chips():
@@ -73,25 +70,17 @@ def test_processes_are_no_chips():
 
 
 def test_two_chips_on_one_card():
-    assert parse_npu_smi(DUO + PROCESSES) == [
-        Npu(2, 0, 0, "Ascend310P3", "OK", "0000:01:00.0", 1529, 44280, None, 45.0),
-        Npu(2, 1, 1, "Ascend310P3", "Alarm", "NA", 1412, 43693, None, 43.0),
-    ]
+    assert parse_npu_smi(DUO + PROCESSES) == ["Ascend310P3", "Ascend310P3"]
 
 
 def test_table_without_device_column_and_chip_without_card_row():
-    assert [(n.id, n.chip, n.device, n.name, n.memory_total_mb) for n in parse_npu_smi(HBM)] == [
-        (0, 0, 0, "Ascend910B4", 32768),
-        (3, 0, 1, "Ascend910", 65536),
-        (3, 1, 2, "Ascend910", 65536),
-    ]
+    assert parse_npu_smi(HBM) == ["Ascend910B4", "Ascend910", "Ascend910"]
 
 
 @given(st.lists(st.sampled_from((TWO_CARDS + PROCESSES + DUO).splitlines()), max_size=12))
 def test_torn_tables_give_no_traceback(lines):
-    for npu in parse_npu_smi("\n".join(lines)):
-        assert npu.name.startswith("Ascend")
-        assert npu.memory_used_mb <= npu.memory_total_mb
+    for name in parse_npu_smi("\n".join(lines)):
+        assert name.startswith("Ascend")
 
 
 @given(st.text())
@@ -118,7 +107,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_chips_of_this_host(tool):
     tool(TWO_CARDS)
-    assert [npu.device for npu in list_npus()] == [0, 1]
+    assert list_npus() == ["Ascend310P3", "Ascend310P3"]
     assert soc_version() == "Ascend310P3"
 
 
@@ -137,7 +126,9 @@ def test_chips_of_several_kinds(tool):
 
 def test_tool_that_fails(tool):
     tool("DrvMngGetConsoleLogLevel failed.\ndcmi module initialize failed. ret is -8005\n", 255)
-    with pytest.raises(UserError, match=r"status 255 .dcmi module initialize failed") as caught:
+    with pytest.raises(
+        UserError, match=r"npu-smi info failed with exit code 255: .*dcmi module in"
+    ) as caught:
         list_npus()
     assert "\n" not in str(caught.value)
 

@@ -57,6 +57,6 @@ def test_another_backend_is_registered_without_importing_it(monkeypatch, spec):
         backends.backend_class("echo")
     monkeypatch.setitem(sys.modules, "their.module", sys.modules[__name__])
     backends.register_backend("echo", "their.module", "EchoBackend", "no_such_package", "`get it`")
-    assert isinstance(backends.create("echo", spec(), DeviceSettings()), EchoBackend)
+    assert isinstance(backends.backend_class("echo")(spec(), DeviceSettings()), EchoBackend)
     with pytest.raises(UserError, match="'no_such_package' is not installed; get it: `get it`"):
         backends.resolve("echo")

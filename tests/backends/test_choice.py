@@ -11,12 +11,12 @@ import pytest
 
 from cfdist import backends
 from cfdist.backends import choice
-from cfdist.backends.choice import Choice, Measurement, choose_cpu_backend, measure
+from cfdist.backends.choice import choose_cpu_backend, measure
 from cfdist.errors import UserError
 from cfdist.preprocess import InputContract
 
 OPTIONS = {"precision": "f32", "providers": ["CPUExecutionProvider"], "streams": "auto"}
-FAST_OPENVINO = Measurement({"openvino": 38.04, "onnxruntime": 31.2}, {})
+FAST_OPENVINO = {"openvino": 38.04, "onnxruntime": 31.2}
 
 
 @pytest.fixture
@@ -33,18 +33,22 @@ def measured(monkeypatch):
     return calls, state
 
 
-def test_it_is_measured_once_and_then_remembered(spec, tmp_path, measured):
-    calls, _ = measured
-    first = choose_cpu_backend(spec(), OPTIONS, 2, tmp_path / "cache")
-    second = choose_cpu_backend(spec(batch=16), OPTIONS, 2, tmp_path / "cache")
-    assert calls == [["openvino", "onnxruntime"]]
-    assert (first.name, first.is_remembered) == ("openvino", False)
-    assert (second.name, second.is_remembered) == ("openvino", True)
-    assert second.rates == FAST_OPENVINO.rates
-    assert str(second) == (
-        "openvino, the faster CPU runtime here (38 pictures/s, onnxruntime 31.2; remembered)"
-    )
-    assert str(first).endswith("; measured now)")
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """The folder of the remembered rates, not the user's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "cfdist"
+
+
+def test_it_is_measured_once_and_then_remembered(spec, measured):
+    first = choose_cpu_backend(spec(), OPTIONS, 2)
+    second = choose_cpu_backend(spec(batch=16), OPTIONS, 2)
+    assert measured[0] == [["openvino", "onnxruntime"]]
+    assert (first.backend, second.backend) == ("openvino", "openvino")
+    assert (second.spec.batch, second.options) == (16, OPTIONS)
+    rates = "openvino, the faster CPU runtime here (38 pictures/s, onnxruntime 31.2; "
+    assert first.remark == f"{rates}measured now)"
+    assert second.remark == f"{rates}remembered)"
 
 
 @pytest.mark.parametrize(
@@ -59,9 +63,9 @@ def test_it_is_measured_once_and_then_remembered(spec, tmp_path, measured):
         {"version": "9"},
     ],
 )
-def test_another_machine_or_model_is_measured_anew(spec, tmp_path, measured, monkeypatch, change):
+def test_another_machine_or_model_is_measured_anew(spec, measured, monkeypatch, change):
     calls, _ = measured
-    choose_cpu_backend(spec(), OPTIONS, 2, tmp_path)
+    choose_cpu_backend(spec(), OPTIONS, 2)
     if "cpu" in change:
         monkeypatch.setattr(choice, "_cpu_model", lambda: change["cpu"])
     if "cores" in change:
@@ -70,7 +74,7 @@ def test_another_machine_or_model_is_measured_anew(spec, tmp_path, measured, mon
         monkeypatch.setattr(choice, "_version", lambda name: change["version"])
     model = spec(**{key: change[key] for key in ("sha256", "height") if key in change})
     options = OPTIONS | change.get("options", {})
-    assert not choose_cpu_backend(model, options, change.get("threads", 2), tmp_path).is_remembered
+    choose_cpu_backend(model, options, change.get("threads", 2))
     assert len(calls) == 2
 
 
@@ -90,65 +94,72 @@ def test_another_machine_or_model_is_measured_anew(spec, tmp_path, measured, mon
         {"openvino": 5.0, "tensorrt": 1.0},
     ],
 )
-def test_a_damaged_cache_file_is_measured_again(spec, tmp_path, measured, damage):
+def test_a_damaged_cache_file_is_measured_again(spec, cache, measured, damage):
     calls, _ = measured
-    choose_cpu_backend(spec(), OPTIONS, 2, tmp_path)
-    (file,) = tmp_path.iterdir()
+    choose_cpu_backend(spec(), OPTIONS, 2)
+    (file,) = cache.iterdir()
     if isinstance(damage, dict):
         damage = json.dumps(json.loads(file.read_text()) | {"rates": damage}).encode()
     file.write_bytes(damage)
-    assert not choose_cpu_backend(spec(), OPTIONS, 2, tmp_path).is_remembered
-    assert choose_cpu_backend(spec(), OPTIONS, 2, tmp_path).is_remembered  # written anew
+    assert "measured now" in choose_cpu_backend(spec(), OPTIONS, 2).remark
+    assert "remembered" in choose_cpu_backend(spec(), OPTIONS, 2).remark  # written anew
     assert len(calls) == 2
 
 
 def test_an_unwritable_cache_is_no_error(spec, tmp_path, measured):
-    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "cache").write_text("no folder")
     for _ in range(2):
-        found = choose_cpu_backend(spec(), OPTIONS, 2, tmp_path / "file" / "cfdist")
-        assert (found.name, found.is_remembered) == ("openvino", False)
+        assert "measured now" in choose_cpu_backend(spec(), OPTIONS, 2).remark
     assert len(measured[0]) == 2
 
 
-def test_the_user_s_cache_folder(spec, tmp_path, measured, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+def test_the_user_s_cache_folder(spec, tmp_path, cache, measured, monkeypatch):
     choose_cpu_backend(spec(), OPTIONS, 2)
-    assert len(list((tmp_path / "xdg" / "cfdist").iterdir())) == 1
+    assert len(list(cache.iterdir())) == 1
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     choose_cpu_backend(spec(), OPTIONS, 2)
     assert len(list((tmp_path / "home" / ".cache" / "cfdist").iterdir())) == 1
 
 
-def test_the_only_runtime_is_taken_without_measuring(spec, tmp_path, measured, monkeypatch):
+def test_a_user_without_a_home_folder(spec, measured, monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(choice.Path, "home", no_home)
+    assert "measured now" in choose_cpu_backend(spec(), OPTIONS, 2).remark
+
+
+def test_the_only_runtime_is_taken_without_measuring(spec, measured, monkeypatch):
     monkeypatch.setattr(backends, "is_installed", lambda name: name == "onnxruntime")
-    found = choose_cpu_backend(spec(), OPTIONS, 2, tmp_path)
-    assert found == Choice("onnxruntime")
-    assert str(found) == "onnxruntime, the only CPU runtime installed"
+    found = choose_cpu_backend(spec(), OPTIONS, 2)
+    assert found.backend == "onnxruntime"
+    assert found.remark == "onnxruntime, the only CPU runtime installed"
     assert measured[0] == []
     monkeypatch.setattr(backends, "is_installed", lambda name: False)
     with pytest.raises(UserError, match="neither openvino nor onnxruntime is installed"):
-        choose_cpu_backend(spec(), OPTIONS, 2, tmp_path)
+        choose_cpu_backend(spec(), OPTIONS, 2)
 
 
-def test_a_model_that_one_cannot_load_goes_to_the_other(spec, tmp_path, measured):
+def test_a_model_that_one_cannot_load_goes_to_the_other(spec, measured):
     calls, state = measured
-    state["found"] = Measurement({"onnxruntime": 12.0}, {"openvino": "unknown operator"})
+    state["found"] = {"openvino": "unknown operator", "onnxruntime": 12.0}
     for _ in range(2):  # what failed may have been the moment's memory: it is not remembered
-        found = choose_cpu_backend(spec(), OPTIONS, 2, tmp_path)
-        assert (found.name, found.is_remembered) == ("onnxruntime", False)
-        assert "(openvino: unknown operator)" in str(found)
+        found = choose_cpu_backend(spec(), OPTIONS, 2)
+        assert found.backend == "onnxruntime"
+        assert "another CPU runtime failed (openvino: unknown operator)" in found.remark
     assert len(calls) == 2
 
 
-def test_a_model_that_none_loads_is_the_user_s_error(spec, tmp_path, measured):
+def test_a_model_that_none_loads_is_the_user_s_error(spec, measured):
     _, state = measured
-    state["found"] = Measurement({}, {"openvino": "bad file", "onnxruntime": "bad file"})
+    state["found"] = {"openvino": "bad file", "onnxruntime": "bad file"}
     with pytest.raises(UserError, match=r"^bad file$"):
-        choose_cpu_backend(spec(), OPTIONS, 2, tmp_path)
-    state["found"] = Measurement({}, {"openvino": "bad", "onnxruntime": "worse"})
+        choose_cpu_backend(spec(), OPTIONS, 2)
+    state["found"] = {"openvino": "bad", "onnxruntime": "worse"}
     with pytest.raises(UserError, match=r"no CPU runtime takes it \(openvino: bad; onnxruntime: w"):
-        choose_cpu_backend(spec(), OPTIONS, 2, tmp_path)
+        choose_cpu_backend(spec(), OPTIONS, 2)
 
 
 class TimedBackend:
@@ -166,16 +177,17 @@ class TimedBackend:
         self._first = self._seconds
 
 
-def test_rates_are_pictures_a_second_without_the_first_inference():
+def test_rates_are_pictures_a_second_without_the_first_inference(monkeypatch):
     now = [0.0]
+    monkeypatch.setattr(choice.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(choice, "SECONDS", 1.0)
     loaded = {"slow": TimedBackend(now, 0.25, first=9.0), "quick": TimedBackend(now, 0.125)}
-    rates = measure(loaded, turn_seconds=1.0, clock=lambda: now[0])
-    assert rates == {"slow": pytest.approx(4.0), "quick": pytest.approx(8.0)}
-    # Even one inference longer than the turn is a measurement.
-    assert measure({"a": TimedBackend(now, 5.0)}, 1.0, lambda: now[0]) == {"a": pytest.approx(0.2)}
+    assert measure(loaded) == {"slow": pytest.approx(4.0), "quick": pytest.approx(8.0)}
+    # Even one inference longer than the round is a measurement.
+    assert measure({"a": TimedBackend(now, 5.0)}) == {"a": pytest.approx(0.2)}
 
 
-def test_all_streams_are_busy_at_once():
+def test_all_streams_are_busy_at_once(monkeypatch):
     class Together:
         contract = InputContract(4, 6, None)
         streams = 3
@@ -184,7 +196,8 @@ def test_all_streams_are_busy_at_once():
         def infer(self, inputs):
             self.barrier.wait()
 
-    assert measure({"a": Together()}, turn_seconds=0.0)["a"] > 0
+    monkeypatch.setattr(choice, "SECONDS", 0.0)
+    assert measure({"a": Together()})["a"] > 0
 
 
 def test_streams_are_those_asked_for_or_what_memory_holds(spec, monkeypatch):
@@ -200,30 +213,32 @@ def test_a_runtime_that_kills_the_process_is_found_out(spec, monkeypatch):
     def run(command, input, **_):
         names = choice.pickle.loads(input)[0]
         dies = "openvino" in names
-        found = json.dumps({"rates": dict.fromkeys(names, 7.0), "failures": {}})
+        found = json.dumps(dict.fromkeys(names, 7.0))
         return choice.subprocess.CompletedProcess(
             command, -9 if dies else 0, b"" if dies else found.encode()
         )
 
     monkeypatch.setattr(choice.subprocess, "run", run)
     found = choice.measure_in_child(["openvino", "onnxruntime"], spec(), OPTIONS, 2)
-    assert found.rates == {"onnxruntime": 7.0}
-    assert found.failures == {"openvino": "the measurement ended with exit code -9"}
+    reason = "the measurement ended with exit code -9"
+    assert found == {"openvino": reason, "onnxruntime": 7.0}
 
 
-def test_the_real_runtimes(spec, tmp_path, monkeypatch):
+def test_the_real_runtimes(spec, tmp_path, cache, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the child finds the package from any folder
     model = spec(height=64, width=64)
-    found = choose_cpu_backend(model, OPTIONS, 2, tmp_path)
-    assert set(found.rates) == {"openvino", "onnxruntime"}
-    assert found.rates[found.name] == max(found.rates.values()) > 1
-    again = choose_cpu_backend(model, OPTIONS, 2, tmp_path)
-    assert (again.name, again.is_remembered) == (found.name, True)
+    found = choose_cpu_backend(model, OPTIONS, 2)
+    (file,) = cache.iterdir()
+    rates = json.loads(file.read_text())["rates"]
+    assert set(rates) == {"openvino", "onnxruntime"}
+    assert rates[found.backend] == max(rates.values()) > 1
+    again = choose_cpu_backend(model, OPTIONS, 2)
+    assert again.remark == found.remark.replace("measured now", "remembered")
 
 
-def test_a_file_that_is_no_model(spec, tmp_path):
+def test_a_file_that_is_no_model(spec, tmp_path, cache):
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"broken.onnx: not a valid ONNX file"):
-        choose_cpu_backend(spec(path), OPTIONS, 2, tmp_path)
-    assert not list(tmp_path.glob("*.json"))
+        choose_cpu_backend(spec(path), OPTIONS, 2)
+    assert not cache.exists()

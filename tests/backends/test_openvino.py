@@ -24,7 +24,7 @@ def pictures(count: int, size: int = 160) -> np.ndarray:
 
 
 def infer(name: str, model, warped: np.ndarray, slots: int = 1):
-    backend = backends.create(name, model, DeviceSettings(2, slots, 0, OPTIONS))
+    backend = backends.backend_class(name)(model, DeviceSettings(2, slots, 0, OPTIONS))
     try:
         return backend.infer(to_model_input(warped, backend.contract))
     finally:
@@ -70,7 +70,7 @@ def test_a_part_of_a_batch_gives_the_same_numbers(spec, name):
 
 def test_results_stay_when_the_next_batch_runs(spec):
     model = spec(height=160, width=160, batch=1)
-    backend = backends.create("openvino", model, DeviceSettings(1, 1, 0, OPTIONS))
+    backend = backends.backend_class("openvino")(model, DeviceSettings(1, 1, 0, OPTIONS))
     first = backend.infer(pictures(1))
     kept = first.hm.copy()
     backend.infer(255 - pictures(1))
@@ -82,7 +82,9 @@ def test_a_batch_is_computed_in_as_many_pictures_as_a_stream_has_threads(
     spec, threads, streams, batch
 ):
     model = spec(height=160, width=160, batch=batch)
-    backend = backends.create("openvino", model, DeviceSettings(threads, streams, 0, OPTIONS))
+    backend = backends.backend_class("openvino")(
+        model, DeviceSettings(threads, streams, 0, OPTIONS)
+    )
     assert backend.streams == streams
     heads = backend.infer(pictures(batch))
     for i in range(batch):
@@ -95,7 +97,7 @@ def test_a_batch_is_computed_in_as_many_pictures_as_a_stream_has_threads(
 
 def test_streams_do_not_disturb_each_other(spec):
     model = spec(height=160, width=160, batch=1)
-    backend = backends.create("openvino", model, DeviceSettings(3, 3, 0, OPTIONS))
+    backend = backends.backend_class("openvino")(model, DeviceSettings(3, 3, 0, OPTIONS))
     inputs = [one[None] for one in pictures(3)]
     expected = [backend.infer(one).hm for one in inputs]
     with ThreadPoolExecutor(6) as pool:

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfdist import backends
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.simulated import PUBLISHED_RATES, SimulatedBackend, batch_milliseconds
 from cfdist.decode import finite_pictures, select_peaks
@@ -31,8 +30,8 @@ def make(spec):
 
     def create(options=INSTANT, streams: int = 1, number: int = 0, **changes) -> SimulatedBackend:
         model = spec(path="nowhere.onnx", **changes)
-        backends.backend_class("simulated").check(model, options)
-        return backends.create("simulated", model, DeviceSettings(1, streams, 0, options, number))
+        SimulatedBackend.check(model, options)
+        return SimulatedBackend(model, DeviceSettings(1, streams, 0, options, number))
 
     return create
 

@@ -106,8 +106,6 @@ def test_onnx_of_the_other_convention_is_refused(tmp_path):
 def test_check_looks_at_file_and_options(shared, tmp_path):
     spec = model_spec(shared / "golden" / "centerface_seed_arch.pth", "centerface_pytorch")
     TorchBackend.check(spec, {"device": "cuda"})  # the devices may be on another machine
-    with pytest.raises(UserError, match=r"backend\.device=npu"):
-        TorchBackend.check(spec, {"device": "npu"})
     with pytest.raises(UserError, match="cannot be read"):
         TorchBackend.check(model_spec(tmp_path / "m.pth", "centerface_pytorch"), CPU.options)
 
@@ -131,8 +129,6 @@ def test_devices(monkeypatch):
     assert choose_device("auto", 3) == choose_device("cpu", 0) == torch.device("cpu")
     with pytest.raises(UserError, match="CUDA device 0 is not there"):
         choose_device("cuda", 0)
-    with pytest.raises(UserError, match=r"backend\.device=gpu"):
-        choose_device("gpu", 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert choose_device("auto", 1) == choose_device("cuda", 1) == torch.device("cuda", 1)

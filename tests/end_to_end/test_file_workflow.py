@@ -486,7 +486,7 @@ def test_the_tool_is_not_given_what_it_would_misread(compose, run, made, tmp_pat
     assert "takes float32 NCHW, the files hold uint8 NHWC" in found
     assert "preprocess.input=f32" in found
     found = refused(infer, compose, out, *overrides, u8, "model.batch=2")
-    assert "made for batches of 4" in found
+    assert "made for model.batch=4 " in found
     found = refused(infer, compose, out, *overrides, u8, "devices=[7]")
     assert "507033" in found
     assert not list(out.rglob("*.bin"))

@@ -166,7 +166,7 @@ def test_report_and_declared_shapes(reports):
 def test_authors_network_with_peaks_on_real_pictures(
     authors_onnx, spec, small_letterboxed, tmp_path, run
 ):
-    network = load_onnx_network(load_onnx(spec()).model, authors_onnx)
+    network = load_onnx_network(load_onnx(spec()), authors_onnx)
     paths = {}
     for peaks in (False, True):
         paths[peaks] = tmp_path / f"{peaks}.onnx"

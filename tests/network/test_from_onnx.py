@@ -21,7 +21,7 @@ from cfdist.preprocess import to_model_input  # noqa: E402
 
 
 def load(spec: ModelSpec) -> CenterFace:
-    return load_onnx_network(load_onnx(spec).model, spec.path)
+    return load_onnx_network(load_onnx(spec), spec.path)
 
 
 def test_outputs_on_real_pictures_are_onnx_runtimes(spec, letterboxed):

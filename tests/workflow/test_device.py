@@ -190,14 +190,14 @@ def test_an_onnx_for_bytes_takes_float_bins_too(tmp_path, model):
 @pytest.mark.parametrize("aipp", [False, True])
 def test_an_om_gives_what_the_tool_itself_gives(tmp_path, monkeypatch, model, aipp):
     """Batch, padding and names as `python -m ais_bench` has them, to the byte."""
-    from cfdist.ascend.ais_bench import run_ais_bench
+    from cfdist.ascend import run_ais_bench
 
     install_double(monkeypatch)
     import aclruntime
 
     text = None
     if aipp:
-        text = aipp_config(model.mean, model.std, model.scale, model.color, SIDE, SIDE)
+        text = aipp_config(model)
     om = tmp_path / "net.om"
     aclruntime.make_om(model.path, om, BATCH, text)
     model = replace(model, path=om)
@@ -220,7 +220,7 @@ def test_an_om_with_aipp_takes_float_bins_too(tmp_path, monkeypatch, model):
     install_double(monkeypatch)
     import aclruntime
 
-    text = aipp_config(model.mean, model.std, model.scale, model.color, SIDE, SIDE)
+    text = aipp_config(model)
     om = aclruntime.make_om(model.path, tmp_path / "net.om", BATCH, text)
     model = replace(model, path=om)
     for form in ("u8", "f32"):
