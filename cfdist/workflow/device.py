@@ -102,7 +102,7 @@ class FileDevice:
                 heads = inferred.outputs[i // size]
                 assert isinstance(heads, HeadMaps)
                 if inferred.is_finite[i]:
-                    for name, maps in zip(output_names(item.id), vars(heads).values(), strict=True):
+                    for name, maps in zip(output_names(item.id), heads, strict=True):
                         write_raw(self.folder / name, maps[i % size])
                     done.append(item.id)
                 else:
