@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 
@@ -12,6 +12,13 @@ import pyarrow as pa
 
 from cfdist.detections import to_arrow
 from cfdist.devices.base import ChunkReport, Device, DeviceReport, MakeDevice, device_name
+from cfdist.distributed.actors import (
+    Actor,
+    end_idle_actors,
+    kill_actors,
+    leave_actors,
+    take_actor,
+)
 from cfdist.distributed.failures import is_death, user_error
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.scheduler import Scheduler, chunk_for_rate
@@ -27,23 +34,25 @@ MAX_RESTARTS = 3
 # How often the driver looks for new blocks while none is there, seconds.
 _POLL_SECONDS = 0.02
 
-Actor = Any  # Ray's handle of an actor
+REDUCER = "reducer"  # the name of the reducer's actor
+
 Ref = Any  # Ray's reference to an object
 Result = TypeVar("Result")
 
 
 class DeviceActor:
-    """Hosts a device in a process of its own."""
+    """Hosts a device in a process of its own; in a sweep, one after the other."""
 
-    def __init__(self, device: Device, reducer: Actor | None) -> None:
-        """Take over a device that is not loaded yet, and the reducer of its detections, if any."""
+    def warm_up(self, device: Device, reducer: Actor | None) -> None:
+        """Load a device, see `Device.warm_up`; its detections go to the reducer, if there is one.
+
+        Raises:
+            UserError: the device refuses the model.
+        """
+        reset_peak_memory()
         self._device = device
         self._reducer = reducer
-
-    def warm_up(self) -> None:
-        """See `Device.warm_up`."""
-        reset_peak_memory()
-        self._device.warm_up()
+        device.warm_up()
         to_arrow([])  # imports pyarrow before the first chunk
 
     def process(self, slices: Sequence[Slice], *blocks: pa.Table) -> Any:
@@ -69,6 +78,7 @@ class DeviceActor:
         """Give the device back; returns what it has done."""
         report = self._device.report()
         self._device.close()
+        del self._device
         return report
 
 
@@ -125,16 +135,13 @@ class DevicePool(Generic[Result]):
 
     def begin(self) -> None:
         """Start the actors that are not there, and let each load its model."""
-        import ray
-
-        make = ray.remote(DeviceActor)
-        options = self.plan.actor_options
-        for number in range(self.plan.count):
-            name = device_name(number)
+        names = [device_name(number) for number in range(self.plan.count)]
+        end_idle_actors({*names, REDUCER})
+        for number, name in enumerate(names):
             if name not in self.actors:
                 device = self._make_device(self.plan.settings(number))
-                self.actors[name] = make.options(name=name, **options).remote(device, self._reducer)
-                self._loading[name] = self.actors[name].warm_up.remote()
+                self.actors[name] = take_actor(name, DeviceActor, self.plan.actor_options)
+                self._loading[name] = self.actors[name].warm_up.remote(device, self._reducer)
 
     def start(self) -> None:
         """Start the actors that are not there, and wait until each has run its model once.
@@ -197,14 +204,18 @@ class DevicePool(Generic[Result]):
         kill_actors({name: self.actors.pop(name)})
 
     def close(self) -> None:
-        """Collect the devices' reports, then end the devices."""
+        """Collect the devices' reports; a sweep's next run gets the processes, else they end."""
         import ray
 
-        for name, actor in list(self.actors.items()):
+        closed = {}
+        for name, actor in self.actors.items():
             try:
                 self.reports[name] = ray.get(actor.close.remote())
+                closed[name] = actor
             except ray.exceptions.RayError as error:
                 log.warning("%s gave no report: %s", name, error)
+        leave_actors(closed, DeviceActor, self.plan.actor_options)
+        self.actors = {name: self.actors[name] for name in self.actors.keys() - closed.keys()}
         self.__exit__()
 
 
@@ -290,14 +301,3 @@ class _Round(Generic[Result]):
             ref = actor.process.remote(rows, *(one.block for one in slices))
             self._running[ref] = _Handed(name, actor, sum(map(len, slices)))
         return bool(slices)
-
-
-def kill_actors(actors: Mapping[str, Actor]) -> None:
-    """End named actors; their names are free for the next run then, or 10 s have passed."""
-    import ray
-
-    for actor in actors.values():
-        ray.kill(actor)
-    deadline = time.monotonic() + 10
-    while actors.keys() & set(ray.util.list_named_actors()) and time.monotonic() < deadline:
-        time.sleep(0.02)

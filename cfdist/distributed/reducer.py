@@ -47,7 +47,9 @@ class Evaluation:
 
 
 class Reducer:
-    """Gathers the devices' detections; the order of their arrival changes nothing.
+    """Gathers the devices' detections of a run; the order of their arrival changes nothing.
+
+    `open` comes first; in a sweep one object serves one run after the other.
 
     Only the first pass over the pictures counts. Further passes exist for longer measurements:
     their detections are scored and written in the same way, and then thrown away.
@@ -56,23 +58,26 @@ class Reducer:
         done: Keys of the work items that are on disk, failed ones included.
     """
 
-    def __init__(
+    def open(
         self,
         truth: Mapping[str, PictureTruth],
         order: tuple[str, ...],
         output: Path,
         identity: RunIdentity,
         style: str,
-    ) -> None:
-        """Name the run; `open` begins or continues it.
+    ) -> set[str]:
+        """Begin a run, or continue it with what its journal holds; returns `done`.
 
         `order` holds the picture ids in the order of the final files. The style is a key of
         `STYLES`; boxes are rounded as they are written before they are scored.
+
+        Raises:
+            UserError: the journal is that of another run.
         """
+        reset_peak_memory()
         self._truth = truth
         self._order = order
         self._output = output
-        self._identity = identity
         self._style = STYLES[style]
         self._metric = WiderFaceMetric()
         self._failures: dict[str, str] = {}
@@ -80,15 +85,7 @@ class Reducer:
         self._lock = threading.Lock()
         self._partial = output / f".{PREDICTIONS}.partial"
         self._folders: set[Path] = set()
-
-    def open(self) -> set[str]:
-        """Open the run's journal and take in what an earlier start left; returns `done`.
-
-        Raises:
-            UserError: the journal is that of another run.
-        """
-        reset_peak_memory()
-        self._journal = Journal(self._output / JOURNAL, self._identity)
+        self._journal = Journal(output / JOURNAL, identity)
         for table in self._journal.read():
             self._take_in(from_arrow(table))
         self._take_in(from_arrow(to_arrow([])))  # imports now what would be imported late

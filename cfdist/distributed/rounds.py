@@ -11,10 +11,11 @@ from pathlib import Path
 from cfdist.backends.model import BackendModel
 from cfdist.devices.base import ChunkReport, DeviceReport
 from cfdist.devices.detector import Detector
+from cfdist.distributed.actors import kill_actors, leave_actors, take_actor
 from cfdist.distributed.failures import user_error
 from cfdist.distributed.journal import RunIdentity
 from cfdist.distributed.plan import DevicePlan
-from cfdist.distributed.pool import Actor, DevicePool, Result, kill_actors
+from cfdist.distributed.pool import REDUCER, DevicePool, Result
 from cfdist.distributed.reducer import Evaluation, Reducer
 from cfdist.distributed.work import Work
 from cfdist.machine import ProcessTimes, process_times, seconds_between
@@ -22,8 +23,6 @@ from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.manifest import Manifest, WorkItem
 
 log = logging.getLogger(__name__)
-
-REDUCER = "reducer"
 
 # At most this many rounds; what a round could not do is tried again in the next one.
 MAX_ROUNDS = 3
@@ -194,7 +193,9 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
     import ray
 
     model, plan = task.model, task.plan
-    reducer = _start_reducer(task)
+    # As many calls at once as there are chunks in flight.
+    options = {"num_cpus": 0, "max_concurrency": plan.count * plan.max_in_flight}
+    reducer = take_actor(REDUCER, Reducer, options)
     pool: DevicePool[ChunkReport] = DevicePool(
         plan,
         lambda settings: Detector(model, settings, plan.readers),
@@ -217,7 +218,9 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
 
     try:
         with pool:
-            opened = reducer.open.remote()
+            order = tuple(item.id for item in task.manifest.pictures)
+            truth = {id: task.truth[id] for id in order}
+            opened = reducer.open.remote(truth, order, task.output, task.identity, task.style)
             pool.begin()
             done = ray.get(opened)
             missing = [item for item in task.manifest.items if item.key not in done]
@@ -225,21 +228,12 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
             cpu_seconds = seconds_between(cpu_before, process_times())
             pool.close()
             evaluation = ray.get(reducer.finish.remote())
-    except ray.exceptions.RayError as error:
-        raise user_error(error) from error
-    finally:
+    except BaseException as error:
         kill_actors({REDUCER: reducer})
+        if isinstance(error, ray.exceptions.RayError):
+            raise user_error(error) from error
+        raise
+    leave_actors({REDUCER: reducer}, Reducer, options)
     return EvaluationReport(
         evaluation, pool.reports, timeline, len(done), tuple(pool.lost), cpu_seconds
     )
-
-
-def _start_reducer(task: EvaluationTask) -> Actor:
-    import ray
-
-    order = tuple(item.id for item in task.manifest.pictures)
-    truth = {id: task.truth[id] for id in order}
-    # As many calls at once as there are chunks in flight.
-    calls = task.plan.count * task.plan.max_in_flight
-    actor = ray.remote(Reducer).options(name=REDUCER, num_cpus=0, max_concurrency=calls)
-    return actor.remote(truth, order, task.output, task.identity, task.style)

@@ -9,8 +9,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cfdist.ascend.npu_smi import list_npus
@@ -32,12 +32,14 @@ class SharedSession:
     Attributes:
         settings: What the session was started with; a run that wants others gets a new session.
         pictures: The letterboxed pictures of the sweep, once they are materialised.
+        idle: Name -> (actor, what it was made as), see `cfdist.distributed.actors`.
     """
 
     settings: tuple[object, ...]
     stack: contextlib.ExitStack
     dashboard: str | None
     pictures: MaterialisedPictures | None = None
+    idle: dict[str, tuple[Any, tuple[type, Mapping[str, Any]]]] = field(default_factory=dict)
 
 
 _shares_sessions = False

@@ -18,7 +18,14 @@ import simplejpeg
 
 from cfdist.decode import decode_detections, finite_pictures, select_peaks
 from cfdist.devices.reader import LetterboxedPicture
-from cfdist.distributed.work import Slice, item_dataset, letterbox_stage, run_stage, sources_of
+from cfdist.distributed.work import (
+    Slice,
+    item_dataset,
+    letterbox_stage,
+    map_blocks,
+    run_stage,
+    sources_of,
+)
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract, PictureError, decode_picture, to_model_input
@@ -123,9 +130,8 @@ def _run(
             ids, errors = [None], [str(error)]
         return pa.table({"id": pa.array(ids, pa.string()), "error": pa.array(errors, pa.string())})
 
-    stage = dataset.map_batches(do_block, batch_size=None, batch_format="pyarrow", num_cpus=1)
     failures: Failures = []
-    for table in run_stage(stage):
+    for table in run_stage(map_blocks(dataset, do_block)):
         failed = [(row["id"], row["error"]) for row in table.to_pylist() if row["error"]]
         if failed and failed[0][0] is None:
             raise UserError(failed[0][1])

@@ -68,8 +68,8 @@ def table(spec):
 
 def new_reducer(output, style: str = "official") -> Reducer:
     output.mkdir(exist_ok=True)
-    reducer = Reducer(truth(), ORDER, output, RunIdentity("f", "openvino"), style)
-    reducer.open()
+    reducer = Reducer()
+    reducer.open(truth(), ORDER, output, RunIdentity("f", "openvino"), style)
     return reducer
 
 
