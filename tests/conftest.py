@@ -21,9 +21,9 @@ settings.register_profile("cfdist", deadline=None)
 settings.load_profile("cfdist")
 
 
-# Tests that start Ray or a whole command, or that run real networks, take seconds each.
+# Tests that start Ray or a whole command, run real networks or draw the sample set take seconds each.
 SLOW_FIXTURES = {"ray_session", "command"}
-SLOW_FOLDERS = ("end_to_end", "network")
+SLOW_FOLDERS = ("end_to_end", "network", "sample")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
