@@ -80,6 +80,7 @@ def test_the_keys_are_a_promise(tmp_path):
     ]  # fmt: skip
     assert written["pictures"] == {"total": 2, "done": 1, "failed": 1}
     assert written["failures"] == [{"picture": "e/a", "reason": "broken"}]
+    assert written["damaged"] == []
     assert {"python", "cfdist", "numpy"} <= set(written["versions"])
 
 
