@@ -260,7 +260,10 @@ def damage_notes(config: Config, damaged: Sized) -> list[str]:
     """A note that files of pictures are damaged, and what has become of these pictures."""
     if not damaged:
         return []
-    start = f"{len(damaged)} picture{'s' if len(damaged) > 1 else ''} with a damaged file "
+    many = len(damaged) > 1
+    start = f"{len(damaged)} {'pictures have' if many else 'picture has'} a damaged file and"
+    listed = "see damaged in results.json"
     if config.dataset.damaged == "use":
-        return [start + "taken as it decodes (dataset.damaged=use), see damaged in results.json"]
-    return [start + "failed, see damaged in results.json; dataset.damaged=use takes what decodes"]
+        used = "are used as they decode" if many else "is used as it decodes"
+        return [f"{start} {used} (dataset.damaged=use), {listed}"]
+    return [f"{start} failed, {listed}; dataset.damaged=use takes what decodes"]

@@ -96,7 +96,9 @@ def test_damaged_pictures_fail_or_are_used_and_are_listed(command, tmp_path, pic
     assert sorted(failed) == sorted(reasons.keys() - (damaged.keys() if word == "use" else set()))
     for id, reason in (damaged | failed).items():
         assert reason.startswith(reasons[id])
-    told = {"fail": "2 pictures with a damaged file failed", "use": "taken as it decodes"}[word]
+    told = {"fail": "2 pictures have a damaged file and failed", "use": "are used as they decode"}[
+        word
+    ]
     assert any(told in note for note in results["notes"])
     assert told in result.stdout
     # A picture is whole whatever follows it.

@@ -129,5 +129,7 @@ def test_damaged_pictures_are_listed_and_noted(results):
     failed, used = results(damaged=damaged), results("dataset.damaged=use", damaged=damaged[:1])
     assert failed.damaged == damaged
     assert failed.to_dict()["damaged"][1] == {"picture": "e/4", "reason": "half"}
-    assert any(note.startswith("2 pictures with a damaged file failed") for note in failed.notes)
-    assert any(note.startswith("1 picture with a damaged file taken") for note in used.notes)
+    assert any(
+        note.startswith("2 pictures have a damaged file and failed") for note in failed.notes
+    )
+    assert any(note.startswith("1 picture has a damaged file and is used") for note in used.notes)
