@@ -26,6 +26,7 @@ class Detections:
         width: The picture's width, pixels; 0 if it could not be read.
         height: The picture's height, likewise.
         error: Why the picture failed; `None` if it did not.
+        damage: What is wrong with the picture's file, whether or not the picture failed for that.
 
     Without arrays, there are no faces:
 
@@ -41,13 +42,15 @@ class Detections:
     width: int = 0
     height: int = 0
     error: str | None = None
+    damage: str | None = None
 
 
 def to_arrow(detections: Sequence[Detections]) -> pa.Table:
     """Detections as an Arrow table, one row a picture: the schema of `predictions.parquet`.
 
     Columns: id, width, height, boxes (list of k*4 float32, x1 y1 x2 y2 in picture pixels),
-    scores (list of k), landmarks (list of k*10, x y of 5 points), error (null where none).
+    scores (list of k), landmarks (list of k*10, x y of 5 points), error and damage (null where
+    none).
     """
     import pyarrow as pa
 
@@ -67,6 +70,7 @@ def to_arrow(detections: Sequence[Detections]) -> pa.Table:
             "scores": ragged([d.scores for d in detections]),
             "landmarks": ragged([d.landmarks for d in detections]),
             "error": pa.array([d.error for d in detections], pa.string()),
+            "damage": pa.array([d.damage for d in detections], pa.string()),
         }
     )
 
@@ -86,7 +90,7 @@ def from_arrow(table: pa.Table) -> list[Detections]:
             **row, boxes=boxes.reshape(-1, 4), scores=scores, landmarks=landmarks.reshape(-1, 5, 2)
         )
         for row, boxes, scores, landmarks in zip(
-            table.select(["id", "width", "height", "error"]).to_pylist(),
+            table.select(["id", "width", "height", "error", "damage"]).to_pylist(),
             *map(ragged, ("boxes", "scores", "landmarks")),
             strict=True,
         )

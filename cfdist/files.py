@@ -1,10 +1,12 @@
-"""The names of the files that a run leaves, and writing files whole or not at all."""
+"""The names of the files that a run leaves, reading files, and writing them whole or not at all."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +25,46 @@ SWEEP_CSV = "sweep.csv"
 SWEEP_MARKDOWN = "sweep.md"
 SWEEP_PLOT = "throughput.png"
 SWEEP_FILES = (SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT)
+
+# Larger files are not read whole: pictures, ground truth and prediction files are far smaller, and
+# OpenCV and zlib count bytes in 31 bits.
+MAX_READ_BYTES = 1 << 30
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_is_file(path: Path | str) -> os.stat_result:
+    """Refuse what is there in place of a file: opening a pipe or a device may wait for ever.
+
+    Raises:
+        OSError: nothing is there, or something other than a file; `strerror` says what.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise OSError(errno.EINVAL, f"is {kind}, not a file", str(path))
+    return status
+
+
+def read_file(path: Path | str) -> bytes:
+    """The content of a file.
+
+    Raises:
+        OSError: it cannot be read, is no file, or has more than `MAX_READ_BYTES`; `strerror` says
+            why.
+    """
+    size = check_is_file(path).st_size
+    if size > MAX_READ_BYTES:
+        reason = f"{size} bytes are more than the {MAX_READ_BYTES} that are read at once"
+        raise OSError(errno.EFBIG, reason, str(path))
+    with open(path, "rb") as file:
+        return file.read()
 
 
 @contextlib.contextmanager

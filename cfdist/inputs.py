@@ -69,7 +69,7 @@ def find_pictures(config: DatasetConfig, truth: GroundTruth) -> Manifest:
         )
     else:
         root = Path(config.root).expanduser()
-    return build_manifest(root, truth, config.limit)
+    return build_manifest(root, truth, config.limit, use_damaged=config.damaged == "use")
 
 
 def _sample_folder(config: DatasetConfig) -> Path:

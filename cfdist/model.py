@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from cfdist.errors import UserError
-from cfdist.files import sha256_of
+from cfdist.files import check_is_file, sha256_of
 from cfdist.preprocess import InputContract
 
 
@@ -85,9 +85,13 @@ def locate_model(path: str) -> Path:
         location = Path(next(iter(found.submodule_search_locations))) / inside
     else:
         location = Path(path).expanduser()
-    if not location.is_file():
-        what = "is a folder" if location.is_dir() else "does not exist"
-        raise UserError(f"model.path={path}: {location} {what}; give the path of a model file")
+    try:
+        check_is_file(location)
+    except OSError as error:
+        what = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UserError(
+            f"model.path={path}: {location} {what}; give the path of a model file"
+        ) from None
     return location.resolve()
 
 

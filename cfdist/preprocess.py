@@ -6,7 +6,8 @@ the ground truth is); `input` pixels are those of the letterboxed network input.
 
 from __future__ import annotations
 
-import contextlib
+import io
+import struct
 from dataclasses import dataclass
 from math import ceil, floor
 from typing import Literal
@@ -16,21 +17,57 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from cfdist.files import read_file
+
 # The stored pixels, three 8-bit channels, whatever the file holds (grey, 16 bit, CMYK, palette).
 _READ_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
 
 _JPEG_START = b"\xff\xd8"
-_JPEG_SCAN = b"\xff\xda"
 _JPEG_END = b"\xff\xd9"
 _JPEG_COLORS = frozenset({"Gray", "YCbCr"})  # other JPEGs are left to OpenCV
-_MAX_PIXELS = 1 << 30  # OpenCV's CV_IO_MAX_IMAGE_PIXELS: it refuses larger pictures
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # markers of a frame's header
+
+# What may be behind the name of a JPEG, beside one.
+_OTHER_FORMATS = ("PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG2000", "AVIF", "PPM", "SUN")
+
+# A larger picture is refused from its header. Decoded it has 4 bytes a pixel, in each reader
+# thread, and from 2^31 bytes on OpenCV's warpAffine ends the process.
+MAX_PIXELS = 1 << 28
 
 # In grey levels: more than float32 arithmetic loses, less than another normalisation differs by.
 MAX_LEVEL_ERROR = 0.01
 
 
 class PictureError(Exception):
-    """A picture that cannot be used; the message is the reason, without the file's name."""
+    """A picture that cannot be used; the message is the reason, without the file's name.
+
+    Attributes:
+        damage: What is damaged in the file, if that is why.
+    """
+
+    def __init__(self, reason: str, damage: str | None = None) -> None:
+        super().__init__(reason)
+        self.damage = damage
+
+
+class DamagedPictureError(PictureError):
+    """A picture of which a decoder makes something, but not what its maker saw."""
+
+    def __init__(self, damage: str) -> None:
+        super().__init__(damage, damage)
+
+
+@dataclass(frozen=True)
+class StoredPicture:
+    """What is known of a picture that was read.
+
+    Attributes:
+        size: Width and height as stored, pixels.
+        damage: What is wrong with the file; `None` if nothing is.
+    """
+
+    size: tuple[int, int]
+    damage: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +128,8 @@ def letterbox_affine(
 def decode_picture(content: bytes) -> NDArray[np.uint8]:
     """Decode a picture file's bytes, in stored orientation.
 
+    Bytes after the picture's end, such as a second picture or a film, are not looked at.
+
     Args:
         content: The whole file.
 
@@ -98,26 +137,100 @@ def decode_picture(content: bytes) -> NDArray[np.uint8]:
         (h, w, 4) u8: blue, green, red, and a channel whose values mean nothing.
 
     Raises:
-        PictureError: empty, truncated, not a picture, or more than the decoder takes.
+        DamagedPictureError: truncated, or the decoder warns: a part of the picture is not right.
+        PictureError: empty, not a picture, or of more than `MAX_PIXELS`.
     """
     if not content:
         raise PictureError("empty file (0 bytes)")
-    # Inside the entropy-coded data a 0xFF is always followed by 0x00 or a restart marker, so an
-    # end marker after the last scan's start is the real one. libjpeg would fill what is missing
-    # with grey and only warn.
+    if not content.startswith(_JPEG_START):
+        _check_other_format(content)
+        return _decode_with_opencv(content)
+    _check_size(_jpeg_size(content))
+    try:
+        height, width, color, _ = simplejpeg.decode_jpeg_header(content)
+        _check_size((width, height))
+        if color in _JPEG_COLORS:
+            # In 7/8 of the time of `cv2.imdecode`, with the same values: both hand the work to
+            # libjpeg-turbo with the same settings. But OpenCV keeps libjpeg's warnings to itself.
+            return np.asarray(simplejpeg.decode_jpeg(content, "BGRX"), np.uint8)
+        simplejpeg.decode_jpeg(content, "BGR" if color == "RGB" else "CMYK")  # for its warnings
+    except (ValueError, KeyError) as error:  # KeyError: -1 is a colour that it does not know
+        raise DamagedPictureError(f"damaged or unusual JPEG: {_words(error)}") from None
+    return _decode_with_opencv(content)
+
+
+def decode_damaged_picture(content: bytes) -> NDArray[np.uint8]:
+    """What a decoder makes of a content that `decode_picture` refuses as damaged.
+
+    Raises:
+        PictureError: nothing.
+    """
     if content.startswith(_JPEG_START):
-        if not content.endswith(_JPEG_END) and content.rfind(_JPEG_END) < content.rfind(_JPEG_SCAN):
-            raise PictureError("truncated JPEG (no end marker after the last scan)")
-        with contextlib.suppress(ValueError):  # a damaged file: OpenCV decides what it is
-            height, width, color, _ = simplejpeg.decode_jpeg_header(content)
-            if color in _JPEG_COLORS and height * width <= _MAX_PIXELS:
-                # In 7/8 of the time of `cv2.imdecode`, with the same values: both hand the work to
-                # libjpeg-turbo with the same settings.
-                return np.asarray(simplejpeg.decode_jpeg(content, "BGRX"), np.uint8)
+        size = _jpeg_size(content)
+        try:
+            height, width, color, _ = simplejpeg.decode_jpeg_header(content, strict=False)
+            size = (width, height)
+            _check_size(size)
+            if color in _JPEG_COLORS:
+                picture = simplejpeg.decode_jpeg(content, "BGRX", strict=False)
+                return np.asarray(picture, np.uint8)
+        except (ValueError, KeyError):
+            pass  # of a sampling that only OpenCV knows?
+        if size is None:
+            raise PictureError("damaged JPEG without a size")
+        _check_size(size)
+        content += _JPEG_END  # without one, OpenCV gives nothing
+    return _decode_with_opencv(content)
+
+
+def _jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height in the header of a JPEG; `None` if the header breaks off before them.
+
+    libjpeg gives no size before it has read all tables after it.
+    """
+    at = len(_JPEG_START)
+    while at + 9 <= len(content) and content[at] == 0xFF:
+        marker, length, _, height, width = struct.unpack_from(">BHBHH", content, at + 1)
+        if marker in _JPEG_FRAMES:
+            return width, height
+        at += 1 if marker == 0xFF else 2 + length
+    return None
+
+
+def _check_size(size: tuple[int, int] | None) -> None:
+    if size and size[0] * size[1] > MAX_PIXELS:
+        raise PictureError(
+            f"{size[0]}x{size[1]} pixels are more than the {MAX_PIXELS} that a picture may have"
+        )
+
+
+def _check_other_format(content: bytes) -> None:
+    """Refuse what is too large, or that Pillow finds damaged: OpenCV fills what is missing.
+
+    Raises:
+        DamagedPictureError: truncated, a checksum is wrong, or data cannot be decoded.
+        PictureError: not a picture in one of `_OTHER_FORMATS`, or of more than `MAX_PIXELS`.
+    """
+    from PIL import Image  # seldom needed
+
+    Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit gives a warning in the middle of a run
+    try:
+        picture = Image.open(io.BytesIO(content), formats=_OTHER_FORMATS)
+    except Exception:  # Pillow's readers raise nearly anything
+        raise PictureError("not a picture that can be decoded") from None
+    _check_size(picture.size)
+    try:
+        picture.verify()  # the checksums of a PNG; nothing can be read after it
+        Image.open(io.BytesIO(content), formats=_OTHER_FORMATS).load()
+    except Exception as error:
+        raise DamagedPictureError(f"damaged {picture.format}: {_words(error)}") from None
+
+
+def _decode_with_opencv(content: bytes) -> NDArray[np.uint8]:
     try:
         picture = cv2.imdecode(np.frombuffer(content, np.uint8), _READ_FLAGS)
     except cv2.error as error:
-        raise PictureError(f"cannot be decoded: {_reason(error)}") from None
+        raise PictureError(f"cannot be decoded: {_words(error)}") from None
     if picture is None:
         raise PictureError("not a picture that OpenCV can decode")
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2BGRA), np.uint8)
@@ -151,31 +264,35 @@ def letterbox_into(picture: NDArray[np.uint8], row: NDArray[np.uint8]) -> None:
         cv2.cvtColor(letterboxed, cv2.COLOR_BGRA2BGR, dst=row[top:bottom])
     except cv2.error as error:
         raise PictureError(
-            f"{picture.shape[1]}x{picture.shape[0]} pixels cannot be letterboxed: {_reason(error)}"
+            f"{picture.shape[1]}x{picture.shape[0]} pixels cannot be letterboxed: {_words(error)}"
         ) from None
 
 
-def read_into(path: str, row: NDArray[np.uint8]) -> tuple[int, int]:
+def read_into(path: str, row: NDArray[np.uint8], use_damaged: bool = False) -> StoredPicture:
     """Read, decode and letterbox one picture file into its place in a batch.
 
     Args:
         path: The picture file.
         row: (H, W, 3) u8, C-contiguous; its content is undefined after an error.
-
-    Returns:
-        The picture's width and height in pixels.
+        use_damaged: Take what a decoder makes of a damaged file.
 
     Raises:
+        DamagedPictureError: the file is damaged, unless that is to be used.
         PictureError: the file cannot be read or is not a usable picture.
     """
     try:
-        with open(path, "rb") as file:
-            content = file.read()
+        content = read_file(path)
     except OSError as error:
         raise PictureError(f"cannot be read: {error.strerror or error}") from None
-    picture = decode_picture(content)
+    damage = None
+    try:
+        picture = decode_picture(content)
+    except DamagedPictureError as error:
+        if not use_damaged:
+            raise
+        picture, damage = decode_damaged_picture(content), str(error)
     letterbox_into(picture, row)
-    return picture.shape[1], picture.shape[0]
+    return StoredPicture((picture.shape[1], picture.shape[0]), damage)
 
 
 def to_model_input(
@@ -243,5 +360,6 @@ def to_letterboxed(inputs: NDArray[np.float32], contract: InputContract) -> NDAr
     return letterboxed
 
 
-def _reason(error: cv2.error) -> str:
-    return " ".join(str(getattr(error, "err", "") or error).split())
+def _words(error: Exception) -> str:
+    """What a decoder says, on one line."""
+    return " ".join(str(getattr(error, "err", "") or error).split()) or type(error).__name__

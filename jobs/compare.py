@@ -15,7 +15,7 @@ from cfdist.config import Config
 from cfdist.errors import UserError
 from cfdist.execution import Execution
 from cfdist.report import screen
-from cfdist.report.results import Results, phase_seconds
+from cfdist.report.results import Results, damage_notes, phase_seconds
 from cfdist.widerface.manifest import Manifest
 
 BACKEND_OF_SUFFIX = {".onnx": "openvino", ".pth": "torch", ".pt": "torch", ".om": "om"}
@@ -43,9 +43,11 @@ def main(config: Config, output: Path, started: float) -> int:
         total=len(manifest.items),
         done=len(manifest.items) - len(tally.failures),
         failures=sorted(tally.failures.items()),
+        damaged=sorted(tally.damaged.items()),
         seconds=phase_seconds(started, ready, ran, time.time()),
         batch=models[0].spec.batch,
         config=config.model_dump(),
+        notes=damage_notes(config, tally.damaged),
         extra={"comparison": comparison},
     )
     print_comparison(comparison)

@@ -10,7 +10,7 @@ from cfdist.config import Config
 from cfdist.distributed.session import session
 from cfdist.errors import UserError
 from cfdist.report import screen
-from cfdist.report.results import Results, phase_seconds
+from cfdist.report.results import Results, damage_notes, phase_seconds
 from cfdist.workflow import files
 from cfdist.workflow.stages import write_inputs
 
@@ -39,17 +39,18 @@ def main(config: Config, output: Path, started: float) -> int:
         ready = time.time()
         with screen.PictureProgress(total) as progress:
             progress.start(total - len(missing))
-            failures = write_inputs(missing, contract, folder, progress.advance)
+            written = write_inputs(missing, contract, folder, progress.advance)
     ended = time.time()
 
-    notes = []
+    notes = damage_notes(config, written.damaged)
     if resumed := total - len(missing):
         notes.append(f"{resumed} input tensors were there already, of an earlier, interrupted run")
     results = Results(
         job="preprocess",
         total=total,
-        done=total - len(failures),
-        failures=sorted(failures),
+        done=total - len(written.failures),
+        failures=sorted(written.failures),
+        damaged=sorted(written.damaged),
         seconds=phase_seconds(started, ready, ended),
         config=config.model_dump(),
         notes=notes,

@@ -25,6 +25,7 @@ def detections(draw) -> Detections:
         draw(st.integers(0, 2**31 - 1)),
         draw(st.integers(0, 2**31 - 1)),
         draw(st.none() | st.text(max_size=5)),
+        draw(st.none() | st.text(max_size=5)),
     )
 
 
@@ -35,12 +36,8 @@ def test_arrow_round_trip(first, second):
     read = from_arrow(table)
     assert len(read) == len(first) + len(second)
     for there, back in zip([*first, *second], read, strict=True):
-        assert (there.id, there.width, there.height, there.error) == (
-            back.id,
-            back.width,
-            back.height,
-            back.error,
-        )
+        for name in ("id", "width", "height", "error", "damage"):
+            assert getattr(there, name) == getattr(back, name)
         for name in ("boxes", "scores", "landmarks"):
             np.testing.assert_array_equal(getattr(there, name), getattr(back, name))
             assert getattr(back, name).dtype == np.float32

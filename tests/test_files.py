@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import socket
 import stat
 
 import pytest
 
-from cfdist.files import atomic_write, sha256_of, write_text
+from cfdist import files
+from cfdist.files import atomic_write, check_is_file, read_file, sha256_of, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -31,3 +34,41 @@ def test_sha256(tmp_path):
     path = tmp_path / "f"
     path.write_bytes(b"x" * 3_000_000)
     assert sha256_of(path) == hashlib.sha256(b"x" * 3_000_000).hexdigest()
+
+
+def test_what_is_no_file_is_refused_without_waiting(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    monkeypatch.chdir(tmp_path)  # the path of a socket has to be short
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+    (tmp_path / "link").symlink_to("pipe")
+    for name, kind in {
+        str(tmp_path / "pipe"): "a named pipe",
+        str(tmp_path / "link"): "a named pipe",
+        str(tmp_path / "socket"): "a socket",
+        str(tmp_path): "a folder",
+        "/dev/zero": "a device",
+    }.items():
+        for read in (check_is_file, read_file):
+            with pytest.raises(OSError, match=f"is {kind}, not a file"):
+                read(name)
+    with pytest.raises(FileNotFoundError):
+        read_file(tmp_path / "none")
+
+
+def test_a_file_is_read_whole_up_to_a_limit(tmp_path, monkeypatch):
+    path = tmp_path / "f"
+    path.write_bytes(b"x" * 100)
+    assert check_is_file(path).st_size == 100
+    assert read_file(path) == b"x" * 100
+    monkeypatch.setattr(files, "MAX_READ_BYTES", 99)
+    with pytest.raises(OSError, match="100 bytes are more than the 99"):
+        read_file(path)
+
+
+def test_an_endless_sparse_file_is_not_read(tmp_path):
+    path = tmp_path / "f"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    with pytest.raises(OSError, match=f"{1 << 40} bytes are more than"):
+        read_file(path)

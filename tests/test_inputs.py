@@ -47,3 +47,10 @@ def test_an_installed_program_keeps_its_cache_with_the_user(monkeypatch, tmp_pat
     assert inputs._cache_folder() == tmp_path / "cfdist"
     monkeypatch.setattr(inputs, "CHECKOUT", tmp_path)
     assert inputs._cache_folder() == tmp_path / ".cache"
+
+
+def test_what_becomes_of_damaged_pictures_is_configured(compose):
+    truth = inputs.find_ground_truth(compose().dataset)
+    for word, used in (("fail", False), ("use", True)):
+        config = compose("dataset.limit=1", f"dataset.damaged={word}").dataset
+        assert [one.use_damaged for one in inputs.find_pictures(config, truth).items] == [used]

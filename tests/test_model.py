@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from cfdist.errors import UserError
@@ -20,6 +22,9 @@ def test_a_missing_file_folder_and_package_are_named(tmp_path):
         locate_model(str(tmp_path / "none.onnx"))
     with pytest.raises(UserError, match="is a folder"):
         locate_model(str(tmp_path))
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with pytest.raises(UserError, match=r"pipe\.onnx is a named pipe, not a file"):
+        locate_model(str(tmp_path / "pipe.onnx"))
     with pytest.raises(UserError, match=r"package 'no_such_package' .* is not installed"):
         locate_model("package://no_such_package/x.onnx")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -10,9 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cfdist import preprocess
 from cfdist.preprocess import (
+    MAX_PIXELS,
+    DamagedPictureError,
     InputContract,
     PictureError,
+    StoredPicture,
+    decode_damaged_picture,
     decode_picture,
     letterbox_affine,
     letterbox_into,
@@ -54,7 +61,7 @@ def test_real_pictures_warp_like_the_reference(shared, number):
     images = shared / "data" / "wider_val_mini" / "WIDER_val" / "images"
     row = np.full((800, 800, 3), 99, np.uint8)
 
-    size = read_into(str(images / str(golden["event"]) / str(golden["image"])), row)
+    size = read_into(str(images / str(golden["event"]) / str(golden["image"])), row).size
 
     assert size == (golden["width"], golden["height"])
     np.testing.assert_allclose(
@@ -129,20 +136,164 @@ def test_letterbox_of_an_oblong_input_fits_too():
     [
         (b"", "empty file"),
         (b"this is no picture", "not a picture"),
-        (encode(random_picture(64, 64))[:-40], "truncated JPEG"),
-        (encode(random_picture(64, 64))[:30], "truncated JPEG|not a picture"),
+        (encode(random_picture(64, 64))[:-40], "damaged or unusual JPEG: .*[Pp]remature end"),
+        (encode(random_picture(64, 64))[:30], "damaged or unusual JPEG"),
+        (b"\xff\xd8", "damaged or unusual JPEG"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "not a picture"),
     ],
-    ids=["empty", "text", "cut short", "header only", "broken PNG"],
+    ids=["empty", "text", "cut short", "header only", "start only", "broken PNG"],
 )
 def test_unusable_files_give_their_reason(content, reason):
     with pytest.raises(PictureError, match=reason):
         decode_picture(content)
 
 
-def test_a_jpeg_with_trailing_bytes_is_whole():
-    picture = decode_picture(encode(random_picture(20, 30)) + b"\0" * 100)
-    assert picture.shape == (20, 30, 4)
+JPEG_KINDS = {
+    "baseline": [],
+    "progressive": [cv2.IMWRITE_JPEG_PROGRESSIVE, 1],
+    "restart markers": [cv2.IMWRITE_JPEG_RST_INTERVAL, 4],
+    "4:4:4": [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x111111],
+}
+
+
+@pytest.fixture(params=[*JPEG_KINDS, "grey", "CMYK"])
+def jpeg(request) -> bytes:
+    """A JPEG of 160x120 pixels with some thousand bytes of data."""
+    picture = cv2.blur(random_picture(120, 160), (3, 3))
+    if request.param == "grey":
+        return encode(picture[..., 0])
+    if request.param == "CMYK":
+        return cmyk_jpeg(np.dstack([picture, picture[..., :1]]))
+    return cv2.imencode(".jpg", picture, JPEG_KINDS[request.param])[1].tobytes()
+
+
+def cmyk_jpeg(picture: np.ndarray) -> bytes:
+    image = pytest.importorskip("PIL.Image")
+    buffer = io.BytesIO()
+    image.fromarray(picture, "CMYK").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def zeroed(content: bytes) -> bytes:
+    middle = len(content) * 2 // 3
+    return content[:middle] + bytes(400) + content[middle + 400 :]
+
+
+def with_early_end(content: bytes) -> bytes:
+    return content[: len(content) * 2 // 3] + b"\xff\xd9"
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) * 2 // 3]
+
+
+def without_end(content: bytes) -> bytes:
+    return content[:-2]
+
+
+@pytest.mark.parametrize("damage", [zeroed, with_early_end, cut, without_end])
+def test_a_damaged_jpeg_is_a_failure_or_used_and_told(jpeg, damage, tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(damage(jpeg))
+    row = np.zeros((64, 64, 3), np.uint8)
+    with pytest.raises(DamagedPictureError, match="damaged or unusual JPEG: ") as caught:
+        read_into(str(path), row)
+    used = read_into(str(path), row, use_damaged=True)
+    assert used == StoredPicture((160, 120), str(caught.value))
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    expected = np.zeros_like(row)
+    content = np.frombuffer(path.read_bytes() + b"\xff\xd9", np.uint8)
+    letterbox_into(four_channels(cv2.imdecode(content, flags)), expected)
+    np.testing.assert_array_equal(row, expected)
+
+
+@pytest.mark.parametrize(
+    "trailer",
+    [b"\0" * 100, b"\0" * 24 + b"\xff\xda" + b"x" * 50, b"\xff\xd9", b"ftypmp42" * 9],
+    ids=["zeros", "like a scan", "a second end", "a film"],
+)
+def test_bytes_after_a_whole_jpeg_are_not_looked_at(jpeg, trailer):
+    whole = decode_picture(jpeg)
+    np.testing.assert_array_equal(decode_picture(jpeg + trailer), whole)
+    np.testing.assert_array_equal(decode_picture(jpeg + cut(jpeg)), whole)
+    with pytest.raises(DamagedPictureError):
+        decode_picture(cut(jpeg) + jpeg)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".gif", ".tiff", ".webp", ".jp2", ".ppm"])
+def test_other_formats_are_read_whole_or_refused(suffix):
+    picture = cv2.blur(random_picture(60, 90), (3, 3))
+    content = encode(picture, suffix)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    expected = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    np.testing.assert_array_equal(decode_picture(content)[..., :3], expected)
+    np.testing.assert_array_equal(decode_picture(content + b"x" * 50)[..., :3], expected)
+    for size in (len(content) // 2, len(content) - 20):
+        with pytest.raises(PictureError):
+            decode_picture(content[:size])
+
+
+@pytest.mark.parametrize("at", ["data", "checksum"])
+def test_a_flipped_bit_in_a_png_is_found_by_its_checksum(at, tmp_path):
+    content = bytearray(encode(random_picture(20, 30), ".png"))
+    end = content.index(b"IEND") - 8  # of the data; four bytes of checksum follow
+    content[end - 100 if at == "data" else end + 1] ^= 1
+    with pytest.raises(DamagedPictureError, match="damaged PNG: "):
+        decode_picture(bytes(content))
+
+
+def png_header(width: int, height: int) -> bytes:
+    body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    data = b"IDAT" + zlib.compress(bytes(100_000))
+    parts = [
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part))
+        for part in (body, data, b"IEND")
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def jpeg_header(width: int, height: int, size: int | None = None) -> bytes:
+    content = bytearray(encode(random_picture(64, 64)))
+    at = content.index(b"\xff\xc0")
+    content[at + 5 : at + 9] = struct.pack(">HH", height, width)
+    return bytes(content[:size]) + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("decode", [decode_picture, decode_damaged_picture])
+@pytest.mark.parametrize("size", [None, 200])
+def test_a_jpeg_of_too_many_pixels_is_refused_from_its_header(decode, size):
+    with pytest.raises(PictureError, match=f"30000x30000 pixels are more than the {MAX_PIXELS}"):
+        decode(jpeg_header(30000, 30000, size))
+
+
+def test_a_png_of_too_many_pixels_is_refused_from_its_header():
+    with pytest.raises(PictureError, match=f"30000x30000 pixels are more than the {MAX_PIXELS}"):
+        decode_picture(png_header(30000, 30000))
+    with pytest.raises(DamagedPictureError):
+        decode_picture(png_header(3000, 3000))
+
+
+def test_a_picture_at_the_limit_is_letterboxed(monkeypatch):
+    content = encode(np.full((40, 1000, 3), 200, np.uint8))
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 40_000)
+    assert decode_picture(content).shape == (40, 1000, 4)
+    monkeypatch.setattr(preprocess, "MAX_PIXELS", 39_999)
+    with pytest.raises(PictureError, match="1000x40 pixels are more than the 39999"):
+        decode_picture(content)
+
+
+def test_a_grey_jpeg_of_any_sampling_is_whole():
+    content = bytearray(encode(random_picture(64, 64)[..., 0]))
+    content[content.index(b"\xff\xc0") + 11] = 0x22  # alone, a component has no other to fit
+    assert_decodes_like_opencv(bytes(content))
+
+
+def test_a_colour_jpeg_of_a_sampling_that_cannot_be_checked_is_no_silent_guess():
+    content = bytearray(encode(random_picture(64, 64)))
+    content[content.index(b"\xff\xc0") + 11] = 0x31
+    with pytest.raises(DamagedPictureError, match="unusual"):
+        decode_picture(bytes(content))
+    assert decode_damaged_picture(bytes(content)).shape == (64, 64, 4)
 
 
 def test_grey_and_16_bit_pictures_become_three_8_bit_channels():
@@ -199,9 +350,14 @@ def test_a_picture_that_opencv_cannot_warp_gives_its_reason(monkeypatch):
         letterbox_into(four_channels(random_picture(20, 30)), np.zeros((64, 64, 3), np.uint8))
 
 
-def test_a_missing_file_gives_its_reason(tmp_path):
+def test_what_cannot_be_read_gives_its_reason(tmp_path):
+    row = np.zeros((64, 64, 3), np.uint8)
     with pytest.raises(PictureError, match="cannot be read: No such file"):
-        read_into(str(tmp_path / "none.jpg"), np.zeros((64, 64, 3), np.uint8))
+        read_into(str(tmp_path / "none.jpg"), row)
+    with pytest.raises(PictureError, match="cannot be read: is a folder, not a file"):
+        read_into(str(tmp_path), row)
+    with pytest.raises(PictureError, match="cannot be read: is a device, not a file"):
+        read_into("/dev/zero", row)
 
 
 def test_contract_layouts_and_colours():
@@ -286,10 +442,3 @@ def test_a_jpeg_of_four_channels_is_opencv_s_to_decode():
     buffer = io.BytesIO()
     image.fromarray(picture, "CMYK").save(buffer, "JPEG")
     assert_decodes_like_opencv(buffer.getvalue())
-
-
-def test_a_damaged_jpeg_is_what_opencv_makes_of_it():
-    content = bytearray(encode(cv2.blur(random_picture(64, 64), (5, 5))))
-    middle = len(content) // 2
-    content[middle : middle + 8] = bytes(8)
-    assert_decodes_like_opencv(bytes(content))

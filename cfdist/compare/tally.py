@@ -28,6 +28,7 @@ class Tally:
         heads: Head name -> difference; empty if a graph gives peaks only.
         boxes: How many boxes the models share.
         failures: Picture id -> why one of the models has no detections for it.
+        damaged: Picture id -> what is wrong with its file.
         metrics: Side -> its metric.
     """
 
@@ -36,6 +37,7 @@ class Tally:
     heads: dict[str, HeadDifference] = field(default_factory=lambda: defaultdict(HeadDifference))
     boxes: BoxAgreement = field(default_factory=BoxAgreement)
     failures: dict[str, str] = field(default_factory=dict)
+    damaged: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, WiderFaceMetric] = field(
         default_factory=lambda: {side: WiderFaceMetric() for side in SIDES}
     )
@@ -50,6 +52,8 @@ class Tally:
         return len(self.failures) - before
 
     def _add_picture(self, pair: tuple[Detections, Detections]) -> None:
+        if pair[0].damage is not None:
+            self.damaged[pair[0].id] = pair[0].damage
         error = next((found.error for found in pair if found.error is not None), None)
         if error is not None:
             self.failures[pair[0].id] = error

@@ -99,6 +99,9 @@ class DatasetConfig(Section):
     """take only the first N pictures; null: all"""
     repeat: Positive = 1
     """job=evaluate, benchmark: passes over the pictures, for longer measurements"""
+    damaged: Literal["fail", "use"] = "fail"
+    """a picture whose file is damaged: fail, it counts as failed; use, it is taken as it decodes,
+    and listed"""
 
 
 class ExpectedConfig(Section):

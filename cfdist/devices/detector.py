@@ -79,7 +79,13 @@ def decode_pictures(
         One record a picture, in order, then those of `pictures.failures`.
     """
     peaks = join_peaks([to_peaks(one, spec.top_k) for one in inferred.outputs], spec.top_k)
-    found = decode_detections(pictures.keys, pictures.sizes, peaks, spec)
+    found = [
+        replace(one, damage=pictures.damages[one.id]) if one.id in pictures.damages else one
+        for one in decode_detections(pictures.keys, pictures.sizes, peaks, spec)
+    ]
     for i in np.flatnonzero(~inferred.is_finite):
         found[i] = Detections(pictures.keys[i], error=inferred.error)
-    return found + [Detections(key, error=reason) for key, reason in pictures.failures]
+    return found + [
+        Detections(key, error=reason, damage=pictures.damages.get(key))
+        for key, reason in pictures.failures
+    ]

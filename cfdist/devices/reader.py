@@ -6,15 +6,15 @@ import contextlib
 import queue
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cfdist.preprocess import PictureError, read_into
+from cfdist.preprocess import PictureError, StoredPicture, read_into
 from cfdist.widerface.manifest import WorkItem
 
 # The longest time that a thread that returns from OpenCV waits for a thread that is busy in Python.
@@ -32,15 +32,18 @@ class LetterboxedPicture:
         size: The picture's width and height before letterboxing, pixels.
         pixels: (H * W * 3,) u8: rows of the letterboxed picture, BGR.
         error: Why the picture failed; `None` if it did not.
+        damage: What is wrong with the picture's file, whether or not the picture failed for that.
     """
 
     key: str
     size: Size
     pixels: NDArray[np.uint8]
     error: str | None = None
+    damage: str | None = None
 
 
 Source = WorkItem | LetterboxedPicture
+Outcome = StoredPicture | PictureError
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,14 @@ class ReadPictures:
         sizes: (n, 2) int32 width and height before letterboxing, pixels.
         letterboxed: (n, H, W, 3) u8, BGR.
         failures: (key, reason) of the chunk's pictures that cannot be used.
+        damages: Key -> what is wrong with the file, of the damaged ones among all pictures.
     """
 
     keys: tuple[str, ...]
     sizes: NDArray[np.int32]
     letterboxed: NDArray[np.uint8]
     failures: tuple[tuple[str, str], ...]
+    damages: Mapping[str, str] = field(default_factory=dict)
 
 
 class Reader:
@@ -93,22 +98,32 @@ class Reader:
         buffer = self._buffers.get()
         try:
             outcomes = self._fill(sources, buffer)
-            read = [i for i, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
-            for target, source in enumerate(read):
+            keys = [source.key for source in sources]
+            read = [(i, one) for i, one in enumerate(outcomes) if isinstance(one, StoredPicture)]
+            for target, (source, _) in enumerate(read):
                 if target != source:  # a picture before it has failed
                     buffer[target] = buffer[source]
             yield ReadPictures(
-                tuple(sources[i].key for i in read),
-                np.array([outcomes[i] for i in read], np.int32).reshape(-1, 2),
+                tuple(keys[i] for i, _ in read),
+                np.array([one.size for _, one in read], np.int32).reshape(-1, 2),
                 buffer[: len(read)],
-                tuple((sources[i].key, o) for i, o in enumerate(outcomes) if isinstance(o, str)),
+                tuple(
+                    (key, str(one))
+                    for key, one in zip(keys, outcomes, strict=True)
+                    if isinstance(one, PictureError)
+                ),
+                {
+                    key: one.damage
+                    for key, one in zip(keys, outcomes, strict=True)
+                    if one.damage is not None
+                },
             )
         finally:
             self._buffers.put(buffer)
 
-    def _fill(self, sources: Sequence[Source], buffer: NDArray[np.uint8]) -> list[Size | str]:
-        """Put each picture into its row; returns its size, or why it failed."""
-        outcomes: list[Size | str] = [""] * len(sources)
+    def _fill(self, sources: Sequence[Source], buffer: NDArray[np.uint8]) -> list[Outcome]:
+        """Put each picture into its row; returns what is known of it, or why it failed."""
+        outcomes: list[Outcome] = [PictureError("not read")] * len(sources)
         # Each thread takes the next picture when it has done one: `next` is atomic.
         numbers = iter(range(len(sources)))
 
@@ -124,7 +139,7 @@ class Reader:
             worker.result()
         with self._lock:
             self.decoded += sum(
-                isinstance(source, WorkItem) and not isinstance(outcome, str)
+                isinstance(source, WorkItem) and isinstance(outcome, StoredPicture)
                 for source, outcome in zip(sources, outcomes, strict=True)
             )
         return outcomes
@@ -137,16 +152,16 @@ class Reader:
         sys.setswitchinterval(interval)
 
 
-def _fill_row(source: Source, row: NDArray[np.uint8]) -> Size | str:
-    """Put a picture into its row; returns its width and height, or why it failed."""
+def _fill_row(source: Source, row: NDArray[np.uint8]) -> Outcome:
+    """Put a picture into its row; returns what is known of it, or why it failed."""
     if isinstance(source, LetterboxedPicture):
         if source.error is not None:
-            return source.error
+            return PictureError(source.error, source.damage)
         np.copyto(row, source.pixels.reshape(row.shape))
-        return source.size
+        return StoredPicture(source.size, source.damage)
     try:
-        return read_into(source.path, row)
+        return read_into(source.path, row, source.use_damaged)
     except PictureError as error:
-        return str(error)
+        return error
     except MemoryError:
-        return "does not fit into memory"
+        return PictureError("does not fit into memory")

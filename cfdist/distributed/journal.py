@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +15,10 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from cfdist.errors import UserError
-from cfdist.files import JOURNAL_IDENTITY, fsync, write_text
+from cfdist.files import JOURNAL_IDENTITY, fsync, read_file, write_text
 
 _SEGMENT = "segment-{:04d}.arrow"
+_HEAD = struct.Struct("<QQ")  # bytes of the table that follows, and its CRC-32
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,10 @@ class RunIdentity:
 
 
 class Journal:
-    """An append-only folder of Arrow streams, one segment for each start of the run.
+    """An append-only folder of tables, one segment for each start of the run.
 
-    A segment that a killed process left is read up to its last whole batch.
+    A segment holds each table as an Arrow stream behind its length and checksum. It is read up to
+    the first table that is not whole, which a killed process left, or a bad disk.
     """
 
     def __init__(self, folder: Path, identity: RunIdentity) -> None:
@@ -48,41 +52,57 @@ class Journal:
         check_identity(folder, identity)
         if begun_identity(folder) is None:
             write_text(folder / JOURNAL_IDENTITY, json.dumps(asdict(identity)) + "\n")
-        self._open: tuple[BinaryIO, pa.RecordBatchStreamWriter] | None = None
+        self._open: BinaryIO | None = None
 
     def read(self) -> Iterator[pa.Table]:
         """The tables that were appended, in memory that is mapped from the files."""
         for segment in sorted(self.folder.glob("segment-*.arrow")):
-            # A segment ends, or breaks off in a batch that a killed process was writing.
+            # An empty file cannot be mapped.
             with contextlib.suppress(pa.ArrowInvalid, OSError), pa.memory_map(str(segment)) as file:
-                for batch in pa.ipc.open_stream(file):
-                    yield pa.Table.from_batches([batch])
+                yield from _whole_tables(file.read_buffer())
 
     def append(self, table: pa.Table) -> None:
         """Write a table of detections and return once it is on the disk."""
         if self._open is None:
             number = len(list(self.folder.glob("segment-*.arrow")))
-            opened = (self.folder / _SEGMENT.format(number)).open("xb")
-            self._open = (opened, pa.ipc.new_stream(opened, table.schema))
+            self._open = (self.folder / _SEGMENT.format(number)).open("xb")
             fsync(self.folder)
-        file, writer = self._open
-        writer.write_table(table)
-        file.flush()
-        os.fsync(file.fileno())
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        content = sink.getvalue()
+        self._open.write(_HEAD.pack(content.size, zlib.crc32(content)))
+        self._open.write(content)
+        self._open.flush()
+        os.fsync(self._open.fileno())
 
     def close(self) -> None:
         """End the segment."""
         if self._open is not None:
-            file, writer = self._open
-            writer.close()
-            file.close()
+            self._open.close()
             self._open = None
+
+
+def _whole_tables(segment: pa.Buffer) -> Iterator[pa.Table]:
+    """The tables of a segment, up to the first one that is not whole."""
+    at = 0
+    while at + _HEAD.size <= segment.size:
+        size, checksum = _HEAD.unpack_from(segment, at)
+        at += _HEAD.size
+        # Zeros, which a file system may leave after a crash, would be whole tables of no bytes.
+        if not 0 < size <= segment.size - at:
+            return
+        content = segment.slice(at, size)
+        if zlib.crc32(content) != checksum:
+            return
+        yield pa.ipc.open_stream(content).read_all()
+        at += size
 
 
 def begun_identity(folder: Path) -> RunIdentity | None:
     """The identity of the run whose journal a folder holds; `None` if there is none to read."""
     try:
-        content = json.loads((folder / JOURNAL_IDENTITY).read_text(encoding="utf-8"))
+        content = json.loads(read_file(folder / JOURNAL_IDENTITY))
         return RunIdentity(str(content["fingerprint"]), str(content["backend"]))
     except (ValueError, KeyError, TypeError, OSError):
         return None

@@ -36,12 +36,14 @@ class Evaluation:
     Attributes:
         ap: Protocol name -> difficulty -> average precision, a fraction.
         failures: (picture id, reason), by id, of the pictures whose first pass failed.
+        damaged: (picture id, what is wrong with the file), by id, used or not.
         seconds: What the evaluation and the last files took.
         peak_memory: Most resident memory that the process had, bytes.
     """
 
     ap: dict[str, dict[str, float]]
     failures: tuple[tuple[str, str], ...]
+    damaged: tuple[tuple[str, str], ...]
     seconds: float
     peak_memory: int
 
@@ -81,6 +83,7 @@ class Reducer:
         self._style = STYLES[style]
         self._metric = WiderFaceMetric()
         self._failures: dict[str, str] = {}
+        self._damaged: dict[str, str] = {}
         self.done: set[str] = set()
         self._lock = threading.Lock()
         self._partial = output / f".{PREDICTIONS}.partial"
@@ -119,6 +122,7 @@ class Reducer:
             else:
                 self._record(usable, WiderFaceMetric(), self._partial / _THROWN_AWAY)
         self._failures |= {id: found.error for id, found in passes[1].items() if found.error}
+        self._damaged |= {id: found.damage for id, found in passes[1].items() if found.damage}
         self.done |= new.keys()
 
     def _record(self, found: dict[str, Detections], metric: WiderFaceMetric, folder: Path) -> None:
@@ -152,8 +156,10 @@ class Reducer:
         self._partial.mkdir(parents=True, exist_ok=True)
         os.replace(self._partial, self._output / PREDICTIONS)
         ap = self._metric.compute()
-        failures = tuple(sorted(self._failures.items()))
-        return Evaluation(ap, failures, time.perf_counter() - start, peak_memory())
+        failures, damaged = (
+            tuple(sorted(found.items())) for found in (self._failures, self._damaged)
+        )
+        return Evaluation(ap, failures, damaged, time.perf_counter() - start, peak_memory())
 
     def _write_parquet(self) -> None:
         """Write all pictures in order, from the journal."""

@@ -316,8 +316,8 @@ def letterbox_block(table: pa.Table, size: Size) -> pa.Table:
 
     Returns:
         The columns of the table, which are the attributes of `WorkItem`, and width, height (int32,
-        before letterboxing), error (string, null if the picture can be used) and pixels (binary of
-        H * W * 3 bytes, u8 BGR).
+        before letterboxing), error (string, null if the picture can be used), damage (string, null
+        but for a damaged file, used or not) and pixels (binary of H * W * 3 bytes, u8 BGR).
     """
     import cv2
 
@@ -326,15 +326,19 @@ def letterbox_block(table: pa.Table, size: Size) -> pa.Table:
     pixels = np.zeros((len(table), height, width, 3), np.uint8)
     sizes = np.zeros((len(table), 2), np.int32)
     errors: list[str | None] = [None] * len(table)
-    for i, path in enumerate(table.column("path").to_pylist()):
+    damages: list[str | None] = [None] * len(table)
+    paths, used = (table.column(name).to_pylist() for name in ("path", "use_damaged"))
+    for i, (path, use_damaged) in enumerate(zip(paths, used, strict=True)):
         try:
-            sizes[i] = read_into(path, pixels[i])
+            picture = read_into(path, pixels[i], use_damaged)
+            sizes[i], damages[i] = picture.size, picture.damage
         except PictureError as error:
-            errors[i] = str(error)
+            errors[i], damages[i] = str(error), error.damage
     columns = {
         "width": pa.array(sizes[:, 0]),
         "height": pa.array(sizes[:, 1]),
         "error": pa.array(errors, pa.string()),
+        "damage": pa.array(damages, pa.string()),
         "pixels": pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(picture_bytes(size)), len(table), [None, pa.py_buffer(pixels)]
         ),
@@ -353,9 +357,9 @@ def sources_of(slices: Sequence[Slice], blocks: Sequence[pa.Table]) -> list[Sour
         if "pixels" not in block.column_names:
             found += items
             continue
-        columns = (part.column(name) for name in ("width", "height", "pixels", "error"))
-        for item, width, height, pixels, error in zip(items, *columns, strict=True):
-            row = np.frombuffer(pixels.as_buffer(), np.uint8)  # not copied
-            size = (width.as_py(), height.as_py())
-            found.append(LetterboxedPicture(item.key, size, row, error.as_py()))
+        rows = part.select(["width", "height", "error", "damage"]).to_pylist()
+        for item, row, pixels in zip(items, rows, part.column("pixels"), strict=True):
+            size = (row.pop("width"), row.pop("height"))
+            values = np.frombuffer(pixels.as_buffer(), np.uint8)  # not copied
+            found.append(LetterboxedPicture(item.key, size, values, **row))
     return found

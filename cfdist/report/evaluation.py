@@ -11,7 +11,15 @@ from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
 from cfdist.execution import PictureSupply
 from cfdist.files import LOG
 from cfdist.machine import peak_memory
-from cfdist.report.results import START_UP, Phases, Results, chosen_first, device_entry, expected_ap
+from cfdist.report.results import (
+    START_UP,
+    Phases,
+    Results,
+    chosen_first,
+    damage_notes,
+    device_entry,
+    expected_ap,
+)
 
 
 def evaluation_results(
@@ -49,6 +57,7 @@ def evaluation_results(
         total=len(manifest.pictures),
         done=len(manifest.pictures) - len(evaluation.failures),
         failures=evaluation.failures,
+        damaged=evaluation.damaged,
         seconds={
             "total": total_seconds,
             "start_up": sum(start_up.values()),
@@ -127,6 +136,7 @@ def _notes(
             "(preprocess.cache)",
         ),
         *((True, note) for note in replacement_notes(report.lost)),
+        *((True, note) for note in damage_notes(config, report.evaluation.damaged)),
         (report.evaluation.failures, "failed pictures are left out of the AP"),
     ]
     presets = preset_notes(config) if task.model.is_simulated else []

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Results:
         total: Pictures asked for (job=infer: input tensors), each counted once in several passes.
         done: The pictures of `total` that did not fail.
         failures: (picture id, reason), each picture once.
+        damaged: (picture id, what is wrong with the file), whether the picture failed or was used.
         throughput: "steady" and "end_to_end", pictures a second over all passes; job=benchmark also
             "pure_inference".
         seconds: "total", "start_up", "run" and "evaluation" -> seconds, `None` if a job has no such
@@ -88,6 +89,7 @@ class Results:
     total: int = 0
     done: int = 0
     failures: Sequence[tuple[str, str]] = ()
+    damaged: Sequence[tuple[str, str]] = ()
     throughput: dict[str, float | None] | None = None
     seconds: dict[str, float | None]
     devices: Sequence[dict[str, Any]] = ()
@@ -114,7 +116,8 @@ class Results:
         content["pictures"] = {"total": self.total, "done": self.done, "failed": len(self.failures)}
         hidden = ("total", "done", "extra")
         content |= {name: value for name, value in vars(self).items() if name not in hidden}
-        content["failures"] = [{"picture": id, "reason": reason} for id, reason in self.failures]
+        for name in ("failures", "damaged"):
+            content[name] = [{"picture": id, "reason": why} for id, why in getattr(self, name)]
         return content | self.extra
 
     def write(self, folder: Path) -> Path:
@@ -251,3 +254,16 @@ def phase_seconds(
 def chosen_first(ap: dict[str, dict[str, float]], protocol: str) -> dict[str, dict[str, float]]:
     """The APs with the chosen protocol's first."""
     return {name: ap[name] for name in sorted(ap, key=lambda name: name != protocol)}
+
+
+def damage_notes(config: Config, damaged: Sized) -> list[str]:
+    """A note that files of pictures are damaged, and what has become of these pictures."""
+    if not damaged:
+        return []
+    many = len(damaged) > 1
+    start = f"{len(damaged)} {'pictures have' if many else 'picture has'} a damaged file and"
+    listed = "see damaged in results.json"
+    if config.dataset.damaged == "use":
+        used = "are used as they decode" if many else "is used as it decodes"
+        return [f"{start} {used} (dataset.damaged=use), {listed}"]
+    return [f"{start} failed, {listed}; dataset.damaged=use takes what decodes"]

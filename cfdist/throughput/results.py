@@ -13,7 +13,7 @@ from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
 from cfdist.distributed.work import item_work
 from cfdist.execution import PictureSupply
 from cfdist.report.evaluation import evaluation_results, preset_notes, replacement_notes
-from cfdist.report.results import START_UP, Phases, Results, batch_statistics
+from cfdist.report.results import START_UP, Phases, Results, batch_statistics, damage_notes
 from cfdist.throughput.device import LoopReport, common_rates
 from cfdist.throughput.host import Failure, HostRate
 from cfdist.widerface.manifest import Manifest
@@ -66,6 +66,7 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
         total=total,
         done=total - len(failures),
         failures=sorted(failures.items()),
+        damaged=whole.damaged if whole else (),
         seconds=_seconds(whole, phases),
         throughput=rates
         | {"pure_inference": inference["pictures_per_second"] if inference else None},
@@ -78,7 +79,9 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
         simulated=is_simulated,
         fingerprint=whole.fingerprint if whole else None,
         config=config.model_dump(),
-        notes=(preset_notes(config) if is_simulated else []) + _notes(config, figures),
+        notes=(preset_notes(config) if is_simulated else [])
+        + _notes(config, figures)
+        + damage_notes(config, whole.damaged if whole else ()),
         extra={
             **(whole.extra if whole else {}),
             "benchmark": {

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.io import loadmat
 
 from cfdist.errors import UserError
+from cfdist.files import read_file
+from cfdist.widerface.matfile import MatError, read_variables
 
 DIFFICULTIES = ("easy", "medium", "hard")
 
@@ -56,7 +57,7 @@ def load_ground_truth(folder: Path | str) -> GroundTruth:
         raise UserError(
             f"no ground-truth folder at {folder}: it should hold {', '.join(GROUND_TRUTH_FILES)}"
         )
-    missing = [name for name in GROUND_TRUTH_FILES if not (folder / name).is_file()]
+    missing = [name for name in GROUND_TRUTH_FILES if not (folder / name).exists()]
     if missing:
         raise UserError(
             f"ground-truth folder {folder} lacks {', '.join(missing)}; eval_tools.zip holds all "
@@ -84,9 +85,13 @@ def _read_lists(path: Path, variable: str) -> dict[str, NDArray[Any]]:
     In the file, `file_list` and `variable` are cells, one an event, of cells, one a picture.
     """
     try:
-        # All variables, not only those needed: reading to the end shows that a file was cut short.
-        content: dict[str, Any] = loadmat(path)
-    except Exception as error:  # a damaged file makes scipy raise nearly anything
+        content = read_variables(read_file(path), ("event_list", "file_list", variable))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read: {error.strerror or error}; all four .mat files of "
+            "eval_tools.zip should be there"
+        ) from None
+    except MatError as error:
         raise UserError(
             f"{path} cannot be read as a MATLAB file (damaged or cut short?): {error}; "
             "fetch eval_tools.zip again"
@@ -113,6 +118,10 @@ def _read_lists(path: Path, variable: str) -> dict[str, NDArray[Any]]:
         )
     if not all(isinstance(array, np.ndarray) and array.dtype.kind in "iuf" for array in arrays):
         raise UserError(f"{path}: {variable} holds something other than numbers")
+    if not all(array.dtype.kind != "f" or np.isfinite(array).all() for array in arrays):
+        raise UserError(
+            f"{path}: {variable} holds a number that is not finite; fetch eval_tools.zip again"
+        )
     return dict(zip(names, arrays, strict=True))
 
 

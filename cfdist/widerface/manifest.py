@@ -22,12 +22,14 @@ class WorkItem:
         path: The picture file.
         size: Its size in bytes.
         pass_number: Which pass over the data set this is, from 1.
+        use_damaged: Whether a damaged file is used as a decoder makes it; else it has failed.
     """
 
     id: str
     path: str
     size: int
     pass_number: int = 1
+    use_damaged: bool = False
 
     @property
     def key(self) -> str:
@@ -76,14 +78,20 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the pictures' ids and sizes, in order, however many passes there are."""
+        """SHA-256 of the pictures' ids and sizes, in order, however many passes there are.
+
+        It is another one if damaged pictures are used.
+        """
         digest = hashlib.sha256()
         for item in self.pictures:
-            digest.update(f"{item.id}\0{item.size}\n".encode())
+            used = "\0use damaged" if item.use_damaged else ""
+            digest.update(f"{item.id}\0{item.size}{used}\n".encode())
         return digest.hexdigest()
 
 
-def build_manifest(root: Path, ids: Collection[str], limit: int | None = None) -> Manifest:
+def build_manifest(
+    root: Path, ids: Collection[str], limit: int | None = None, use_damaged: bool = False
+) -> Manifest:
     """Find the ground truth's pictures in a folder.
 
     Args:
@@ -91,6 +99,7 @@ def build_manifest(root: Path, ids: Collection[str], limit: int | None = None) -
             `WIDER_val`, or the `images` folder itself.
         ids: The ground truth's "<event>/<stem>", in its order.
         limit: Take at most this many, the first of the pictures that are there.
+        use_damaged: See `WorkItem`.
 
     Raises:
         UserError: the folder is missing, or holds none of the pictures.
@@ -103,7 +112,7 @@ def build_manifest(root: Path, ids: Collection[str], limit: int | None = None) -
     below = (root / "images", root / "WIDER_val" / "images")
     images = next((folder for folder in below if folder.is_dir()), root)
     there = _scan(images)
-    items = [WorkItem(id, *there.pop(id)) for id in ids if id in there]
+    items = [WorkItem(id, *there.pop(id), use_damaged=use_damaged) for id in ids if id in there]
     if not items:
         raise UserError(
             f"dataset.root={root}: none of the ground truth's {len(ids)} pictures is there "

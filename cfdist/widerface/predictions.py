@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfdist.errors import UserError
+from cfdist.files import read_file
 
 COLUMNS = 5  # x y w h score
 
@@ -102,7 +103,7 @@ def read_predictions_file(path: Path | str) -> tuple[NDArray[np.float64], NDArra
     """
     try:
         # The header may be in any encoding; the numbers are ASCII.
-        text = Path(path).read_bytes().decode("latin-1")
+        text = read_file(path).decode("latin-1")
     except OSError as error:
         raise UserError(f"cannot read prediction file {path}: {error.strerror}") from error
     lines = text.rstrip().split("\n")

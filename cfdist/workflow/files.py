@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from cfdist.decode import STRIDE, HeadMaps
 from cfdist.errors import UserError
-from cfdist.files import write_text
+from cfdist.files import read_file, write_text
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract
 from cfdist.widerface.manifest import WorkItem
@@ -207,7 +207,7 @@ class Record:
             UserError: a setting differs, or the file is no record.
         """
         try:
-            there: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+            there: dict[str, Any] = json.loads(read_file(self.path))
             if set(self.settings).difference(there):
                 raise ValueError("settings are missing")
             differing = [key for key in keys if there[key] not in (None, self.settings[key])]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from cfdist.distributed.work import (
     sources_of,
 )
 from cfdist.errors import UserError
+from cfdist.files import read_file
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract, PictureError, decode_picture, to_model_input
 from cfdist.widerface.manifest import WorkItem
@@ -44,29 +46,53 @@ from cfdist.workflow.files import (
 # Pictures of one task: some hundred milliseconds of work.
 BLOCK_ROWS = 16
 
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one picture.
+
+    Attributes:
+        error: Why the picture failed; `None` if it did not.
+        damage: What is wrong with the picture's file; `None` if nothing is.
+    """
+
+    error: str | None = None
+    damage: str | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What became of the pictures of a stage.
+
+    Attributes:
+        failures: (id, reason) of the pictures without a file.
+        damaged: (id, what is wrong) of the pictures whose own files are damaged.
+    """
+
+    failures: Failures
+    damaged: list[tuple[str, str]]
+
+
 # Called when a block ends, with the number of its pictures and the number that failed.
 OnDone = Callable[[int, int], None]
 
 
 def write_inputs(
     items: Sequence[WorkItem], contract: InputContract, folder: Path, on_done: OnDone
-) -> Failures:
+) -> Written:
     """Read and letterbox pictures and write the input tensor of each, on all cores.
 
     Each input tensor appears in `folder` whole or not at all.
-
-    Returns:
-        (id, reason) of the pictures without input tensor.
 
     Raises:
         UserError: the disk does not take an input tensor.
     """
     if not items:
-        return []
+        return Written([], [])
     pictures = letterbox_stage(items, (contract.width, contract.height), BLOCK_ROWS)
     with partial_folder(folder) as temporary:
 
-        def write_block(table: pa.Table) -> Iterator[str | None]:
+        def write_block(table: pa.Table) -> Iterator[Outcome]:
             for picture in sources_of([Slice(None, 0, len(table))], [table]):
                 assert isinstance(picture, LetterboxedPicture)
                 if picture.error is None:
@@ -75,7 +101,7 @@ def write_inputs(
                     write_raw(temporary / name, to_model_input(pixels, contract))
                     with disk_as_user_error(folder / name):
                         os.replace(temporary / name, folder / name)
-                yield picture.error
+                yield Outcome(picture.error, picture.damage)
 
         return _run(pictures, write_block, on_done)
 
@@ -96,27 +122,24 @@ def write_predictions(
     """
     with partial_folder(folder) as partial:
 
-        def write_block(table: pa.Table) -> Iterator[str | None]:
+        def write_block(table: pa.Table) -> Iterator[Outcome]:
             for row in table.to_pylist():
-                yield write_prediction(RawOutput(**row), spec, partial, style)
+                yield Outcome(write_prediction(RawOutput(**row), spec, partial, style))
 
-        failures = _run(item_dataset(outputs, BLOCK_ROWS), write_block, on_done)
+        written = _run(item_dataset(outputs, BLOCK_ROWS), write_block, on_done)
         partial.rename(folder)
-    return failures
+    return written.failures
 
 
 def _run(
-    dataset: Any, write_block: Callable[[pa.Table], Iterator[str | None]], on_done: OnDone
-) -> Failures:
+    dataset: Any, write_block: Callable[[pa.Table], Iterator[Outcome]], on_done: OnDone
+) -> Written:
     """Write the files of the pictures of a Ray Dataset, on all cores.
 
     Args:
         dataset: One picture a row; the string column "id" names the picture.
-        write_block: Writes the files of a block; yields why a picture failed, `None` if it did not.
+        write_block: Writes the files of a block; yields what became of each picture.
         on_done: Called for each block.
-
-    Returns:
-        (id, reason) of the pictures that failed.
 
     Raises:
         UserError: `write_block` raised it.
@@ -125,19 +148,28 @@ def _run(
     def do_block(table: pa.Table) -> pa.Table:
         cv2.setNumThreads(1)  # the tasks are the parallelism
         try:
-            ids, errors = table["id"].to_pylist(), list(write_block(table))
+            ids, outcomes = table["id"].to_pylist(), list(write_block(table))
         except UserError as error:  # Ray Data keeps only its text
-            ids, errors = [None], [str(error)]
-        return pa.table({"id": pa.array(ids, pa.string()), "error": pa.array(errors, pa.string())})
+            ids, outcomes = [None], [Outcome(str(error))]
+        columns = {
+            "id": ids,
+            "error": [one.error for one in outcomes],
+            "damage": [one.damage for one in outcomes],
+        }
+        return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
 
-    failures: Failures = []
+    written = Written([], [])
     for table in run_stage(map_blocks(dataset, do_block)):
-        failed = [(row["id"], row["error"]) for row in table.to_pylist() if row["error"]]
+        failed, damaged = (
+            [(row["id"], row[name]) for row in table.to_pylist() if row[name]]
+            for name in ("error", "damage")
+        )
         if failed and failed[0][0] is None:
             raise UserError(failed[0][1])
-        failures += failed
+        written.failures.extend(failed)
+        written.damaged.extend(damaged)
         on_done(len(table), len(failed))
-    return failures
+    return written
 
 
 def write_prediction(output: RawOutput, spec: ModelSpec, folder: Path, style: str) -> str | None:
@@ -176,11 +208,11 @@ def picture_size(path: Path | str) -> tuple[int, int]:
         PictureError: the file cannot be read or is not a picture.
     """
     try:
-        content = Path(path).read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise PictureError(f"cannot be read: {error.strerror or error}") from None
     try:
         height, width = simplejpeg.decode_jpeg_header(content)[:2]
-    except ValueError:
+    except (ValueError, KeyError):
         height, width = decode_picture(content).shape[:2]
     return width, height

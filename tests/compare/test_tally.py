@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -62,3 +64,11 @@ def test_a_picture_that_one_side_lacks_has_failed_and_counts_for_neither(tally, 
     assert tally.failures == {"e/1": "the candidate: NaN"}
     assert [len(metric) for metric in tally.metrics.values()] == [1, 1]
     assert tally.summary(limits)["within_tolerance"]
+
+
+def test_damaged_pictures_are_listed_whether_used_or_not(tally):
+    used = replace(found("e/0"), damage="half")
+    failed = Detections("e/1", error="half", damage="half")
+    assert tally.add(ComparedChunk([used, failed], [used, failed], {})) == 1
+    assert tally.damaged == {"e/0": "half", "e/1": "half"}
+    assert tally.failures == {"e/1": "half"}

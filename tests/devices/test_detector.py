@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def test_detections_are_those_of_the_plain_steps(detector, items, spec):
     found = detector.process(items[:3])
     for item, ours in zip(items, found, strict=False):
         row = np.zeros((96, 96, 3), np.uint8)
-        size = read_into(item.path, row)
+        size = read_into(item.path, row).size
         outputs = detector._runner.backend.infer(row[None])
         plain = decode_detections([item.id], np.array([size], np.int32), to_peaks(outputs), model)
         assert ours.id == item.id
@@ -46,6 +47,19 @@ def test_pictures_that_cannot_be_read_come_last_with_their_reason(detector, item
     assert [one.id for one in found] == ["e/0", "e/gone"]
     assert found[0].error is None
     assert found[1].error == "cannot be read: No such file or directory"
+
+
+def test_damage_is_told_of_pictures_that_were_used_and_that_failed(detector, items, tmp_path):
+    path = tmp_path / "half.jpg"
+    path.write_bytes(Path(items[0].path).read_bytes()[:-200])
+    half = WorkItem("e/half", str(path), 10)
+    used = WorkItem("e/used", str(path), 10, use_damaged=True)
+    whole, taken, failed = detector.process([half, items[1], used])
+    assert (whole.id, whole.damage) == ("e/1", None)
+    assert (taken.id, taken.error, taken.width) == ("e/used", None, 100)
+    assert (failed.id, failed.width) == ("e/half", 0)
+    assert taken.damage == failed.damage == failed.error
+    assert "damaged" in failed.error
 
 
 def test_the_report_says_what_was_decoded(detector, items):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -24,7 +26,7 @@ def reader():
 
 def letterboxed(item: WorkItem) -> tuple[np.ndarray, tuple[int, int]]:
     row = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
-    return row, read_into(item.path, row)
+    return row, read_into(item.path, row).size
 
 
 def test_rows_hold_the_letterboxed_pictures(reader, items):
@@ -45,11 +47,36 @@ def test_broken_pictures_leave_no_gap(reader, items, tmp_path):
     with reader.read([bad, items[5], gone]) as pictures:
         assert pictures.keys == ("e/5",)
         assert pictures.failures == (
-            ("e/bad", "not a picture that OpenCV can decode"),
+            ("e/bad", "not a picture that can be decoded"),
             ("e/gone", "cannot be read: No such file or directory"),
         )
         np.testing.assert_array_equal(pictures.letterboxed, [letterboxed(items[5])[0]])
     assert reader.decoded == 1
+
+
+def test_a_damaged_picture_fails_or_is_used_and_is_told_both_times(reader, items, tmp_path):
+    path = tmp_path / "half.jpg"
+    path.write_bytes(Path(items[0].path).read_bytes()[:-200])
+    half = WorkItem("e/half", str(path), 10)
+    with reader.read([half, items[1]]) as pictures:
+        assert pictures.keys == ("e/1",)
+        ((key, reason),) = pictures.failures
+        assert pictures.damages == {key: reason}
+        assert (key, "damaged or unusual JPEG" in reason) == ("e/half", True)
+    with reader.read([replace(half, use_damaged=True), items[1]]) as pictures:
+        assert pictures.keys == ("e/half", "e/1")
+        assert pictures.failures == ()
+        assert pictures.damages == {key: reason}
+
+
+def test_damage_of_ready_pixels_is_handed_on(reader):
+    pixels = np.zeros(SIZE[0] * SIZE[1] * 3, np.uint8)
+    used = LetterboxedPicture("e/0", (5, 5), pixels, damage="half")
+    failed = LetterboxedPicture("e/1", (0, 0), pixels, "half", "half")
+    with reader.read([failed, used]) as pictures:
+        assert pictures.keys == ("e/0",)
+        assert pictures.failures == (("e/1", "half"),)
+        assert pictures.damages == {"e/0": "half", "e/1": "half"}
 
 
 def test_a_chunk_of_broken_pictures_only(reader, tmp_path):

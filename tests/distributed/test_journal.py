@@ -68,3 +68,30 @@ def test_the_identity_of_a_begun_run_is_read_back(tmp_path):
     assert begun_identity(tmp_path / "j") is None
     with pytest.raises(UserError):
         check_identity(tmp_path / "j", RUN)
+
+
+def segment_of(folder, count: int) -> bytes:
+    """The content of a segment of some tables of one picture each."""
+    journal = Journal(folder, RUN)
+    for i in range(count):
+        journal.append(to_arrow([found(f"a/{i}")]))
+    journal.close()
+    return (folder / "segment-0000.arrow").read_bytes()
+
+
+def test_no_flipped_bit_is_read_as_a_number(tmp_path):
+    content = segment_of(tmp_path / "j", 2)
+    expected = [table.to_pydict() for table in Journal(tmp_path / "j", RUN).read()]
+    assert len(expected) == 2
+    for at in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[at] ^= 1 << at % 8
+        (tmp_path / "j" / "segment-0000.arrow").write_bytes(damaged)
+        read = [table.to_pydict() for table in Journal(tmp_path / "j", RUN).read()]
+        assert read == expected[: 1 if at >= len(content) // 2 else 0]
+
+
+def test_zeros_after_a_crash_end_a_segment(tmp_path):
+    content = segment_of(tmp_path / "j", 1)
+    (tmp_path / "j" / "segment-0000.arrow").write_bytes(content + bytes(4096))
+    assert ids(Journal(tmp_path / "j", RUN)) == ["a/0"]

@@ -207,3 +207,15 @@ def test_a_picture_is_not_done_before_its_file_is_written(table, tmp_path, monke
     reducer.add(table([0]))  # tried again
     assert reducer.done == {ORDER[0]}
     assert new_reducer(tmp_path).done == {ORDER[0]}  # the journal holds it twice
+
+
+def test_damage_is_told_of_the_first_pass_and_after_an_interruption(tmp_path):
+    used = Detections(ORDER[0], damage="half", width=9, height=9)
+    failed = Detections(ORDER[1], error="half", damage="half")
+    again = replace(used, id=key_of(2, 2), damage="half")
+    new_reducer(tmp_path).add(to_arrow([used, failed, again]))
+    evaluation = new_reducer(tmp_path).finish()
+    assert evaluation.damaged == tuple(sorted([(ORDER[0], "half"), (ORDER[1], "half")]))
+    assert [id for id, _ in evaluation.failures] == [ORDER[1]]
+    written = pq.read_table(tmp_path / "predictions.parquet")
+    assert written.column("damage").to_pylist() == ["half", "half"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -89,8 +92,20 @@ def test_a_block_is_letterboxed_row_by_row(items):
             assert found.error == "cannot be read: No such file or directory"
             continue
         row = np.zeros((SIZE[1], SIZE[0], 3), np.uint8)
-        assert found.size == read_into(item.path, row)
+        assert found.size == read_into(item.path, row).size
         np.testing.assert_array_equal(found.pixels, row.reshape(-1))
+
+
+def test_a_block_tells_what_is_damaged(items, tmp_path):
+    path = tmp_path / "half.jpg"
+    path.write_bytes(Path(items[0].path).read_bytes()[:-20])
+    half = WorkItem("e/half", str(path), 1)
+    table = pa.Table.from_pylist([vars(half), vars(replace(half, use_damaged=True))])
+    failed, used = sources_of([Slice(None, 0, 2)], [letterbox_block(table, SIZE)])
+    assert "damaged" in failed.error
+    assert failed.damage == used.damage == failed.error
+    assert used.error is None
+    assert used.size == (30, 20)
 
 
 @pytest.mark.usefixtures("ray_session")

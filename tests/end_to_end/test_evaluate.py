@@ -175,8 +175,8 @@ def test_broken_pictures_are_listed_and_the_run_goes_on(command, tmp_path, odd_p
     assert results["pictures"] == {"total": 14, "done": 11, "failed": 3}
     order = list(load_ground_truth(truth))
     assert {f["picture"]: f["reason"] for f in results["failures"]} == {
-        order[0]: "truncated JPEG (no end marker after the last scan)",
-        order[1]: "not a picture that OpenCV can decode",
+        order[0]: "damaged or unusual JPEG: Premature end of JPEG file",
+        order[1]: "not a picture that can be decoded",
         order[2]: "empty file (0 bytes)",
     }
     assert all(f["picture"] in result.stdout for f in results["failures"])

@@ -187,7 +187,7 @@ def test_broken_pictures_are_listed_at_each_step(run, made, tmp_path):
     first = run(preprocess, tmp_path / "pre", *made.overrides, *data)
     assert first.code == 3
     assert first.failures == [
-        {"picture": made.ids[1], "reason": "not a picture that OpenCV can decode"}
+        {"picture": made.ids[1], "reason": "not a picture that can be decoded"}
     ]
     bins = tmp_path / "pre" / "bins"
     assert content(bins).keys() == content(made.bins).keys() - {f"{made.stems[1]}.bin"}

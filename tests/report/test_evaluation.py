@@ -35,6 +35,7 @@ def results(compose, spec):
         origin="device",
         decoded=0,
         passes: int = 1,
+        damaged=(),
         **changes,
     ):
         config = compose(
@@ -52,7 +53,7 @@ def results(compose, spec):
             "device:1": DeviceReport(4, 4, 1.0, [10.0, 20.0]),
             "device:0": DeviceReport(6, 6, 2.0, [10.0]),
         }
-        evaluation = Evaluation(AP, (("e/3", "broken"),), 0.5, 1000)
+        evaluation = Evaluation(AP, (("e/3", "broken"),), damaged, 0.5, 1000)
         report = EvaluationReport(evaluation, devices, timeline, 0, (), 2.0)
         phases = Phases(0.0)
         phases.seconds = {"imports": 1.0, "ray": 2.0, "run": 4.5, "shut_down": 0.5}
@@ -120,3 +121,15 @@ def test_in_several_passes_notes_count_a_picture_in_each(results):
     each = "pictures, each counted in every pass, were"
     assert f"2 {each} done by an earlier, interrupted run" in notes
     assert any(note.startswith(f"5 {each} not decoded again") for note in notes)
+
+
+def test_damaged_pictures_are_listed_and_noted(results):
+    assert not any("damaged" in note for note in results().notes)
+    damaged = (("e/3", "half"), ("e/4", "half"))
+    failed, used = results(damaged=damaged), results("dataset.damaged=use", damaged=damaged[:1])
+    assert failed.damaged == damaged
+    assert failed.to_dict()["damaged"][1] == {"picture": "e/4", "reason": "half"}
+    assert any(
+        note.startswith("2 pictures have a damaged file and failed") for note in failed.notes
+    )
+    assert any(note.startswith("1 picture has a damaged file and is used") for note in used.notes)

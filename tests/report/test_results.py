@@ -74,12 +74,13 @@ def test_the_exit_code_is_that_of_what_was_written(tmp_path):
 def test_the_keys_are_a_promise(tmp_path):
     written = json.loads(results(extra={"own": [1]}).write(tmp_path).read_text())
     assert list(written) == [
-        "schema_version", "job", "ap", "pictures", "failures", "throughput", "seconds", "devices",
-        "model", "backend", "batch", "simulated", "fingerprint", "passes", "versions", "config",
-        "notes", "expected", "own",
+        "schema_version", "job", "ap", "pictures", "failures", "damaged", "throughput", "seconds",
+        "devices", "model", "backend", "batch", "simulated", "fingerprint", "passes", "versions",
+        "config", "notes", "expected", "own",
     ]  # fmt: skip
     assert written["pictures"] == {"total": 2, "done": 1, "failed": 1}
     assert written["failures"] == [{"picture": "e/a", "reason": "broken"}]
+    assert written["damaged"] == []
     assert {"python", "cfdist", "numpy"} <= set(written["versions"])
 
 

@@ -12,6 +12,7 @@ import pytest
 from cfdist.devices import reader
 from cfdist.devices.reader import SWITCH_SECONDS
 from cfdist.errors import UserError
+from cfdist.preprocess import StoredPicture
 from cfdist.throughput.host import PICTURES_A_READER, measure_host, read_pictures, reader_counts
 from cfdist.widerface.manifest import WorkItem
 
@@ -68,10 +69,10 @@ def test_every_picture_is_read_and_each_reader_has_enough(items, monkeypatch, re
     usable = items[::2]
     read = []
 
-    def read_into(path, row):
+    def read_into(path, row, use_damaged):
         assert row.shape == (32, 48, 3)
         read.append(path)
-        return (1, 1)
+        return StoredPicture((1, 1))
 
     monkeypatch.setattr(reader, "read_into", read_into)
     threads = cv2.getNumThreads()
@@ -86,9 +87,9 @@ def test_every_picture_is_read_and_each_reader_has_enough(items, monkeypatch, re
 def test_readers_wait_for_python_as_long_as_in_a_device(items, monkeypatch):
     intervals = set()
 
-    def read_into(path, row):
+    def read_into(path, row, use_damaged):
         intervals.add(sys.getswitchinterval())
-        return (1, 1)
+        return StoredPicture((1, 1))
 
     monkeypatch.setattr(reader, "read_into", read_into)
     before = sys.getswitchinterval()
@@ -108,9 +109,9 @@ def test_the_rate_is_that_of_real_reading(items):
 def test_more_readers_than_a_chunk_has_pictures_work_at_once(items, monkeypatch):
     together = threading.Barrier(40, timeout=30)
 
-    def read_into(path, row):
+    def read_into(path, row, use_damaged):
         together.wait()
-        return (1, 1)
+        return StoredPicture((1, 1))
 
     monkeypatch.setattr(reader, "read_into", read_into)
     assert read_pictures(items[:1] * 80, (32, 32), readers=40)[0].pictures == 80

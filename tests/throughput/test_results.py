@@ -48,7 +48,9 @@ def figures(spec) -> Figures:
         passes, {}, model, plan, Path(), RunIdentity("f" * 64, "openvino"), "official", item_work
     )
     report = EvaluationReport(
-        Evaluation({"official": {"easy": 0.5}}, (("e/2", "NaN"), ("e/3", "no picture")), 0.5, 0),
+        Evaluation(
+            {"official": {"easy": 0.5}}, (("e/2", "NaN"), ("e/3", "no picture")), (), 0.5, 0
+        ),
         {"device:0": DeviceReport(pictures=8, decoded=8, busy_seconds=1.0)},
         timeline,
         resumed=0,

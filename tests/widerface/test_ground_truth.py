@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -196,3 +197,16 @@ def test_boxes_of_wrong_shape(folder: Path):
 def test_text_where_numbers_belong(folder: Path):
     write_difficulty(folder, "easy", COUNTED["easy"], gt_list=by_event(["one", "two", "three"]))
     assert_user_error(folder, "wider_easy_val.mat", "gt_list")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_numbers_that_are_not_finite(folder: Path, bad: float):
+    boxes = by_event([np.array([[1, 2, 3, bad]]), np.ones((1, 4)), np.zeros((0, 4))])
+    savemat(folder / FACES_FILE, {**lists(), "face_bbx_list": boxes})
+    assert_user_error(folder, FACES_FILE, "face_bbx_list holds a number that is not finite")
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_without_waiting(folder: Path):
+    (folder / DIFFICULTY_FILES[1]).unlink()
+    os.mkfifo(folder / DIFFICULTY_FILES[1])
+    assert_user_error(folder, DIFFICULTY_FILES[1], "is a named pipe, not a file")

@@ -61,3 +61,10 @@ def test_further_passes_have_keys_of_their_own():
     assert (manifest.passes, twice.passes) == (1, 2)
     assert twice.fingerprint == manifest.fingerprint
     assert manifest.repeated(1) == manifest
+
+
+def test_damaged_pictures_that_are_used_make_another_run(root):
+    failing, using = build_manifest(root, IDS), build_manifest(root, IDS, use_damaged=True)
+    assert not any(item.use_damaged for item in failing.items)
+    assert all(item.use_damaged for item in using.repeated(2).items)
+    assert using.fingerprint != failing.fingerprint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -266,3 +267,9 @@ def test_folder_without_any_file_of_the_set(tmp_path: Path):
 def test_missing_folder(tmp_path: Path):
     with pytest.raises(UserError, match="no prediction folder"):
         find_prediction_files(tmp_path / "nowhere", IDS)
+
+
+def test_a_pipe_in_place_of_a_file_is_refused_without_waiting(tmp_path: Path):
+    os.mkfifo(tmp_path / "x.txt")
+    with pytest.raises(UserError, match=r"cannot read .*x\.txt: is a named pipe, not a file"):
+        read_predictions_file(tmp_path / "x.txt")

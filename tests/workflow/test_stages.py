@@ -125,3 +125,22 @@ def test_a_disk_that_takes_no_input_tensor_is_one_line(tmp_path, spec, capfd):
     with pytest.raises(UserError, match=r"none/a\.bin: cannot be written \(No such file"):
         write_inputs(items, contract, tmp_path / "none", lambda *_: None)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_damaged_pictures_make_no_input_tensor_unless_they_are_used(tmp_path, spec):
+    (tmp_path / "a.jpg").write_bytes(jpeg(60, 20)[:-10])
+    (tmp_path / "b.jpg").write_bytes(jpeg(60, 20))
+    (tmp_path / "bins").mkdir()
+    contract = input_contract(spec(height=32, width=64), "u8")
+    for used in (False, True):
+        items = [
+            WorkItem(f"0--E/{name}", str(tmp_path / f"{name}.jpg"), 1, use_damaged=used)
+            for name in "ab"
+        ]
+        written = write_inputs(items, contract, tmp_path / "bins", lambda *_: None)
+        ((id, reason),) = written.damaged
+        assert (id, "damaged" in reason) == ("0--E/a", True)
+        assert written.failures == ([] if used else written.damaged)
+        there = sorted(path.name for path in (tmp_path / "bins").iterdir())
+        assert there == (["a.bin", "b.bin"] if used else ["b.bin"])
