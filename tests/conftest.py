@@ -21,7 +21,7 @@ settings.register_profile("cfdist", deadline=None)
 settings.load_profile("cfdist")
 
 
-# Tests that start Ray or a whole command, run real networks or draw the sample set take seconds each.
+# Tests that start Ray or a command, run real networks or draw the sample set take seconds each.
 SLOW_FIXTURES = {"ray_session", "command"}
 SLOW_FOLDERS = ("end_to_end", "network", "sample")
 
