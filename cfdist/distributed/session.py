@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cfdist.ascend.npu_smi import list_npus
 from cfdist.distributed.plan import Auto, Devices
-from cfdist.errors import UserError, raise_terminated
+from cfdist.errors import UserError, raise_interruption
 from cfdist.machine import available_cores
 
 if TYPE_CHECKING:
@@ -112,6 +112,10 @@ def own_session(
     # waits a second before it tries again. These waits are shorter, and as long in all.
     os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "20")
     os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
+    if "ray" not in sys.modules:  # the import alone takes a second
+        print(
+            "starting Ray ..." if address is None else f"joining Ray at {address} ...", flush=True
+        )
     import ray
 
     # Ray logs a traceback and goes on if the toolkit's package `acl` is missing.
@@ -134,7 +138,7 @@ def own_session(
             context = _join(address, quiet)
         # Ray has put its own handler in place, which ends in a crash report.
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, raise_terminated)
+            signal.signal(signal.SIGTERM, raise_interruption)
         try:
             yield f"http://{context.dashboard_url}" if context.dashboard_url else None
         finally:

@@ -31,7 +31,7 @@ class SweepSummary(Callback):
                 raise UserError("output_dir: must not be empty")
             cli.held.enter_context(claim_sweep(Path(config.hydra.sweep.dir)))
         except (UserError, OSError) as error:
-            raise SystemExit(cli.fail(*cli.explain(error, config.output_dir))) from None
+            raise SystemExit(cli.fail(*cli.explain(error, config.hydra.sweep.dir))) from None
         session.share_sessions()
         cli.held.callback(session.close_shared_session)
 

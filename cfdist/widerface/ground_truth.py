@@ -50,6 +50,7 @@ def load_ground_truth(folder: Path | str) -> GroundTruth:
     Raises:
         UserError: the folder or a file is missing, a file is not MATLAB's or is cut short, the
             files' lists do not fit together, or a face index points outside its picture's boxes.
+        OSError: a file cannot be opened.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -83,14 +84,16 @@ def _read_lists(path: Path, variable: str) -> dict[str, NDArray[Any]]:
 
     In the file, `file_list` and `variable` are cells, one an event, of cells, one a picture.
     """
-    try:
-        # All variables, not only those needed: reading to the end shows that a file was cut short.
-        content: dict[str, Any] = loadmat(path)
-    except Exception as error:  # a damaged file makes scipy raise nearly anything
-        raise UserError(
-            f"{path} cannot be read as a MATLAB file (damaged or cut short?): {error}; "
-            "fetch eval_tools.zip again"
-        ) from error
+    with path.open("rb") as file:
+        try:
+            # All variables, not only those needed: reading to the end shows that a file was cut
+            # short.
+            content: dict[str, Any] = loadmat(file)
+        except Exception as error:  # a damaged file makes scipy raise nearly anything
+            raise UserError(
+                f"{path} cannot be read as a MATLAB file (damaged or cut short?): {error}; "
+                "fetch eval_tools.zip again"
+            ) from error
     try:
         events = [str(cell.item()) for cell in content["event_list"].ravel()]
         names = [
