@@ -7,6 +7,9 @@ Hydra sees it.
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import os
 import re
 from dataclasses import dataclass
 from types import UnionType
@@ -17,7 +20,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from cfdist.config.installation import group_choices
-from cfdist.config.schema import all_fields
+from cfdist.config.messages import allowed
+from cfdist.config.schema import PATH, all_fields
 from cfdist.errors import UserError
 
 # A text in quotes; a backslash before a quote belongs to it.
@@ -31,6 +35,7 @@ _IN_LIST = re.compile(rf"({_QUOTED})|[^\[\],\s](?:[^\[\],]*[^\[\],\s])?", re.DOT
 
 # What only a sweep knows. Of `choice` the elements get quotes, the others are Hydra's.
 _CHOICE = re.compile(r"choice\((.*)\)", re.DOTALL)
+_GLOB = re.compile(r"glob\(([^,=\[\]]*)\)", re.DOTALL)
 _SWEEP_FUNCTION = re.compile(r"(?:glob|interval|range|shuffle|sort|tag)\(.*\)", re.DOTALL)
 
 _PARSER = OverridesParser.create()
@@ -44,11 +49,13 @@ class _Text:
         is_list: A list of texts in brackets.
         null: What the word null stands for, as Hydra writes it; `None`: it is a text like others.
         always_several: Commas are no part of it, outside a sweep as well.
+        is_path: It is the path of a file or folder.
     """
 
     is_list: bool = False
     null: str | None = None
     always_several: bool = False
+    is_path: bool = False
 
 
 def prepare_override(setting: str, *, is_multirun: bool) -> str:
@@ -60,7 +67,7 @@ def prepare_override(setting: str, *, is_multirun: bool) -> str:
         is_multirun: Commas stand between the values of a sweep.
 
     Raises:
-        UserError: there is nothing between two commas.
+        UserError: there is nothing between two commas, or no path that fits a `glob` pattern.
     """
     key, equals, value = setting.partition("=")
     text = _text_of(key.lstrip("+"))
@@ -71,6 +78,8 @@ def prepare_override(setting: str, *, is_multirun: bool) -> str:
     if text.is_list and not text.always_several:
         return setting
     is_sweep = is_multirun or text.always_several
+    if is_sweep and text.is_path and (pattern := _GLOB.fullmatch(value)):
+        return f"{key}={','.join(map(quoted, _matches(setting, pattern[1])))}"
     if is_sweep and _SWEEP_FUNCTION.fullmatch(value):
         return setting
     if is_sweep and (choice := _CHOICE.fullmatch(value)):
@@ -96,9 +105,10 @@ def _text_of(key: str) -> _Text | None:
         return _Text(is_list=True, null=null, always_several=True)
     field = all_fields().get(key)
     kinds = _kinds(field.annotation) if field else set()
-    if not kinds & {str, list}:
+    if field is None or not kinds & {str, list}:
         return None
-    return _Text(is_list=list in kinds, null="null" if type(None) in kinds else None)
+    null = "null" if type(None) in kinds else None
+    return _Text(is_list=list in kinds, null=null, is_path=PATH in allowed(field))
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -109,6 +119,14 @@ def _kinds(annotation: Any) -> set[Any]:
     if origin is list:
         return {list} if str in _kinds(inner[0]) else set()
     return _kinds(inner[0]) if hasattr(annotation, "__metadata__") else {annotation}
+
+
+def _matches(setting: str, pattern: str) -> list[str]:
+    """The paths that fit a pattern of the shell's, sorted."""
+    found = sorted(glob.glob(os.path.expanduser(_unquoted(pattern.strip())), recursive=True))
+    if not found:
+        raise UserError(f"{setting}: no file or folder fits the pattern")
+    return found
 
 
 def _several(setting: str, values: str, text: _Text) -> str:
@@ -135,10 +153,13 @@ def _element(value: str, text: _Text) -> str:
     """One text in quotes; a text that was typed in quotes is what is inside."""
     if text.null is not None and (value.lower() if text.always_several else value) == "null":
         return text.null
+    return quoted(_unquoted(value))
+
+
+def _unquoted(value: str) -> str:
+    """A text without the quotes that it was typed in."""
     if re.fullmatch(_QUOTED, value, re.DOTALL):
-        try:
+        with contextlib.suppress(HydraException):
             inner = _PARSER.parse_rule(value, "primitive")
-        except HydraException:
-            return quoted(value)
-        value = inner.text if isinstance(inner, QuotedString) else value
-    return quoted(value)
+            return inner.text if isinstance(inner, QuotedString) else value
+    return value

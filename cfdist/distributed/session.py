@@ -112,10 +112,7 @@ def own_session(
     # waits a second before it tries again. These waits are shorter, and as long in all.
     os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "20")
     os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
-    if "ray" not in sys.modules:  # the import alone takes a second
-        print(
-            "starting Ray ..." if address is None else f"joining Ray at {address} ...", flush=True
-        )
+    _announce(address)
     import ray
 
     # Ray logs a traceback and goes on if the toolkit's package `acl` is missing.
@@ -145,6 +142,25 @@ def own_session(
             if address is None:
                 end_autoscaler()
             ray.shutdown()
+
+
+def _announce(address: str | None) -> None:
+    """Say what takes a second and more from here on, unless Ray is there already.
+
+    Raises:
+        UserError: Ray will not take this process's command line.
+    """
+    for argument in sys.argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{argument}: a name whose bytes are no UTF-8, which Ray refuses in a command; "
+                "rename the file or folder, or name a link to it"
+            ) from None
+    if "ray" not in sys.modules:
+        begun = "starting Ray" if address is None else f"joining Ray at {address}"
+        print(f"{begun} ...", flush=True)
 
 
 def _join(address: str, options: dict[str, Any]) -> Any:

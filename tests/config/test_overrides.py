@@ -132,6 +132,18 @@ def test_a_sweep_over_texts_stays_one(setting, prepared):
     assert prepare_override(setting, is_multirun=True) == prepared
 
 
+def test_a_sweep_takes_the_paths_that_fit_a_pattern(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("2024_06_15", "2024_06_14", "a b", "other"):
+        (tmp_path / name).mkdir()
+    assert of_sweep("predictions=glob(2024*)") == ["2024_06_14", "2024_06_15"]
+    assert of_sweep("predictions=glob('a *')") == ["a b"]
+    with pytest.raises(UserError, match=r"predictions=glob\(x\*\): no file or folder fits"):
+        prepare_override("predictions=glob(x*)", is_multirun=True)
+    # Outside a sweep it is a name, and for a group Hydra's own function.
+    assert config.compose("predictions=glob(x*)").predictions == "glob(x*)"
+
+
 @pytest.mark.parametrize("values", ["a,", ",a", "a,,b", ","])
 def test_nothing_beside_a_comma_is_refused(values):
     with pytest.raises(UserError, match=r"^predictions=.*: a value is missing beside a comma"):

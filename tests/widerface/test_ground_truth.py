@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import shutil
 from pathlib import Path
@@ -196,3 +198,16 @@ def test_boxes_of_wrong_shape(folder: Path):
 def test_text_where_numbers_belong(folder: Path):
     write_difficulty(folder, "easy", COUNTED["easy"], gt_list=by_event(["one", "two", "three"]))
     assert_user_error(folder, "wider_easy_val.mat", "gt_list")
+
+
+def test_a_file_that_cannot_be_opened_is_named_as_such(folder: Path, monkeypatch):
+    there = Path.open
+
+    def refuse(path, *arguments):
+        if path.name == "wider_hard_val.mat":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return there(path, *arguments)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(PermissionError, match=r"wider_hard_val\.mat"):
+        load_ground_truth(folder)
