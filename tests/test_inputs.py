@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 
 from cfdist import inputs
@@ -47,3 +50,13 @@ def test_an_installed_program_keeps_its_cache_with_the_user(monkeypatch, tmp_pat
     assert inputs._cache_folder() == tmp_path / "cfdist"
     monkeypatch.setattr(inputs, "CHECKOUT", tmp_path)
     assert inputs._cache_folder() == tmp_path / ".cache"
+
+
+def test_a_user_without_a_home_folder_has_a_cache_as_well(monkeypatch):
+    monkeypatch.setattr(inputs, "CHECKOUT", None)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert inputs._cache_folder() == Path(os.path.expanduser("~/.cache/cfdist"))
+    monkeypatch.setattr(inputs, "expanded", Path)  # "~" stays as it is
+    folder = inputs._cache_folder()
+    assert folder.is_absolute()
+    assert folder.name == f"cfdist-{os.getuid()}"

@@ -6,8 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-# The rate is that of the last seconds.
-WINDOW_SECONDS = 60.0
+# The rate is that of the last seconds, or of the last reports where these come seldom.
+WINDOW_SECONDS, WINDOW_REPORTS = 60.0, 8
 
 # Before, the time left would be that of devices that have only begun.
 _LEAST_SECONDS, _LEAST_REPORTS = 3.0, 2
@@ -41,7 +41,7 @@ class Pace:
     def rate(self) -> float | None:
         """Pictures a second, the time since the last one counted; `None` while none is done."""
         now = self._clock()
-        while self._reports and now - self._reports[0][0] > WINDOW_SECONDS:
+        while len(self._reports) > WINDOW_REPORTS and now - self._reports[0][0] > WINDOW_SECONDS:
             self._before = self._reports.popleft()[0]
         seconds = now - self._before
         pictures = sum(pictures for _, pictures in self._reports)

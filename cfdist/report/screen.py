@@ -63,14 +63,13 @@ class _Screen(Console):
         """A text in lines no longer than a terminal's, or than a word."""
         if not self.is_terminal:
             return text
-        indent = text[: len(text) - len(text.lstrip())] + "  "
-        lines = textwrap.wrap(
-            *(text, self.width),
-            subsequent_indent=indent,
-            replace_whitespace=False,
-            break_long_words=False,
-            break_on_hyphens=False,
+        wrapper = textwrap.TextWrapper(
+            self.width, replace_whitespace=False, break_long_words=False, break_on_hyphens=False
         )
+        lines: list[str] = []
+        for line in text.split("\n"):
+            wrapper.subsequent_indent = line[: len(line) - len(line.lstrip())] + "  "
+            lines += wrapper.wrap(line) or [""]
         return "\n".join(lines)
 
     def _is_too_wide(self, table: Table) -> bool:
