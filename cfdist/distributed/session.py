@@ -145,7 +145,7 @@ def own_session(
 
 
 def _announce(address: str | None) -> None:
-    """Say what takes a second and more from here on, unless Ray is there already.
+    """Say that Ray is started here, which takes a second and more, unless it is there already.
 
     Raises:
         UserError: Ray will not take this process's command line.
@@ -158,9 +158,9 @@ def _announce(address: str | None) -> None:
                 f"{argument}: a name whose bytes are no UTF-8, which Ray refuses in a command; "
                 "rename the file or folder, or name a link to it"
             ) from None
-    if "ray" not in sys.modules:
-        begun = "starting Ray" if address is None else f"joining Ray at {address}"
-        print(f"{begun} ...", flush=True)
+    # A cluster that is there may not answer, and a refusal is one line.
+    if address is None and "ray" not in sys.modules:
+        print("starting Ray ...", flush=True)
 
 
 def _join(address: str, options: dict[str, Any]) -> Any:

@@ -112,4 +112,4 @@ def test_ray_s_start_is_announced_once(seen, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "ray")
     sessions._announce(None)
     sessions._announce("host:1")
-    assert capsys.readouterr().out == "starting Ray ...\njoining Ray at host:1 ...\n"
+    assert capsys.readouterr().out == "starting Ray ...\n"
