@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from enum import IntEnum
+
+# What an interrupted process may take to end: it writes its journal and ends Ray.
+_SECONDS_TO_END = 15
+
+_interrupted_at: float | None = None  # on the monotonic clock
 
 
 class UserError(Exception):
@@ -12,16 +20,31 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(str(message).split()))
+        # Spaces stay: they may be a file name's.
+        super().__init__(" ".join(line.strip() for line in str(message).splitlines()))
 
 
 class TerminatedError(KeyboardInterrupt):
     """The process was asked to end (SIGTERM); it ends as it does on Ctrl-C."""
 
 
-def raise_terminated(*_: object) -> None:
-    """A signal handler that raises `TerminatedError`."""
-    raise TerminatedError
+def raise_interruption(number: int, _frame: object) -> None:
+    """A signal handler for Ctrl-C and SIGTERM: ends the process by an exception, once.
+
+    While the process ends, more of them change nothing. If it hangs there, one that comes later
+    ends it at once.
+    """
+    global _interrupted_at
+    now = time.monotonic()
+    if _interrupted_at is None:
+        _interrupted_at = now
+        raise TerminatedError if number == signal.SIGTERM else KeyboardInterrupt
+    if now - _interrupted_at > _SECONDS_TO_END:
+        os._exit(128 + number)
+
+
+def ignore_signal(*_: object) -> None:
+    """A signal handler that does nothing, and that child processes do not inherit."""
 
 
 class ExitCode(IntEnum):

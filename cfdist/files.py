@@ -67,6 +67,14 @@ def read_file(path: Path | str) -> bytes:
         return file.read()
 
 
+def expanded(path: Path | str) -> Path:
+    """A path as a person wrote it, with the home folder for a leading `~` or `~user`.
+
+    Without such a user the `~` is part of the name.
+    """
+    return Path(os.path.expanduser(path))
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path | str) -> Iterator[Path]:
     """Yield an empty temporary file beside `path`; on success fsync it and rename it to `path`.
@@ -77,20 +85,28 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
-    temporary.touch(exist_ok=False)
     try:
+        temporary.touch(exist_ok=False)
         yield temporary
         fsync(temporary)
         os.replace(temporary, path)
         fsync(path.parent)
+    except OSError as error:
+        if error.filename in (None, str(temporary)) and error.errno is not None:
+            error.filename = str(path)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Write `text` (UTF-8) to `path`, whole or not at all."""
+    """Write `text` (UTF-8) to `path`, whole or not at all.
+
+    Bytes of a file name that are no UTF-8 become escapes.
+    """
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def fsync(path: Path | str) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import os
+import tempfile
 from pathlib import Path
 
 from cfdist.config import DatasetConfig
 from cfdist.config.installation import CHECKOUT
 from cfdist.errors import UserError
+from cfdist.files import expanded
 from cfdist.sample import SAMPLE_VERSION, ensure_sample
-from cfdist.widerface.ground_truth import GroundTruth, load_ground_truth
+from cfdist.widerface.ground_truth import GROUND_TRUTH_FILES, GroundTruth, load_ground_truth
 from cfdist.widerface.manifest import Manifest, build_manifest
 
 
@@ -18,7 +20,12 @@ def _cache_folder() -> Path:
     """The checkout's own cache; the user's cache without a checkout that can be written to."""
     if CHECKOUT and ((CHECKOUT / ".cache").is_dir() or os.access(CHECKOUT, os.W_OK)):
         return CHECKOUT / ".cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cfdist"
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "cfdist"
+    home = expanded("~")
+    if home.is_absolute():
+        return home / ".cache" / "cfdist"
+    return Path(tempfile.gettempdir()) / f"cfdist-{os.getuid()}"  # a user without a home folder
 
 
 SAMPLE_FOLDER = _cache_folder() / f"sample-{SAMPLE_VERSION}"
@@ -43,8 +50,8 @@ def find_ground_truth(config: DatasetConfig) -> GroundTruth:
             "wider_{easy,medium,hard}_val.mat"
         )
     else:
-        folder = Path(config.ground_truth).expanduser()
-    files = sorted(folder.glob("*.mat"))
+        folder = expanded(config.ground_truth)
+    files = [folder / name for name in GROUND_TRUTH_FILES if (folder / name).is_file()]
     return _ground_truth_of(folder, tuple(file.stat().st_mtime_ns for file in files))
 
 
@@ -68,9 +75,9 @@ def find_pictures(config: DatasetConfig, truth: GroundTruth) -> Manifest:
             "(WIDER_val)"
         )
     else:
-        root = Path(config.root).expanduser()
+        root = expanded(config.root)
     return build_manifest(root, truth, config.limit, use_damaged=config.damaged == "use")
 
 
 def _sample_folder(config: DatasetConfig) -> Path:
-    return SAMPLE_FOLDER if config.root is None else Path(config.root).expanduser()
+    return SAMPLE_FOLDER if config.root is None else expanded(config.root)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from cfdist.errors import UserError
-from cfdist.files import check_is_file, sha256_of
+from cfdist.files import check_is_file, expanded, sha256_of
 from cfdist.preprocess import InputContract
 
 
@@ -75,7 +75,10 @@ def locate_model(path: str) -> Path:
     rest = path.removeprefix("package://")
     if rest != path:
         package, _, inside = rest.partition("/")
-        found = importlib.util.find_spec(package)
+        try:
+            found = importlib.util.find_spec(package)
+        except (ImportError, ValueError):  # "a.b" without an "a"; no name at all
+            found = None
         if found is None or not found.submodule_search_locations:
             raise UserError(
                 f"model.path={path}: the package {package!r} that holds the weights is not "
@@ -84,7 +87,7 @@ def locate_model(path: str) -> Path:
             )
         location = Path(next(iter(found.submodule_search_locations))) / inside
     else:
-        location = Path(path).expanduser()
+        location = expanded(path)
     try:
         check_is_file(location)
     except OSError as error:

@@ -14,7 +14,7 @@ from cfdist.ascend.npu_smi import soc_version
 from cfdist.backends.onnx_file import load_onnx, takes_u8
 from cfdist.config import Config
 from cfdist.errors import UserError
-from cfdist.files import atomic_write
+from cfdist.files import atomic_write, expanded
 from cfdist.model import ModelSpec
 from cfdist.report import screen
 from cfdist.report.results import Results, phase_seconds
@@ -23,7 +23,7 @@ from cfdist.report.results import Results, phase_seconds
 def main(config: Config, output: Path, started: float) -> int:
     """Convert, show; returns the exit code."""
     spec = execution.model_spec(config.model)
-    folder = Path(config.convert.output).expanduser()
+    folder = expanded(config.convert.output)
     dry_run = config.convert.dry_run
     model = atc_model(config, spec, folder)
     ready = time.time()

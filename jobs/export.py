@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from cfdist import backends, execution, inputs
 from cfdist.config import Config
 from cfdist.errors import UserError
+from cfdist.files import expanded
 from cfdist.model import ModelSpec
 from cfdist.preprocess import PictureError, read_into
 from cfdist.report import screen
@@ -27,7 +28,7 @@ def main(config: Config, output: Path, started: float) -> int:
 
     spec = execution.model_spec(config.model, config.model.checkpoint)
     network = load_spec_network(spec)
-    target = Path(config.export.output or output / "CenterFace.onnx").expanduser()
+    target = expanded(config.export.output or output / "CenterFace.onnx")
     if target.resolve() == spec.path:
         raise UserError(f"export.output={target}: is the model itself; name another file")
     ready = time.time()

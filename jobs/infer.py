@@ -12,7 +12,7 @@ from cfdist import backends, execution
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config
 from cfdist.errors import UserError
-from cfdist.files import write_text
+from cfdist.files import expanded, write_text
 from cfdist.report import screen
 from cfdist.report.results import Results, device_entry, phase_seconds
 from cfdist.workflow import files
@@ -44,11 +44,11 @@ def main(config: Config, output: Path, started: float) -> int:
     """Write the raw outputs, their summary and the results; returns the exit code."""
     if config.infer.input is None:
         raise UserError(f"{KEY}: not given; name the folder of .bin files (job=preprocess)")
-    parent = Path(config.infer.output or output).expanduser().absolute()
+    parent = expanded(config.infer.output or output).absolute()
     folder = parent / (config.infer.name or f"dumpout_bs{config.model.batch}")
     files.refuse_existing(folder, "infer.output, infer.name")
     model = _find_model(config)
-    tensors = files.find_inputs(Path(config.infer.input).expanduser().absolute(), model.spec, KEY)
+    tensors = files.find_inputs(expanded(config.infer.input).absolute(), model.spec, KEY)
     needed = len(tensors.items) * sum(files.output_bytes(model.spec))
     files.check_space(folder, needed, "infer.output")
 

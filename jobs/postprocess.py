@@ -9,6 +9,7 @@ from cfdist import execution, inputs
 from cfdist.config import Config
 from cfdist.distributed.session import session
 from cfdist.errors import UserError
+from cfdist.files import expanded
 from cfdist.report import screen
 from cfdist.report.results import Results, phase_seconds
 from cfdist.workflow import files
@@ -21,8 +22,8 @@ def main(config: Config, output: Path, started: float) -> int:
     """Write the prediction files and the results; returns the exit code."""
     if config.postprocess.input is None:
         raise UserError(f"{KEY}: not given; name the folder of the files that job=infer left")
-    source = Path(config.postprocess.input).expanduser().absolute()
-    target = Path(config.postprocess.output or output / "predictions").expanduser().absolute()
+    source = expanded(config.postprocess.input).absolute()
+    target = expanded(config.postprocess.output or output / "predictions").absolute()
     files.refuse_existing(target, "postprocess.output")
     spec, style = execution.conventions(config.model), config.eval.protocol
     found = files.find_outputs(source, KEY)

@@ -9,6 +9,7 @@ from cfdist import execution, inputs
 from cfdist.config import Config
 from cfdist.distributed.session import session
 from cfdist.errors import UserError
+from cfdist.files import expanded
 from cfdist.report import screen
 from cfdist.report.results import Results, damage_notes, phase_seconds
 from cfdist.workflow import files
@@ -23,7 +24,7 @@ def main(config: Config, output: Path, started: float) -> int:
     manifest = inputs.find_pictures(config.dataset, truth)
     files.ids_by_stem(item.id for item in manifest.items)
     contract = files.input_contract(execution.conventions(config.model), config.preprocess.input)
-    folder = Path(config.preprocess.output or output / "bins").expanduser().absolute()
+    folder = expanded(config.preprocess.output or output / "bins").absolute()
     total = len(manifest.items)
     _open_folder(files.input_record(folder, contract, total, manifest.fingerprint))
     missing = files.without_input(manifest.items, folder, contract)

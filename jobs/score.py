@@ -8,6 +8,7 @@ from pathlib import Path
 from cfdist import inputs
 from cfdist.config import Config
 from cfdist.errors import UserError
+from cfdist.files import expanded
 from cfdist.machine import available_cores
 from cfdist.report import screen
 from cfdist.report.results import Results, check_gate, chosen_first, expected_ap, phase_seconds
@@ -27,7 +28,7 @@ def main(config: Config, output: Path, started: float) -> int:
         expected = [item.id for item in manifest.items]
     else:
         expected = list(truth)[: config.dataset.limit]
-    files, missing, unknown = find_prediction_files(Path(config.predictions).expanduser(), expected)
+    files, missing, unknown = find_prediction_files(expanded(config.predictions), expected)
 
     ready = time.time()
     metric = score_files(truth, files, available_cores())

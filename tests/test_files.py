@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import socket
 import stat
+from pathlib import Path
 
 import pytest
 
 from cfdist import files
-from cfdist.files import atomic_write, check_is_file, read_file, sha256_of, write_text
+from cfdist.files import atomic_write, check_is_file, expanded, read_file, sha256_of, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -72,3 +74,31 @@ def test_an_endless_sparse_file_is_not_read(tmp_path):
     os.truncate(path, 1 << 40)
     with pytest.raises(OSError, match=f"{1 << 40} bytes are more than"):
         read_file(path)
+
+
+def test_an_error_names_the_file_and_not_the_temporary_one(tmp_path, monkeypatch):
+    path = tmp_path / "results.json"
+    with pytest.raises(OSError, match="No space left") as full, atomic_write(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # of `write`: it knows no name
+    assert full.value.filename == str(path)
+
+    def touch(temporary, exist_ok):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(temporary))
+
+    monkeypatch.setattr(Path, "touch", touch)
+    with pytest.raises(PermissionError) as refused:
+        write_text(path, "{}")
+    assert refused.value.filename == str(path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bytes_that_are_no_utf_8_are_escapes(tmp_path):
+    write_text(tmp_path / "file", "caf\udce9 \u6587")
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "caf\\udce9 \u6587"
+
+
+def test_a_tilde_is_a_home_folder_or_a_name(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert expanded("~/runs") == Path("/home/me/runs")
+    assert expanded("~nobody-of-this-name/a") == Path("~nobody-of-this-name/a")
+    assert expanded("a~") == Path("a~")

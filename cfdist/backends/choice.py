@@ -32,7 +32,7 @@ from cfdist.backends.base import Backend, DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.errors import UserError
 from cfdist.files import write_text
-from cfdist.machine import available_cores, available_memory
+from cfdist.machine import available_cores, available_memory, show_waiting
 from cfdist.model import ModelSpec
 from cfdist.preprocess import to_model_input
 
@@ -67,6 +67,8 @@ def choose_cpu_backend(spec: ModelSpec, options: Mapping[str, Any], threads: int
         return BackendModel(names[0], spec, options, remark)
     identity = _identity(spec, options, threads, names)
     remembered = _remembered(identity)
+    if not remembered:
+        show_waiting(f"measuring which CPU runtime is the fastest here ({', '.join(names)})")
     measured = remembered or measure_in_child(names, spec, options, threads)
     rates = {name: found for name, found in measured.items() if not isinstance(found, str)}
     reasons = {name: found for name, found in measured.items() if isinstance(found, str)}

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import re
-
 from omegaconf import OmegaConf
 
 from cfdist import config
 from cfdist.config.installation import CONFIG_FOLDER
 from cfdist.errors import UserError
-
-# Choices of a group, of a sweep or a list as well.
-_CHOICES = re.compile(r"(choice\(|\[|)([\w.+-]+(?:,[\w.+-]+)*)(\)|\]|)")
-
-# No path, or a path that the person has quoted.
-_NEEDS_NO_QUOTES = re.compile(r"(?i:null)|'.*'|\".*\"|")
 
 _HYDRA_OPTIONS = frozenset(
     """-h --help --hydra-help --version -c --cfg --resolve -p --package -r --run -m --multirun
@@ -31,11 +23,10 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     Raises:
         UserError: an option that does not exist, or a key to delete.
     """
-    paths = config.path_keys()
     is_multirun = any(map(_asks_for_multirun, arguments))
     prepared = []
     for argument in arguments:
-        key, equals, value = argument.partition("=")
+        key, equals, _ = argument.partition("=")
         problem = None
         if key.startswith("-") and key not in _HYDRA_OPTIONS:
             problem = "no such option; settings are key=value, "
@@ -45,35 +36,9 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
             problem = "not of the form key=value; "
         if problem:
             raise UserError(f"{argument}: {problem}{config.SEE_HELP}")
-        is_sweep = is_multirun and "," in value
-        if key in paths and not is_sweep and not _NEEDS_NO_QUOTES.fullmatch(value):
-            argument = f"{key}={_quoted(value)}"
-        prepared.append(_with_named_choices(argument))
+        prepared.append(config.prepare_override(argument, is_multirun=is_multirun))
     # Hydra's parser refuses settings that follow an option which itself follows a setting.
     return sorted(prepared, key=lambda argument: argument not in _MULTIRUN)
-
-
-def _quoted(value: str) -> str:
-    """In Hydra's quotes; there a backslash is itself, unless a quote follows."""
-    escaped = re.sub(r"(\\+)(?='|\Z)", r"\1\1", value).replace("'", "\\'")
-    return f"'{escaped}'"
-
-
-def _with_named_choices(argument: str) -> str:
-    """A setting of a group with its choices in quotes; other settings unchanged.
-
-    Hydra reads a choice such as 1 or null as a value that is no name, and fails on it. The setting
-    "experiment=null", no experiment, becomes the empty list of experiments.
-    """
-    key, _, value = argument.partition("=")
-    group = key.lstrip("+").partition("@")[0]
-    choices = _CHOICES.fullmatch(value)
-    if not choices or not config.group_choices(group):
-        return argument
-    names = [f"'{name}'" for name in choices[2].split(",")]
-    if group == "experiment":
-        names = ["[]" if name.lower() == "'null'" else name for name in names]
-    return f"{key}={choices[1]}{','.join(names)}{choices[3]}"
 
 
 def _asks_for_multirun(argument: str) -> bool:

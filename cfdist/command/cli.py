@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
-import signal
 import sys
 import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,13 +24,15 @@ from cfdist import config
 from cfdist.command.arguments import prepare_arguments
 from cfdist.command.run_folder import claim, finished_results
 from cfdist.config.installation import CONFIG_FOLDER, load_job
-from cfdist.distributed import session
-from cfdist.errors import ExitCode, TerminatedError, UserError, raise_terminated
-from cfdist.files import LOG
+from cfdist.errors import ExitCode, TerminatedError, UserError
+from cfdist.files import LOG, expanded
 from cfdist.machine import process_age
 
 # Set by run.sh: when the command began, its installation left out.
 STARTED_VARIABLE = "CFDIST_STARTED"
+
+# Errors that are the disk's, whether they name a file or not.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
 
 log = logging.getLogger(__name__)
 
@@ -64,16 +67,15 @@ def main() -> int:
     """
     # Hydra would print its errors itself, over several lines, and exit with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    signal.signal(signal.SIGTERM, raise_terminated)
     config.register(with_help=not {"-h", "--help"}.isdisjoint(sys.argv))
     run = hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
     try:
         sys.argv[1:] = prepare_arguments(sys.argv[1:])
         with held:
             run(run_job)()
-    except KeyboardInterrupt as interruption:
-        return explain(interruption)[0]
-    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+    except (
+        *(KeyboardInterrupt, UserError, HydraException, OmegaConfBaseException, OSError),
+    ) as error:
         return fail(*explain(error))
     return max((outcome.exit_code for outcome in outcomes), default=ExitCode.DONE)
 
@@ -88,14 +90,14 @@ def run_job(composed: DictConfig) -> None:
     folder, output = None, None
     try:
         checked = config.load(composed)
-        folder = Path(checked.output_dir).expanduser().absolute()
+        folder = expanded(checked.output_dir).absolute()
         output = folder if number is None else folder / str(number)
-        checked.output_dir = composed.output_dir = str(output)
+        checked.output_dir = str(output)
+        composed.output_dir = config.literal(checked.output_dir)
         code, reason = _run(checked, OmegaConf.to_yaml(composed, resolve=True), output, started)
     except KeyboardInterrupt as interruption:
         where = f"; output_dir={folder} goes on where this stopped" if folder else ""
-        fail(explain(interruption)[0], f"interrupted{where}")
-        raise
+        raise type(interruption)(f"interrupted{where}") from None
     except Exception as error:
         code, reason = explain(error, output)
         if code == ExitCode.INTERNAL:
@@ -121,7 +123,11 @@ def _run(
             raise
         except Exception as error:
             log.exception("the job failed")
+            if file_error := _file_error(error):
+                raise file_error from None
             # The session itself may be broken; the next run of a sweep gets a new one.
+            from cfdist.distributed import session
+
             with contextlib.suppress(Exception):
                 session.close_shared_session()
             return ExitCode.INTERNAL, f"{_internal(error)}; the traceback is in {output / LOG}"
@@ -137,18 +143,38 @@ def explain(error: BaseException, output: str | Path | None = None) -> tuple[Exi
     match error:
         case KeyboardInterrupt():
             is_terminated = isinstance(error, TerminatedError)
-            return ExitCode.TERMINATED if is_terminated else ExitCode.INTERRUPTED, "interrupted"
+            code = ExitCode.TERMINATED if is_terminated else ExitCode.INTERRUPTED
+            return code, str(error) or "interrupted"
         case UserError():
             return ExitCode.BAD_INPUT, str(error)
         case HydraException() | OmegaConfBaseException():
             return ExitCode.BAD_INPUT, config.one_line(error)
         case OSError():
-            where = error.filename or (f"output_dir={output}" if output else "output_dir")
-            return ExitCode.BAD_INPUT, (
-                f"{where}: {error.strerror or error}; make room and see to the permissions, or "
-                "choose another output_dir"
-            )
+            return ExitCode.BAD_INPUT, _refused_file(error, output)
     return ExitCode.INTERNAL, _internal(error)
+
+
+def _refused_file(error: OSError, output: str | Path | None) -> str:
+    """What a person is told of a file or folder that cannot be used."""
+    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    first = "make room" if is_full else "see that it is there and to its permissions"
+    name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
+    is_ours = name is None or (output is not None and Path(name).is_relative_to(output))
+    other = "choose another output_dir" if is_ours else "name another"
+    where = name or (f"output_dir={output}" if output else "output_dir")
+    return f"{where}: {error.strerror or error}; {first}, or {other}"
+
+
+def _file_error(error: BaseException | None) -> OSError | None:
+    """The error about a file or the disk that is behind an error, also behind one of Ray's."""
+    while error is not None:
+        is_of_disk = isinstance(error, OSError) and (
+            error.filename is not None or error.errno in _OF_THE_DISK
+        )
+        if is_of_disk and not isinstance(error, ConnectionError | TimeoutError):
+            return cast(OSError, error)
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
 
 
 def _internal(error: BaseException) -> str:

@@ -96,7 +96,7 @@ def finished_results(folder: Path, config_yaml: str) -> dict[str, Any] | None:
     """
     written = folder / CONFIG
     has_both = (folder / RESULTS).is_file() and written.is_file()
-    is_same = has_both and written.read_bytes() == config_yaml.encode()
+    is_same = has_both and written.read_bytes() == config_yaml.encode(errors="backslashreplace")
     return read_results(folder) if is_same else None
 
 
@@ -154,7 +154,7 @@ def _refuse(folder: Path, refusals: _Refusals) -> None:
 
 @contextlib.contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True, errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any, cast
 
 from hydra import compose as hydra_compose
@@ -13,9 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
 from cfdist.config.installation import CONFIG_FOLDER
-from cfdist.config.messages import allowed, help_text, refused_value
-from cfdist.config.schema import PATH, Config, all_fields
+from cfdist.config.messages import help_text, refused_value
+from cfdist.config.overrides import prepare_override
+from cfdist.config.schema import Config, all_fields
 from cfdist.errors import UserError
+from cfdist.files import expanded
 
 
 def load(composed: DictConfig) -> Config:
@@ -37,7 +38,8 @@ def compose(*overrides: str) -> Config:
     """The configuration of a command line, for programs and tests."""
     register()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        return load(hydra_compose("config", list(overrides)))
+        prepared = [prepare_override(override, is_multirun=False) for override in overrides]
+        return load(hydra_compose("config", prepared))
 
 
 def register(*, with_help: bool = False) -> None:
@@ -45,7 +47,7 @@ def register(*, with_help: bool = False) -> None:
     # With the process's number, two runs that start in the same second get their own folders.
     OmegaConf.register_new_resolver("process_id", os.getpid, replace=True)
     OmegaConf.register_new_resolver(
-        "absolute", lambda path: str(Path(path).expanduser().absolute()), replace=True
+        "absolute", lambda path: str(expanded(path).absolute()), replace=True
     )
     defaults = OmegaConf.create()
     for key, field in all_fields().items():
@@ -55,8 +57,3 @@ def register(*, with_help: bool = False) -> None:
     page = help_text().replace("$", "$$") if with_help else ""
     node = {"app_name": "cfdist", "header": "", "footer": "", "template": page}
     store.store(group="hydra/help", name="cfdist", node=node)
-
-
-def path_keys() -> set[str]:
-    """The keys whose values are paths."""
-    return {key for key, field in all_fields().items() if PATH in allowed(field)}

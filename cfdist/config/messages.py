@@ -70,7 +70,10 @@ def refused_value(error: ValidationError, values: dict[str, Any]) -> str:
         return f"{key}={shown(value)}: holds further keys; set these, such as {inner}=..."
     if value in ("", []) and problem["type"].endswith("too_short"):
         return f"{key}: must not be empty"
-    return f"{key}={shown(value)}: must be {allowed(fields[key])}"
+    hint = ""
+    if problem["type"] == "string_type" and isinstance(value, bool | int | float):
+        hint = ", a number here: put it into quotes where it is written"  # in a YAML file
+    return f"{key}={shown(value)}: must be {allowed(fields[key])}{hint}"
 
 
 def allowed(field: FieldInfo) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 PATH = "a path"  # a field's title says what its value must be, where its type does not
 
@@ -35,13 +36,20 @@ def _word(value: object) -> str:
     return "null" if value is None else str(value)
 
 
+def _not_empty(text: str) -> str:
+    # pydantic's own limit refuses names whose bytes are no UTF-8.
+    if not text:
+        raise PydanticCustomError("string_too_short", "empty")
+    return text
+
+
 def _between(low: int, high: int | None = None, name: str = "a whole number") -> Any:
     """A field's limits with the words for them."""
     end = "up" if high is None else f"to {high}"
     return Field(ge=low, le=high, title=f"{name} from {low} {end}")
 
 
-PathText = Annotated[str, Field(title=PATH)]
+PathText = Annotated[str, AfterValidator(_not_empty), Field(title=PATH)]
 Strict = Field(strict=True)  # true is no number, 1 is not true, 4.0 is not 4
 Whole = Annotated[int, Strict, BeforeValidator(_from_text)]
 Natural = Annotated[Whole, _between(0)]
@@ -78,9 +86,7 @@ Job = Literal[
 class Section(BaseModel):
     """Keys that belong together; any other key is refused."""
 
-    model_config = ConfigDict(
-        extra="forbid", coerce_numbers_to_str=True, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
 class DatasetConfig(Section):
@@ -328,7 +334,7 @@ class Config(Section):
     devices: Literal["auto"] | UpTo1024 | DeviceList = "auto"
     """device actors: a number, a list such as [0,1], or auto (every accelerator; on CPUs one for
     each 8 cores)"""
-    output_dir: Annotated[PathText, Field(min_length=1)]
+    output_dir: PathText
     """folder for results.json, predictions and the run's log"""
     predictions: PathText | None = None
     """job=score: folder of WIDER prediction files, <event>/<name>.txt"""

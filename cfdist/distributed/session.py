@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from cfdist.ascend.npu_smi import list_npus
 from cfdist.distributed.plan import Auto, Devices
-from cfdist.errors import UserError, raise_terminated
+from cfdist.errors import UserError, raise_interruption
 from cfdist.machine import available_cores
 
 if TYPE_CHECKING:
@@ -114,6 +114,7 @@ def own_session(
     # waits a second before it tries again. These waits are shorter, and as long in all.
     os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "20")
     os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
+    _announce(address)
     import ray
 
     # Ray logs a traceback and goes on if the toolkit's package `acl` is missing.
@@ -136,13 +137,32 @@ def own_session(
             context = _join(address, quiet)
         # Ray has put its own handler in place, which ends in a crash report.
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, raise_terminated)
+            signal.signal(signal.SIGTERM, raise_interruption)
         try:
             yield f"http://{context.dashboard_url}" if context.dashboard_url else None
         finally:
             if address is None:
                 end_autoscaler()
             ray.shutdown()
+
+
+def _announce(address: str | None) -> None:
+    """Say that Ray is started here, which takes a second and more, unless it is there already.
+
+    Raises:
+        UserError: Ray will not take this process's command line.
+    """
+    for argument in sys.argv:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"{argument}: a name whose bytes are no UTF-8, which Ray refuses in a command; "
+                "rename the file or folder, or name a link to it"
+            ) from None
+    # A cluster that is there may not answer, and a refusal is one line.
+    if address is None and "ray" not in sys.modules:
+        print("starting Ray ...", flush=True)
 
 
 def _join(address: str, options: dict[str, Any]) -> Any:

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+)
+from rich.segment import Segment
+from rich.table import Column, Table
+from rich.text import Text
 
+from cfdist.report.pace import Pace
 from cfdist.report.results import Phases, Results
 from cfdist.widerface.ground_truth import DIFFICULTIES
 from cfdist.widerface.metric import PROTOCOLS
@@ -22,28 +36,109 @@ if TYPE_CHECKING:
     from cfdist.execution import Execution
     from cfdist.widerface.manifest import Manifest
 
-console = Console(highlight=False, soft_wrap=True)
+
+class _Screen(Console):
+    """A console that breaks no word: lines of text and cells of tables wrap between words.
+
+    Where the output goes into a file or a pipe, a line stays one, however long.
+    """
+
+    def print(self, *objects: Any, **settings: Any) -> None:
+        """Print as `Console.print` does."""
+        shown: list[Any] = []
+        for one in objects:
+            if isinstance(one, Table):
+                self._keep_words(one)
+            if isinstance(one, Table) and self.is_terminal and self._is_too_wide(one):
+                shown += map(self._wrapped, _rows_as_lines(one))
+            else:
+                shown.append(self._wrapped(one) if isinstance(one, str) else one)
+        if self.is_terminal and any(isinstance(one, Table) for one in shown):
+            settings = {"soft_wrap": False, "crop": False} | settings  # so that its title wraps
+        if len(shown) > len(objects):
+            settings = {"sep": "\n"} | settings
+        super().print(*shown, **settings)
+
+    def _wrapped(self, text: str) -> str:
+        """A text in lines no longer than a terminal's, or than a word."""
+        if not self.is_terminal:
+            return text
+        wrapper = textwrap.TextWrapper(
+            self.width, replace_whitespace=False, break_long_words=False, break_on_hyphens=False
+        )
+        lines: list[str] = []
+        for line in text.split("\n"):
+            wrapper.subsequent_indent = line[: len(line) - len(line.lstrip())] + "  "
+            lines += wrapper.wrap(line) or [""]
+        return "\n".join(lines)
+
+    def _is_too_wide(self, table: Table) -> bool:
+        lines = Segment.split_lines(self.render(table))
+        return max(map(Segment.get_line_length, lines), default=0) > self.width
+
+    def _keep_words(self, table: Table) -> None:
+        """Make no column narrower than its longest word, or than a whole figure."""
+        wide = self.options.update(width=1000)
+        for column in table.columns:
+            least = [self.measure(column.header, options=wide).minimum]
+            for cell in column.cells:
+                text = str(cell)
+                words, indent = text.split(), len(text) - len(text.lstrip())
+                is_whole = column.justify == "right" or not words
+                least.append(cell_len(text if is_whole else max(words, key=cell_len)))
+                least[-1] += 0 if is_whole else indent
+            column.min_width = max(least)
+
+
+def _rows_as_lines(table: Table) -> list[str]:
+    """A table that is wider than the screen, as lines of titles and figures."""
+    titles = [" ".join(str(column.header).split()) for column in table.columns]
+    lines = [str(table.title or "")]
+    for row in zip(*(column.cells for column in table.columns), strict=True):
+        cells = [escape(cell.plain) if isinstance(cell, Text) else str(cell) for cell in row]
+        named = (f"{title} {cell}".strip() for title, cell in zip(titles, cells, strict=True))
+        pairs = [name for name, cell in zip(named, cells, strict=True) if cell.strip()]
+        lines.append(f"  {', '.join(pairs)}" if pairs else "")
+    return lines
+
+
+console = _Screen(highlight=False, soft_wrap=True)
+
+
+class _PaceColumn(ProgressColumn):
+    """The rate and the time left, as they are when the bar is drawn."""
+
+    def __init__(self) -> None:
+        super().__init__(Column(no_wrap=True))
+        self.pace: Pace | None = None
+
+    def render(self, task: Task) -> Text:
+        """Such as "25.3/s ETA 0:01:40"; "-" for what cannot be said."""
+        rate = left = None
+        if self.pace is not None:
+            rate = self.pace.rate
+            left = self.pace.seconds_left(int((task.total or 0) - task.completed))
+        shown_left = "-" if left is None else str(timedelta(seconds=round(left)))
+        return Text(f"{'-' if rate is None else f'{rate:.1f}'}/s ETA {shown_left}")
 
 
 class PictureProgress:
     """One progress bar over pictures, with rate and time left."""
 
     def __init__(self, total: int) -> None:
-        self._before = self._failed = 0
+        self._failed = 0
+        self._column = _PaceColumn()
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(max(5, min(40, console.width - 55))),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]} pictures/s"),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
+            self._column,
             console=console,
             # Drawing takes processor time from the reader threads: seldom, and only on a terminal.
             auto_refresh=console.is_terminal,
             refresh_per_second=4,
         )
-        self._id = self._progress.add_task("loading the model", total=total, start=False, rate="-")
-        self._task = self._progress.tasks[0]
+        self._id = self._progress.add_task("loading the model", total=total, start=False)
 
     def __enter__(self) -> PictureProgress:
         """Show the bar."""
@@ -68,7 +163,7 @@ class PictureProgress:
 
     def start(self, done: int) -> None:
         """Start the clock: the devices are ready, and `done` pictures were done before."""
-        self._before = done
+        self._column.pace = Pace()
         self._progress.update(self._id, description="pictures", completed=done)
         self._progress.start_task(self._id)
 
@@ -76,9 +171,9 @@ class PictureProgress:
         """Count finished pictures, and those of them that failed."""
         self._failed += failed
         note = f"pictures [red]({self._failed} failed)[/red]" if self._failed else "pictures"
-        done = self._task.completed + pictures - self._before
-        rate = f"{done / self._task.elapsed:.1f}" if done and self._task.elapsed else "-"
-        self._progress.update(self._id, advance=pictures, description=note, rate=rate)
+        if self._column.pace:
+            self._column.pace.add(pictures)
+        self._progress.update(self._id, advance=pictures, description=note)
 
 
 def print_plan(config: Config, there: Execution, manifest: Manifest | None) -> None:
@@ -195,10 +290,11 @@ def titled_table(title: str, texts: Iterable[str], figures: Iterable[str]) -> Ta
 
 
 def print_compact(table: Table) -> None:
-    """Print a table of many figures: as wide as its cells, so that a narrow screen cuts none."""
+    """Print a table of many figures; into a file or a pipe as wide as its cells."""
     table.box, table.collapse_padding = SIMPLE_HEAD, True
     table.show_edge = table.pad_edge = False
-    table.width = console.measure(table, options=console.options.update(width=1000)).maximum
+    if not console.is_terminal:
+        table.width = console.measure(table, options=console.options.update(width=1000)).maximum
     console.print(table)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cfdist.errors import UserError
 from cfdist.files import atomic_write, write_text
+from cfdist.machine import show_waiting
 from cfdist.sample.pictures import render_set
 from cfdist.widerface.ground_truth import DIFFICULTY_FILES, FACES_FILE, PictureTruth
 
@@ -61,6 +62,7 @@ def ensure_sample(directory: Path | str) -> SamplePaths:
                 "for pictures of your own add dataset=wider_val; for the sample set name a new "
                 "folder"
             )
+        show_waiting("making the sample set")
         try:
             _make(directory)
         except OSError as error:

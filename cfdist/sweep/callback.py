@@ -8,10 +8,11 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf, flag_override
 
 from cfdist.command import cli
 from cfdist.command.run_folder import claim_sweep, read_results
+from cfdist.config import literal, prepare_override
 from cfdist.distributed import session
 from cfdist.errors import ExitCode, UserError
 from cfdist.sweep.runs import RunSummary, summarise_run
@@ -29,9 +30,10 @@ class SweepSummary(Callback):
         try:
             if not config.output_dir:
                 raise UserError("output_dir: must not be empty")
+            _prepare_params(config)
             cli.held.enter_context(claim_sweep(Path(config.hydra.sweep.dir)))
         except (UserError, OSError) as error:
-            raise SystemExit(cli.fail(*cli.explain(error, config.output_dir))) from None
+            raise SystemExit(cli.fail(*cli.explain(error, config.hydra.sweep.dir))) from None
         session.share_sessions()
         cli.held.callback(session.close_shared_session)
 
@@ -39,6 +41,9 @@ class SweepSummary(Callback):
         """Show and write the summary, unless no run has results."""
         session.close_shared_session()
         folder = Path(config.hydra.sweep.dir)
+        if not cli.outcomes:
+            message = "a sweep without a run: nothing fits its values (glob, range)"
+            raise SystemExit(cli.fail(ExitCode.BAD_INPUT, message))
         try:
             runs = finished_runs()
             if any(run.figures for run in runs):
@@ -53,6 +58,27 @@ class SweepSummary(Callback):
                 f"results of its runs are in {folder}"
             )
             raise SystemExit(cli.fail(ExitCode.INTERNAL, message)) from error
+
+
+def _prepare_params(config: DictConfig) -> None:
+    """Put the texts of a preset's sweep, `hydra.sweeper.params`, into quotes.
+
+    Raises:
+        UserError: a value is no text where one is wanted; YAML has read it as something else.
+    """
+    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
+    for key, value in params.items():
+        setting = f"{key}={value}"
+        prepared = prepare_override(setting, is_multirun=True)
+        if prepared == setting:
+            continue
+        if not isinstance(value, str):
+            raise UserError(
+                f"hydra.sweeper.params.{setting}: must be text; put it into quotes in the YAML file"
+            )
+        # Hydra resolves it once more on its way.
+        with flag_override(config, ["readonly", "struct"], [False, False]):
+            params[key] = literal(prepared.partition("=")[2])
 
 
 def finished_runs() -> list[RunSummary]:

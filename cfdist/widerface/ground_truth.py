@@ -51,6 +51,7 @@ def load_ground_truth(folder: Path | str) -> GroundTruth:
     Raises:
         UserError: the folder or a file is missing, a file is not MATLAB's or is cut short, the
             files' lists do not fit together, or a face index points outside its picture's boxes.
+        OSError: a file cannot be opened.
     """
     folder = Path(folder)
     if not folder.is_dir():

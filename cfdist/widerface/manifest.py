@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -103,6 +103,7 @@ def build_manifest(
 
     Raises:
         UserError: the folder is missing, or holds none of the pictures.
+        OSError: it cannot be read.
     """
     if not root.is_dir():
         raise UserError(
@@ -111,7 +112,7 @@ def build_manifest(
         )
     below = (root / "images", root / "WIDER_val" / "images")
     images = next((folder for folder in below if folder.is_dir()), root)
-    there = _scan(images)
+    there = _scan(images, {id.partition("/")[0] for id in ids})
     items = [WorkItem(id, *there.pop(id), use_damaged=use_damaged) for id in ids if id in there]
     if not items:
         raise UserError(
@@ -121,13 +122,30 @@ def build_manifest(
     return Manifest(tuple(items[:limit]), len(ids) - len(items), len(there))
 
 
-def _scan(images: Path) -> dict[str, tuple[str, int]]:
+def event_files(folder: Path, events: Collection[str]) -> Iterator[Path]:
+    """The files `<event>/<name>` of a folder, and of its other subfolders where these can be read.
+
+    Raises:
+        OSError: the folder, or the subfolder of one of `events`, cannot be read. (`Path.glob` would
+            leave it out without a word.)
+    """
+    for subfolder in sorted(folder.iterdir()):
+        try:
+            names = sorted(subfolder.iterdir()) if subfolder.is_dir() else []
+        except OSError:
+            if subfolder.name in events:
+                raise
+            continue
+        yield from names
+
+
+def _scan(images: Path, events: Collection[str]) -> dict[str, tuple[str, int]]:
     """Id -> (path, bytes) of all pictures one folder below `images`.
 
     A picture whose size cannot be asked for has 0 bytes here; reading it later gives the reason.
     """
     found = {}
-    for path in Path(os.path.abspath(images)).glob("*/*"):
+    for path in event_files(Path(os.path.abspath(images)), events):
         if path.suffix.lower() == SUFFIX:
             try:
                 size = path.stat().st_size

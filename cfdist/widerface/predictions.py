@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from cfdist.errors import UserError
 from cfdist.files import read_file
+from cfdist.widerface.manifest import event_files
 
 COLUMNS = 5  # x y w h score
 
@@ -192,8 +193,13 @@ def find_prediction_files(
 
 def _folders_with(ids: Sequence[str], folders: Iterable[Path]) -> dict[Path, dict[str, Path]]:
     """For each folder with a prediction file of `ids`: id -> file of all its prediction files."""
+    events = {id.partition("/")[0] for id in ids}
     there = {
-        folder: {f"{path.parent.name}/{path.stem}": path for path in folder.glob("*/*.txt")}
+        folder: {
+            f"{path.parent.name}/{path.stem}": path
+            for path in event_files(folder, events)
+            if path.suffix == ".txt"
+        }
         for folder in folders
     }
     return {folder: files for folder, files in there.items() if not files.keys().isdisjoint(ids)}

@@ -10,6 +10,7 @@ order, without a header: only the sizes can be checked. A `Record` beside a fold
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 import shutil
@@ -352,7 +353,8 @@ def _list_inputs(folder: Path, key: str) -> list[WorkItem]:
     if not folder.is_dir():
         raise UserError(f"{key}={folder}: no such folder; make it with job=preprocess")
     found: dict[str, WorkItem] = {}
-    for path in sorted(path for path in folder.glob(f"?*{SUFFIX}") if path.is_file()):
+    files = (path for path in folder.iterdir() if path.match(f"?*{SUFFIX}") and path.is_file())
+    for path in sorted(files):
         stem = stem_of(path.name)
         if stem in found:
             raise UserError(
@@ -391,7 +393,7 @@ def find_outputs(folder: Path, key: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"{key}={folder}: no such folder; make it with job=infer")
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob(f"?*_[0-{OUTPUTS - 1}]{SUFFIX}")):
+    for path in sorted(_files_below(folder, f"?*_[0-{OUTPUTS - 1}]{SUFFIX}")):
         other = found.setdefault(path.name, path)
         if other is not path:
             raise UserError(
@@ -399,6 +401,17 @@ def find_outputs(folder: Path, key: str) -> dict[str, Path]:
                 "the one folder that is meant"
             )
     return found
+
+
+def _files_below(folder: Path, pattern: str) -> Iterator[Path]:
+    """The files of a folder and of all below it; a folder that cannot be read is an `OSError`."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for parent, _, names in os.walk(folder, onerror=refuse):
+        for name in fnmatch.filter(names, pattern):
+            yield Path(parent, name)
 
 
 def match_outputs(

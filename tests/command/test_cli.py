@@ -7,11 +7,17 @@ import os
 from types import SimpleNamespace
 
 import pytest
+import yaml
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from cfdist.command import cli
-from cfdist.errors import ExitCode
+from cfdist.errors import ExitCode, TerminatedError
+
+
+def resolved(composed):
+    """In place of the checked configuration: its values as they are."""
+    return SimpleNamespace(**OmegaConf.to_container(composed, resolve=True))
 
 
 @pytest.fixture
@@ -21,7 +27,7 @@ def run_member(monkeypatch, tmp_path):
         mode=RunMode.MULTIRUN, job=SimpleNamespace(num=3), overrides=SimpleNamespace(task=["a=1"])
     )
     monkeypatch.setattr(cli.HydraConfig, "get", lambda: hydra)
-    monkeypatch.setattr(cli.config, "load", lambda composed: composed)
+    monkeypatch.setattr(cli.config, "load", resolved)
     monkeypatch.setattr(cli, "outcomes", [])
 
     def run(error: BaseException) -> cli.JobOutcome:
@@ -48,6 +54,76 @@ def test_a_file_that_cannot_be_used_is_bad_input(run_member, capsys, tmp_path, f
     assert capsys.readouterr().err == f"cfdist: {outcome.reason}\n"
 
 
+@pytest.fixture
+def run_job(monkeypatch, tmp_path):
+    """Runs a job that raises an error in a folder of its own; gives its outcome."""
+    hydra = SimpleNamespace(
+        mode=RunMode.RUN, job=SimpleNamespace(num=0), overrides=SimpleNamespace(task=[])
+    )
+    monkeypatch.setattr(cli.HydraConfig, "get", lambda: hydra)
+    monkeypatch.setattr(cli.config, "load", resolved)
+    monkeypatch.setattr(cli, "outcomes", [])
+
+    def run(error: BaseException, output_dir: str | None = None) -> cli.JobOutcome:
+        def main(*_):
+            raise error
+
+        monkeypatch.setattr(cli, "load_job", lambda name: SimpleNamespace(main=main))
+        folder = output_dir or str(tmp_path / "out")
+        cli.run_job(OmegaConf.create({"job": "score", "output_dir": cli.config.literal(folder)}))
+        (outcome,) = cli.outcomes
+        return outcome
+
+    return run
+
+
+def wrapped(error: OSError) -> Exception:
+    """As Ray does with what an actor raises."""
+    outer = RuntimeError("task failed")
+    outer.cause = error
+    return outer
+
+
+@pytest.mark.parametrize("wrap", [lambda error: error, wrapped])
+@pytest.mark.parametrize(
+    ("number", "file", "words"),
+    [
+        (
+            errno.EACCES,
+            "/data/images/0--Parade",
+            "see that it is there and to its permissions, or name",
+        ),
+        (errno.ENOTDIR, "/data/model.onnx", "or name another"),
+        (errno.ENOSPC, None, "make room, or choose another output_dir"),
+    ],
+)
+def test_a_job_s_file_that_cannot_be_used_is_bad_input(
+    run_job, tmp_path, capsys, wrap, number, file, words
+):
+    outcome = run_job(wrap(OSError(number, os.strerror(number), file)))
+    assert outcome.exit_code == ExitCode.BAD_INPUT
+    where = file or f"output_dir={tmp_path / 'out'}"
+    assert outcome.reason.startswith(f"{where}: {os.strerror(number)}; ")
+    assert words in outcome.reason
+    assert capsys.readouterr().err == f"cfdist: {outcome.reason}\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(errno.ECONNRESET, "reset"), OSError("no number"), KeyError("a")]
+)
+def test_errors_of_no_file_are_internal(run_job, error):
+    assert run_job(error).exit_code == ExitCode.INTERNAL
+
+
+@pytest.mark.parametrize("name", ["a${b}c", "a${", "20240614", "my\\out"])
+def test_a_run_s_folder_may_have_any_name(monkeypatch, run_job, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    assert run_job(KeyError("a"), name).folder == tmp_path / name
+    record = (tmp_path / name / "config.yaml").read_text()
+    assert yaml.safe_load(record)["output_dir"] == str(tmp_path / name)
+
+
 def test_any_other_error_is_internal_and_shows_its_traceback(run_member, capsys):
     outcome = run_member(KeyError("expected"))
     assert outcome.exit_code == ExitCode.INTERNAL
@@ -57,7 +133,11 @@ def test_any_other_error_is_internal_and_shows_its_traceback(run_member, capsys)
     assert shown.endswith(f"cfdist: {outcome.reason}\n")
 
 
-def test_an_interruption_ends_the_sweep(run_member):
-    with pytest.raises(KeyboardInterrupt):
-        run_member(KeyboardInterrupt())
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, TerminatedError])
+def test_an_interruption_ends_the_sweep(run_member, tmp_path, kind):
+    with pytest.raises(kind) as end:
+        run_member(kind())
+    assert cli.explain(end.value)[1] == (
+        f"interrupted; output_dir={tmp_path} goes on where this stopped"
+    )
     assert cli.outcomes == []

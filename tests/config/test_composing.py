@@ -72,9 +72,3 @@ def test_every_job_has_its_module():
 
     for job in get_args(Job):
         assert callable(load_job(job).main)
-
-
-def test_paths_are_known():
-    keys = config.path_keys()
-    assert {"output_dir", "model.path", "dataset.root", "infer.name", "convert.output"} <= keys
-    assert "model.name" not in keys

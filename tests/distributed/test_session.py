@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from cfdist.distributed import session as sessions
+from cfdist.errors import UserError
 
 CUDA = "CUDA_VISIBLE_DEVICES"
 ASCEND = "ASCEND_RT_VISIBLE_DEVICES"
@@ -97,3 +98,18 @@ def test_only_the_autoscaler_among_the_children_is_killed(tmp_path):
             child.kill()
             child.wait()
             child.stdout.close()
+
+
+def test_a_command_line_that_ray_cannot_take_is_refused_before_it_starts(seen, monkeypatch):
+    monkeypatch.setattr(sessions.sys, "argv", ["main.py", "output_dir=caf\udce9"])
+    with pytest.raises(UserError, match=r"^output_dir=caf\udce9: .* no UTF-8"):
+        sessions.own_session(None, False, "cpu", "auto").__enter__()
+    assert seen == []
+
+
+def test_ray_s_start_is_announced_once(seen, monkeypatch, capsys):
+    sessions._announce(None)  # there already
+    monkeypatch.delitem(sys.modules, "ray")
+    sessions._announce(None)
+    sessions._announce("host:1")
+    assert capsys.readouterr().out == "starting Ray ...\n"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from rich.text import Text
 
 from cfdist.devices.base import DeviceReport
 from cfdist.execution import Execution
@@ -125,15 +127,80 @@ def test_the_expected_ap_stands_below_its_protocol_s(capsys, met, verdict):
     assert f"expected AP {verdict} (tolerance 0.002)" in shown
 
 
-def test_progress_shows_the_rate_of_this_run_and_what_failed(capsys):
+def test_progress_shows_what_this_run_did_and_what_failed(capsys):
     with screen.PictureProgress(10) as progress:
+        (task,) = progress._progress.tasks
+        assert "- /s" not in str(progress._column.render(task))
+        assert str(progress._column.render(task)) == "-/s ETA -"
         progress.start(4)
         progress.advance(0, 0)
         progress.advance(3, 1)
-        progress._progress.refresh()
-        (task,) = progress._progress.tasks
         assert (task.completed, task.description) == (7, "pictures [red](1 failed)[/red]")
-        assert float(task.fields["rate"]) >= 3 / max(task.elapsed, 1e-9) - 0.1
+        # The four pictures of an earlier run took none of this one's time.
+        assert progress._column.pace._count == 1
+        progress.advance(3, 0)
+        assert str(progress._column.render(task)).endswith("/s ETA 0:00:00")
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """The screen as a terminal of so many columns; gives what is printed in the `with` block."""
+
+    def show(width: int, print_it) -> list[str]:
+        console = screen._Screen(
+            highlight=False, soft_wrap=True, force_terminal=True, width=width, color_system=None
+        )
+        monkeypatch.setattr(screen, "console", console)
+        with console.capture() as capture:
+            print_it()
+        return capture.get().splitlines()
+
+    return show
+
+
+def words(lines: list[str]) -> list[str]:
+    return [word for line in lines for word in re.split(r"[\s│┃]+", line) if word]
+
+
+@pytest.mark.parametrize("width", [30, 45, 60, 80])
+def test_no_word_is_broken_on_a_narrow_terminal(terminal, width):
+    shown = replace(
+        results(3),
+        notes=["a note of many words, among them some_long_names and /paths/of/any/length/at/all"],
+        failures=[("0--Parade/0_Parade_marchingband_1_849", "cannot be read (no such file)")],
+    )
+    wide = terminal(300, lambda: screen.print_results(shown))
+    narrow = terminal(width, lambda: screen.print_results(shown))
+    kept = {word for word in words(wide) if re.search(r"\w", word)}
+    assert kept - {"┏", "┡"} <= {word.rstrip(",") for word in words(narrow)} | set(words(narrow))
+    longest = max(len(word) for word in kept)
+    assert max(map(len, narrow)) <= max(width, longest + 2)
+
+
+def test_a_table_wider_than_the_terminal_becomes_lines(terminal):
+    def print_it() -> None:
+        table = screen.titled_table("title", ["", "device"], ["pictures\na second", "\nmean"])
+        table.add_row("  run", Text("[a, b]"), "123.45", "6.00")
+        table.add_row("part", "", "", "")
+        screen.print_compact(table)
+
+    assert terminal(20, print_it) == [
+        "title",
+        "  run, device [a,",
+        "    b], pictures a",
+        "    second 123.45,",
+        "    mean 6.00",
+        "  part",
+    ]
+    assert any(
+        line.split() == ["run", "[a,", "b]", "123.45", "6.00"] for line in terminal(60, print_it)
+    )
+
+
+def test_into_a_pipe_a_line_stays_one(capsys):
+    note = " ".join(["word"] * 100)
+    screen.print_results(replace(results(1), notes=[note]))
+    assert f"note: {note}" in capsys.readouterr().out.splitlines()
 
 
 def test_the_end_of_a_job_writes_and_shows_its_results(capsys, tmp_path):

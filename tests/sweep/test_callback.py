@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 
@@ -45,8 +46,46 @@ def test_a_folder_that_cannot_be_looked_at_ends_the_command(monkeypatch, tmp_pat
         SweepSummary().on_multirun_start(config)
     assert end.value.code == ExitCode.BAD_INPUT
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"cfdist: {tmp_path}: Permission denied; ")
+    assert line.startswith(f"cfdist: {tmp_path}: Permission denied; see ")
     assert line.endswith("choose another output_dir")
+
+
+def started(monkeypatch, tmp_path, **params):
+    """What a sweep over a preset's values has as them once it has started."""
+    monkeypatch.setattr(callback, "claim_sweep", lambda folder: contextlib.nullcontext())
+    monkeypatch.setattr(cli, "held", contextlib.ExitStack())
+    monkeypatch.setattr(callback.session, "share_sessions", lambda: None)
+    hydra = {"sweep": {"dir": str(tmp_path)}, "sweeper": {"params": params}}
+    config = OmegaConf.create({"output_dir": "there", "hydra": hydra})
+    SweepSummary().on_multirun_start(config)
+    return OmegaConf.to_container(config.hydra.sweeper.params, resolve=True)
+
+
+def test_the_texts_of_a_preset_s_sweep_stay_as_they_are_written(monkeypatch, tmp_path):
+    values = {"predictions": "2024_06_14,a b", "model.batch": "1,4", "dataset.limit": 3}
+    assert started(monkeypatch, tmp_path, **values) == {
+        "predictions": "'2024_06_14','a b'",
+        "model.batch": "1,4",
+        "dataset.limit": 3,
+    }
+
+
+def test_a_number_in_place_of_a_text_in_a_preset_s_sweep_is_refused(monkeypatch, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        started(monkeypatch, tmp_path, predictions=20240614)
+    assert end.value.code == ExitCode.BAD_INPUT
+    assert (
+        "hydra.sweeper.params.predictions=20240614: must be text; put it" in capsys.readouterr().err
+    )
+
+
+def test_a_sweep_without_a_run_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cli, "outcomes", [])
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    with pytest.raises(SystemExit) as end:
+        SweepSummary().on_multirun_end(config)
+    assert end.value.code == ExitCode.BAD_INPUT
+    assert capsys.readouterr().err.startswith("cfdist: a sweep without a run: ")
 
 
 def test_a_summary_that_cannot_be_made_ends_the_command(monkeypatch, tmp_path, capsys):

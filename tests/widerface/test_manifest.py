@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 
 from cfdist.errors import UserError
@@ -17,6 +21,18 @@ def root(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x" * 5)
     return tmp_path / "WIDER_val"
+
+
+def refuse_folder(monkeypatch, folder) -> None:
+    """Make a folder unreadable, also for the superuser."""
+    there = Path.iterdir
+
+    def iterdir(path):
+        if path == folder:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return there(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
 
 
 def test_order_is_the_ground_truth_s(root):
@@ -68,3 +84,14 @@ def test_damaged_pictures_that_are_used_make_another_run(root):
     assert not any(item.use_damaged for item in failing.items)
     assert all(item.use_damaged for item in using.repeated(2).items)
     assert using.fingerprint != failing.fingerprint
+
+
+@pytest.mark.parametrize("event", ["a", "lost+found"])
+def test_an_event_that_cannot_be_read_is_no_smaller_data_set(root, monkeypatch, event):
+    (root / "images" / "lost+found").mkdir()
+    refuse_folder(monkeypatch, root / "images" / event)
+    if event == "a":
+        with pytest.raises(PermissionError, match=str(root / "images" / "a")):
+            build_manifest(root, IDS)
+    else:  # no folder of the data set
+        assert len(build_manifest(root, IDS).items) == 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ from cfdist.errors import UserError
 from cfdist.widerface.manifest import WorkItem
 from cfdist.workflow.files import (
     FORMS,
+    _list_inputs,
     check_space,
     find_inputs,
     find_outputs,
@@ -269,3 +272,16 @@ def test_what_is_no_record_is_refused(tmp_path, small, content):
     (tmp_path / "bins_preprocess.json").write_text(content)
     with pytest.raises(UserError, match=r"bins_preprocess\.json: not the record"):
         record.check(("height",), "infer.input")
+
+
+@pytest.mark.parametrize("find", [_list_inputs, find_outputs])
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, find):
+    (tmp_path / "event").mkdir()
+
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(PermissionError, match=str(tmp_path)):
+        find(tmp_path, "key")

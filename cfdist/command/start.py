@@ -1,0 +1,109 @@
+"""How the process starts: the screen and interruptions first, then what takes time to import."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TextIO
+
+from cfdist.errors import ExitCode, ignore_signal, raise_interruption
+
+_STANDARD = (0, 1, 2)  # the descriptors of input, output and error messages
+
+
+def main() -> int:
+    """Run the command line; returns the process's exit code."""
+    guard_screen()
+    catch_interruptions(raise_interruption)
+    try:
+        run = _import()
+        return ExitCode.BAD_INPUT if run is None else run()
+    except KeyboardInterrupt:  # while importing
+        print("cfdist: interrupted", file=sys.stderr)
+        return ExitCode.INTERRUPTED
+    finally:
+        catch_interruptions(ignore_signal)
+
+
+def _import() -> Callable[[], int] | None:
+    """What runs the command line; `None`, with a line that says why, if it cannot be imported."""
+    try:
+        from cfdist.machine import show_waiting
+
+        show_waiting("starting")
+        from cfdist.command.cli import main
+    except ImportError as error:
+        # A checkout whose own packages are missing, or a Python that is too old for them.
+        if (error.name or "").partition(".")[0] in ("cfdist", "jobs"):
+            raise
+        print(
+            f"cfdist: {sys.executable} cannot import what is needed ({error}); call ./run.sh in "
+            "place of main.py, which makes an environment of its own with all of it",
+            file=sys.stderr,
+        )
+        return None
+    return main
+
+
+def catch_interruptions(handler: object) -> None:
+    """Set the handler of Ctrl-C and SIGTERM; one that the caller wants ignored stays ignored."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def guard_screen() -> None:
+    """Let nothing that happens to the screen stop a run or lose its results.
+
+    What a closed pipe or a full disk does not take is dropped. A descriptor that the caller has
+    closed leads to nowhere; else the next file that is opened would get its number, and what is
+    printed. A character that the screen cannot show is an escape.
+    """
+    for number in _STANDARD:
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+    sys.stdout = _guarded(1, sys.stdout)
+    sys.stderr = _guarded(2, sys.stderr)
+
+
+class _Screen(io.FileIO):
+    """A descriptor to write to; once it takes no more, what is written is dropped.
+
+    A line that ends in a carriage return goes when something else comes.
+    """
+
+    waits = False  # whether such a line stands on the terminal
+
+    def write(self, data: object) -> int:
+        """Write bytes, or drop them."""
+        text = bytes(data)  # type: ignore[call-overload]
+        if _Screen.waits:
+            with contextlib.suppress(OSError):
+                os.write(1, b"\r\x1b[K")
+        _Screen.waits = text.endswith(b"...\r")
+        try:
+            return super().write(text) or 0
+        except BlockingIOError:  # it will take more
+            raise
+        except OSError:
+            with contextlib.suppress(OSError):
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.fileno())
+                os.close(nowhere)
+            return len(text)
+
+
+def _guarded(number: int, stream: TextIO | None) -> io.TextIOWrapper:
+    """A guarded stream in place of a standard one (`None` if its descriptor was closed)."""
+    with contextlib.suppress(OSError):
+        if stream is not None:
+            stream.flush()
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    buffer = io.BufferedWriter(_Screen(number, "w", closefd=False))
+    return io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=True)

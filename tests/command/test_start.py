@@ -1,0 +1,84 @@
+"""The process's screen and interruptions, before anything else is there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from cfdist.command import start
+from tests.conftest import PROJECT
+
+# Prints, lets the screen go, prints more, opens a file: its descriptor's number is the exit code.
+PRINTING = """
+import os, sys
+from cfdist.command.start import guard_screen
+guard_screen()
+print("first", flush=True)
+print("to the other", file=sys.stderr)
+sys.stdin.read()
+for _ in range(3):
+    print("x" * 10_000)
+    print("x" * 10_000, file=sys.stderr)
+number = os.open(os.devnull, os.O_RDONLY)
+sys.exit(number if number > 2 else 1)
+"""
+
+
+def run(code: str, redirections: str = "", **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", "-c", f'"$0" -c "$1" {redirections}', sys.executable, code],
+        cwd=PROJECT,
+        env={**os.environ, **environment},
+        input=b"",
+        capture_output=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize(
+    "redirections",
+    ["", "| head -1", "2>&1 | head -1", ">&-", "2>&-", ">&- 2>&-", ">/dev/full", "<&- >&- 2>&-"],
+)
+def test_whatever_the_screen_does_the_process_goes_on(redirections):
+    line = f"{redirections}; exit ${{PIPESTATUS[0]}}"
+    code = PRINTING.replace("sys.stdin.read()", "") if "<&-" in redirections else PRINTING
+    done = run(code, line)
+    assert done.returncode > 2, done
+    assert b"Error" not in done.stderr
+    if "head" in redirections:
+        assert done.stdout.splitlines() == [b"first"] or b"other" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "ascii:strict"},
+        {"LC_ALL": "C.UTF-8"},
+    ],
+)
+def test_what_the_screen_cannot_show_is_an_escape(environment):
+    code = (
+        "import sys; from cfdist.command.start import guard_screen; guard_screen();"
+        "print('caf\\udce9 \\u6587'); print('\\udce9', file=sys.stderr)"
+    )
+    done = run(code, **environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"caf\\udce9 ")
+    assert done.stderr == b"\\udce9\n"
+
+
+def test_interruptions_that_the_caller_ignores_stay_ignored():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        start.catch_interruptions(start.raise_interruption)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is start.raise_interruption
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
