@@ -19,6 +19,7 @@ from cfdist.backends.choice import choose_cpu_backend
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config, ModelConfig
 from cfdist.devices.memory import needed_bytes, refuse_too_large, stream_bytes
+from cfdist.distributed.actors import end_idle_actors
 from cfdist.distributed.journal import RunIdentity, begun_identity
 from cfdist.distributed.plan import ACCELERATOR_RESOURCE, DevicePlan, plan_devices
 from cfdist.distributed.rounds import MakeWork
@@ -189,6 +190,7 @@ def supply_pictures(config: Config, execution: Execution, manifest: Manifest) ->
     if is_kept == "auto":
         is_kept = shared is not None and fits_store(len(pictures), size)
     if is_kept:
+        end_idle_actors()  # they would keep the cores from the stage
         kept = materialise(pictures, manifest.fingerprint, size)
         if shared:
             shared.pictures = kept

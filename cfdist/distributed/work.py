@@ -22,7 +22,6 @@ import numpy as np
 import pyarrow as pa
 
 from cfdist.devices.reader import LetterboxedPicture, Size, Source
-from cfdist.distributed.actors import end_idle_actors
 from cfdist.distributed.failures import user_error
 from cfdist.errors import UserError
 from cfdist.machine import available_memory
@@ -276,7 +275,6 @@ def item_dataset(items: Sequence[Any], rows: int) -> Any:
 
 def map_blocks(dataset: Any, function: Callable[..., pa.Table], **settings: Any) -> Any:
     """Add a stage to a Dataset: on one core a block, a function of the block and some settings."""
-    end_idle_actors()  # an earlier run's actors would keep the cores from the stage
     return dataset.map_batches(
         function, batch_size=None, batch_format="pyarrow", fn_kwargs=settings, num_cpus=1
     )

@@ -19,6 +19,7 @@ import simplejpeg
 
 from cfdist.decode import decode_detections, finite_pictures, select_peaks
 from cfdist.devices.reader import LetterboxedPicture
+from cfdist.distributed.actors import end_idle_actors
 from cfdist.distributed.work import (
     Slice,
     item_dataset,
@@ -158,6 +159,7 @@ def _run(
         }
         return pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
 
+    end_idle_actors()  # those of a sweep would keep the cores from the stage
     written = Written([], [])
     for table in run_stage(map_blocks(dataset, do_block)):
         failed, damaged = (
