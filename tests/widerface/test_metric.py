@@ -62,8 +62,9 @@ def prediction_folders(shared: Path, tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", GOLDEN_AP)
 def test_golden_average_precision(shared: Path, prediction_folders, name: str):
     truth = load_ground_truth(shared / "data/wider_val_mini/ground_truth")
-    files, missing, unknown = find_prediction_files(prediction_folders[name], truth)
-    assert (len(files), missing, unknown) == (3226, [], [])
+    there = find_prediction_files(prediction_folders[name], truth)
+    files = there.found
+    assert (len(files), there.missing, there.unknown, there.renamed) == (3226, [], [], [])
     metric = WiderFaceMetric()
     boxes, scores = zip(*map(read_predictions_file, files.values()), strict=True)
     metric.update_many([truth[picture_id] for picture_id in files], boxes, scores)
