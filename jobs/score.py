@@ -11,7 +11,7 @@ from cfdist.config import Config
 from cfdist.errors import UserError
 from cfdist.machine import available_cores
 from cfdist.report import screen
-from cfdist.report.accuracy import accuracy_notes
+from cfdist.report.accuracy import accuracy_notes, expected_notes
 from cfdist.report.results import Results, check_gate, chosen_first, expected_ap, phase_seconds
 from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.predictions import PredictionFiles, find_prediction_files
@@ -29,6 +29,13 @@ def main(config: Config, output: Path, started: float) -> int:
     files: dict[str, Path | None] = {**found.found}
     if config.missing == "empty":
         files = {id: found.found.get(id) for id in expected}
+    elif config.eval.gate and found.missing and not are_there:
+        # Leaving pictures out would be a way through the gate.
+        raise UserError(
+            f"eval.gate: {len(found.missing)} of {len(expected)} pictures have no prediction file; "
+            "count them as empty (missing=empty), or name the pictures that there are "
+            "(dataset.root=...)"
+        )
 
     ready = time.time()
     metric = score_files(truth, files, available_cores())
@@ -38,7 +45,9 @@ def main(config: Config, output: Path, started: float) -> int:
 
     # Where nobody has said which pictures there are, those with a file are all that was asked for.
     failures = [id for id in expected if id not in files] if are_there else []
+    expectation = expected_ap(config, ap)
     notes = accuracy_notes(ap, metric.reach(), truth, files)
+    notes += expected_notes(config, expectation, len(files))
     results = Results(
         job="score",
         ap=ap,
@@ -48,7 +57,7 @@ def main(config: Config, output: Path, started: float) -> int:
         seconds=phase_seconds(started, ready, read, ended),
         config=config.model_dump(),
         notes=[*notes, *_file_notes(config, found, are_there)],
-        expected=expected_ap(config, ap),
+        expected=expectation,
         extra={"missing": {"handling": config.missing, "pictures": found.missing}},
     )
     return screen.finish(results, output)

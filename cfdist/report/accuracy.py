@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from cfdist.config import CONFIG_FOLDER
+from cfdist.backends.simulated import PUBLISHED_INPUT
+from cfdist.config import CONFIG_FOLDER, Config
 from cfdist.errors import UserError
 from cfdist.widerface import diagnosis
-from cfdist.widerface.ground_truth import GroundTruth
+from cfdist.widerface.ground_truth import WIDER_VAL_PICTURES, GroundTruth
 from cfdist.widerface.metric import Reach
 
 if TYPE_CHECKING:
@@ -46,19 +47,43 @@ def accuracy_notes(
         model: What has found the boxes; `None` if the files are somebody's.
     """
     protocol = next(iter(ap))
-    notes = list(_limits(reach, protocol))
     highest = max(ap[_LENIENT].values())
-    if reach.predictions and any(reach.faces.values()) and highest < LOW:
-        reason = _reason(reach, truth, files, model)
-        if reason is None and highest < NEAR_ZERO:
-            reason = _unknown_reason(reach, model)
-        if reason is not None:
-            kind = "near zero" if highest < NEAR_ZERO else "low"
-            notes.insert(0, f"the AP is {kind}: {reason}")
-    return notes
+    says_something = bool(reach.predictions and any(reach.faces.values()))
+    reason = _reason(truth, files, model) if says_something and highest < LOW else None
+    # Boxes that are no boxes say nothing of where recall ends.
+    notes = list(_limits(reach, protocol, with_recall=reason is None))
+    if reason is None and says_something and highest < NEAR_ZERO:
+        reason = _unknown_reason(reach, model)
+    if reason is None:
+        return notes
+    return [f"the AP is {'near zero' if highest < NEAR_ZERO else 'low'}: {reason}", *notes]
 
 
-def _limits(reach: Reach, protocol: str) -> Iterator[str]:
+def expected_notes(config: Config, expected: Mapping[str, Any] | None, pictures: int) -> list[str]:
+    """A note where a model's own expected AP stands beside another measurement than its own.
+
+    Args:
+        config: The run's.
+        expected: The results' section of that name.
+        pictures: How many pictures count in the AP.
+    """
+    # A person's own expectation may be one of any pictures.
+    path = CONFIG_FOLDER / "model" / f"{config.model.name}.yaml"
+    own = OmegaConf.select(OmegaConf.load(path), "expected") if path.is_file() else None
+    if not expected or not own or any(own.get(k) != v for k, v in expected["ap"].items()):
+        return []
+    size = (config.model.height, config.model.width)
+    if pictures == WIDER_VAL_PICTURES and size == PUBLISHED_INPUT:
+        return []
+    rows, columns = PUBLISHED_INPUT
+    return [
+        f"the expected AP is that of all {WIDER_VAL_PICTURES} pictures of WIDER FACE val at "
+        f"{columns}x{rows}; this is one of {pictures} pictures at {size[1]}x{size[0]}, so they "
+        "cannot be compared"
+    ]
+
+
+def _limits(reach: Reach, protocol: str, *, with_recall: bool) -> Iterator[str]:
     """What bounds the AP whatever the boxes are."""
     none = [name for name, count in reach.faces.items() if not count]
     if none:
@@ -79,7 +104,7 @@ def _limits(reach: Reach, protocol: str) -> Iterator[str]:
             f"all {reach.predictions} predictions have the score {low:g}; without different scores "
             "an AP is only one point of precision and recall"
         )
-    elif low > _CUT_OFF * high and recall < _ALL_FACES:
+    elif with_recall and low > _CUT_OFF * high and recall < _ALL_FACES:
         yield (
             f"no score is below {low:g}, as if the others were cut off: recall ends at "
             f"{100 * recall:.0f} % of the {difficulty} faces, and no AP is higher than that; keep "
@@ -93,16 +118,13 @@ def _limits(reach: Reach, protocol: str) -> Iterator[str]:
 
 
 def _reason(
-    reach: Reach,
-    truth: GroundTruth,
-    files: Mapping[str, Path | None],
-    model: ModelSpec | None,
+    truth: GroundTruth, files: Mapping[str, Path | None], model: ModelSpec | None
 ) -> str | None:
     """The likely reason of a low AP, found by trying; `None` if nothing else fits."""
     if model and (whose := _model_of_file(model)):
         return (
             f"the file {model.path.name} is that of model={whose}, but was run with the "
-            f"conventions of model={model.name} ({model.convention}); add model={whose}"
+            f"conventions of model={model.name}; add model={whose}"
         )
     try:
         pictures = diagnosis.sample(truth, files)
@@ -111,7 +133,7 @@ def _reason(
     if model is None:
         if layout := diagnosis.other_layout(pictures):
             return (
-                f"{_few(layout)}; read as {layout.name} score they hit {100 * layout.share:.0f} %: "
+                f"{_few(layout)}; read as {layout.name}, the boxes hit {100 * layout.share:.0f} %: "
                 "write x y w h score, in pixels of the picture"
             )
     elif convention := diagnosis.other_convention(pictures, model.convention):

@@ -13,7 +13,7 @@ from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
 from cfdist.execution import PictureSupply
 from cfdist.files import LOG, PREDICTIONS
 from cfdist.machine import peak_memory
-from cfdist.report.accuracy import accuracy_notes
+from cfdist.report.accuracy import accuracy_notes, expected_notes
 from cfdist.report.results import START_UP, Phases, Results, chosen_first, device_entry, expected_ap
 
 
@@ -91,7 +91,11 @@ def _accuracy_notes(config: Config, task: EvaluationTask, evaluation: Evaluation
         item.id: task.output / PREDICTIONS / f"{item.id}.txt" for item in task.manifest.pictures
     }
     ap = chosen_first(evaluation.ap, config.eval.protocol)
-    return accuracy_notes(ap, evaluation.reach, task.truth, files, task.model.spec)
+    usable = len(files) - len(evaluation.failures)
+    return [
+        *accuracy_notes(ap, evaluation.reach, task.truth, files, task.model.spec),
+        *expected_notes(config, expected_ap(config, ap), usable),
+    ]
 
 
 def _decoded(report: EvaluationReport, supply: PictureSupply) -> int:

@@ -41,22 +41,22 @@ def centres(xywh):
 
 SIDES = np.array([1024, HEIGHT] * 2)
 WRITERS = {
-    "x1 y1 x2 y2": lambda b, s: np.column_stack((corners(b), s)),
-    "center_x center_y w h": lambda b, s: np.column_stack((centres(b), s)),
-    "y x h w": lambda b, s: np.column_stack((b[:, [1, 0, 3, 2]], s)),
-    "y1 x1 y2 x2": lambda b, s: np.column_stack((corners(b)[:, [1, 0, 3, 2]], s)),
+    "x1 y1 x2 y2 score": lambda b, s: np.column_stack((corners(b), s)),
+    "center_x center_y w h score": lambda b, s: np.column_stack((centres(b), s)),
+    "y x h w score": lambda b, s: np.column_stack((b[:, [1, 0, 3, 2]], s)),
+    "y1 x1 y2 x2 score": lambda b, s: np.column_stack((corners(b)[:, [1, 0, 3, 2]], s)),
     "score x y w h": lambda b, s: np.column_stack((s, b)),
     "score x1 y1 x2 y2": lambda b, s: np.column_stack((s, corners(b))),
-    "x y w h as fractions of the picture's sides (0..1)": lambda b, s: np.column_stack(
+    "x y w h score, in fractions of the picture's sides (0..1)": lambda b, s: np.column_stack(
         (b / SIDES, s)
     ),
-    "x1 y1 x2 y2 as fractions of the picture's sides (0..1)": lambda b, s: np.column_stack(
+    "x1 y1 x2 y2 score, in fractions of the picture's sides (0..1)": lambda b, s: np.column_stack(
         (corners(b) / SIDES, s)
     ),
-    "center_x center_y w h as fractions of the picture's sides (0..1)": lambda b, s: (
+    "center_x center_y w h score, in fractions of the picture's sides (0..1)": lambda b, s: (
         np.column_stack((centres(b) / SIDES, s))
     ),
-    "x y w h in pixels of an input of 640 columns": lambda b, s: np.column_stack(
+    "x y w h score, in pixels of an input of 640 columns": lambda b, s: np.column_stack(
         (b * 640 / 1024, s)
     ),
 }
