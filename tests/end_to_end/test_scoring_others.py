@@ -124,7 +124,7 @@ def test_boxes_of_another_layout_are_told_by_trying(written, score):
     assert done.returncode == 0, done.stderr
     note = results["notes"][0]
     assert "the AP is" in note
-    assert "read as x1 y1 x2 y2 score, the boxes hit 100 %" in note
+    assert "read as x1 y1 x2 y2 score, the boxes hit" in note
     assert note in done.stdout
 
 
