@@ -154,7 +154,7 @@ def timed(function: Callable[..., Result], *arguments: object) -> tuple[Result, 
 
 def read_predictions(folder: Path, ids: list[str]) -> Predictions:
     """Predictions of `ids`; none where a picture has no file."""
-    files, _, _ = find_prediction_files(folder, ids)
+    files = find_prediction_files(folder, ids).found
     nothing = np.empty((0, 4)), np.empty(0)
     return {i: read_predictions_file(files[i]) if i in files else nothing for i in ids}
 

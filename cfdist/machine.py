@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import resource
 import sys
 import time
@@ -31,6 +32,17 @@ def available_cores(cgroup: Path = _CGROUP) -> int:
             if quota > 0:
                 cores = min(cores, quota // period)
     return max(1, cores)
+
+
+def cpu_model(info: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, as the system tells it."""
+    with contextlib.suppress(OSError):
+        for line in info.read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            # "Hardware" and "Model" are what kernels for ARM say, if they say anything.
+            if name.strip() in ("model name", "Hardware", "Model", "cpu model") and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def available_memory(cgroup: Path = _CGROUP) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cfdist import inputs
@@ -11,8 +12,10 @@ from cfdist.errors import UserError
 from cfdist.files import expanded
 from cfdist.machine import available_cores
 from cfdist.report import screen
+from cfdist.report.accuracy import accuracy_notes, expected_notes
 from cfdist.report.results import Results, check_gate, chosen_first, expected_ap, phase_seconds
-from cfdist.widerface.predictions import find_prediction_files
+from cfdist.widerface.ground_truth import GroundTruth
+from cfdist.widerface.predictions import PredictionFiles, find_prediction_files
 from cfdist.widerface.scoring import score_files
 
 
@@ -22,37 +25,80 @@ def main(config: Config, output: Path, started: float) -> int:
     if config.predictions is None:
         raise UserError("predictions: not given; name the folder of <event>/<name>.txt files")
     truth = inputs.find_ground_truth(config.dataset)
-    # If the folder of the pictures is known, only its pictures are expected, else the whole set.
-    if config.dataset.root is not None or config.dataset.kind == "sample":
-        manifest = inputs.find_pictures(config.dataset, truth)
-        expected = [item.id for item in manifest.items]
-    else:
-        expected = list(truth)[: config.dataset.limit]
-    files, missing, unknown = find_prediction_files(expanded(config.predictions), expected)
+    expected, are_there = _expected(config, truth)
+    found = find_prediction_files(expanded(config.predictions), expected, truth)
+    files: dict[str, Path | None] = {**found.found}
+    if config.missing == "empty":
+        files = {id: found.found.get(id) for id in expected}
+    elif config.eval.gate and found.missing and not are_there:
+        # Leaving pictures out would be a way through the gate.
+        raise UserError(
+            f"eval.gate: {len(found.missing)} of {len(expected)} pictures have no prediction file; "
+            "count them as empty (missing=empty), or name the pictures that there are "
+            "(dataset.root=...)"
+        )
 
     ready = time.time()
     metric = score_files(truth, files, available_cores())
     read = time.time()
-    ap = metric.compute()
+    ap = chosen_first(metric.compute(), config.eval.protocol)
     ended = time.time()
 
-    notes = []
-    if missing:
-        notes.append(
-            f"{len(missing)} of {len(expected)} pictures have no prediction file; their faces do "
-            "not count (name dataset.root to expect only the pictures in it)"
-        )
-    if unknown:
-        notes.append(f"{len(unknown)} files belong to no expected picture; left out")
+    # Where nobody has said which pictures there are, those with a file are all that was asked for.
+    failures = [id for id in expected if id not in files] if are_there else []
+    expectation = expected_ap(config, ap)
+    notes = accuracy_notes(ap, metric.reach(), truth, files)
+    notes += expected_notes(config, expectation, len(files))
     results = Results(
         job="score",
-        ap=chosen_first(ap, config.eval.protocol),
-        total=len(expected),
+        ap=ap,
+        total=len(files) + len(failures),
         done=len(files),
-        failures=[(id, "no prediction file") for id in missing],
+        failures=[(id, "no prediction file") for id in failures],
         seconds=phase_seconds(started, ready, read, ended),
         config=config.model_dump(),
-        notes=notes,
-        expected=expected_ap(config, ap),
+        notes=[*notes, *_file_notes(config, found, are_there)],
+        expected=expectation,
+        extra={"missing": {"handling": config.missing, "pictures": found.missing}},
     )
     return screen.finish(results, output)
+
+
+def _expected(config: Config, truth: GroundTruth) -> tuple[list[str], bool]:
+    """The pictures that should have a file, and whether their pictures are known to be there."""
+    if config.dataset.root is None and config.dataset.kind != "sample":
+        return list(truth)[: config.dataset.limit], False
+    return [item.id for item in inputs.find_pictures(config.dataset, truth).items], True
+
+
+def _file_notes(config: Config, found: PredictionFiles, are_there: bool) -> Iterator[str]:
+    """Which pictures have no file, and which files no picture."""
+    if found.missing:
+        count, total = len(found.missing), len(found.missing) + len(found.found)
+        lacking = (
+            f"{count} of {total} pictures have no prediction file{_such_as(found.missing, count)}"
+        )
+        if config.missing == "empty":
+            yield (
+                f"{lacking}; they count as pictures in which nothing was found, so the AP is too "
+                "low if nobody looked at them (missing=skip leaves them out)"
+            )
+        else:
+            subset = "" if are_there else "; dataset.root=... expects only the pictures in it"
+            yield (
+                f"{lacking}; their faces do not count, so the AP is too high if nothing was found "
+                f"in them (missing=empty counts them{subset})"
+            )
+    for files, what in (
+        (found.renamed, "were taken whose names fit a picture but for case, suffix or folder"),
+        (found.others, "belong to pictures that are not asked for; left out"),
+        (found.unknown, "fit no picture of the ground truth; left out"),
+    ):
+        if files:
+            names = [f"{path.parent.name}/{path.name}" for path in files]
+            yield f"{len(files)} prediction files {what}{_such_as(names, len(files))}"
+
+
+def _such_as(names: Sequence[str], count: int) -> str:
+    """The first names, in brackets."""
+    return f" ({', '.join(names[:3])}{', ...' if count > 3 else ''})"

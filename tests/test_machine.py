@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import pytest
 from cfdist.machine import (
     available_cores,
     available_memory,
+    cpu_model,
     peak_memory,
     process_times,
     reset_peak_memory,
@@ -47,6 +49,24 @@ def test_quota(tmp_path, files, expected):
     write_files(tmp_path, files)
     assert available_cores(tmp_path) == (expected or unlimited)
     assert unlimited >= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("processor\t: 0\nmodel name\t: Some Xeon @ 2.5GHz\nmodel name\t: another\n",
+         "Some Xeon @ 2.5GHz"),
+        ("processor\t: 0\nBogoMIPS\t: 200\n\nHardware\t: Kunpeng 920\n", "Kunpeng 920"),
+        ("model name\t:\n", None),
+        (None, None),
+    ],
+)  # fmt: skip
+def test_the_processor_has_a_name(tmp_path, text, expected):
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    name = cpu_model(tmp_path / "cpuinfo")
+    assert name == (expected or platform.processor() or platform.machine())
+    assert name
 
 
 FREE = 4_000_000_000

@@ -12,7 +12,6 @@ import json
 import math
 import os
 import pickle
-import platform
 import subprocess
 import sys
 import time
@@ -32,7 +31,7 @@ from cfdist.backends.base import Backend, DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.errors import UserError
 from cfdist.files import write_text
-from cfdist.machine import available_cores, available_memory, show_waiting
+from cfdist.machine import available_cores, available_memory, cpu_model, show_waiting
 from cfdist.model import ModelSpec
 from cfdist.preprocess import to_model_input
 
@@ -181,7 +180,7 @@ def _identity(
 ) -> dict[str, Any]:
     """All that a measurement depends on, as JSON holds it."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": available_cores(),
         "threads": threads,
         "versions": {"cfdist": cfdist.__version__} | {name: _version(name) for name in names},
@@ -189,14 +188,6 @@ def _identity(
         "input": [spec.height, spec.width],
         "options": dict(options),
     }
-
-
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _version(package: str) -> str:

@@ -338,6 +338,9 @@ class Config(Section):
     """folder for results.json, predictions and the run's log"""
     predictions: PathText | None = None
     """job=score: folder of WIDER prediction files, <event>/<name>.txt"""
+    missing: Literal["skip", "empty"] = "skip"
+    """job=score: pictures without a file: skip, their faces do not count; empty, nothing was found
+    in them, which is what it means if their writer leaves such files out"""
     reference: PathText | None = None
     """job=compare: a model file, or <backend>:<file>; its suffix chooses the backend"""
     candidate: PathText | None = None

@@ -19,7 +19,7 @@ from cfdist.files import JOURNAL, PARQUET, PREDICTIONS, atomic_write
 from cfdist.machine import peak_memory, reset_peak_memory
 from cfdist.widerface.ground_truth import PictureTruth
 from cfdist.widerface.manifest import picture_and_pass
-from cfdist.widerface.metric import WiderFaceMetric
+from cfdist.widerface.metric import Reach, WiderFaceMetric
 from cfdist.widerface.predictions import STYLES, prediction_text, rows
 
 # Pictures that are held at once when the final file is written.
@@ -39,6 +39,7 @@ class Evaluation:
         damaged: (picture id, what is wrong with the file), by id, used or not.
         seconds: What the evaluation and the last files took.
         peak_memory: Most resident memory that the process had, bytes.
+        reach: How far the detections reach; `None` if nobody asked.
     """
 
     ap: dict[str, dict[str, float]]
@@ -46,6 +47,7 @@ class Evaluation:
     damaged: tuple[tuple[str, str], ...]
     seconds: float
     peak_memory: int
+    reach: Reach | None = None
 
 
 class Reducer:
@@ -155,11 +157,12 @@ class Reducer:
         shutil.rmtree(self._partial / _THROWN_AWAY, ignore_errors=True)
         self._partial.mkdir(parents=True, exist_ok=True)
         os.replace(self._partial, self._output / PREDICTIONS)
-        ap = self._metric.compute()
+        ap, reach = self._metric.compute(), self._metric.reach()
         failures, damaged = (
             tuple(sorted(found.items())) for found in (self._failures, self._damaged)
         )
-        return Evaluation(ap, failures, damaged, time.perf_counter() - start, peak_memory())
+        seconds = time.perf_counter() - start
+        return Evaluation(ap, failures, damaged, seconds, peak_memory(), reach)
 
     def _write_parquet(self) -> None:
         """Write all pictures in order, from the journal."""

@@ -141,7 +141,8 @@ class Timeline:
     def steady_rate(self) -> float | None:
         """Pictures a second, without the first chunk of each stream of each device.
 
-        `None` if the rest is less than half of the pictures, or takes less than a second.
+        `None` if the rest is less than half of the pictures, takes less than a second, or is no
+        more than one chunk a device, whose time is as much its start and end as its work.
 
         A device's time counts from the mean end of its first chunks to the end of the run, so that
         no work counts without its time.
@@ -149,7 +150,7 @@ class Timeline:
         if not self.points:
             return None
         end, total = self.points[-1]
-        rate, pictures, latest = 0.0, 0, self.started
+        rate, pictures, latest, spare = 0.0, 0, self.started, 0
         for chunks in self.chunks.values():
             first, rest = chunks[: self.streams], chunks[self.streams :]
             start = sum(seconds for seconds, _ in first) / len(first)
@@ -157,8 +158,9 @@ class Timeline:
             if done:
                 rate += done / (end - start)
                 pictures += done
+                spare += len(rest) - 1
                 latest = max(latest, start)
-        if pictures < total / 2 or end - latest < MIN_STEADY_SECONDS:
+        if pictures < total / 2 or end - latest < MIN_STEADY_SECONDS or not spare:
             return None
         return rate
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cfdist.backends.simulated import PUBLISHED_INPUT
 from cfdist.config import Config
+from cfdist.distributed.reducer import Evaluation
 from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
 from cfdist.execution import PictureSupply
-from cfdist.files import LOG
+from cfdist.files import LOG, PREDICTIONS
 from cfdist.machine import peak_memory
+from cfdist.report.accuracy import accuracy_notes, expected_notes
 from cfdist.report.results import (
     START_UP,
     Phases,
@@ -46,7 +49,9 @@ def evaluation_results(
     finished = timeline.points[-1][1] if timeline.points else 0
     is_measured = finished and config.cluster.address is None
     of_model: dict[str, Any] = {}
+    notes = _notes(config, task, report, supply)
     if not model.is_simulated:
+        notes = _accuracy_notes(config, task, evaluation) + notes
         of_model = {
             "ap": chosen_first(evaluation.ap, config.eval.protocol),
             "model": {"path": str(model.spec.path), "sha256": model.spec.sha256},
@@ -75,7 +80,7 @@ def evaluation_results(
         passes=manifest.passes,
         config=config.model_dump(),
         simulated=model.is_simulated,
-        notes=_notes(config, task, report, supply),
+        notes=notes,
         extra={
             "start_up_seconds": start_up | {"first_chunk": timeline.first_seconds},
             "pictures_decoded": _decoded(report, supply),
@@ -85,6 +90,21 @@ def evaluation_results(
         },
         **of_model,
     )
+
+
+def _accuracy_notes(config: Config, task: EvaluationTask, evaluation: Evaluation) -> list[str]:
+    """Notes on the AP; the prediction files are in place by now."""
+    if evaluation.reach is None:
+        return []
+    files: dict[str, Path | None] = {
+        item.id: task.output / PREDICTIONS / f"{item.id}.txt" for item in task.manifest.pictures
+    }
+    ap = chosen_first(evaluation.ap, config.eval.protocol)
+    usable = len(files) - len(evaluation.failures)
+    return [
+        *accuracy_notes(ap, evaluation.reach, task.truth, files, task.model.spec),
+        *expected_notes(config, expected_ap(config, ap), usable),
+    ]
 
 
 def _decoded(report: EvaluationReport, supply: PictureSupply) -> int:

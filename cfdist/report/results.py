@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+import subprocess
 import time
 from collections.abc import Sequence, Sized
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ import numpy as np
 import cfdist
 from cfdist import backends
 from cfdist.config import Config
+from cfdist.config.installation import CHECKOUT
 from cfdist.devices.base import DeviceReport
 from cfdist.errors import ExitCode, UserError
 from cfdist.files import RESULTS, write_text
+from cfdist.machine import available_cores, cpu_model
 from cfdist.widerface.ground_truth import DIFFICULTIES
 
 SCHEMA_VERSION = 1
@@ -51,6 +55,39 @@ def versions() -> dict[str, str]:
     return found
 
 
+def provenance() -> dict[str, Any]:
+    """Where and when figures were computed.
+
+    Returns:
+        host, cpu and cores (of the machine on which the command ran), date (ISO 8601, local time
+        with its offset) and commit (see `checkout_commit`).
+    """
+    return {
+        "host": platform.node(),
+        "cpu": cpu_model(),
+        "cores": available_cores(),
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "commit": checkout_commit(),
+    }
+
+
+def checkout_commit(checkout: Path | None = CHECKOUT) -> str | None:
+    """The checkout's commit, with "-dirty" after it if its files differ; `None` without one.
+
+    A copy that was unpacked inside another repository has none: that one's says nothing of it.
+    """
+    if checkout is None or not (checkout / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(
+            command, cwd=checkout, capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git, or a repository that it refuses
+    return found.stdout.strip() or None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Results:
     """The figures of one run; what a job does not have is `None` or empty.
@@ -78,6 +115,8 @@ class Results:
         fingerprint: Equal for runs that can continue each other, see `execution.run_identity`.
         passes: Number of passes over the data set.
         versions: Distribution -> version.
+        provenance: Where and when the figures were computed, see `provenance`; in the file also
+            the data set's name and the number of pictures that count.
         config: The resolved configuration.
         notes: What a reader should know, a sentence each.
         expected: What the AP should be, see `expected_ap`.
@@ -100,6 +139,7 @@ class Results:
     fingerprint: str | None = None
     passes: int | None = None
     versions: dict[str, str] = field(default_factory=versions)
+    provenance: dict[str, Any] = field(default_factory=provenance)
     config: dict[str, Any]
     notes: Sequence[str] = ()
     expected: dict[str, Any] | None = None
@@ -116,6 +156,9 @@ class Results:
         content["pictures"] = {"total": self.total, "done": self.done, "failed": len(self.failures)}
         hidden = ("total", "done", "extra")
         content |= {name: value for name, value in vars(self).items() if name not in hidden}
+        if self.total:
+            dataset = self.config.get("dataset", {}).get("name")
+            content["provenance"] = {"dataset": dataset, "pictures": self.done} | self.provenance
         for name in ("failures", "damaged"):
             content[name] = [{"picture": id, "reason": why} for id, why in getattr(self, name)]
         return content | self.extra

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from cfdist.execution import Execution
     from cfdist.widerface.manifest import Manifest
 
+# Stands for a steady rate that a run does not have.
+TOO_SHORT = "too short"
+
 
 class _Screen(Console):
     """A console that breaks no word: lines of text and cells of tables wrap between words.
@@ -318,9 +321,9 @@ def _ap_table(results: Results) -> Table:
 def _speed_line(results: Results, throughput: dict[str, float | None]) -> str:
     steady, whole = throughput["steady"], throughput["end_to_end"]
     seconds = results.seconds
-    rate = "-" if steady is None else f"{steady:.1f}"
+    rate = f"{TOO_SHORT} for a steady rate" if steady is None else f"{steady:.1f} pictures/s steady"
     return (
-        f"{results.backend}, batch {results.batch}: {rate} pictures/s steady, "
+        f"{results.backend}, batch {results.batch}: {rate}, "
         f"{whole:.1f} end to end; {seconds['total']:.1f} s in all: "
         f"{seconds['start_up']:.1f} start-up, {seconds['run']:.1f} run, "
         f"{seconds['evaluation']:.1f} evaluation"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from cfdist.sweep.runs import (
     STEADY,
     RunSummary,
     have,
+    origin_lines,
     swept_keys,
 )
 
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 # Largest rate over the smallest one. From here on a line far below the published one would look
 # flat on a linear axis, so the axis becomes logarithmic.
 WIDE_SPREAD = 5
+
+FOOTER_WIDTH = 160  # characters
 
 LABEL = f"published: one Ascend {CHIP}, pure inference"
 
@@ -64,10 +68,19 @@ def draw_throughput(runs: Sequence[RunSummary], path: Path) -> bool:
         if isinstance(points[0][0], str):
             line.set_linestyle("none")  # between two names there is nothing
     _label(axes, axis, lines)
+    # A picture travels alone: it says itself what was measured where.
+    figure.supxlabel(footer(runs), fontsize=6, color="0.35")
     figure.legend(loc="outside upper center", ncols=2)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=120)
     return True
+
+
+def footer(runs: Sequence[RunSummary]) -> str:
+    """What the runs were measured on, on lines that fit below the plot."""
+    text = "; ".join(origin_lines(runs))
+    # `$` would begin a formula.
+    return "\n".join(textwrap.wrap(text, FOOTER_WIDTH, break_on_hyphens=False)).replace("$", r"\$")
 
 
 def x_axis(runs: Sequence[RunSummary]) -> str:

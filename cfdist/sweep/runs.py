@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from cfdist.backends.simulated import PUBLISHED_INPUT, PUBLISHED_RATES
 from cfdist.config import CONFIG_FOLDER
 from cfdist.report.results import verdict
-from cfdist.widerface.ground_truth import DIFFICULTIES
+from cfdist.widerface.ground_truth import DIFFICULTIES, WIDER_VAL_PICTURES
 
 BATCH = "model.batch"
 
@@ -25,6 +25,16 @@ HOST = "host_pictures_per_s"
 PUBLISHED = "published_images_per_s"
 # From the first picture that was handed out to the last one that was finished; only plotted.
 FIRST_TO_LAST = "first_to_last_pictures_per_s"
+
+# What the figures of a run hang on beside its settings: name in `sweep.csv` -> for people.
+ORIGIN = {
+    "data_set": "data set",
+    "pictures": "pictures",
+    "host": "host",
+    "cpu": "processor",
+    "date": "date",
+    "commit": "commit",
+}
 
 CHIP = "310P3"  # the chip of the published table
 PUBLISHED_NOTE = (
@@ -48,6 +58,8 @@ class RunSummary:
         simulated: No real model ran.
         resolved_backend: The resolved backend.
         protocol: The chosen protocol, by which its AP was computed.
+        origin: Data set, picture count, host, processor, date and commit, see `ORIGIN`; only
+            what is known.
         figures: Name in `sweep.csv`, or `FIRST_TO_LAST`, which is not there -> figure; only those
             that the run has, and the published ones that may stand beside them.
         notes: What a reader of its results should know.
@@ -60,6 +72,7 @@ class RunSummary:
     simulated: bool = False
     resolved_backend: str | None = None
     protocol: str | None = None
+    origin: dict[str, str] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -89,14 +102,14 @@ def summarise_run(
     run = RunSummary(number, overrides, exit_code, reason)
     if results is None:
         return run
-    model = results["config"]["model"]
-    beside = published_beside(results["batch"], (model["height"], model["width"]))
+    beside = published_beside(results["batch"]) if is_like_published(results) else {}
     return replace(
         run,
         reason=verdict(results)[1],
         simulated=results["simulated"],
         resolved_backend=results["backend"],
         protocol=results["config"]["eval"]["protocol"],
+        origin=_origin(results),
         figures=_figures(results) | beside,
         notes=tuple(results["notes"]),
     )
@@ -113,14 +126,29 @@ def have(runs: Sequence[RunSummary], name: str) -> bool:
     return any(name in run.figures for run in runs)
 
 
+def values_of(runs: Sequence[RunSummary], name: str) -> list[str]:
+    """The different values that runs have of a name in `ORIGIN`, in their order."""
+    return list(dict.fromkeys(run.origin[name] for run in runs if name in run.origin))
+
+
+def origin_lines(runs: Sequence[RunSummary]) -> list[str]:
+    """What runs were measured on, one line for each name in `ORIGIN` that is known."""
+    lines = []
+    for name, title in ORIGIN.items():
+        values = values_of(runs, name)
+        if name == "date" and len(values) > 1:
+            lines.append(f"{title}: {min(values)} to {max(values)}")
+        elif values:
+            lines.append(f"{title}: {', '.join(values)}")
+    return lines
+
+
 def _figures(results: dict[str, Any]) -> dict[str, float]:
     rates, benchmark = results["throughput"] or {}, results.get("benchmark", {})
     # The devices of the whole run, whose rates stand beside; else those of the inference alone.
     devices = results["devices"] or (benchmark.get("inference") or {}).get("devices", [])
     medians = [device["batch_ms"]["median"] for device in devices if device["batch_ms"]]
     busy = [device["busy_share"] for device in results["devices"]]
-    pictures = sum(device["pictures"] for device in results["devices"])
-    seconds = results["seconds"].get("run")
     host = [rate["pictures_per_second"] for rate in benchmark.get("host") or []]
     ap = results["ap"].get(results["config"]["eval"]["protocol"], {})
     figures = {
@@ -131,7 +159,7 @@ def _figures(results: dict[str, Any]) -> dict[str, float]:
         END_TO_END: rates.get("end_to_end"),
         PURE_INFERENCE: rates.get("pure_inference"),
         HOST: max(host, default=None),
-        FIRST_TO_LAST: pictures / seconds if pictures and seconds else None,
+        FIRST_TO_LAST: _first_to_last(results),
         "median_batch_ms": statistics.median(medians) if medians else None,
         "busy_share": statistics.fmean(busy) if busy else None,
         "total_seconds": results["seconds"]["total"],
@@ -139,17 +167,50 @@ def _figures(results: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
-def published_beside(batch: int | None, size: tuple[int, int]) -> dict[str, float]:
-    """The published figures that may stand beside a run, by their names in `sweep.csv`.
+def _first_to_last(results: dict[str, Any]) -> float | None:
+    """Pictures a second of all devices in the run; `None` if all were one chunk."""
+    pictures = sum(device["pictures"] for device in results["devices"])
+    seconds = results["seconds"].get("run")
+    first = (results.get("start_up_seconds") or {}).get("first_chunk")
+    return pictures / seconds if pictures and seconds and first != seconds else None
 
-    Args:
-        batch: The run's batch size.
-        size: Rows and columns of its input; other sizes than the table's have no figures.
+
+def is_like_published(results: dict[str, Any]) -> bool:
+    """Whether a run did what the published figures were measured in, but for chip and weights.
+
+    That is all of WIDER FACE val, scored by the guide's protocol, at the published input size.
     """
-    if size != PUBLISHED_INPUT or batch not in PUBLISHED_RATES[CHIP]:
+    config, pictures = results["config"], results["pictures"]
+    size = (config["model"]["height"], config["model"]["width"])
+    return bool(
+        config["dataset"]["kind"] == "wider"
+        and pictures["done"] == pictures["total"] == WIDER_VAL_PICTURES
+        and config["eval"]["protocol"] == published_ap().protocol
+        and size == PUBLISHED_INPUT
+    )
+
+
+def published_beside(batch: int | None) -> dict[str, float]:
+    """The published figures of a batch size, by their names in `sweep.csv`; none for others."""
+    if batch not in PUBLISHED_RATES[CHIP]:
         return {}
     ap = {f"published_ap_{name}": published_ap()[name] for name in DIFFICULTIES}
     return ap | {PUBLISHED: PUBLISHED_RATES[CHIP][batch]}
+
+
+def _origin(results: dict[str, Any]) -> dict[str, str]:
+    """What `ORIGIN` names, as text; runs of an earlier version know less."""
+    known = results.get("provenance") or {}
+    cores = f", {known['cores']} cores" if known.get("cores") else ""
+    origin = {
+        "data_set": known.get("dataset"),
+        "pictures": known.get("pictures"),
+        "host": known.get("host"),
+        "cpu": f"{known['cpu']}{cores}" if known.get("cpu") else None,
+        "date": known.get("date"),
+        "commit": known.get("commit"),
+    }
+    return {name: str(value) for name, value in origin.items() if value not in (None, "")}
 
 
 @functools.cache

@@ -11,20 +11,23 @@ from typing import Any
 from rich.text import Text
 
 from cfdist.files import SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT, write_text
-from cfdist.report.screen import console, print_compact, titled_table
+from cfdist.report.screen import TOO_SHORT, console, print_compact, titled_table
 from cfdist.sweep import plot
 from cfdist.sweep.runs import (
     BATCH,
     END_TO_END,
     HOST,
+    ORIGIN,
     PUBLISHED,
     PUBLISHED_NOTE,
     PURE_INFERENCE,
     STEADY,
     RunSummary,
     have,
+    origin_lines,
     published_ap,
     swept_keys,
+    values_of,
 )
 from cfdist.widerface.ground_truth import DIFFICULTIES
 from cfdist.widerface.metric import PROTOCOLS
@@ -60,6 +63,7 @@ _TITLES = {
     "median_batch_ms": ("", "ms a batch (median)", "ms a\nbatch"),
     "busy_share": ("", "busy %", "busy\n%"),
     "total_seconds": ("", "seconds", "s"),
+    **dict.fromkeys(ORIGIN, ("", "", "")),
     **{f"published_ap_{name}": (f"published {name}", "", "") for name in DIFFICULTIES},
     PUBLISHED: ("published images/s", "", ""),
 }
@@ -82,12 +86,14 @@ def _titles(runs: Sequence[RunSummary]) -> dict[str, tuple[str, str, str]]:
 def _values(run: RunSummary) -> dict[str, Any]:
     """Name of a column -> what it says of a run; more names than there are columns."""
     named = {"run": run.number, "state": run.state, "simulated": str(run.simulated).lower()}
-    return run.overrides | run.figures | vars(run) | named
+    return run.origin | run.overrides | run.figures | vars(run) | named
 
 
 def _cell(run: RunSummary, name: str, table: int) -> str:
     """A value as a person reads it."""
     value = _values(run).get(name)
+    if value is None and name == STEADY and END_TO_END in run.figures:
+        return TOO_SHORT
     if not isinstance(value, float):
         return "-" if value is None else str(value)
     if name == "busy_share":
@@ -145,10 +151,15 @@ def markdown(runs: Sequence[RunSummary], plot: str | None) -> str:
             " Their APs cannot be compared with those of another protocol than "
             f"{PROTOCOLS[guide].title} (`eval={guide}`)."
         )
-    notes = [*dict.fromkeys(note for run in runs for note in run.notes), *_missing_rates(runs)]
+    notes = [
+        *dict.fromkeys(note for run in runs for note in run.notes),
+        *_unlike(runs),
+        *_missing_rates(runs),
+    ]
     parts = [
         f"# Sweep of {' and '.join(keys) if keys else 'one run'}",
         SIMULATED_NOTE if any(run.simulated for run in runs) else "",
+        "\n".join(f"- {line}" for line in origin_lines(runs)),
         f"APs in percent, by the protocol {protocols}." if protocols else "",
         _markdown_table(runs, _COMPARED),
         published,
@@ -178,7 +189,10 @@ def print_runs(runs: Sequence[RunSummary]) -> None:
     for cells in rows:
         table.add_row(*map(Text, cells))
     print_compact(table)
-    for line in [*_failures(runs), *(f"note: {note}" for note in _missing_rates(runs))]:
+    for line in [
+        *_failures(runs),
+        *(f"note: {note}" for note in (*_unlike(runs), *_missing_rates(runs))),
+    ]:
         console.print(line, markup=False)
 
 
@@ -195,6 +209,20 @@ def _protocol_titles(runs: Sequence[RunSummary]) -> str:
     """The protocols that the APs were computed by."""
     protocols = {run.protocol for run in runs if "ap_easy" in run.figures and run.protocol}
     return " and ".join(PROTOCOLS[protocol].title for protocol in sorted(protocols))
+
+
+def _unlike(runs: Sequence[RunSummary]) -> list[str]:
+    """What nobody swept and yet differs between runs, so that their figures cannot be compared."""
+    sections = {key.partition(".")[0] for key in swept_keys(runs)}
+    meant = {"date"} | ({"data_set", "pictures"} if "dataset" in sections else set())
+    names = [
+        title
+        for name, title in ORIGIN.items()
+        if name not in meant and len(values_of(runs, name)) > 1
+    ]
+    if not names:
+        return []
+    return [f"the runs differ in {' and '.join(names)} as well; compare them with care"]
 
 
 def _failures(runs: Sequence[RunSummary]) -> list[str]:

@@ -182,6 +182,8 @@ def _notes(config: Config, figures: Figures) -> list[str]:
             f"the data set has {len(manifest.items)} pictures; they were repeated to make "
             f"{config.benchmark.pictures}"
         )
+    if figures.loops and config.benchmark.loops == 1:
+        notes.append("the inference alone is the rate of a single batch; raise benchmark.loops")
     if figures.unreadable:
         notes.append("pictures that cannot be read are in none of the host's rates")
     if figures.end_to_end is None:

@@ -20,6 +20,8 @@ from cfdist.widerface.matfile import MatError, read_variables
 
 DIFFICULTIES = ("easy", "medium", "hard")
 
+WIDER_VAL_PICTURES = 3226  # in the whole validation set
+
 FACES_FILE = "wider_face_val.mat"
 DIFFICULTY_FILES = tuple(f"wider_{difficulty}_val.mat" for difficulty in DIFFICULTIES)
 GROUND_TRUTH_FILES = (FACES_FILE, *DIFFICULTY_FILES)

@@ -273,6 +273,26 @@ def average_precision(recall: Floats, precision: Floats) -> float:
     return float(np.sum((recall[steps + 1] - recall[steps]) * envelope[steps + 1]))
 
 
+@dataclass(frozen=True)
+class Reach:
+    """How far the predictions of all pictures reach, whatever their order.
+
+    Attributes:
+        recall: Protocol name -> difficulty -> share of the faces that any prediction hits; 0 where
+            no face counts.
+        faces: Difficulty -> how many faces count.
+        predictions: How many there are.
+        scores: The lowest and the highest score, as given; `None` without a prediction.
+        backward: Predictions with a negative width or height.
+    """
+
+    recall: dict[str, dict[str, float]]
+    faces: dict[str, int]
+    predictions: int
+    scores: tuple[float, float] | None
+    backward: int
+
+
 class WiderFaceMetric:
     """Average precision over pictures by all `PROTOCOLS`, which share the IoU of each picture.
 
@@ -294,6 +314,7 @@ class WiderFaceMetric:
         self._scores = [np.empty(0)]
         self._outcomes = [np.empty((len(PROTOCOLS), len(DIFFICULTIES), 0), np.int8)]
         self._face_counts = np.zeros(len(DIFFICULTIES), np.int64)
+        self._backward = 0
 
     def __len__(self) -> int:
         """How many pictures were updated."""
@@ -335,6 +356,7 @@ class WiderFaceMetric:
             self._scores.append(group.scores)
             self._outcomes.append(match(group, iou_thresholds))
             self._face_counts += group.counted.sum(axis=1)
+            self._backward += int((group.predictions[:, 2:] < 0).any(axis=1).sum())
         self._ids |= ids
 
     def merge(self, other: WiderFaceMetric) -> None:
@@ -350,6 +372,7 @@ class WiderFaceMetric:
         self._scores += other._scores
         self._outcomes += other._outcomes
         self._face_counts += other._face_counts
+        self._backward += other._backward
 
     def compute(self) -> dict[str, dict[str, float]]:
         """AP in [0, 1]: protocol name -> difficulty -> AP. 0 where no face counts."""
@@ -364,6 +387,22 @@ class WiderFaceMetric:
             }
             for protocol, rows in zip(PROTOCOLS, outcomes, strict=True)
         }
+
+    def reach(self) -> Reach:
+        """How far the predictions reach, for notes beside the AP."""
+        hits = sum((part == TRUE_POSITIVE).sum(axis=2) for part in self._outcomes)
+        shares = hits / np.maximum(self._face_counts, 1)
+        scores = np.concatenate(self._scores)
+        return Reach(
+            {
+                protocol: dict(zip(DIFFICULTIES, row, strict=True))
+                for protocol, row in zip(PROTOCOLS, shares.tolist(), strict=True)
+            },
+            dict(zip(DIFFICULTIES, self._face_counts.tolist(), strict=True)),
+            len(scores),
+            (float(scores.min()), float(scores.max())) if len(scores) else None,
+            self._backward,
+        )
 
 
 def _checked(picture_id: str, boxes_xywh: Floats, scores: Floats) -> tuple[Floats, Floats]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from cfdist.widerface.ground_truth import GroundTruth, PictureTruth
 from cfdist.widerface.metric import WiderFaceMetric
 from cfdist.widerface.predictions import read_predictions_file
@@ -15,7 +17,9 @@ from cfdist.widerface.predictions import read_predictions_file
 FILES_A_PROCESS = 400
 
 
-def score_files(truth: GroundTruth, files: Mapping[str, Path], cores: int) -> WiderFaceMetric:
+def score_files(
+    truth: GroundTruth, files: Mapping[str, Path | None], cores: int
+) -> WiderFaceMetric:
     """Read prediction files and match them with the ground truth.
 
     Reading and matching hold the interpreter's lock, so forked processes share the files. The
@@ -23,7 +27,7 @@ def score_files(truth: GroundTruth, files: Mapping[str, Path], cores: int) -> Wi
 
     Args:
         truth: The ground truth.
-        files: Picture id -> prediction file.
+        files: Picture id -> prediction file; `None` for a picture in which nothing was found.
         cores: Processes to use at most.
 
     Returns:
@@ -43,9 +47,10 @@ def score_files(truth: GroundTruth, files: Mapping[str, Path], cores: int) -> Wi
     return metric
 
 
-def _score(items: Sequence[tuple[PictureTruth, Path]]) -> WiderFaceMetric:
+def _score(items: Sequence[tuple[PictureTruth, Path | None]]) -> WiderFaceMetric:
     metric = WiderFaceMetric()
-    found = [read_predictions_file(path) for _, path in items]
+    nothing = np.empty((0, 4)), np.empty(0)
+    found = [nothing if path is None else read_predictions_file(path) for _, path in items]
     truths = [truth for truth, _ in items]
     metric.update_many(truths, [boxes for boxes, _ in found], [scores for _, scores in found])
     return metric

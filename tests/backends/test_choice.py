@@ -67,7 +67,7 @@ def test_another_machine_or_model_is_measured_anew(spec, measured, monkeypatch, 
     calls, _ = measured
     choose_cpu_backend(spec(), OPTIONS, 2)
     if "cpu" in change:
-        monkeypatch.setattr(choice, "_cpu_model", lambda: change["cpu"])
+        monkeypatch.setattr(choice, "cpu_model", lambda: change["cpu"])
     if "cores" in change:
         monkeypatch.setattr(choice, "available_cores", lambda: change["cores"])
     if "version" in change:

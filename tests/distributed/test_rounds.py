@@ -223,5 +223,10 @@ def test_the_steady_rate_is_never_more_than_the_devices_can(seconds, starts):
 def test_there_is_no_steady_rate_of_too_little():
     assert timeline_of(1, (5.0, "a", 8), (5.1, "b", 8), (7.1, "a", 8)).steady_rate is None
     assert timeline_of(1, (5.0, "a", 8), (5.1, "a", 32)).steady_rate is None  # too short
+    # One chunk a device behind the first ones, however long it took.
+    assert timeline_of(1, (1.0, "a", 8), (9.0, "a", 8)).steady_rate is None
+    one_each = [(1.0, "a", 8), (1.0, "b", 8), (9.0, "a", 8), (9.0, "b", 8)]
+    assert timeline_of(1, *one_each).steady_rate is None
+    assert timeline_of(1, *one_each, (17.0, "a", 8)).steady_rate is not None
     assert timeline_of(1).steady_rate is None
     assert timeline_of(1).seconds == 0.0

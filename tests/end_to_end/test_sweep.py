@@ -95,10 +95,11 @@ def test_the_published_table_in_one_word(command, tmp_path):
     rows = table_of(tmp_path / "out")
     assert [row["model.batch"] for row in rows] == ["1", "4", "8", "16", "32"]
     assert {row["protocol"] for row in rows} == {"guide"}
-    assert [float(row["published_images_per_s"]) for row in rows] == [
-        439.9085, 412.4094, 375.9275, 369.6435, 371.7701,
-    ]  # fmt: skip
-    assert "one Ascend 310P3" in (tmp_path / "out" / "sweep.md").read_text()
+    # Eight pictures of the sample set are not what the published figures were measured on.
+    assert {row["published_images_per_s"] for row in rows} == {""}
+    page = (tmp_path / "out" / "sweep.md").read_text()
+    assert "one Ascend 310P3" not in page
+    assert "- data set: sample\n- pictures: 8\n- host: " in page
     assert (tmp_path / "out" / "throughput.png").is_file()
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
+import subprocess
 import time
+from datetime import datetime
 
 import pytest
 from hypothesis import given
@@ -16,6 +19,7 @@ from cfdist.report.results import (
     Results,
     batch_statistics,
     check_gate,
+    checkout_commit,
     chosen_first,
     device_entry,
     expected_ap,
@@ -31,7 +35,7 @@ times = st.lists(st.floats(0.001, 1e6), max_size=20)
     ("changes", "code", "words"),
     [
         ({}, 0, None),
-        ({"failures": [{"picture": "a/b", "reason": "broken"}]}, 3, "1 of 610 pictures failed"),
+        ({"failures": [{"picture": "a/b", "reason": "broken"}]}, 3, "1 of 3226 pictures failed"),
         (
             {
                 "expected": {"met": False},
@@ -76,12 +80,50 @@ def test_the_keys_are_a_promise(tmp_path):
     assert list(written) == [
         "schema_version", "job", "ap", "pictures", "failures", "damaged", "throughput", "seconds",
         "devices", "model", "backend", "batch", "simulated", "fingerprint", "passes", "versions",
+        "provenance",
         "config", "notes", "expected", "own",
     ]  # fmt: skip
     assert written["pictures"] == {"total": 2, "done": 1, "failed": 1}
     assert written["failures"] == [{"picture": "e/a", "reason": "broken"}]
     assert written["damaged"] == []
     assert {"python", "cfdist", "numpy"} <= set(written["versions"])
+
+
+def test_the_file_says_what_was_measured_where_and_when(tmp_path):
+    config = {"eval": {"gate": False}, "dataset": {"name": "wider_val"}}
+    written = json.loads(results(config=config).write(tmp_path).read_text())["provenance"]
+    assert list(written) == ["dataset", "pictures", "host", "cpu", "cores", "date", "commit"]
+    assert (written["dataset"], written["pictures"]) == ("wider_val", 1)
+    assert written["host"] == platform.node()
+    age = datetime.now().astimezone() - datetime.fromisoformat(written["date"])
+    assert 0 <= age.total_seconds() < 60
+    without = json.loads(results(total=0, failures=[]).write(tmp_path).read_text())["provenance"]
+    assert "pictures" not in without
+
+
+def test_the_commit_is_the_checkout_s_own(tmp_path):
+    def git(*arguments: str) -> str:
+        settings = ("-c", "user.name=n", "-c", "user.email=e", "-c", "commit.gpgsign=false")
+        done = subprocess.run(
+            ["git", *settings, *arguments], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    assert checkout_commit(None) is None
+    assert checkout_commit(tmp_path) is None
+    git("init", "-q")
+    assert checkout_commit(tmp_path) is None  # nothing committed yet
+    file = tmp_path / "inner" / "file"
+    file.parent.mkdir()
+    file.write_text("a")
+    git("add", "-A")
+    git("commit", "-qm", "c")
+    git("tag", "v1")
+    commit = git("rev-parse", "HEAD")
+    assert checkout_commit(tmp_path) == commit
+    file.write_text("b")
+    assert checkout_commit(tmp_path) == f"{commit}-dirty"
+    assert checkout_commit(file.parent) is None  # a copy inside another repository
 
 
 @given(times)

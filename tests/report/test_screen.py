@@ -103,8 +103,8 @@ def test_devices_have_a_line_each_and_failures_are_cut_short(capsys):
     screen.print_results(shown)
     lines = capsys.readouterr().out.splitlines()
     assert (
-        "openvino, batch 4: - pictures/s steady, 20.0 end to end; 4.0 s in all: 1.0 start-up, "
-        "2.0 run, 1.0 evaluation" in lines
+        "openvino, batch 4: too short for a steady rate, 20.0 end to end; 4.0 s in all: "
+        "1.0 start-up, 2.0 run, 1.0 evaluation" in lines
     )
     assert (
         "  device:0: 600 pictures, busy 50 %, 20.0 ms a batch (median), of which 9.0 ms on the "

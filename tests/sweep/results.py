@@ -14,7 +14,7 @@ def results_of(batch: int = 4, **changes) -> dict:
     """What `results.json` of a run on two devices holds, as far as a summary reads it."""
     return {
         "ap": AP,
-        "pictures": {"total": 610, "done": 610, "failed": 0},
+        "pictures": {"total": 3226, "done": 3226, "failed": 0},
         "failures": [],
         "throughput": {"steady": 100.0 + batch, "end_to_end": 50.0},
         "seconds": {"total": 12.2, "run": 6.1},
@@ -29,10 +29,15 @@ def results_of(batch: int = 4, **changes) -> dict:
         "config": {
             "eval": {"protocol": "guide", "gate": False},
             "model": {"height": 800, "width": 800},
+            "dataset": {"kind": "wider", "name": "wider_val"},
+        },
+        "provenance": {
+            "dataset": "wider_val", "pictures": 3226, "host": "lab3", "cpu": "Kunpeng 920",
+            "cores": 48, "date": "2026-03-01T10:00:00+01:00", "commit": "abc123",
         },
         "notes": ["a note"],
         "expected": None,
-    } | changes
+    } | changes  # fmt: skip
 
 
 def runs_of(*batches: int, **changes) -> list[RunSummary]:

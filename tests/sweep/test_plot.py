@@ -110,6 +110,7 @@ PUBLISHED = {"published_images_per_s": 371.8}
         [run_of(299, 1, figures=PUBLISHED), run_of(1, None, figures=NOT_STEADY)],
         [run_of(8, swept={"backend": "torch"}), run_of(7, swept={"backend": "openvino"})],
         [run_of(8, swept={}, figures=PUBLISHED)],
+        [run_of(8, origin={"data_set": "wider_val", "host": "h" * 200, "cpu": "a $ or _two_ $"})],
     ],
 )
 def test_the_plot_is_a_legible_picture(runs, tmp_path):
@@ -119,6 +120,18 @@ def test_the_plot_is_a_legible_picture(runs, tmp_path):
     assert picture.shape == (600, 960, 3)
     assert 0.005 < (picture < 128).any(axis=2).mean() < 0.2  # ink on white
     assert [path.name for path in tmp_path.iterdir()] == ["throughput.png"]
+
+
+def test_the_picture_says_what_was_measured_where_and_when():
+    origin = {"data_set": "wider_val", "pictures": "610", "host": "h" * 60, "cpu": "c$1" * 40,
+              "date": "2026-03-01", "commit": "a" * 40}  # fmt: skip
+    lines = plot.footer([run_of(0, origin=origin)]).splitlines()
+    assert len(lines) == 3
+    assert max(len(line.replace("\\", "")) for line in lines) <= plot.FOOTER_WIDTH
+    text = " ".join(lines)
+    for part in ("data set: wider_val; pictures: 610", "date: 2026-03-01", "a" * 40, r"c\$1"):
+        assert part in text
+    assert plot.footer([run_of(0)]) == ""
 
 
 def test_without_a_rate_nothing_is_drawn(tmp_path):

@@ -7,8 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfdist.backends.simulated import PUBLISHED_RATES
-from cfdist.sweep.runs import published_ap, published_beside, summarise_run, swept_keys
-from tests.sweep.results import FAILED, runs_of
+from cfdist.sweep.runs import (
+    origin_lines,
+    published_ap,
+    published_beside,
+    summarise_run,
+    swept_keys,
+)
+from tests.sweep.results import FAILED, results_of, runs_of
 
 
 def test_a_run_has_its_figures():
@@ -86,10 +92,10 @@ def test_the_published_ap_is_the_guide_s():
     assert published_ap().protocol == "guide"
 
 
-@given(st.none() | st.integers(1, 64), st.sampled_from([(800, 800), (800, 640), (640, 800)]))
-def test_figures_stand_only_beside_their_batch_and_input(batch, size):
-    figures = published_beside(batch, size)
-    if size == (800, 800) and batch in (1, 4, 8, 16, 32):
+@given(st.none() | st.integers(1, 64))
+def test_published_figures_are_those_of_a_batch_size(batch):
+    figures = published_beside(batch)
+    if batch in (1, 4, 8, 16, 32):
         assert figures == {
             "published_ap_easy": 0.9224,
             "published_ap_medium": 0.9102,
@@ -98,3 +104,54 @@ def test_figures_stand_only_beside_their_batch_and_input(batch, size):
         }
     else:
         assert figures == {}
+
+
+def changed(section: str, **values) -> dict:
+    """A change of one section of the configuration."""
+    config = results_of()["config"]
+    return {"config": config | {section: config[section] | values}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pictures": {"total": 610, "done": 610, "failed": 0}},
+        {"pictures": {"total": 3226, "done": 3225, "failed": 1}},
+        changed("dataset", kind="sample"),
+        changed("eval", protocol="official"),
+        changed("model", height=640),
+        changed("model", width=1024),
+    ],
+    ids=["part", "failed", "sample", "protocol", "rows", "columns"],
+)
+def test_published_figures_stand_beside_their_like_only(changes):
+    assert "published_images_per_s" in runs_of(4)[0].figures
+    (run,) = runs_of(4, **changes)
+    assert not [name for name in run.figures if name.startswith("published")]
+
+
+def test_a_run_says_what_it_was_measured_on():
+    one, two = runs_of(1, 4)
+    other = results_of(8)
+    other["provenance"] = other["provenance"] | {"date": "2026-02-01T09:00:00+01:00", "host": "x"}
+    runs = [one, two, summarise_run(2, {}, 0, None, other), FAILED]
+    assert origin_lines(runs) == [
+        "data set: wider_val",
+        "pictures: 3226",
+        "host: lab3, x",
+        "processor: Kunpeng 920, 48 cores",
+        "date: 2026-02-01T09:00:00+01:00 to 2026-03-01T10:00:00+01:00",
+        "commit: abc123",
+    ]
+    # An earlier version's results know nothing of it; outside a checkout there is no commit.
+    assert origin_lines(runs_of(1, provenance=None)) == []
+    known = results_of()["provenance"] | {"commit": None}
+    assert origin_lines(runs_of(1, provenance=known))[-1].startswith("date: ")
+
+
+def test_a_run_of_one_chunk_has_no_rate_between_its_pictures():
+    assert "first_to_last_pictures_per_s" in runs_of(4)[0].figures
+    (run,) = runs_of(4, start_up_seconds={"first_chunk": 6.1})
+    assert "first_to_last_pictures_per_s" not in run.figures
+    (run,) = runs_of(4, start_up_seconds={"first_chunk": 3.0})
+    assert "first_to_last_pictures_per_s" in run.figures

@@ -61,18 +61,64 @@ def test_markdown_has_the_published_table_s_shape():
     assert "Simulated" not in page
 
 
-def test_markdown_warns_of_another_protocol_and_keeps_other_inputs_apart():
-    official = {
-        "config": results_of()["config"] | {"eval": {"protocol": "official", "gate": False}}
-    }
+def test_markdown_keeps_other_protocols_and_inputs_apart():
+    config = results_of()["config"]
+    official = {"config": config | {"eval": {"protocol": "official", "gate": False}}}
     page = tables.markdown(runs_of(1, 4, **official), None)
     assert "| 4 | 94.00 | 92.31 | 65.27 |" in page
-    assert "cannot be compared" in page
+    assert "published" not in page
     assert "throughput.png" not in page
 
-    small = {"config": results_of()["config"] | {"model": {"height": 256, "width": 256}}}
+    page = tables.markdown([*runs_of(1), *runs_of(4, **official)], None)
+    assert "cannot be compared" in page
+    assert "| 4 | 94.00 | 92.31 | 65.27 | 104.0 | - | - | - | - |" in page
+
+    small = {"config": config | {"model": {"height": 256, "width": 256}}}
     page = tables.markdown(runs_of(1, 4, **small), None)
     assert "published" not in page
+
+
+def test_the_page_and_the_table_say_what_was_measured_where_and_when():
+    page = tables.markdown(runs_of(1, 4), None)
+    for line in (
+        "- data set: wider_val",
+        "- pictures: 3226",
+        "- host: lab3",
+        "- processor: Kunpeng 920, 48 cores",
+        "- date: 2026-03-01T10:00:00+01:00",
+        "- commit: abc123",
+    ):
+        assert f"{line}\n" in page
+    (record,) = table_of(runs_of(4))
+    assert (record["data_set"], record["pictures"]) == ("wider_val", "3226")
+    assert (record["host"], record["commit"]) == ("lab3", "abc123")
+
+
+def test_runs_that_are_not_alike_are_named(capsys):
+    other = {"provenance": results_of()["provenance"] | {"pictures": 610, "commit": "def456"}}
+    runs = [*runs_of(1), *runs_of(4, **other)]
+    words = "the runs differ in pictures and commit as well; compare them with care"
+    assert words in tables.markdown(runs, None)
+    tables.print_runs(runs)
+    assert words in capsys.readouterr().out
+
+    # Who sweeps the pictures knows that they differ; a date is never the same.
+    meant = {"provenance": results_of()["provenance"] | {"pictures": 610, "date": "2026-04-01"}}
+    runs = [
+        summarise_run(n, {"dataset.limit": str(n)}, 0, None, one)
+        for n, one in enumerate([results_of(), results_of() | meant])
+    ]
+    assert "the runs differ" not in tables.markdown(runs, None)
+
+
+def test_a_run_without_a_steady_rate_says_why(capsys):
+    runs = runs_of(1, 4, throughput={"steady": None, "end_to_end": 10.0})
+    assert "| 4 | 95.52 | 94.05 | 71.11 | too short |" in tables.markdown(runs, None)
+    assert [record["steady_pictures_per_s"] for record in table_of(runs)] == ["", ""]
+    tables.print_runs(runs)
+    assert capsys.readouterr().out.count("too short") == 2
+    # A job without pictures has no such rate, however long it is.
+    assert "too short" not in tables.markdown(runs_of(1, throughput=None), None)
 
 
 def test_simulated_runs_are_marked_and_have_no_ap(capsys):

@@ -104,6 +104,14 @@ def test_all_parts(compose, figures, phases):
     assert "AP" not in notes
 
 
+def test_a_rate_of_a_single_batch_is_pointed_out(compose, figures, phases):
+    words = "the rate of a single batch; raise benchmark.loops"
+    for loops, is_noted in ((1, True), (2, False)):
+        config = compose("job=benchmark", f"benchmark.loops={loops}")
+        notes = " ".join(benchmark_results(config, figures, phases).notes)
+        assert (words in notes) == is_noted
+
+
 def test_the_host_alone(compose, phases):
     figures = Figures(manifest=MANIFEST, host=HOST, unreadable=UNREADABLE)
     results = benchmark_results(compose("job=benchmark"), figures, phases)

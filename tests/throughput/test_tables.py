@@ -86,7 +86,7 @@ def test_each_figure_has_its_row(results, capsys):
     assert shown["all devices"] == [["812.3"]]
     assert shown["1 reader"] == [["70.5", "14.2"]]
     assert shown["2 readers"] == [["140.0", "9.50"]]
-    assert shown["steady"] == [[]]
+    assert shown["steady"] == [["too", "short"]]
     assert shown["whole command"] == [["33.3"]]
     assert "note: a note" in shown
     assert "SIMULATED" not in str(shown)

@@ -62,8 +62,9 @@ def prediction_folders(shared: Path, tmp_path_factory) -> dict[str, Path]:
 @pytest.mark.parametrize("name", GOLDEN_AP)
 def test_golden_average_precision(shared: Path, prediction_folders, name: str):
     truth = load_ground_truth(shared / "data/wider_val_mini/ground_truth")
-    files, missing, unknown = find_prediction_files(prediction_folders[name], truth)
-    assert (len(files), missing, unknown) == (3226, [], [])
+    there = find_prediction_files(prediction_folders[name], truth)
+    files = there.found
+    assert (len(files), there.missing, there.unknown, there.renamed) == (3226, [], [], [])
     metric = WiderFaceMetric()
     boxes, scores = zip(*map(read_predictions_file, files.values()), strict=True)
     metric.update_many([truth[picture_id] for picture_id in files], boxes, scores)
@@ -465,3 +466,22 @@ def test_update_refuses_bad_arrays(boxes, scores):
     with pytest.raises(ValueError, match="e/p"):
         metric.update(truth_of(), boxes, np.array(scores))
     assert len(metric) == 0
+
+
+def test_reach_of_predictions():
+    faces = np.array([[10.0, 10, 20, 20], [60, 10, 20, 20], [100, 10, 20, 20]])
+    counted = np.array([[0, 0, 0], [1, 1, 0], [1, 1, 1]], bool)
+    metric = WiderFaceMetric()
+    assert metric.reach().scores is None
+    assert metric.reach().faces == {"easy": 0, "medium": 0, "hard": 0}
+    boxes = np.array([[10.0, 10, 20, 20], [10, 10, 20, 20], [5, 5, -3, 4], [60, 18.5, 20, 20]])
+    metric.update(PictureTruth("e/a", faces, counted), boxes, np.array([0.9, 0.8, 0.2, 0.3]))
+    other = WiderFaceMetric()
+    other.update(PictureTruth("e/b", faces, counted), np.array([[1.0, 1, 2, -2]]), np.array([7.0]))
+    metric.merge(other)
+    reach = metric.reach()
+    # IoU 0.42: the second face is hit by the lenient protocol only.
+    assert reach.recall["official"] == {"easy": 0, "medium": 1 / 4, "hard": 1 / 6}
+    assert reach.recall["guide"] == {"easy": 0, "medium": 2 / 4, "hard": 2 / 6}
+    assert reach.faces == {"easy": 0, "medium": 4, "hard": 6}
+    assert (reach.predictions, reach.scores, reach.backward) == (5, (0.2, 9.0 - 2.0), 2)

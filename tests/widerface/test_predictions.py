@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cfdist.errors import UserError
 from cfdist.widerface.predictions import (
     STYLES,
+    TOO_LARGE,
     Style,
     find_prediction_files,
     prediction_text,
@@ -105,6 +106,9 @@ def test_negative_sizes_are_kept(file: Path):
         ("p\n2\n1 2 3 4 0.5\n1 nan 3 4 0.5\n", ("line 4 is '1 nan 3 4 0.5'", "finite")),
         ("p\n1\n1 2 3 4 -inf\n", ("line 3 is '1 2 3 4 -inf'", "finite")),
         ("p\n1\n1 2 3 4 1e999\n", ("line 3 is '1 2 3 4 1e999'", "finite")),
+        ("p\n2\n1 2 3 4 .5\n1 2 1e300 4 .5\n", ("line 4 is '1 2 1e300 4 .5'", "below 1e+09")),
+        ("p\n1\n-1e9 2 3 4 .5\n", ("line 3 is '-1e9 2 3 4 .5'", "below 1e+09")),
+        ("p\n1\n1 2 3 4 1e20\n", ("line 3 is '1 2 3 4 1e20'", "below 1e+09")),
     ],
 )
 def test_damaged_files(file: Path, text: str, parts: tuple[str, ...]):
@@ -132,7 +136,8 @@ def test_any_body_is_read_or_refused_politely(file: Path, body: bytes | str):
         assert str(file) in str(error)
     else:
         assert boxes.shape == (len(scores), 4)
-        assert np.isfinite(boxes).all()
+        assert (np.abs(boxes) < TOO_LARGE).all()
+        assert (np.abs(scores) < TOO_LARGE).all()
         assert (np.diff(scores) <= 0).all()
 
 
@@ -238,18 +243,119 @@ def touch(folder: Path, *names: str) -> None:
 
 def test_find_in_the_folder_itself(tmp_path: Path):
     touch(tmp_path, "0--A/x.1.txt", "1--B/y.txt", "1--B/other.txt", "0--A/z.jpg", "notes.txt")
-    found, missing, unknown = find_prediction_files(tmp_path, iter(IDS))
-    assert found == {"1--B/y": tmp_path / "1--B/y.txt", "0--A/x.1": tmp_path / "0--A/x.1.txt"}
-    assert list(found) == IDS[:2]
-    assert missing == ["0--A/z"]
-    assert unknown == [tmp_path / "1--B/other.txt"]
+    there = find_prediction_files(tmp_path, iter(IDS))
+    assert there.found == {"1--B/y": tmp_path / "1--B/y.txt", "0--A/x.1": tmp_path / "0--A/x.1.txt"}
+    assert list(there.found) == IDS[:2]
+    assert there.missing == ["0--A/z"]
+    assert there.unknown == [tmp_path / "1--B/other.txt"]
+    assert (there.others, there.renamed) == ([], [])
 
 
 def test_find_in_a_wrapping_folder(tmp_path: Path):
     touch(tmp_path, *(f"run/{picture_id}.txt" for picture_id in IDS), "run.log", "empty/a/b.txt")
-    found, missing, unknown = find_prediction_files(tmp_path, IDS)
-    assert found == {picture_id: tmp_path / f"run/{picture_id}.txt" for picture_id in IDS}
-    assert (missing, unknown) == ([], [])
+    there = find_prediction_files(tmp_path, IDS)
+    assert there.found == {picture_id: tmp_path / f"run/{picture_id}.txt" for picture_id in IDS}
+    assert (there.missing, there.unknown) == ([], [])
+
+
+def test_files_of_known_pictures_that_are_not_wanted_are_set_apart(tmp_path: Path):
+    touch(tmp_path, *(f"{id}.txt" for id in IDS))
+    there = find_prediction_files(tmp_path, IDS[:1], known=IDS)
+    assert list(there.found) == IDS[:1]
+    assert there.others == [tmp_path / "0--A/x.1.txt", tmp_path / "0--A/z.txt"]
+    assert there.unknown == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["1--b/y.txt", "0--a/x.1.txt", "0--a/z.txt"],
+        ["1--B/Y.txt", "0--A/X.1.TXT", "0--A/z.Txt"],
+        ["1--B/y.jpg.txt", "0--A/x.1.jpg.txt", "0--A/z.JPG.txt"],
+        ["1--B/y.png.txt", "0--A/x.1.jpeg.txt", "0--A/z .txt"],
+        ["y.txt", "x.1.txt", "z.txt"],
+        ["y.jpg.TXT", "X.1.txt", "z.txt"],
+        ["texts/y.txt", "texts/x.1.txt", "texts/z.txt"],
+        ["out/1--b/y.txt", "out/0--a/x.1.txt", "out/0--a/z.txt"],
+        ["B/y.txt", "A/x.1.txt", "A/z.txt"],
+    ],
+    ids=[
+        *("folders", "case", "jpg", "suffixes", "flat", "flat-mixed", "flat-inside", "wrapped"),
+        "folders-of-other-names",
+    ],
+)
+def test_names_that_fit_one_picture_only_are_taken(tmp_path: Path, names: list[str]):
+    touch(tmp_path, *names)
+    there = find_prediction_files(tmp_path, IDS)
+    assert there.found == {id: tmp_path / name for id, name in zip(IDS, names, strict=True)}
+    assert there.missing == []
+    assert there.unknown == []
+    exact = {tmp_path / f"{id}.txt" for id in IDS}
+    assert there.renamed == [path for path in there.found.values() if path not in exact]
+    assert there.renamed
+
+
+def test_the_very_name_wins_over_one_that_is_close(tmp_path: Path):
+    touch(tmp_path, *(f"{id}.txt" for id in IDS), "0--A/z.jpg.txt", "0--A/._z.txt")
+    there = find_prediction_files(tmp_path, IDS)
+    assert there.found["0--A/z"] == tmp_path / "0--A/z.txt"
+    assert there.unknown == [tmp_path / "0--A/z.jpg.txt"]
+    assert there.renamed == []
+
+
+def test_a_name_that_fits_two_pictures_is_not_taken(tmp_path: Path):
+    ids = ["0--A/same", "1--B/same", "1--B/one", "1--B/Case", "1--B/case", "1--B/two"]
+    touch(tmp_path, "same.txt", "one.txt", "CASE.txt", "two.txt")
+    there = find_prediction_files(tmp_path, ids)
+    assert sorted(there.found) == ["1--B/one", "1--B/two"]
+    assert there.unknown == [tmp_path / "CASE.txt", tmp_path / "same.txt"]
+
+
+def test_an_event_s_folder_holds_no_other_event_s_pictures(tmp_path: Path):
+    touch(tmp_path, "1--B/z.txt", "0--A/x.1.txt", "1--B/y.txt")
+    there = find_prediction_files(tmp_path, IDS)
+    assert there.missing == ["0--A/z"]
+    assert there.unknown == [tmp_path / "1--B/z.txt"]
+
+
+@pytest.mark.parametrize(
+    "names", [["z.txt", "Z.TXT"], ["0--A/z.jpg.txt", "0--a/z.txt"], ["a/z.txt", "b/z.txt"]]
+)
+def test_two_files_that_fit_one_picture_are_refused(tmp_path: Path, names: list[str]):
+    touch(tmp_path, *names)
+    with pytest.raises(UserError, match="both fit the picture 0--A/z; remove one") as caught:
+        find_prediction_files(tmp_path, IDS)
+    for name in names:
+        assert str(tmp_path / name) in str(caught.value)
+
+
+@pytest.mark.parametrize("folder", ["0--A/", "", "wrapped/0--A/"])
+def test_where_most_files_fit_no_picture_the_folder_is_refused(tmp_path: Path, folder: str):
+    touch(tmp_path, *(f"{folder}{i}.txt" for i in range(4)), f"{folder}z.txt")
+    with pytest.raises(UserError, match=r"4 of the 5 prediction files .* fit no picture") as caught:
+        find_prediction_files(tmp_path, IDS)
+    assert "0.txt" in str(caught.value)
+    assert "1--B/y.txt" in str(caught.value)
+    touch(tmp_path, f"{folder}x.1.txt")
+    for i in (2, 3):
+        (tmp_path / f"{folder}{i}.txt").unlink()
+    assert len(find_prediction_files(tmp_path, IDS).unknown) == 2  # no more than half
+
+
+names = st.text("aB.1- ", min_size=1, max_size=3).filter(lambda name: name.strip(" .") == name)
+
+
+@given(st.sets(st.tuples(names, names), min_size=1, max_size=8), st.data())
+def test_each_picture_gets_the_file_that_was_written_for_it(tmp_path_factory, pairs, data):
+    """Whatever else is there, a file of the very name is its picture's."""
+    ids = sorted(f"{event}/{stem}" for event, stem in pairs)
+    written = data.draw(st.sets(st.sampled_from(ids), min_size=1))
+    folder = tmp_path_factory.mktemp("predictions")
+    touch(folder, *(f"{id}.txt" for id in written))
+    there = find_prediction_files(folder, ids)
+    for id in written:
+        assert there.found[id] == folder / f"{id}.txt"
+    assert len(set(there.found.values())) == len(there.found)
 
 
 def test_several_wrapping_folders_are_ambiguous(tmp_path: Path):
@@ -262,6 +368,9 @@ def test_folder_without_any_file_of_the_set(tmp_path: Path):
     touch(tmp_path, "0--A/other.txt", "x.txt")
     with pytest.raises(UserError, match="no prediction file of the wanted pictures"):
         find_prediction_files(tmp_path, IDS)
+    touch(tmp_path, "0--A/z.txt", "1--B/y.txt")
+    with pytest.raises(UserError, match=r"no prediction file of the wanted .* such as 0--A/x\.1"):
+        find_prediction_files(tmp_path, IDS[1:2], known=IDS)
 
 
 def test_missing_folder(tmp_path: Path):

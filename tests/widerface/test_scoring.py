@@ -43,6 +43,19 @@ def test_figures_are_those_of_one_picture_after_the_other(predictions):
     assert scoring.score_files(truth, files, cores=1).compute() == metric.compute()
 
 
+def test_a_picture_without_a_file_counts_its_faces(monkeypatch, predictions):
+    truth, files = predictions
+    files["e/3"].write_text("e/3.jpg\n0\n")
+    written = scoring.score_files(truth, files, cores=1)
+    for minimum in (400, 6):
+        monkeypatch.setattr(scoring, "FILES_A_PROCESS", minimum)
+        absent = scoring.score_files(truth, files | {"e/3": None}, cores=2)
+        assert absent.compute() == written.compute()
+        assert absent.reach().faces == {"easy": 100, "medium": 100, "hard": 100}
+    left_out = {id: path for id, path in files.items() if id != "e/3"}
+    assert scoring.score_files(truth, left_out, cores=1).reach().faces["hard"] == 95
+
+
 def test_a_bad_file_is_named_from_any_process(monkeypatch, predictions):
     truth, files = predictions
     files["e/7"].write_text("e/7.jpg\n1\n1 2 3 4 nan\n")

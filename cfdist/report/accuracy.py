@@ -1,0 +1,200 @@
+"""What to know of an AP beside its value: notes on what limits it, and why it is near zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from cfdist.backends.simulated import PUBLISHED_INPUT
+from cfdist.config import CONFIG_FOLDER, Config
+from cfdist.errors import UserError
+from cfdist.widerface import diagnosis
+from cfdist.widerface.ground_truth import WIDER_VAL_PICTURES, GroundTruth
+from cfdist.widerface.metric import Reach
+
+if TYPE_CHECKING:
+    from cfdist.model import ModelSpec
+
+# Below this there is a reason beyond the detector's quality, and it is always looked for; below
+# the second one it is named if it is sure.
+NEAR_ZERO, LOW = 0.01, 0.1
+
+# Scores are taken to be cut off if the lowest one is more than this share of the highest one.
+_CUT_OFF = 0.1
+# A recall above this leaves nothing to be cut off.
+_ALL_FACES = 0.99
+
+_LENIENT = "guide"  # whatever fails here fails by the other protocol
+
+
+def accuracy_notes(
+    ap: Mapping[str, Mapping[str, float]],
+    reach: Reach,
+    truth: GroundTruth,
+    files: Mapping[str, Path | None],
+    model: ModelSpec | None = None,
+) -> list[str]:
+    """Notes on an AP, a sentence each.
+
+    Args:
+        ap: Protocol -> difficulty -> AP, a fraction; the chosen protocol first.
+        reach: How far the predictions reach.
+        truth: The ground truth.
+        files: Picture id -> prediction file; looked into only if the AP is near zero.
+        model: What has found the boxes; `None` if the files are somebody's.
+    """
+    protocol = next(iter(ap))
+    highest = max(ap[_LENIENT].values())
+    says_something = bool(reach.predictions and any(reach.faces.values()))
+    reason = _reason(truth, files, model) if says_something and highest < LOW else None
+    # Boxes that are no boxes say nothing of where recall ends.
+    notes = list(_limits(reach, protocol, with_recall=reason is None))
+    if reason is None and says_something and highest < NEAR_ZERO:
+        reason = _unknown_reason(reach, model)
+    if reason is None:
+        return notes
+    return [f"the AP is {'near zero' if highest < NEAR_ZERO else 'low'}: {reason}", *notes]
+
+
+def expected_notes(config: Config, expected: Mapping[str, Any] | None, pictures: int) -> list[str]:
+    """A note where a model's own expected AP stands beside another measurement than its own.
+
+    Args:
+        config: The run's.
+        expected: The results' section of that name.
+        pictures: How many pictures count in the AP.
+    """
+    # A person's own expectation may be one of any pictures.
+    path = CONFIG_FOLDER / "model" / f"{config.model.name}.yaml"
+    own = OmegaConf.select(OmegaConf.load(path), "expected") if path.is_file() else None
+    if not expected or not own or any(own.get(k) != v for k, v in expected["ap"].items()):
+        return []
+    size = (config.model.height, config.model.width)
+    if pictures == WIDER_VAL_PICTURES and size == PUBLISHED_INPUT:
+        return []
+    rows, columns = PUBLISHED_INPUT
+    return [
+        f"the expected AP is that of all {WIDER_VAL_PICTURES} pictures of WIDER FACE val at "
+        f"{columns}x{rows}; this is one of {pictures} pictures at {size[1]}x{size[0]}, so they "
+        "cannot be compared"
+    ]
+
+
+def _limits(reach: Reach, protocol: str, *, with_recall: bool) -> Iterator[str]:
+    """What bounds the AP whatever the boxes are."""
+    none = [name for name, count in reach.faces.items() if not count]
+    if none:
+        yield (
+            f"no face of these pictures counts as {' or '.join(none)}; an AP of 0 there says "
+            "nothing"
+        )
+    if reach.scores is None:
+        if any(reach.faces.values()):
+            yield "nothing was found in any picture; there is no prediction at all"
+        return
+    low, high = reach.scores
+    # Of the difficulty with the most faces: the others' are among them.
+    difficulty = max(reach.faces, key=lambda name: reach.faces[name])
+    recall = reach.recall[protocol][difficulty]
+    if low == high and reach.predictions > 1:
+        yield (
+            f"all {reach.predictions} predictions have the score {low:g}; without different scores "
+            "an AP is only one point of precision and recall"
+        )
+    elif with_recall and low > _CUT_OFF * high and recall < _ALL_FACES:
+        yield (
+            f"no score is below {low:g}, as if the others were cut off: recall ends at "
+            f"{100 * recall:.0f} % of the {difficulty} faces, and no AP is higher than that; keep "
+            "predictions with scores down to 0.01"
+        )
+    if reach.backward:
+        yield (
+            f"{reach.backward} of {reach.predictions} boxes have a negative width or height; they "
+            "hit no face and count as wrong"
+        )
+
+
+def _reason(
+    truth: GroundTruth, files: Mapping[str, Path | None], model: ModelSpec | None
+) -> str | None:
+    """The likely reason of a low AP, found by trying; `None` if nothing else fits."""
+    if model and (whose := _model_of_file(model)):
+        return (
+            f"the file {model.path.name} is that of model={whose}, but was run with the "
+            f"conventions of model={model.name}; add model={whose}"
+        )
+    try:
+        pictures = diagnosis.sample(truth, files)
+    except UserError:
+        return None  # the files have changed meanwhile
+    if model is None:
+        if layout := diagnosis.other_layout(pictures):
+            return (
+                f"{_few(layout)}; read as {layout.name}, the boxes hit {100 * layout.share:.0f} %: "
+                "write x y w h score, in pixels of the picture"
+            )
+    elif convention := diagnosis.other_convention(pictures, model.convention):
+        return (
+            f"{_few(convention)}; with the boxes of the convention {convention.name} it would be "
+            f"{100 * convention.share:.0f} %: the convention {model.convention} does not fit this "
+            f"model, try model={convention.name} with model.path"
+        )
+    return None
+
+
+def _few(reading: diagnosis.Reading) -> str:
+    """How many faces are hit by the boxes as they stand."""
+    if not reading.as_given:
+        return f"no box reaches IoU {diagnosis.IOU_THRESHOLD} with a face"
+    return (
+        f"only {100 * reading.as_given:.2g} % of the faces are hit at IoU {diagnosis.IOU_THRESHOLD}"
+    )
+
+
+def _unknown_reason(reach: Reach, model: ModelSpec | None) -> str:
+    """What can be said of an AP near zero if no other reading of the boxes fits."""
+    recall = max(reach.recall[_LENIENT].values())
+    high = reach.scores[1] if reach.scores else 0.0
+    if recall > LOW:
+        return (
+            f"boxes hit {100 * recall:.0f} % of the faces, but wrong ones have higher scores; does "
+            "a high score mean a sure face, and is the score in the last column?"
+            if model is None
+            else f"boxes hit {100 * recall:.0f} % of the faces, but wrong ones have higher scores; "
+            f"do colours, mean and std of model={model.name} fit this model?"
+        )
+    hits = f"boxes reach IoU {diagnosis.IOU_THRESHOLD} with {100 * recall:.2g} % of the faces"
+    if model is None:
+        return f"{hits}, however their columns are read; are they those of these pictures?"
+    return (
+        f"{hits}, and the highest score is {high:.2g}; does model={model.name} (convention "
+        f"{model.convention}, colours, mean, std, outputs) describe this model?"
+    )
+
+
+def _model_of_file(model: ModelSpec) -> str | None:
+    """The `model=` whose weights or output names a file has, if that is another convention."""
+    for path in sorted((CONFIG_FOLDER / "model").glob("*.yaml")):
+        known = OmegaConf.load(path)
+        if known.convention == model.convention:
+            continue
+        digest = OmegaConf.select(known, "weights.sha256")
+        if digest == model.sha256 or (known.outputs and _has_outputs(model.path, known.outputs)):
+            return str(known.name)
+    return None
+
+
+def _has_outputs(path: Path, names: list[str]) -> bool:
+    """Whether a file is an ONNX with these outputs."""
+    if path.suffix.lower() != ".onnx":
+        return False
+    import onnx  # takes a third of a second, and few APs are near zero
+
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except Exception:  # a damaged file makes protobuf raise nearly anything
+        return False
+    return {output.name for output in graph.output} == set(names)
