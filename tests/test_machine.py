@@ -15,6 +15,7 @@ from cfdist.machine import (
     available_cores,
     available_memory,
     peak_memory,
+    pip_install,
     process_times,
     reset_peak_memory,
     seconds_between,
@@ -175,3 +176,21 @@ def test_differences_are_by_process_and_not_by_its_number():
     before = {(1, 10.0): 5.0, (2, 10.0): 1.0, (3, 10.0): 7.0}
     after = {(1, 10.0): 6.0, (2, 20.0): 4.0, (4, 30.0): 0.5}
     assert seconds_between(before, after) == 1.0 + 4.0 + 0.5
+
+
+def test_packages_are_installed_for_this_python(monkeypatch, tmp_path):
+    """Who has called ./run.sh has no `pip` of its environment, and may be anywhere."""
+    project = Path(__file__).resolve().parent.parent
+    environment = tmp_path / ".venv"
+    environment.mkdir()
+    write_files(environment, {"bin/pip": ""})
+    monkeypatch.setattr(sys, "prefix", str(environment))
+    monkeypatch.chdir(tmp_path)
+    torch = project / "requirements-torch.txt"
+    assert pip_install(torch.name) == f"`.venv/bin/pip install -r {torch}`"
+    monkeypatch.chdir(project)
+    assert pip_install(torch.name, "--no-deps") == (
+        f"`{environment}/bin/pip install --no-deps -r requirements-torch.txt`"
+    )
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    assert pip_install(torch.name) == "`pip install -r requirements-torch.txt`"
