@@ -149,6 +149,8 @@ def shown(value: Any) -> str:
     """A value as a person writes it on the command line: null, true, [a, b]."""
     if isinstance(value, str | float):
         return str(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
     return json.dumps(value, ensure_ascii=False).replace('"', "")
 
 

@@ -143,14 +143,14 @@ def refuse_crowd(plan: DevicePlan, devices: Devices, cores: int, of: Capabilitie
     most = cores * (SIMULATED_A_CORE if of.is_simulated else DEVICES_A_CORE)
     if plan.kind == "cpu" and plan.count > most:
         raise UserError(
-            f"devices={devices}: these devices share {_counted(cores, 'CPU core')}; ask for at most "
-            f"{most}"
+            f"devices={devices}: these devices share {_counted(cores, 'CPU core')}; ask for at "
+            f"most {most}"
         )
     if of.streams_need_threads and plan.streams > plan.threads:
         raise UserError(
-            f"backend.streams={plan.streams}: a device here has {_counted(plan.threads, 'thread')}, "
-            f"and each stream needs one; ask for at most {plan.threads}, for fewer devices, or for "
-            "backend.streams=auto"
+            f"backend.streams={plan.streams}: a device here has "
+            f"{_counted(plan.threads, 'thread')}, and each stream needs one; ask for at most "
+            f"{plan.threads}, for fewer devices, or for backend.streams=auto"
         )
     refuse_readers("pipeline.readers", plan.readers, cores, plan.count)
 
@@ -164,8 +164,8 @@ def refuse_readers(key: str, readers: int, cores: int, devices: int = 1) -> None
     most = max(1, READERS_A_CORE * cores // devices)
     if readers > most:
         raise UserError(
-            f"{key}={readers}: {devices * readers} reader threads on {_counted(cores, 'CPU core')}; "
-            f"ask for at most {most}"
+            f"{key}={readers}: {devices * readers} reader threads on "
+            f"{_counted(cores, 'CPU core')}; ask for at most {most}"
         )
 
 

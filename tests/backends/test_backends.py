@@ -27,7 +27,7 @@ def test_unknown_and_missing_backends_are_refused(monkeypatch):
         backends.resolve("tensorrt")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        UserError, match="'openvino' is not installed; get it: `.*pip install -r .*req"
+        UserError, match=r"'openvino' is not installed; get it: `.*pip install -r .*req"
     ):
         backends.resolve("openvino")
     with pytest.raises(UserError, match="backend=auto: neither openvino nor onnxruntime"):
