@@ -38,6 +38,7 @@ from cfdist.machine import available_cores, available_memory
 from cfdist.model import ModelSpec, locate_model, verify_model
 from cfdist.widerface.manifest import Manifest
 
+_NORMALISATION = ("model.color", "model.mean", "model.scale", "model.std")
 _NO_CONVENTIONS = {"path", "sha256", "needs_outputs"}
 
 
@@ -68,6 +69,16 @@ def find_model(config: Config, folder: Path | None = None) -> BackendModel:
     """
     model = _backend_model(config, folder)
     refuse_unused(config, [model.backend])
+    # job=infer gets the pictures' bytes back from its files with these keys, whatever the model.
+    typed = [key for key in _NORMALISATION if key in config.typed() and config.job != "infer"]
+    if typed and model.spec.path.suffix.lower() == ".onnx":
+        from cfdist.backends import onnx_file  # takes its time, and few runs need it here
+
+        if onnx_file.takes_u8(onnx_file.load_onnx(model.spec)):
+            raise UserError(
+                f"{typed[0]}: has no effect on this run; model {model.spec.path} takes the "
+                "pictures' bytes and normalises them in its own graph"
+            )
     return model
 
 

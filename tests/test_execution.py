@@ -96,6 +96,15 @@ def test_a_typed_key_that_the_chosen_runtime_does_not_read_is_refused(compose, c
         execution.find_model(config)
 
 
+def test_a_normalisation_is_refused_where_the_file_has_its_own(compose, monkeypatch):
+    config = compose("backend=openvino", "model.mean=[1,2,3]")
+    config.mark_typed(frozenset(["model.mean"]))
+    assert execution.find_model(config).spec.mean == (1, 2, 3)
+    monkeypatch.setattr("cfdist.backends.onnx_file.takes_u8", lambda model: True)
+    with pytest.raises(UserError, match=r"model\.mean: .* normalises them in its own graph"):
+        execution.find_model(config)
+
+
 def test_typed_names_of_outputs_must_be_the_file_s(compose, chosen):
     config = compose("model.outputs=[a,b,c,d]", "backend=openvino")
     assert execution.find_model(config).spec.needs_outputs is False

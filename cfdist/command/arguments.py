@@ -83,7 +83,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         key, equals, value = argument.partition("=")
         problem = None
         name = key.lstrip("+~")
-        if key.startswith("-") and key not in _OPTIONS:
+        if key.startswith("-") and (key not in _OPTIONS or (equals and key not in _SHOW)):
             problem = "no such option; settings are key=value, "
         elif _OF_HYDRA.match(name) and name != "hydra.mode":
             problem = "cfdist sets this itself; output_dir=... names the folder, -m makes a sweep, "

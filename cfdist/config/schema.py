@@ -359,7 +359,9 @@ class PreprocessConfig(Section):
 
     used: ClassVar[Uses] = uses.only("preprocess")
 
-    where: Annotated[Literal["auto", "device", "cluster"], uses.only("evaluate")] = "auto"
+    where: Annotated[
+        Literal["auto", "device", "cluster"], uses.only("evaluate", when=(uses.NOT_CACHED,))
+    ] = "auto"
     """where pictures are read and letterboxed: device, beside the device that infers them; cluster,
     on the CPUs of any node, by a stage of a Ray Dataset; auto: cluster where the cluster has nodes
     whose CPUs no device uses, else device"""

@@ -132,6 +132,9 @@ EXPECTS_AP = When(
     ),
 )
 WIDER = equal("dataset.kind", "wider", "wider (dataset=wider_val)")
+NOT_CACHED = When(
+    "preprocess.cache=auto or false", lambda run: run.values["preprocess.cache"] is not True
+)
 OWN_CLUSTER = missing("cluster.address")
 NOT_BY_TOOL = equal("infer.cli", False, "false")
 

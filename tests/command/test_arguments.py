@@ -66,6 +66,7 @@ def test_null_is_no_path_and_quotes_are_the_person_s():
         ("--config-dir", "--config-dir: no such option"),
         ("--info", "--info: no such option"),
         ("-sc", "-sc: no such option"),
+        ("-m=2", "-m=2: no such option"),
         ("hydra.run.dir=X", "hydra.run.dir=X: cfdist sets this itself; output_dir=..."),
         ("hydra.sweep.dir=X", "hydra.sweep.dir=X: cfdist sets this itself"),
         ("+hydra.job.chdir=true", "+hydra.job.chdir=true: cfdist sets this itself"),
