@@ -100,6 +100,8 @@ def test_a_normalisation_is_refused_where_the_file_has_its_own(compose, monkeypa
     config = compose("backend=openvino", "model.mean=[1,2,3]")
     config.mark_typed(frozenset(["model.mean"]))
     assert execution.find_model(config).spec.mean == (1, 2, 3)
+    monkeypatch.setattr(BackendModel, "check", lambda self: None)
+    monkeypatch.setattr("cfdist.backends.onnx_file.load_onnx", lambda spec: None)
     monkeypatch.setattr("cfdist.backends.onnx_file.takes_u8", lambda model: True)
     with pytest.raises(UserError, match=r"model\.mean: .* normalises them in its own graph"):
         execution.find_model(config)

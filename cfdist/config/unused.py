@@ -49,7 +49,8 @@ def refuse_unused(config: Config, backends: Iterable[str] | None = None) -> None
     )
     for key in sorted(config.typed()):
         if problem := _why_unread(_key_of(key), config.job, run):
-            if known and config.backend.name == "auto" and "backend=" in problem:
+            is_resolved = known and config.job != "compare" and config.backend.name == "auto"
+            if is_resolved and "backend=" in problem:
                 problem += f" (backend=auto is {', '.join(sorted(known))} here)"
             raise UserError(f"{key}: {problem}")
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfdist import config
+from cfdist.command.arguments import prepare_arguments
 from cfdist.config.installation import load_job
 from cfdist.config.schema import Section, all_fields
 from cfdist.config.unused import conditions, refuse_unused, typed_keys
@@ -103,8 +104,9 @@ def keys_of(job: str) -> set[str]:
 
 def checked(*settings: str, backends: tuple[str, ...] = ()) -> None:
     """Refuse what has no effect, as a command line with these settings would be."""
-    found = config.compose(*settings)
-    found.mark_typed(typed_keys(settings))
+    arguments = prepare_arguments(list(settings))
+    found = config.compose(*arguments)
+    found.mark_typed(typed_keys(arguments))
     refuse_unused(found, backends or None)
 
 
