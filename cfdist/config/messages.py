@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from cfdist.config.installation import COMMAND, group_choices
-from cfdist.config.schema import all_fields, sections
+from cfdist.config.schema import Different, all_fields, sections
 from cfdist.config.unused import conditions
 from cfdist.config.uses import JOBS
 from cfdist.errors import ExitCode, UserError
@@ -139,8 +139,9 @@ def _options(field: FieldInfo) -> list[str]:
     if get_origin(kind) is Literal:
         return [str(choice) for choice in inner]
     if get_origin(kind) is list:
-        limits = [rule.max_length for rule in field.metadata if hasattr(rule, "max_length")]
-        name = " of ".join([_LIST, *(f"{limit} values" for limit in limits)])
+        words = [str(rule.max_length) for rule in field.metadata if hasattr(rule, "max_length")]
+        words += ["different"] if Different in field.metadata else []
+        name = f"{_LIST} of {' '.join(words)} values" if words else _LIST
         return [f"{name} in brackets, each value {allowed(FieldInfo.from_annotation(inner[0]))}"]
     return {bool: ["true", "false"], NoneType: ["null"], str: ["text"]}[cast(Any, kind)]
 

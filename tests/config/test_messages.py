@@ -45,9 +45,9 @@ FACTOR = "a number from 0.000001 to 1000000"
 STD = f"a list of 3 values in brackets, each value {FACTOR}"
 MEAN = "a list of 3 values in brackets, each value a number from -1000000 to 1000000"
 SOC = "a chip's name as ATC takes it, such as Ascend310P3 or null"
-PARTS = "a list in brackets, each value inference, host or end_to_end"
-BATCHES = f"a list in brackets, each value {BATCH}"
-NAMES = "a list of 4 values in brackets, each value text"
+PARTS = "a list of different values in brackets, each value inference, host or end_to_end"
+BATCHES = f"a list of different values in brackets, each value {BATCH}"
+NAMES = "a list of 4 different values in brackets, each value text"
 JOBS = "evaluate, score, benchmark, export, convert, compare, preprocess, infer or postprocess"
 
 
@@ -64,7 +64,7 @@ JOBS = "evaluate, score, benchmark, export, convert, compare, preprocess, infer 
         (
             "benchmark.readers",
             ["null", "0", "many", "[1, 0]", "[]", "[2, 2]"],
-            f"auto, {BATCH} or a list in brackets, each value {BATCH}",
+            f"auto, {BATCH} or a list of different values in brackets, each value {BATCH}",
         ),
         (
             "model.batch",
@@ -105,7 +105,11 @@ JOBS = "evaluate, score, benchmark, export, convert, compare, preprocess, infer 
         ("eval.protocol", ["both"], "official or guide"),
         ("backend.streams", ["0", "many", "null", "2.5"], "auto or a whole number from 1 up"),
         ("backend.precision", ["f16", "null"], "f32 or bf16"),
-        ("backend.providers", ["X", "null", "[X, X]"], "a list in brackets, each value text"),
+        (
+            "backend.providers",
+            ["X", "null", "[X, X]"],
+            "a list of different values in brackets, each value text",
+        ),
         ("backend.latency_ms", ["-1", "nan", "abc"], "a number from 0 to 3600000 or null"),
         ("backend.preset", ["910"], "310P3 or null"),
         ("backend.fault", ["none", "1", "true"], "nan, inf, inf_scores or null"),
