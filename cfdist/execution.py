@@ -15,13 +15,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cfdist import backends
+from cfdist.ascend.npu_smi import list_npus
 from cfdist.backends.choice import choose_cpu_backend
 from cfdist.backends.model import BackendModel
-from cfdist.config import Config, ModelConfig
+from cfdist.config import Config, ModelConfig, refuse_unused
 from cfdist.devices.memory import needed_bytes, refuse_too_large, stream_bytes
 from cfdist.distributed.actors import end_idle_actors
 from cfdist.distributed.journal import RunIdentity, begun_identity
-from cfdist.distributed.plan import ACCELERATOR_RESOURCE, DevicePlan, plan_devices
+from cfdist.distributed.plan import (
+    ACCELERATOR_RESOURCE,
+    DevicePlan,
+    cluster_resources,
+    cores_of,
+    plan_devices,
+    refuse_crowd,
+)
 from cfdist.distributed.rounds import MakeWork
 from cfdist.distributed.session import session, shared_session
 from cfdist.distributed.work import fits_store, item_work, letterboxing_work, materialise
@@ -30,6 +38,9 @@ from cfdist.files import JOURNAL
 from cfdist.machine import available_cores, available_memory
 from cfdist.model import ModelSpec, locate_model, verify_model
 from cfdist.widerface.manifest import Manifest
+
+_NORMALISATION = ("model.color", "model.mean", "model.scale", "model.std")
+_NO_CONVENTIONS = {"path", "sha256", "needs_outputs"}
 
 
 @dataclass(frozen=True)
@@ -55,8 +66,24 @@ def find_model(config: Config, folder: Path | None = None) -> BackendModel:
     A run that goes on in its folder keeps the backend that it began with.
 
     Raises:
-        UserError: the backend cannot run the model.
+        UserError: the backend cannot run the model, or does not read a key that was typed.
     """
+    model = _backend_model(config, folder)
+    refuse_unused(config, [model.backend])
+    # job=infer gets the pictures' bytes back from its files with these keys, whatever the model.
+    typed = [key for key in _NORMALISATION if key in config.typed() and config.job != "infer"]
+    if typed and model.spec.path.suffix.lower() == ".onnx":
+        from cfdist.backends import onnx_file  # takes its time, and few runs need it here
+
+        if onnx_file.takes_u8(onnx_file.load_onnx(model.spec)):
+            raise UserError(
+                f"{typed[0]}: has no effect on this run; model {model.spec.path} takes the "
+                "pictures' bytes and normalises them in its own graph"
+            )
+    return model
+
+
+def _backend_model(config: Config, folder: Path | None) -> BackendModel:
     name = config.backend.name
     begun = begun_identity(folder / JOURNAL) if folder and name == backends.AUTO else None
     if begun:
@@ -81,19 +108,23 @@ def _faster_cpu_model(spec: ModelSpec, options: Mapping[str, Any]) -> BackendMod
     return choose_cpu_backend(spec, options, available_cores())
 
 
-def model_on_backend(config: Config, name: str, file: str | None = None) -> BackendModel:
+def model_on_backend(
+    config: Config, name: str, file: str | None = None, key: str = "model.path"
+) -> BackendModel:
     """The configuration's model, or another file with its conventions, on a backend.
+
+    The messages about that file name `key`.
 
     Raises:
         UserError: the backend cannot run the file.
     """
     backend = backends.resolve(name)
     if file is None and backend == "torch":
-        file = config.model.checkpoint
+        file, key = config.model.checkpoint, "model.checkpoint"
     if file is None and backends.backend_class(backend).capabilities.is_simulated:
         spec = conventions(config.model)
     else:
-        spec = model_spec(config.model, file)
+        spec = model_spec(config.model, file, key)
     model = BackendModel(backend, spec, config.backend.model_dump())
     model.check()
     return model
@@ -119,22 +150,53 @@ def start(
     is_here = config.cluster.address is None
     # Models of two kinds run beside the rarer kind of device.
     kind = min((model.kind for model in models), key=("npu", "gpu", "cpu").index)
-    if is_here:
-        refuse_too_large(models)
-    cluster = config.cluster
-    with session(cluster.address, cluster.dashboard, kind, config.devices) as dashboard:
-        on_cluster = feeds_pictures and _letterboxes_on_cluster(config.preprocess.where, kind)
+    _refuse_device_numbers(config, kind)
+
+    def plan_on(resources: Mapping[str, float], shares_cpus: bool = False) -> DevicePlan:
+        """The devices on a cluster with these resources."""
         plan = plan_devices(
             kind,
             config.devices,
             config.pipeline.readers if readers is None else readers,
             config.backend.streams if streams is None else streams,
             stream_bytes(models[0]),
-            shares_cpus=on_cluster,
+            shares_cpus,
+            resources,
         )
+        refuse_crowd(plan, config.devices, cores_of(resources), models[0].capabilities)
         if is_here:
             refuse_too_large(models, plan.count, plan.streams, plan.threads)
+        return plan
+
+    if is_here:
+        refuse_too_large(models)
+        if kind == "cpu":  # what the cluster will have is known before it starts
+            plan_on({"CPU": available_cores()})
+    cluster = config.cluster
+    with session(cluster.address, cluster.dashboard, kind, config.devices) as dashboard:
+        on_cluster = feeds_pictures and _letterboxes_on_cluster(config.preprocess.where, kind)
+        plan = plan_on(cluster_resources(), on_cluster)
         yield Execution(tuple(models), plan, dashboard, on_cluster)
+
+
+def _refuse_device_numbers(config: Config, kind: str) -> None:
+    """Refuse device numbers that would choose nothing, or nothing that is there."""
+    devices, chips = config.devices, len(list_npus()) if kind == "npu" else 0
+    if not isinstance(devices, list):
+        return
+    if kind == "cpu":
+        raise UserError(
+            f"devices={devices}: CPU devices have no numbers; say how many, devices={len(devices)}"
+        )
+    if config.cluster.address is not None:
+        raise UserError(
+            f"devices={devices}: a cluster that is running gives its devices out itself; say how "
+            f"many, devices={len(devices)}, or leave cluster.address out"
+        )
+    if chips and max(devices) >= chips:
+        raise UserError(
+            f"devices={devices}: npu-smi shows {chips}, numbered from 0; choose among these"
+        )
 
 
 def _letterboxes_on_cluster(where: str, kind: str) -> bool:
@@ -201,34 +263,38 @@ def supply_pictures(config: Config, execution: Execution, manifest: Manifest) ->
     return PictureSupply(item_work, "device")
 
 
-def model_spec(config: ModelConfig, file: str | None = None) -> ModelSpec:
+def model_spec(config: ModelConfig, file: str | None = None, key: str = "model.path") -> ModelSpec:
     """The model that the configuration names, or another file; the file is found and verified.
+
+    The messages about that other file name `key`.
 
     Raises:
         UserError: no file given, not there, or not the expected one.
     """
     size, sha256 = None, None
     if file is None and config.path is not None:
-        file, sha256 = config.path, config.sha256
+        file, sha256, key = config.path, config.sha256, "model.path"
     elif file is None:
+        key = "model.weights.path"
         file, size, sha256 = config.weights.path, config.weights.size, config.weights.sha256
     if file is None:
         raise UserError(
             f"model.path: model={config.name} comes without weights; give the model file, "
             "model.path=FILE"
         )
-    path = locate_model(file.replace("{batch}", str(config.batch)))
+    path = locate_model(file.replace("{batch}", str(config.batch)), key)
     return replace(conventions(config), path=path, sha256=verify_model(path, size, sha256))
 
 
 def conventions(config: ModelConfig) -> ModelSpec:
     """How the model is fed and read, without its file."""
-    names = {field.name for field in fields(ModelSpec)} - {"path", "sha256"}
+    names = {field.name for field in fields(ModelSpec)} - _NO_CONVENTIONS
     values = config.model_dump(include=names)
     for name, value in values.items():
         if isinstance(value, list):
             values[name] = tuple(value)
-    return ModelSpec(path=Path(), sha256="", **values)
+    needs_outputs = bool(config.outputs) and "model.outputs" in config.typed()
+    return ModelSpec(path=Path(), sha256="", needs_outputs=needs_outputs, **values)
 
 
 def run_identity(model: BackendModel, manifest: Manifest) -> RunIdentity:
@@ -239,7 +305,7 @@ def run_identity(model: BackendModel, manifest: Manifest) -> RunIdentity:
     batch: the same pictures give the same detections at any batch size.
     """
     spec = asdict(model.spec)
-    for key in ("path", "batch"):
+    for key in ("path", "batch", "needs_outputs"):
         del spec[key]
     identity: dict[str, object] = {
         "model": spec,

@@ -14,6 +14,8 @@ import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")
 
+_CHECKOUT = Path(__file__).resolve().parents[1]
+
 # (process id, start time) -> seconds of processor time. The system reuses process ids.
 ProcessTimes = dict[tuple[int, float], float]
 
@@ -85,6 +87,26 @@ def reset_peak_memory() -> None:
     """Make `peak_memory` start again, if the kernel can."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+def pip_install(requirements: str, *options: str) -> str:
+    """The command that installs one of this project's requirement files for this very Python.
+
+    A person may have called `./run.sh`, and has no `pip` of that environment then.
+    """
+    pip, file = Path(sys.prefix) / "bin" / "pip", _CHECKOUT / requirements
+    words = [
+        _near(pip) if sys.prefix != sys.base_prefix and pip.exists() else "pip",
+        *("install", *options, "-r"),
+        _near(file) if file.is_file() else requirements,
+    ]
+    return f"`{' '.join(words)}`"
+
+
+def _near(path: Path) -> str:
+    """A path as a person here would type it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def process_age() -> float:

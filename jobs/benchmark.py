@@ -10,6 +10,7 @@ from pathlib import Path
 from cfdist import execution, inputs
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config
+from cfdist.distributed.plan import refuse_readers
 from cfdist.distributed.rounds import EvaluationReport, EvaluationTask, evaluate_manifest
 from cfdist.distributed.work import item_work
 from cfdist.errors import UserError
@@ -86,6 +87,8 @@ def _measure_host(
         counts = host.reader_counts(available_cores(), readers, devices, kind)
     elif isinstance(counts, int):
         counts = [counts]
+    for count in counts:
+        refuse_readers("benchmark.readers", count, available_cores())
     pictures = config.benchmark.pictures
     screen.console.print(
         f"host: reading {pictures} pictures with {', '.join(map(str, counts))} "

@@ -11,7 +11,7 @@ from cfdist.backends.model import BackendModel
 from cfdist.compare.device import SIDES, ComparedChunk, ComparingDevice
 from cfdist.compare.tables import print_comparison
 from cfdist.compare.tally import Tally
-from cfdist.config import Config
+from cfdist.config import Config, refuse_unused
 from cfdist.errors import UserError
 from cfdist.execution import Execution
 from cfdist.report import screen
@@ -24,6 +24,7 @@ BACKEND_OF_SUFFIX = {".onnx": "openvino", ".pth": "torch", ".pt": "torch", ".om"
 def main(config: Config, output: Path, started: float) -> int:
     """Compare, show and write the results; returns the exit code."""
     models = [find_side(config, side) for side in SIDES]
+    refuse_unused(config, {model.backend for model in models})
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth)
     tally = Tally(truth, config.eval.protocol)
@@ -68,15 +69,15 @@ def find_side(config: Config, side: str) -> BackendModel:
     prefix, colon, rest = given.partition(":")
     if colon and prefix in backends.BACKENDS:
         backends.refuse_simulated(prefix, f"{side}={given}")
-        return execution.model_on_backend(config, prefix, rest)
+        return execution.model_on_backend(config, prefix, rest, side)
     suffix = Path(given).suffix.lower()
     if suffix not in BACKEND_OF_SUFFIX:
-        execution.model_spec(config.model, given)  # a file that is not there is told first
+        execution.model_spec(config.model, given, side)  # a file that is not there is told first
         raise UserError(
             f"{side}={given}: no backend is known for {suffix or 'a file without suffix'}; say "
             f"which, {side}=onnxruntime:{given} (or {', '.join(backends.BACKENDS)})"
         )
-    return execution.model_on_backend(config, BACKEND_OF_SUFFIX[suffix], given)
+    return execution.model_on_backend(config, BACKEND_OF_SUFFIX[suffix], given, side)
 
 
 def _run(

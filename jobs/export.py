@@ -26,7 +26,7 @@ def main(config: Config, output: Path, started: float) -> int:
     from cfdist.backends.torch import load_spec_network
     from cfdist.network.export import export_onnx
 
-    spec = execution.model_spec(config.model, config.model.checkpoint)
+    spec = execution.model_spec(config.model, config.model.checkpoint, "model.checkpoint")
     network = load_spec_network(spec)
     target = expanded(config.export.output or output / "CenterFace.onnx")
     if target.resolve() == spec.path:

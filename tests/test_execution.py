@@ -73,6 +73,48 @@ def test_another_cluster_s_runtimes_are_not_measured_here(compose, chosen):
     assert (model.backend, chosen) == ("openvino", [])
 
 
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        (["devices=[5]"], "cpu", r"devices=\[5\]: CPU devices have no numbers; .* devices=1$"),
+        (["devices=[0,1]", "cluster.address=auto"], "npu", "a cluster that is running .*devices=2"),
+        (["devices=[0,2]"], "npu", "npu-smi shows 2, numbered from 0"),
+    ],
+)
+def test_numbers_that_choose_no_device_are_refused(compose, monkeypatch, settings, kind, message):
+    monkeypatch.setattr(execution, "list_npus", lambda: ["Ascend310P3"] * 2)
+    with pytest.raises(UserError, match=message):
+        execution._refuse_device_numbers(compose(*settings), kind)
+
+
+def test_a_typed_key_that_the_chosen_runtime_does_not_read_is_refused(compose, chosen):
+    config = compose("backend.precision=bf16")
+    assert execution.find_model(config).backend == "onnxruntime"  # of a file, not typed
+    config.mark_typed(frozenset(["backend.precision"]))
+    message = r"backend.precision: .* only with backend=openvino \(backend=auto is onnxruntime here"
+    with pytest.raises(UserError, match=message):
+        execution.find_model(config)
+
+
+def test_a_normalisation_is_refused_where_the_file_has_its_own(compose, monkeypatch):
+    config = compose("backend=openvino", "model.mean=[1,2,3]")
+    config.mark_typed(frozenset(["model.mean"]))
+    assert execution.find_model(config).spec.mean == (1, 2, 3)
+    monkeypatch.setattr(BackendModel, "check", lambda self: None)
+    monkeypatch.setattr("cfdist.backends.onnx_file.load_onnx", lambda spec: None)
+    monkeypatch.setattr("cfdist.backends.onnx_file.takes_u8", lambda model: True)
+    with pytest.raises(UserError, match=r"model\.mean: .* normalises them in its own graph"):
+        execution.find_model(config)
+
+
+def test_typed_names_of_outputs_must_be_the_file_s(compose, chosen):
+    config = compose("model.outputs=[a,b,c,d]", "backend=openvino")
+    assert execution.find_model(config).spec.needs_outputs is False
+    config.mark_typed(frozenset(["model.outputs"]))
+    with pytest.raises(UserError, match="missing 'a', 'b', 'c', 'd'"):
+        execution.find_model(config)
+
+
 def test_the_fingerprint_is_that_of_what_decides_the_detections(compose, spec):
     config = compose("dataset.limit=3")
     truth = inputs.find_ground_truth(config.dataset)

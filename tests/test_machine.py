@@ -17,6 +17,7 @@ from cfdist.machine import (
     available_memory,
     cpu_model,
     peak_memory,
+    pip_install,
     process_times,
     reset_peak_memory,
     seconds_between,
@@ -206,3 +207,21 @@ def test_what_takes_its_time_is_said_on_a_terminal_only(monkeypatch, capsys):
     assert capsys.readouterr().out == "measuring ...\r"
     monkeypatch.setattr(sys, "stdout", None)
     show_waiting("measuring")
+
+
+def test_packages_are_installed_for_this_python(monkeypatch, tmp_path):
+    """Who has called ./run.sh has no `pip` of its environment, and may be anywhere."""
+    project = Path(__file__).resolve().parent.parent
+    environment = tmp_path / ".venv"
+    environment.mkdir()
+    write_files(environment, {"bin/pip": ""})
+    monkeypatch.setattr(sys, "prefix", str(environment))
+    monkeypatch.chdir(tmp_path)
+    torch = project / "requirements-torch.txt"
+    assert pip_install(torch.name) == f"`.venv/bin/pip install -r {torch}`"
+    monkeypatch.chdir(project)
+    assert pip_install(torch.name, "--no-deps") == (
+        f"`{environment}/bin/pip install --no-deps -r requirements-torch.txt`"
+    )
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    assert pip_install(torch.name) == "`pip install -r requirements-torch.txt`"

@@ -25,8 +25,14 @@ def test_a_missing_file_folder_and_package_are_named(tmp_path):
     os.mkfifo(tmp_path / "pipe.onnx")
     with pytest.raises(UserError, match=r"pipe\.onnx is a named pipe, not a file"):
         locate_model(str(tmp_path / "pipe.onnx"))
-    with pytest.raises(UserError, match=r"package 'no_such_package' .* is not installed"):
-        locate_model("package://no_such_package/x.onnx")
+    for package in ("no_such_package", "no_such.package", ""):
+        with pytest.raises(UserError, match=rf"package '{package}' .* is not installed"):
+            locate_model(f"package://{package}/x.onnx")
+
+
+def test_the_key_that_was_set_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"^reference=nope\.onnx: "):
+        locate_model("nope.onnx", "reference")
 
 
 def test_another_file_is_refused(tmp_path):

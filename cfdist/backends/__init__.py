@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cfdist.ascend.npu_smi import list_npus
 from cfdist.errors import UserError
+from cfdist.machine import pip_install
 
 if TYPE_CHECKING:
     from cfdist.backends.base import Backend
@@ -16,7 +17,7 @@ AUTO = "auto"
 SIMULATED = "simulated"
 CPU_RUNTIMES = ("openvino", "onnxruntime")  # what "auto" chooses from, the first one if equal
 
-_INSTALL = "`pip install -r requirements.txt`"
+_INSTALL = pip_install("requirements.txt")
 
 
 class BackendEntry(NamedTuple):
@@ -48,7 +49,7 @@ def register_backend(
 
 register_backend("openvino", "cfdist.backends.openvino", "OpenVINOBackend", "openvino")
 register_backend("onnxruntime", "cfdist.backends.onnxruntime", "OnnxRuntimeBackend", "onnxruntime")
-_INSTALL_TORCH = "`pip install -r requirements-torch.txt`"
+_INSTALL_TORCH = pip_install("requirements-torch.txt")
 register_backend("torch", "cfdist.backends.torch", "TorchBackend", "torch", _INSTALL_TORCH)
 register_backend(
     "om",

@@ -27,6 +27,7 @@ class Capabilities:
         activation_bytes_per_pixel: What one more picture at once costs a CPU device, bytes an
             input pixel; for a backend that was not measured, the highest measured value.
         is_simulated: The backend runs no model: it needs no file and finds nothing.
+        streams_need_threads: A stream has at least one of the device's CPU threads to itself.
     """
 
     group: int = 1
@@ -34,6 +35,7 @@ class Capabilities:
     learns_shape: bool = False
     activation_bytes_per_pixel: int = 350
     is_simulated: bool = False
+    streams_need_threads: bool = False
 
 
 @dataclass(frozen=True)

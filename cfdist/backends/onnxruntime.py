@@ -32,7 +32,7 @@ class OnnxRuntimeBackend(Backend):
     # ONNX Runtime 1.32 on 2 cores: 6.0 GB for 32 pictures of 800x800 in two streams, 14.2 GB for
     # 64 (its arena doubles). Nearly half is its memory pattern, which makes it 3 to 8 % faster.
     capabilities: ClassVar[Capabilities] = Capabilities(
-        learns_shape=True, activation_bytes_per_pixel=350
+        learns_shape=True, activation_bytes_per_pixel=350, streams_need_threads=True
     )
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:

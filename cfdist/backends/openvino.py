@@ -31,7 +31,9 @@ class OpenVINOBackend(Backend):
     """
 
     # OpenVINO 2026.4: 0.57 and 1.15 GB for 4 and 8 pictures of 800x800.
-    capabilities: ClassVar[Capabilities] = Capabilities(activation_bytes_per_pixel=225)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        activation_bytes_per_pixel=225, streams_need_threads=True
+    )
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)

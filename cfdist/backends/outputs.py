@@ -16,8 +16,9 @@ def output_order(names: Sequence[str], spec: ModelSpec) -> tuple[int, ...]:
     """Where the outputs that count are among those of a file.
 
     The names of a graph that picks its own peaks decide, or else `spec.outputs` if the file has
-    one of them, or else the file's own order. The last part of a name is enough, for an OM names
-    its outputs `<node>:<index>:<name in the graph>`.
+    one of them, or else the file's own order. Where the file must have `spec.outputs`, only these
+    decide. The last part of a name is enough, for an OM names its outputs
+    `<node>:<index>:<name in the graph>`.
 
     Returns:
         Four indices in the order of `HeadMaps`, or three in that of `Peaks`.
@@ -35,11 +36,11 @@ def output_order(names: Sequence[str], spec: ModelSpec) -> tuple[int, ...]:
         return {name: found[0] for name, found in places.items() if found}
 
     peaks = find(PEAK_OUTPUTS)
-    if len(names) == len(peaks) == len(PEAK_OUTPUTS):
+    if not spec.needs_outputs and len(names) == len(peaks) == len(PEAK_OUTPUTS):
         return tuple(peaks.values())
     wanted = spec.outputs or ()
     found = find(wanted)
-    missing = [name for name in wanted if found and name not in found]
+    missing = [name for name in wanted if name not in found and (found or spec.needs_outputs)]
     order = tuple(found.values()) or tuple(range(len(names)))
     if missing or len(order) != len(HeadMaps.CHANNELS):
         expected = listed(wanted) if missing else "four: heat map, size, offset, landmarks"

@@ -2,34 +2,86 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from typing import Literal
+
 from omegaconf import OmegaConf
 
 from cfdist import config
 from cfdist.config.installation import CONFIG_FOLDER
 from cfdist.errors import UserError
 
-_HYDRA_OPTIONS = frozenset(
-    """-h --help --hydra-help --version -c --cfg --resolve -p --package -r --run -m --multirun
-    -sc --shell-completion -cp --config-path -cn --config-name -cd --config-dir
-    --experimental-rerun -i --info""".split()  # noqa: SIM905 (reads better than a list)
-)
+# Keys of Hydra's own configuration.
+_OF_HYDRA = re.compile(r"hydra(?=[./@]|$)")
 
 _MULTIRUN = ("-m", "--multirun")
+_HELP = ("-h", "--help")
+_VERSION = ("--version",)
+_SHOW = ("-c", "--cfg")  # followed by "job"
+_OPTIONS = (*_MULTIRUN, *_HELP, *_VERSION, *_SHOW)
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a person asks instead of a run.
+
+    Attributes:
+        what: "help", "version" or "settings" (the composed ones).
+        job: The job that the help is about; `None`: all.
+    """
+
+    what: Literal["help", "version", "settings"]
+    job: str | None = None
+
+
+def asked(arguments: list[str]) -> Question | None:
+    """What a command line asks for, if it does not ask for a run."""
+    options = {argument.partition("=")[0] for argument in arguments}
+    jobs = [one.removeprefix("job=") for one in arguments if one.startswith("job=")]
+    if not options.isdisjoint(_HELP):
+        return Question("help", jobs[-1] if jobs else None)
+    if not options.isdisjoint(_VERSION):
+        return Question("version")
+    return None if options.isdisjoint(_SHOW) else Question("settings")
+
+
+def settings_of(arguments: list[str]) -> list[str]:
+    """The settings of a command line, without its options.
+
+    Raises:
+        UserError: a sweep, whose runs have settings of their own, or not "--cfg job".
+    """
+    settings = [one for one in arguments if not one.startswith("-")]
+    chosen = [one.partition("=")[2] for one in arguments if one.startswith(_SHOW) and "=" in one]
+    if any(map(_asks_for_multirun, arguments)):
+        raise UserError("--cfg job: shows the settings of one run; leave the sweep out")
+    if not chosen and "job" in settings:
+        settings.remove("job")
+        chosen = ["job"]
+    if chosen != ["job"]:
+        raise UserError("--cfg: shows the settings of a run as --cfg job, and nothing else")
+    return settings
 
 
 def prepare_arguments(arguments: list[str]) -> list[str]:
     """Arguments as Hydra wants them: with quotes, which a person need not type.
 
     Raises:
-        UserError: an option that does not exist, or a key to delete.
+        UserError: an option that does not exist, a key to delete, or one of Hydra's own.
     """
     is_multirun = any(map(_asks_for_multirun, arguments))
     prepared = []
     for argument in arguments:
         key, equals, _ = argument.partition("=")
         problem = None
-        if key.startswith("-") and key not in _HYDRA_OPTIONS:
+        name = key.lstrip("+~")
+        if key.startswith("-") and (key not in _OPTIONS or (equals and key not in _SHOW)):
             problem = "no such option; settings are key=value, "
+        elif _OF_HYDRA.match(name) and name != "hydra.mode":
+            problem = "cfdist sets this itself; output_dir=... names the folder, -m makes a sweep, "
+        elif "@" in key:
+            problem = "no such key; "
         elif key.startswith("~"):
             problem = "no key can be taken away; "
         elif equals and not key:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import shutil
 import sys
 import time
 import traceback
@@ -20,10 +21,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cfdist import config
-from cfdist.command.arguments import prepare_arguments
+from cfdist import __version__, config
+from cfdist.command.arguments import Question, asked, prepare_arguments, settings_of
 from cfdist.command.run_folder import claim, finished_results
 from cfdist.config.installation import CONFIG_FOLDER, load_job
+from cfdist.config.messages import HELP_WIDTH
 from cfdist.errors import ExitCode, TerminatedError, UserError
 from cfdist.files import LOG, expanded
 from cfdist.machine import process_age
@@ -67,10 +69,13 @@ def main() -> int:
     """
     # Hydra would print its errors itself, over several lines, and exit with 1.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    config.register(with_help=not {"-h", "--help"}.isdisjoint(sys.argv))
+    config.register()
     run = hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
     try:
         sys.argv[1:] = prepare_arguments(sys.argv[1:])
+        if question := asked(sys.argv[1:]):
+            print(answer(question))
+            return ExitCode.DONE
         with held:
             run(run_job)()
     except (
@@ -78,6 +83,23 @@ def main() -> int:
     ) as error:
         return fail(*explain(error))
     return max((outcome.exit_code for outcome in outcomes), default=ExitCode.DONE)
+
+
+def answer(question: Question) -> str:
+    """What is printed instead of a run.
+
+    Raises:
+        UserError: no such job, or settings that a run would refuse.
+    """
+    if question.what == "version":
+        return f"cfdist {__version__}"
+    if question.what == "help":
+        columns = shutil.get_terminal_size(fallback=(HELP_WIDTH, 0)).columns
+        return config.help_text(question.job, columns)
+    settings = settings_of(sys.argv[1:])
+    composed = config.compose_values(*settings)
+    config.load(composed, config.typed_keys(settings))
+    return OmegaConf.to_yaml(composed, resolve=True).rstrip()
 
 
 def run_job(composed: DictConfig) -> None:
@@ -89,7 +111,7 @@ def run_job(composed: DictConfig) -> None:
     started, number = _start_time(), _run_number()
     folder, output = None, None
     try:
-        checked = config.load(composed)
+        checked = config.load(composed, config.typed_keys(sys.argv[1:]))
         folder = expanded(checked.output_dir).absolute()
         output = folder if number is None else folder / str(number)
         checked.output_dir = str(output)

@@ -12,38 +12,52 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import ValidationError
 
 from cfdist.config.installation import CONFIG_FOLDER
-from cfdist.config.messages import help_text, refused_value
+from cfdist.config.messages import refused_value
 from cfdist.config.overrides import prepare_override
 from cfdist.config.schema import Config, all_fields
+from cfdist.config.unused import refuse_unused
 from cfdist.errors import UserError
 from cfdist.files import expanded
 
 
-def load(composed: DictConfig) -> Config:
+def load(composed: DictConfig, typed: frozenset[str] = frozenset()) -> Config:
     """The composed configuration, every value checked.
 
+    Args:
+        composed: The values of every key.
+        typed: The keys that the person has typed, see `typed_keys`; each has to have an effect.
+
     Raises:
-        UserError: a key is unknown, or a value is missing or not allowed.
+        UserError: a key is unknown, a value is missing or not allowed, or the run does not read a
+            typed key.
     """
     if missing := sorted(OmegaConf.missing_keys(composed)):
         raise UserError(f"{missing[0]}: no value given; add {missing[0]}=... to the command")
     values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as error:
         raise UserError(refused_value(error, values)) from None
+    config.mark_typed(typed)
+    refuse_unused(config)
+    return config
 
 
 def compose(*overrides: str) -> Config:
-    """The configuration of a command line, for programs and tests."""
+    """The configuration of settings, for programs and tests; some may be without effect."""
+    return load(compose_values(*overrides))
+
+
+def compose_values(*overrides: str) -> DictConfig:
+    """The values of every key as Hydra composes them, not checked."""
     register()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         prepared = [prepare_override(override, is_multirun=False) for override in overrides]
-        return load(hydra_compose("config", prepared))
+        return hydra_compose("config", prepared)
 
 
-def register(*, with_help: bool = False) -> None:
-    """Make the defaults and the resolvers known to Hydra, and the help page if it is wanted."""
+def register() -> None:
+    """Make the defaults and the resolvers known to Hydra."""
     # With the process's number, two runs that start in the same second get their own folders.
     OmegaConf.register_new_resolver("process_id", os.getpid, replace=True)
     OmegaConf.register_new_resolver(
@@ -52,8 +66,4 @@ def register(*, with_help: bool = False) -> None:
     defaults = OmegaConf.create()
     for key, field in all_fields().items():
         OmegaConf.update(defaults, key, "???" if field.is_required() else field.default)
-    store = ConfigStore.instance()
-    store.store(name="schema", node=defaults)
-    page = help_text().replace("$", "$$") if with_help else ""
-    node = {"app_name": "cfdist", "header": "", "footer": "", "template": page}
-    store.store(group="hydra/help", name="cfdist", node=node)
+    ConfigStore.instance().store(name="schema", node=defaults)

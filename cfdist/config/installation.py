@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -13,8 +14,15 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 CHECKOUT = None if (_PACKAGE / "conf").is_dir() else _PACKAGE.parent
 CONFIG_FOLDER = (CHECKOUT or _PACKAGE) / "conf"
 
-# How a person starts the program.
-COMMAND = "python main.py" if CHECKOUT else "cfdist"
+
+def _command() -> str:
+    """How a person starts the program; in the environment that run.sh has made, with run.sh."""
+    if CHECKOUT is None:
+        return "cfdist"
+    return "./run.sh" if Path(sys.prefix) == CHECKOUT / ".venv" else "python main.py"
+
+
+COMMAND = _command()
 
 
 def group_choices(group: str) -> list[str]:

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import json
 import re
+import textwrap
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin
 
@@ -15,10 +16,14 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from cfdist.config.installation import COMMAND, group_choices
-from cfdist.config.schema import all_fields, sections
-from cfdist.errors import ExitCode
+from cfdist.config.schema import Different, all_fields, sections
+from cfdist.config.unused import conditions
+from cfdist.config.uses import JOBS
+from cfdist.errors import ExitCode, UserError
 
 SEE_HELP = f"`{COMMAND} --help` explains every key"
+HELP_WIDTH = 100  # columns, at most
+_KEY_WIDTH = 22
 _NOT_KEY_VALUE = f"not of the form key=value; {SEE_HELP}"
 _SEVERAL = "several values; for a run of each add -m, for a list write [a,b]"
 _LIST = "a list"
@@ -40,19 +45,64 @@ Exit codes:
 {1}
 """
 
+_OF_ONE_JOB = """\
+cfdist: the keys that job={1} reads; `{0} --help` explains all
 
-def help_text() -> str:
-    """Every key with what it means, what its value may be, and its default."""
+  {0} job={1} [key=value ...]
+"""
+
+
+def help_text(job: str | None = None, width: int = HELP_WIDTH) -> str:
+    """Every key with what it means, what its value may be, and its default.
+
+    Args:
+        job: Only the keys that this job reads, and when it does; `None`: every key.
+        width: Columns of a line; only a longer word takes more.
+
+    Raises:
+        UserError: no such job.
+    """
+    if job is not None and job not in JOBS:
+        raise UserError(f"job={job}: must be {allowed(all_fields()['job'])}")
     codes = "\n".join(f"  {code.value:<4} {code.meaning}" for code in ExitCode)
-    lines = [_INTRODUCTION.format(COMMAND, codes)]
+    introduction = _INTRODUCTION.format(COMMAND, codes)
+    if job is not None:
+        introduction = _OF_ONE_JOB.format(COMMAND, job)
+    lines = introduction.split("\n")
     for section, fields in sections():
-        lines += [inspect.getdoc(section) or ""]
-        for key, field in fields.items():
-            meaning = " ".join((field.description or "").split())
-            default = "" if field.is_required() else f"; default {shown(field.default)}"
-            lines.append(f"  {key:<22} {meaning} [{allowed(field)}{default}]")
-        lines.append("")
-    return "\n".join(lines)
+        told = {key: field for key, field in fields.items() if _is_for(key, job)}
+        if told:
+            lines += (inspect.getdoc(section) or "").partition("\n\nAttributes:")[0].split("\n")
+            lines += [_key_help(key, field, job) for key, field in told.items()]
+            lines.append("")
+    return "\n".join(part for line in lines for part in _wrapped(line, min(width, HELP_WIDTH)))
+
+
+def _is_for(key: str, job: str | None) -> bool:
+    return job is None or conditions(key, job) is not None
+
+
+def _key_help(key: str, field: FieldInfo, job: str | None) -> str:
+    meaning = " ".join((field.description or "").split())
+    default = "" if field.is_required() else f"; default {shown(field.default)}"
+    needed = conditions(key, job) if job else None
+    when = f" (only with {' and '.join(needed)})" if needed else ""
+    return f"  {key:<{_KEY_WIDTH}} {meaning}{when} [{allowed(field)}{default}]"
+
+
+def _wrapped(line: str, width: int) -> list[str]:
+    """A line as lines of a width, those after the first one below the first one's text."""
+    found = re.match(r"( *)(\S+ {2,}|\S+ (?=\S)|)", line)
+    indent = len(found[0]) if found and line.startswith("  ") else 0
+    if len(line) <= width:
+        return [line]
+    return textwrap.wrap(
+        line,
+        width,
+        subsequent_indent=" " * (indent if indent <= width // 2 else 6),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def refused_value(error: ValidationError, values: dict[str, Any]) -> str:
@@ -92,8 +142,9 @@ def _options(field: FieldInfo) -> list[str]:
     if get_origin(kind) is Literal:
         return [str(choice) for choice in inner]
     if get_origin(kind) is list:
-        limits = [rule.max_length for rule in field.metadata if hasattr(rule, "max_length")]
-        name = " of ".join([_LIST, *(f"{limit} values" for limit in limits)])
+        words = [str(rule.max_length) for rule in field.metadata if hasattr(rule, "max_length")]
+        words += ["different"] if Different in field.metadata else []
+        name = f"{_LIST} of {' '.join(words)} values" if words else _LIST
         return [f"{name} in brackets, each value {allowed(FieldInfo.from_annotation(inner[0]))}"]
     return {bool: ["true", "false"], NoneType: ["null"], str: ["text"]}[cast(Any, kind)]
 
@@ -102,6 +153,8 @@ def shown(value: Any) -> str:
     """A value as a person writes it on the command line: null, true, [a, b]."""
     if isinstance(value, str | float):
         return str(value)
+    if isinstance(value, list):
+        return f"[{', '.join(map(shown, value))}]"
     return json.dumps(value, ensure_ascii=False).replace('"', "")
 
 

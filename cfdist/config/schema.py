@@ -1,4 +1,4 @@
-"""The schema of the configuration: every key with its type, its range and what it means.
+"""The schema of the configuration: every key with its type, range, meaning, and who reads it.
 
 Hydra composes `conf/` and the command line into plain values, these pydantic models check them,
 and `--help` prints the text below each key.
@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
+
+from cfdist.config import uses
+from cfdist.config.uses import Job, Uses
+
+_T = TypeVar("_T")
 
 PATH = "a path"  # a field's title says what its value must be, where its type does not
 
@@ -25,10 +30,10 @@ def _from_text(value: object) -> object:
         return value
 
 
-def _different(numbers: list[int]) -> list[int]:
-    if len(set(numbers)) != len(numbers):
-        raise ValueError("the same number twice")
-    return numbers
+def _different(values: list[_T]) -> list[_T]:
+    if len(set(values)) != len(values):
+        raise ValueError("the same value twice")
+    return values
 
 
 def _word(value: object) -> str:
@@ -50,47 +55,69 @@ def _between(low: int, high: int | None = None, name: str = "a whole number") ->
 
 
 PathText = Annotated[str, AfterValidator(_not_empty), Field(title=PATH)]
+Name = Annotated[str, AfterValidator(_not_empty), Field(title="text")]
 Strict = Field(strict=True)  # true is no number, 1 is not true, 4.0 is not 4
 Whole = Annotated[int, Strict, BeforeValidator(_from_text)]
 Natural = Annotated[Whole, _between(0)]
 Positive = Annotated[Whole, _between(1)]
 UpTo1024 = Annotated[Whole, _between(1, 1024)]
 UpToMillion = Annotated[Whole, _between(1, 1_000_000)]
-PixelCount = Annotated[Whole, Field(ge=32, multiple_of=32, title="a multiple of 32 from 32 up")]
-Real = Annotated[
-    float, Strict, BeforeValidator(_from_text), Field(allow_inf_nan=False, title="a finite number")
-]
-PositiveReal = Annotated[Real, Field(gt=0, title="a finite number above 0")]
+_SIDE = "a multiple of 32 from 32 to 16384"
+PixelCount = Annotated[Whole, Field(ge=32, le=16384, multiple_of=32, title=_SIDE)]
+Real = Annotated[float, Strict, BeforeValidator(_from_text), Field(allow_inf_nan=False)]
+# float32 holds every u8 value after any of these factors, offsets and divisors.
+Offset = Annotated[Real, _between(-1_000_000, 1_000_000, "a number")]
+_FACTOR = "a number from 0.000001 to 1000000"
+Factor = Annotated[Real, Field(ge=1e-6, le=1e6, title=_FACTOR)]
 Fraction = Annotated[Real, _between(0, 1, "a number")]
 StrictBool = Annotated[bool, Strict]
 _DEVICES = "a list of different device numbers (0 and up, at most 1024)"
+Different = AfterValidator(_different)  # in a list: no value twice
+NotEmpty = Field(min_length=1)
 DeviceList = Annotated[
-    list[Natural], Field(min_length=1, max_length=1024, title=_DEVICES), AfterValidator(_different)
+    list[Natural], Field(min_length=1, max_length=1024, title=_DEVICES), Different
+]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9A-Fa-f]{64}$", title="64 hexadecimal digits")]
+# What ATC's --soc_version takes: Ascend310P3, Ascend910ProA, Ascend910_9391.
+SocVersion = Annotated[
+    str,
+    Field(
+        pattern=r"^Ascend[0-9]{3}[A-Za-z0-9_]*$",
+        title="a chip's name as ATC takes it, such as Ascend310P3",
+    ),
 ]
 Protocol = Literal["official", "guide"]
 InputKind = Literal["f32", "u8"]
 BenchmarkPart = Literal["inference", "host", "end_to_end"]
-Job = Literal[
-    "evaluate",
-    "score",
-    "benchmark",
-    "export",
-    "convert",
-    "compare",
-    "preprocess",
-    "infer",
-    "postprocess",
-]
 
 
 class Section(BaseModel):
-    """Keys that belong together; any other key is refused."""
+    """Keys that belong together; any other key is refused.
+
+    Attributes:
+        used: What reads those keys of the section that do not say it themselves.
+    """
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    used: ClassVar[Uses] = uses.ALWAYS
+    _typed: frozenset[str] = PrivateAttr(frozenset())
+
+    def mark_typed(self, keys: frozenset[str]) -> None:
+        """Remember, here and in the sections inside, which keys the person has typed."""
+        self._typed = keys
+        for name in type(self).model_fields:
+            if isinstance(inner := getattr(self, name), Section):
+                inner.mark_typed(keys)
+
+    def typed(self) -> frozenset[str]:
+        """The keys of the whole configuration that the person has typed: "model.batch"."""
+        return self._typed
 
 
 class DatasetConfig(Section):
     """Which pictures: `dataset=sample` or `dataset=wider_val`."""
+
+    used: ClassVar[Uses] = uses.DATA_SET
 
     name: str
     """name in tables and results"""
@@ -103,9 +130,17 @@ class DatasetConfig(Section):
     """folder with wider_face_val.mat and wider_{easy,medium,hard}_val.mat"""
     limit: Positive | None = None
     """take only the first N pictures; null: all"""
-    repeat: Positive = 1
+    repeat: Annotated[
+        Positive,
+        Field(le=10_000, title="a whole number from 1 to 10000"),
+        uses.only("evaluate"),
+        uses.only("benchmark", when=(uses.END_TO_END,)),
+    ] = 1
     """job=evaluate, benchmark: passes over the pictures, for longer measurements"""
-    damaged: Literal["fail", "use"] = "fail"
+    damaged: Annotated[
+        Literal["fail", "use"],
+        uses.only("evaluate", "benchmark", "compare", "preprocess", "postprocess"),
+    ] = "fail"
     """a picture whose file is damaged: fail, it counts as failed; use, it is taken as it decodes,
     and listed"""
 
@@ -113,26 +148,32 @@ class DatasetConfig(Section):
 class ExpectedConfig(Section):
     """The AP that the model should have, for the table and for `eval.gate`."""
 
+    used: ClassVar[Uses] = uses.EXPECTED_AP
+
     easy: Fraction | None = None
     """expected AP of the easy faces, a fraction"""
     medium: Fraction | None = None
     """the same for medium"""
     hard: Fraction | None = None
     """the same for hard"""
-    protocol: Protocol = "official"
+    protocol: Annotated[Protocol, uses.also(uses.EXPECTED_AP, uses.EXPECTS_AP)] = "official"
     """the protocol of the expected AP"""
-    tolerance: Fraction = 0.002
+    tolerance: Annotated[Fraction, uses.also(uses.EXPECTED_AP, uses.EXPECTS_AP)] = 0.002
     """how far the measured AP may be below the expected one"""
 
 
 class WeightsConfig(Section):
     """The weights that a model comes with."""
 
-    path: PathText | None = None
+    used: ClassVar[Uses] = uses.also(
+        uses.MODEL_FILE, uses.missing("model.path"), uses.given("model.weights.path", "FILE")
+    )
+
+    path: Annotated[PathText | None, uses.also(uses.MODEL_FILE, uses.missing("model.path"))] = None
     """a file, or package://<package>/<file> inside an installed Python package"""
     size: Positive | None = None
     """its size in bytes; null: any"""
-    sha256: str | None = None
+    sha256: Sha256 | None = None
     """its SHA-256; null: any"""
 
 
@@ -141,34 +182,56 @@ class ModelConfig(Section):
 
     name: str
     """name in tables and results"""
-    path: PathText | None = None
+    path: Annotated[PathText | None, uses.MODEL_FILE] = None
     """your own model file ({batch} in it stands for model.batch); null: the weights below"""
-    sha256: str | None = None
+    sha256: Annotated[
+        Sha256 | None, uses.also(uses.MODEL_FILE, uses.given("model.path", "FILE"))
+    ] = None
     """expected SHA-256 of your own file; null: any"""
     weights: WeightsConfig
-    checkpoint: PathText | None = None
+    checkpoint: Annotated[PathText | None, uses.backend_key("torch"), uses.only("export")] = None
     """job=export, backend=torch: the .pth file"""
-    batch: UpTo1024 = 1
+    batch: Annotated[
+        UpTo1024,
+        uses.only("evaluate", "compare", "infer"),
+        uses.only("benchmark", when=(uses.DEVICES,)),
+        uses.only("export", "convert", when=(uses.BATCH_IN_NAME,)),
+    ] = 1
     """pictures a batch"""
-    convention: Literal["centerface", "centerface_pytorch"]
+    convention: Annotated[
+        Literal["centerface", "centerface_pytorch"],
+        uses.with_model("compare", "infer", "export", "postprocess"),
+    ]
     """how head maps become boxes"""
-    outputs: list[str] | None = None
+    outputs: Annotated[
+        Annotated[list[Name], Field(min_length=4, max_length=4), Different] | None,
+        uses.also(uses.with_model("infer", "export"), uses.HAS_OUTPUT_NAMES),
+        uses.only("compare", "convert"),
+    ] = None
     """names of the heat map, size, offset and landmark outputs; null: in the file's order"""
-    height: PixelCount = 800
+    height: Annotated[PixelCount, uses.INPUT_SIZE] = 800
     """input rows, pixels, a multiple of 32"""
-    width: PixelCount = 800
+    width: Annotated[PixelCount, uses.INPUT_SIZE] = 800
     """input columns, pixels, a multiple of 32"""
-    color: Literal["RGB", "BGR"]
+    color: Annotated[Literal["RGB", "BGR"], uses.NORMALISATION]
     """order of the channels that the network wants"""
-    scale: PositiveReal = 1.0
+    scale: Annotated[Factor, uses.NORMALISATION] = 1.0
     """factor for the u8 values, applied first"""
-    mean: Annotated[list[Real], Field(min_length=3, max_length=3)]
+    mean: Annotated[list[Offset], Field(min_length=3, max_length=3), uses.NORMALISATION]
     """subtracted after the scaling, per channel in `color` order"""
-    std: Annotated[list[PositiveReal], Field(min_length=3, max_length=3)]
+    std: Annotated[list[Factor], Field(min_length=3, max_length=3), uses.NORMALISATION]
     """divisor after the subtraction, per channel in `color` order"""
-    top_k: Annotated[Whole, _between(1, 10000)] = 200
+    top_k: Annotated[
+        Whole,
+        _between(1, 10000),
+        uses.with_model("compare", "postprocess", "convert"),
+        uses.only("export", when=(uses.equal("export.peaks", True, "true"),)),
+    ] = 200
     """peaks kept a picture"""
-    nms: Fraction | None = None
+    nms: Annotated[
+        Fraction | None,
+        uses.with_model("compare", "postprocess", parts=uses.END_TO_END),
+    ] = None
     """IoU threshold of the suppression after decoding; null: none"""
     expected: ExpectedConfig
 
@@ -179,55 +242,85 @@ class BackendConfig(Section):
     Or nothing does: `backend=simulated`.
     """
 
+    used: ClassVar[Uses] = uses.backend_key()
+
     name: str
     """auto: om where NPUs and ais_bench are, else openvino, else onnxruntime"""
-    streams: Literal["auto"] | Positive = "auto"
+    streams: Annotated[
+        Literal["auto"] | Positive, uses.backend_key("openvino", "onnxruntime", "simulated")
+    ] = "auto"
     """inferences a device takes at once; auto: as many as its threads and memory allow"""
-    precision: Literal["f32", "bf16"] = "f32"
+    precision: Annotated[Literal["f32", "bf16"], uses.model_option("openvino")] = "f32"
     """openvino: f32, or bf16 (faster where the processor has it, not the model's numbers)"""
-    providers: list[str] = ["CPUExecutionProvider"]
+    providers: Annotated[list[Name], NotEmpty, Different, uses.model_option("onnxruntime")] = [
+        "CPUExecutionProvider"
+    ]
     """onnxruntime: execution providers by falling preference"""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], uses.model_option("torch")] = "auto"
     """torch: auto (CUDA where there is one), cpu or cuda"""
-    latency_ms: Annotated[Real, _between(0, 3_600_000, "a number")] | None = None
+    latency_ms: Annotated[
+        Annotated[Real, _between(0, 3_600_000, "a number")] | None, uses.backend_key("simulated")
+    ] = None
     """simulated: milliseconds a batch, 0 is instant; null: the preset's"""
-    preset: Literal["310P3"] | None = None
+    preset: Annotated[
+        Literal["310P3"] | None,
+        uses.backend_key("simulated", when=(uses.missing("backend.latency_ms"),)),
+    ] = None
     """simulated: the chip whose published times are taken"""
-    fault: Annotated[Literal["nan", "inf", "inf_scores"], BeforeValidator(_word)] | None = None
+    fault: Annotated[
+        Annotated[Literal["nan", "inf", "inf_scores"], BeforeValidator(_word)] | None,
+        uses.backend_key("simulated"),
+    ] = None
     """simulated: the fault in the devices' head maps, to try how a run deals with it"""
-    fault_device: Natural | None = None
+    fault_device: Annotated[
+        Natural | None,
+        uses.backend_key("simulated", when=(uses.given("backend.fault", "nan"),)),
+    ] = None
     """simulated: the number of the only faulty device; null: all are faulty"""
 
 
 class EvalConfig(Section):
     """Which protocol comes first and how boxes are written: `eval=official` or `eval=guide`."""
 
-    protocol: Protocol
+    protocol: Annotated[
+        Protocol,
+        uses.only("evaluate", "score", "compare", "postprocess"),
+        uses.only("benchmark", when=(uses.END_TO_END,)),
+    ]
     """official: IoU 0.5, boxes written and scored as the detector gives them; guide: IoU 0.4, boxes
     and scores rounded as the CenterFace script does. Both IoUs are always computed"""
-    gate: bool = False
+    gate: Annotated[bool, uses.only("evaluate", "score")] = False
     """exit code 5 if the AP misses model.expected"""
 
 
 class BenchmarkConfig(Section):
     """`job=benchmark`: how fast the devices are, how fast the host, and both together."""
 
-    parts: Annotated[list[BenchmarkPart], Field(min_length=1)] = list(get_args(BenchmarkPart))
+    used: ClassVar[Uses] = uses.only("benchmark")
+
+    parts: Annotated[list[BenchmarkPart], NotEmpty, Different] = list(get_args(BenchmarkPart))
     """which to run: inference, the model alone; host, reading the pictures alone; end_to_end, both,
     as job=evaluate"""
-    loops: UpToMillion = 20
+    loops: Annotated[UpToMillion, uses.only("benchmark", when=(uses.INFERENCE,))] = 20
     """inference: batches in each slot of a device, after a warm-up"""
-    input: Literal["zeros", "random"] = "zeros"
+    input: Annotated[Literal["zeros", "random"], uses.only("benchmark", when=(uses.INFERENCE,))] = (
+        "zeros"
+    )
     """inference: what the model is given"""
-    readers: Literal["auto"] | UpTo1024 | Annotated[list[UpTo1024], Field(min_length=1)] = "auto"
+    readers: Annotated[
+        Literal["auto"] | UpTo1024 | Annotated[list[UpTo1024], NotEmpty, Different],
+        uses.only("benchmark", when=(uses.HOST,)),
+    ] = "auto"
     """host: number of reader threads, or a list of numbers; auto: 1, 2, 4, ... up to the number of
     cores, and the number that the run has"""
-    pictures: UpToMillion = 300
+    pictures: Annotated[UpToMillion, uses.only("benchmark", when=(uses.PICTURES,))] = 300
     """host, end_to_end: the first N of the data set, which is repeated if it has fewer"""
 
 
 class ExportConfig(Section):
     """`job=export`: a checkpoint to ONNX."""
+
+    used: ClassVar[Uses] = uses.only("export")
 
     output: PathText | None = None
     """the ONNX file to write; null: <output_dir>/CenterFace.onnx"""
@@ -242,11 +335,13 @@ class ExportConfig(Section):
 class ConvertConfig(Section):
     """`job=convert`: ONNX (model.path) to OM, through ATC."""
 
+    used: ClassVar[Uses] = uses.only("convert")
+
     output: PathText = "models"
     """folder for the OM files"""
-    batches: Annotated[list[Positive], Field(min_length=1)] = [1, 4, 8, 16, 32]
+    batches: Annotated[list[UpTo1024], NotEmpty, Different] = [1, 4, 8, 16, 32]
     """batch sizes, one OM each"""
-    soc_version: str | None = None
+    soc_version: SocVersion | None = None
     """the chip, Ascend310P3; null: asked from npu-smi"""
     aipp: bool = False
     """normalise on the chip: the OM takes u8 NHWC"""
@@ -261,7 +356,9 @@ class ConvertConfig(Section):
 class CompareConfig(Section):
     """`job=compare`: past one of these, the exit code is 4."""
 
-    ap: Annotated[Real, _between(0, None, "a finite number")] = 0.002
+    used: ClassVar[Uses] = uses.only("compare")
+
+    ap: Fraction = 0.002
     """how far the candidate's AP may be from the reference's"""
     boxes: Fraction = 0.98
     """share of the reference's boxes that the candidate must find again, at IoU 0.9"""
@@ -272,11 +369,15 @@ class CompareConfig(Section):
 class PreprocessConfig(Section):
     """Letterboxed pictures: where they are made and kept, and `job=preprocess`."""
 
-    where: Literal["auto", "device", "cluster"] = "auto"
+    used: ClassVar[Uses] = uses.only("preprocess")
+
+    where: Annotated[
+        Literal["auto", "device", "cluster"], uses.only("evaluate", when=(uses.NOT_CACHED,))
+    ] = "auto"
     """where pictures are read and letterboxed: device, beside the device that infers them; cluster,
     on the CPUs of any node, by a stage of a Ray Dataset; auto: cluster where the cluster has nodes
     whose CPUs no device uses, else device"""
-    cache: Literal["auto"] | StrictBool = "auto"
+    cache: Annotated[Literal["auto"] | StrictBool, uses.only("evaluate")] = "auto"
     """materialise the letterboxed Dataset once and hand its blocks to every run of a sweep: auto
     (where the object store holds it all), true (Ray spills what does not fit; also for the passes
     of dataset.repeat) or false"""
@@ -288,6 +389,8 @@ class PreprocessConfig(Section):
 
 class InferConfig(Section):
     """`job=infer`: .bin files to output files, the guide's second step."""
+
+    used: ClassVar[Uses] = uses.only("infer")
 
     input: PathText | None = None
     """folder of .bin files, as job=preprocess leaves them"""
@@ -302,6 +405,8 @@ class InferConfig(Section):
 class PostprocessConfig(Section):
     """`job=postprocess`: output files to WIDER FACE prediction files, the guide's last step."""
 
+    used: ClassVar[Uses] = uses.only("postprocess")
+
     input: PathText | None = None
     """folder of <name>_{0..3}.bin files, flat or sorted into event folders"""
     output: PathText | None = None
@@ -311,9 +416,13 @@ class PostprocessConfig(Section):
 class ClusterConfig(Section):
     """Where Ray runs."""
 
+    used: ClassVar[Uses] = uses.RAY
+
     address: str | None = None
     """a running Ray cluster (auto, or host:port); null: one on this machine for this run"""
-    dashboard: Literal["auto"] | StrictBool = "auto"
+    dashboard: Annotated[Literal["auto"] | StrictBool, uses.also(uses.RAY, uses.OWN_CLUSTER)] = (
+        "auto"
+    )
     """start Ray's dashboard with the run's own cluster, which takes about two seconds: true, false,
     or auto: if the command runs in a terminal"""
 
@@ -321,7 +430,12 @@ class ClusterConfig(Section):
 class PipelineConfig(Section):
     """How each device gets its pictures."""
 
-    readers: Literal["auto"] | UpTo1024 = "auto"
+    readers: Annotated[
+        Literal["auto"] | UpTo1024,
+        uses.only("evaluate", "compare"),
+        uses.only("benchmark", when=(uses.END_TO_END,)),
+        uses.only("benchmark", when=(uses.HOST, uses.equal("benchmark.readers", "auto", "auto"))),
+    ] = "auto"
     """reader threads a device, which read, decode and letterbox pictures; auto: its share of the
     cores"""
 
@@ -331,19 +445,25 @@ class Config(Section):
 
     job: Job
     """what to do"""
-    devices: Literal["auto"] | UpTo1024 | DeviceList = "auto"
+    devices: Annotated[
+        Literal["auto"] | UpTo1024 | DeviceList,
+        uses.only("evaluate", "compare", "infer"),
+        uses.only("benchmark", when=(uses.DEVICES,)),
+        # The number of reader threads that a run would have is one of those measured.
+        uses.only("benchmark", when=(uses.HOST, uses.equal("benchmark.readers", "auto", "auto"))),
+    ] = "auto"
     """device actors: a number, a list such as [0,1], or auto (every accelerator; on CPUs one for
     each 8 cores)"""
     output_dir: PathText
     """folder for results.json, predictions and the run's log"""
-    predictions: PathText | None = None
+    predictions: Annotated[PathText | None, uses.only("score")] = None
     """job=score: folder of WIDER prediction files, <event>/<name>.txt"""
-    missing: Literal["skip", "empty"] = "skip"
+    missing: Annotated[Literal["skip", "empty"], uses.only("score")] = "skip"
     """job=score: pictures without a file: skip, their faces do not count; empty, nothing was found
     in them, which is what it means if their writer leaves such files out"""
-    reference: PathText | None = None
+    reference: Annotated[PathText | None, uses.only("compare")] = None
     """job=compare: a model file, or <backend>:<file>; its suffix chooses the backend"""
-    candidate: PathText | None = None
+    candidate: Annotated[PathText | None, uses.only("compare")] = None
     """job=compare: the model to compare with the reference, in the same form"""
     dataset: DatasetConfig
     model: ModelConfig
@@ -375,3 +495,12 @@ def sections(
 def all_fields() -> dict[str, FieldInfo]:
     """Every key of the configuration, such as "model.batch", with its field."""
     return {key: field for _, fields in sections() for key, field in fields.items()}
+
+
+def all_uses() -> dict[str, Uses]:
+    """Every key with what reads it."""
+    return {
+        key: sum((one for one in field.metadata if isinstance(one, Uses)), Uses()) or section.used
+        for section, fields in sections()
+        for key, field in fields.items()
+    }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cfdist.backends.base import DeviceSettings
+from cfdist.backends.base import Capabilities, DeviceSettings
 from cfdist.devices.base import AHEAD
 from cfdist.errors import UserError
 from cfdist.machine import available_memory
@@ -14,6 +15,12 @@ from cfdist.machine import available_memory
 ACCELERATOR_RESOURCE = {"cpu": None, "gpu": "GPU", "npu": "NPU"}
 
 CORES_PER_AUTO_DEVICE = 8
+
+# More of these than this for each core only wait for each other; each device is a process, and each
+# of those takes memory. A simulated device does not compute.
+DEVICES_A_CORE = 4
+SIMULATED_A_CORE = 16
+READERS_A_CORE = 64
 
 Auto = Literal["auto"]
 Devices = int | list[int] | Auto
@@ -66,8 +73,9 @@ def plan_devices(
     streams: int | Auto = 1,
     stream_bytes: int = 1,
     shares_cpus: bool = False,
+    resources: Mapping[str, float] | None = None,
 ) -> DevicePlan:
-    """Share the cluster's cores between the devices; Ray is connected.
+    """Share the cluster's cores between the devices.
 
     Args:
         kind: "cpu", "gpu" or "npu".
@@ -78,14 +86,14 @@ def plan_devices(
             it has threads, as far as half of the free memory goes, any other device one.
         stream_bytes: What one more stream takes, bytes, see `cfdist.devices.memory`.
         shares_cpus: Whether other tasks need the CPUs while the devices run.
+        resources: What the cluster has, by Ray's names; `None`: Ray, which is connected, says it.
 
     Raises:
         UserError: the cluster has fewer accelerators than asked for.
     """
-    import ray
-
-    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    cores = max(1, int(resources.get("CPU", 1)))
+    if resources is None:
+        resources = cluster_resources()
+    cores = cores_of(resources)
     resource = ACCELERATOR_RESOURCE[kind]
     accelerators = int(resources.get(resource, 0)) if resource else 0
     if devices == "auto":
@@ -105,6 +113,64 @@ def plan_devices(
     # Ray counts in ten-thousandths.
     cpus = int(min(cores / count, threads) * 10_000) / 10_000
     return DevicePlan(kind, count, threads, streams, readers, 0 if shares_cpus else cpus)
+
+
+def cluster_resources() -> dict[str, float]:
+    """What the cluster to which Ray is connected has."""
+    import ray
+
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return found
+
+
+def cores_of(resources: Mapping[str, float]) -> int:
+    """The CPUs that a cluster has, at least one."""
+    return max(1, int(resources.get("CPU", 1)))
+
+
+def refuse_crowd(plan: DevicePlan, devices: Devices, cores: int, of: Capabilities) -> None:
+    """Refuse more devices, streams or reader threads than the cores can serve.
+
+    Args:
+        plan: The devices.
+        devices: As in the configuration.
+        cores: That the devices share.
+        of: Their backend's.
+
+    Raises:
+        UserError: it names the key and the most that it may be.
+    """
+    most = cores * (SIMULATED_A_CORE if of.is_simulated else DEVICES_A_CORE)
+    if plan.kind == "cpu" and plan.count > most:
+        raise UserError(
+            f"devices={devices}: these devices share {_counted(cores, 'CPU core')}; ask for at "
+            f"most {most}"
+        )
+    if of.streams_need_threads and plan.streams > plan.threads:
+        raise UserError(
+            f"backend.streams={plan.streams}: a device here has "
+            f"{_counted(plan.threads, 'thread')}, and each stream needs one; ask for at most "
+            f"{plan.threads}, for fewer devices, or for backend.streams=auto"
+        )
+    refuse_readers("pipeline.readers", plan.readers, cores, plan.count)
+
+
+def refuse_readers(key: str, readers: int, cores: int, devices: int = 1) -> None:
+    """Refuse more reader threads than some for each core.
+
+    Raises:
+        UserError: it names `key`, which says how many threads each device has.
+    """
+    most = max(1, READERS_A_CORE * cores // devices)
+    if readers > most:
+        raise UserError(
+            f"{key}={readers}: {devices * readers} reader threads on "
+            f"{_counted(cores, 'CPU core')}; ask for at most {most}"
+        )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def streams_in_memory(threads: int, count: int, stream_bytes: int) -> int:

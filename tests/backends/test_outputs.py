@@ -51,6 +51,13 @@ def test_missing_outputs_are_named(spec, names, outputs, message):
         output_order(names, spec(outputs=outputs))
 
 
+@pytest.mark.parametrize("names", [("p", "q", "r", "s"), NAMES[1:], PEAKS])
+def test_names_that_the_file_must_have_are_not_replaced_by_its_order(spec, names):
+    with pytest.raises(UserError, match=r"expected 'output1', .*; missing 'output1'"):
+        output_order(names, spec(outputs=NAMES, needs_outputs=True))
+    assert output_order(NAMES[::-1], spec(outputs=NAMES, needs_outputs=True)) == (3, 2, 1, 0)
+
+
 def test_four_arrays_are_head_maps_and_three_are_peaks(spec):
     model = spec(height=64, width=96, top_k=5)
     shapes = output_shapes(4, model)

@@ -140,7 +140,7 @@ def test_its_streams_wait_at_the_same_time(make, monkeypatch):
 
 def test_a_run_is_marked_and_has_no_ap(command, tmp_path):
     done = command(
-        "backend=simulated", "model.path=nowhere.onnx", "model.batch=4", "devices=2", *SMALL,
+        "backend=simulated", "model.batch=4", "devices=2", *SMALL,
         "dataset.limit=12", "output_dir=out",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

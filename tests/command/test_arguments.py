@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from cfdist.command.arguments import prepare_arguments
+from cfdist.command.arguments import Question, asked, prepare_arguments, settings_of
 from cfdist.errors import UserError
 
 
@@ -36,9 +36,45 @@ def test_elsewhere_a_comma_belongs_to_the_path(arguments):
         ("--devices", "--devices: no such option; settings are key=value"),
         ("=4", "=4: not of the form key=value"),
         ("~model.batch", "~model.batch: no key can be taken away"),
+        ("--config-name=x", "--config-name=x: no such option"),
+        ("--config-dir", "--config-dir: no such option"),
+        ("--info", "--info: no such option"),
+        ("-sc", "-sc: no such option"),
+        ("-m=2", "-m=2: no such option"),
+        ("hydra.run.dir=X", "hydra.run.dir=X: cfdist sets this itself; output_dir=..."),
+        ("hydra.sweep.dir=X", "hydra.sweep.dir=X: cfdist sets this itself"),
+        ("+hydra.job.chdir=true", "+hydra.job.chdir=true: cfdist sets this itself"),
+        ("++hydra/launcher=joblib", "++hydra/launcher=joblib: cfdist sets this itself"),
+        ("hydra={run: {dir: X}}", "hydra={run: {dir: X}}: cfdist sets this itself"),
+        ("model@dataset=centerface", "model@dataset=centerface: no such key"),
     ],
 )
 def test_what_hydra_would_not_explain_is_refused_before(argument, line):
     with pytest.raises(UserError) as refused:
         prepare_arguments([argument])
     assert str(refused.value).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "question"),
+    [
+        ([], None),
+        (["-m", "model.batch=1,2"], None),
+        (["--help"], Question("help")),
+        (["job=convert", "-h"], Question("help", "convert")),
+        (["--help", "job=score", "--version"], Question("help", "score")),
+        (["--version"], Question("version")),
+        (["--cfg", "job"], Question("settings")),
+        (["-c=job"], Question("settings")),
+    ],
+)
+def test_what_a_command_line_asks_for(arguments, question):
+    assert asked(arguments) == question
+
+
+def test_the_settings_that_are_shown():
+    assert settings_of(["--cfg", "job", "model.batch=4"]) == ["model.batch=4"]
+    assert settings_of(["model.batch=4", "--cfg=job"]) == ["model.batch=4"]
+    for wrong in (["--cfg", "hydra"], ["--cfg=all"], ["-c"], ["-m", "--cfg", "job"]):
+        with pytest.raises(UserError, match=r"^--cfg"):
+            settings_of(wrong)

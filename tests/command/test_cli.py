@@ -11,11 +11,13 @@ import yaml
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+import cfdist
 from cfdist.command import cli
-from cfdist.errors import ExitCode, TerminatedError
+from cfdist.command.arguments import Question
+from cfdist.errors import ExitCode, TerminatedError, UserError
 
 
-def resolved(composed):
+def resolved(composed, typed):
     """In place of the checked configuration: its values as they are."""
     return SimpleNamespace(**OmegaConf.to_container(composed, resolve=True))
 
@@ -131,6 +133,27 @@ def test_any_other_error_is_internal_and_shows_its_traceback(run_member, capsys)
     shown = capsys.readouterr().err
     assert "Traceback" in shown
     assert shown.endswith(f"cfdist: {outcome.reason}\n")
+
+
+def test_the_help_of_one_job_and_the_version(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    page = cli.answer(Question("help", "convert"))
+    assert "convert.batches" in page
+    assert "compare.ap" not in page
+    assert max(map(len, page.splitlines())) <= 60
+    assert cli.answer(Question("version")) == f"cfdist {cfdist.__version__}"
+    with pytest.raises(UserError, match="job=conv: must be evaluate"):
+        cli.answer(Question("help", "conv"))
+
+
+def test_settings_are_shown_as_a_run_would_take_them(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["main.py", "--cfg", "job", "model.batch=4"])
+    shown = OmegaConf.create(cli.answer(Question("settings")))
+    assert shown.model.batch == 4
+    assert "hydra" not in shown
+    monkeypatch.setattr("sys.argv", ["main.py", "--cfg", "job", "predictions=p"])
+    with pytest.raises(UserError, match="predictions: job=evaluate does not read it"):
+        cli.answer(Question("settings"))
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, TerminatedError])

@@ -21,7 +21,9 @@ SOURCES = ("cfdist", "jobs", "conf", "pyproject.toml", "setup.py", "requirements
 def test_a_checkout_has_its_jobs_and_configuration_beside_the_package():
     assert CHECKOUT == PROJECT
     assert CONFIG_FOLDER == PROJECT / "conf"
-    assert COMMAND == "python main.py"
+    is_own = Path(sys.prefix) == PROJECT / ".venv"
+    assert (COMMAND == "./run.sh") == is_own
+    assert is_own or COMMAND == "python main.py"
     assert load_job("score").__name__ == "jobs.score"
 
 

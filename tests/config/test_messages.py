@@ -13,6 +13,7 @@ from cfdist import config
 from cfdist.command.arguments import prepare_arguments
 from cfdist.config.messages import SEE_HELP, allowed, help_text, shown
 from cfdist.config.schema import all_fields
+from cfdist.config.uses import JOBS as JOB_NAMES
 from cfdist.errors import ExitCode, UserError
 
 
@@ -40,9 +41,13 @@ DEVICES = (
     "1024)"
 )
 BATCH = "a whole number from 1 to 1024"
-STD = "a list of 3 values in brackets, each value a finite number above 0"
-PARTS = "a list in brackets, each value inference, host or end_to_end"
-BATCHES = "a list in brackets, each value a whole number from 1 up"
+FACTOR = "a number from 0.000001 to 1000000"
+STD = f"a list of 3 values in brackets, each value {FACTOR}"
+MEAN = "a list of 3 values in brackets, each value a number from -1000000 to 1000000"
+SOC = "a chip's name as ATC takes it, such as Ascend310P3 or null"
+PARTS = "a list of different values in brackets, each value inference, host or end_to_end"
+BATCHES = f"a list of different values in brackets, each value {BATCH}"
+NAMES = "a list of 4 different values in brackets, each value text"
 JOBS = "evaluate, score, benchmark, export, convert, compare, preprocess, infer or postprocess"
 
 
@@ -58,22 +63,38 @@ JOBS = "evaluate, score, benchmark, export, convert, compare, preprocess, infer 
         ("pipeline.readers", ["null", "0", "2000", "[1]"], "auto or a whole number from 1 to 1024"),
         (
             "benchmark.readers",
-            ["null", "0", "many", "[1, 0]", "[]"],
-            f"auto, {BATCH} or a list in brackets, each value {BATCH}",
+            ["null", "0", "many", "[1, 0]", "[]", "[2, 2]"],
+            f"auto, {BATCH} or a list of different values in brackets, each value {BATCH}",
         ),
         (
             "model.batch",
             ["abc", "0", "1.5", "4.0", "true", "null", "[1]", "2000", "", "{a: 1}", "4 5"],
             BATCH,
         ),
-        ("model.height", ["801", "0"], "a multiple of 32 from 32 up"),
+        ("model.height", ["801", "0", "32000"], "a multiple of 32 from 32 to 16384"),
         ("model.nms", ["1.5", "nan", "inf", "true", "abc"], "a number from 0 to 1 or null"),
-        ("model.scale", ["0", "-1", "nan", "inf", "true", "null"], "a finite number above 0"),
-        ("model.std", ["[1, 0, 1]", "[1, 1]", "1", "null", "[1, a, 1]", "[true, 1, 1]"], STD),
+        ("model.scale", ["0", "-1", "nan", "inf", "true", "null", "1e+300", "1e-300"], FACTOR),
+        ("model.mean", ["[nan, 0, 0]", "[inf, 0, 0]", "[1e+300, 0, 0]", "[0, 0]"], MEAN),
+        ("model.sha256", ["abc", "true"], "64 hexadecimal digits or null"),
+        ("convert.soc_version", ["foo", "310P3", "Ascend", "Ascend 310"], SOC),
+        (
+            "model.std",
+            [
+                "[1, 0, 1]",
+                "[1, 1e-300, 1]",
+                "[1, 1e+300, 1]",
+                "[1, 1]",
+                "1",
+                "null",
+                "[1, a, 1]",
+                "[true, 1, 1]",
+            ],
+            STD,
+        ),
         ("model.convention", ["other", "null", "1"], "centerface or centerface_pytorch"),
         ("model.color", ["rgb"], "RGB or BGR"),
         ("model.name", ["null"], "text"),
-        ("model.outputs", ["537", "[a, null]"], "null or a list in brackets, each value text"),
+        ("model.outputs", ["537", "[a, null]", "[a, b, c]", "[a, a, b, c]"], f"null or {NAMES}"),
         ("model.expected.easy", ["nan", "2"], "a number from 0 to 1 or null"),
         ("model.weights.size", ["0"], "a whole number from 1 up or null"),
         ("model.top_k", ["0", "10001"], "a whole number from 1 to 10000"),
@@ -84,17 +105,25 @@ JOBS = "evaluate, score, benchmark, export, convert, compare, preprocess, infer 
         ("eval.protocol", ["both"], "official or guide"),
         ("backend.streams", ["0", "many", "null", "2.5"], "auto or a whole number from 1 up"),
         ("backend.precision", ["f16", "null"], "f32 or bf16"),
-        ("backend.providers", ["X", "null"], "a list in brackets, each value text"),
+        (
+            "backend.providers",
+            ["X", "null", "[X, X]"],
+            "a list of different values in brackets, each value text",
+        ),
         ("backend.latency_ms", ["-1", "nan", "abc"], "a number from 0 to 3600000 or null"),
         ("backend.preset", ["910"], "310P3 or null"),
         ("backend.fault", ["none", "1", "true"], "nan, inf, inf_scores or null"),
         ("backend.fault_device", ["-1", "nan"], "a whole number from 0 up or null"),
-        ("benchmark.parts", ["[inference, hosts]", "host", "null", "[null]"], PARTS),
+        (
+            "benchmark.parts",
+            ["[inference, hosts]", "[host, host]", "host", "null", "[null]"],
+            PARTS,
+        ),
         ("benchmark.loops", ["0"], "a whole number from 1 to 1000000"),
         ("export.opset", ["18"], "a whole number from 11 to 17"),
-        ("convert.batches", ["[1, 0]", "4", "[1, 2.5]"], BATCHES),
+        ("convert.batches", ["[1, 0]", "4", "[1, 2.5]", "[1, 1]", "[2000]"], BATCHES),
         ("convert.log", ["loud"], "debug, info, warning, error or null"),
-        ("compare.ap", ["-1", "nan"], "a finite number from 0 up"),
+        ("compare.ap", ["-1", "nan", "1e+300"], "a number from 0 to 1"),
         ("compare.cosine", ["-2"], "a number from -1 to 1"),
         ("preprocess.where", ["null", "node"], "auto, device or cluster"),
         ("preprocess.cache", ["1", "null", "[auto]", "yes"], "auto, true or false"),
@@ -132,6 +161,7 @@ def test_a_value_that_does_not_fit(defaults, key, values, must_be):
         ("output_dir=", "output_dir: must not be empty"),
         ("benchmark.parts=[]", "benchmark.parts: must not be empty"),
         ("convert.batches=[]", "convert.batches: must not be empty"),
+        ("backend.providers=[]", "backend.providers: must not be empty"),
         ("backend=tensorrt", "backend=tensorrt: no such choice; there are auto, om, onnxruntime"),
         ("eval=null", "eval=null: no such choice; there are guide, official"),
         ("model=Null", "model=Null: no such choice; there are centerface, centerface_pytorch"),
@@ -176,11 +206,30 @@ def test_values_are_shown_as_they_are_typed(value, text):
 
 
 def test_every_key_is_explained_on_a_line_of_its_own():
-    lines = {line.split()[0]: line for line in help_text().splitlines() if line.strip()}
+    page = help_text().replace("\n" + 25 * " ", " ")
+    lines = {line.split()[0]: line for line in page.splitlines() if line.strip()}
     for key, field in all_fields().items():
         meaning, _, allowed = lines[key].partition("[")
         assert len(meaning.split()) > 2, f"{key} is not explained"
         assert ("; default " in allowed) == (not field.is_required())
+
+
+@pytest.mark.parametrize("job", [None, *JOB_NAMES])
+@pytest.mark.parametrize("width", [100, 60])
+def test_the_page_fits_and_breaks_no_word(job, width):
+    page, wide = help_text(job, width), help_text(job, 100)
+    assert max(map(len, page.splitlines())) <= width
+    assert page.split() == wide.split()
+
+
+def test_the_page_of_one_job_has_its_keys_alone():
+    page = help_text("score")
+    assert "  predictions " in page
+    assert "only with dataset.kind=wider" in " ".join(page.split())
+    assert "model.batch" not in page
+    assert "convert." not in page
+    with pytest.raises(UserError, match="job=train: must be evaluate, score"):
+        help_text("train")
 
 
 def test_every_exit_code_is_explained():

@@ -239,7 +239,7 @@ def test_settings_out_of_range(compose, override, words):
     [
         ("benchmark.loops=0", "benchmark.loops=0: must be a whole number from 1"),
         ("benchmark.parts=host", "benchmark.parts=host: must be a list"),
-        ("eval.gate=true", "eval.gate: job=benchmark computes no AP"),
+        ("eval.gate=true", "eval.gate: job=benchmark does not read it; it is for job=evaluate"),
     ],
 )
 def test_bad_input_is_one_line(command, tmp_path, override, words):

@@ -400,11 +400,16 @@ def test_postprocess_refuses_a_folder_of_which_nothing_can_be_used(compose, made
     assert "is there already" in message(f"postprocess.input={made.dump}", there)
 
 
+def model_settings(made) -> list[str]:
+    """Those that job=infer reads."""
+    return [one for one in made.overrides if one.startswith("model")]
+
+
 def test_what_goes_wrong_is_one_line_and_exit_code_2(command, made, tmp_path):
     bins = shutil.copytree(made.bins, tmp_path / "bins")
     found = command(
         "job=infer",
-        *made.overrides,
+        *model_settings(made),
         "cluster.dashboard=false",
         f"infer.input={bins}",
         "model.width=96",
@@ -426,8 +431,9 @@ def test_the_tool_itself_gives_the_files_of_the_backend(command, run, made, tmp_
     import aclruntime
 
     om = aclruntime.make_om(made.network, tmp_path / "net.om", 3)
-    overrides = (*made.overrides, f"model.path={om}", "model.batch=3", f"infer.input={made.bins}")
-    ours = command("job=infer", *overrides, "backend=om", "output_dir=ours")
+    own = (f"model.path={om}", "model.batch=3", f"infer.input={made.bins}")
+    overrides = (*made.overrides, *own)
+    ours = command("job=infer", *model_settings(made), *own, "backend=om", "output_dir=ours")
     assert ours.returncode == 0, ours.stderr
     tool = run(infer, tmp_path / "tool", *overrides, "infer.cli=true")
     assert (tool.code, tool.backend) == (0, "ais_bench")

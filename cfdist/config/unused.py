@@ -1,0 +1,113 @@
+"""Keys that the person has typed and the run does not read: refused, for they have no effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from cfdist.config.schema import Config, all_fields, all_uses
+from cfdist.config.uses import BACKENDS, Situation
+from cfdist.errors import UserError
+
+# What the choice of a group stands for: `backend=torch` for the backend's name.
+_CHOICE_SETS = ("name", "protocol")
+
+
+def typed_keys(arguments: Iterable[str]) -> frozenset[str]:
+    """The keys, and the groups, that a command line sets; a mapping's keys are those in it.
+
+    Args:
+        arguments: As Hydra's parser takes them; options are left out.
+    """
+    parser = OverridesParser.create()
+    overrides = [
+        parser.parse_override(argument)
+        for argument in arguments
+        if "=" in argument and not argument.startswith("-")
+    ]
+    return frozenset(key for one in overrides for key in _inner_keys(one.key_or_group, one.value()))
+
+
+def refuse_unused(config: Config, backends: Iterable[str] | None = None) -> None:
+    """Refuse what the person has typed and the run does not read.
+
+    What only a file of `conf/` sets may stand there: it is for other runs.
+
+    Args:
+        config: The run's.
+        backends: The backends that run its models; `None` if they are not known yet. A key that
+            one of the possible ones reads is then let through.
+
+    Raises:
+        UserError: it names the key, and the job or setting with which it would count.
+    """
+    known = frozenset(backends or ())
+    run = Situation(
+        dict(_flat(config.model_dump())), known or frozenset(_possible_backends(config))
+    )
+    for key in sorted(config.typed()):
+        if problem := _why_unread(_key_of(key), config.job, run):
+            is_resolved = known and config.job != "compare" and config.backend.name == "auto"
+            if is_resolved and "backend=" in problem:
+                problem += f" (backend=auto is {', '.join(sorted(known))} here)"
+            raise UserError(f"{key}: {problem}")
+
+
+def conditions(key: str, job: str) -> list[str] | None:
+    """What has to be set for a job to read a key, in words; `None` if it never does."""
+    uses = [use for use in all_uses()[key] if job in use.jobs]
+    if not uses:
+        return None
+    return [] if any(not use.when for use in uses) else [one.words for one in uses[0].when]
+
+
+def _why_unread(key: str, job: str, run: Situation) -> str | None:
+    """Why a job does not read a key, and what would; `None` if it does."""
+    unmet: list[list[str]] = [
+        [one.words for one in use.when if not one.holds(run)]
+        for use in all_uses().get(key, ())
+        if job in use.jobs
+    ]
+    if key not in all_uses() or [] in unmet:
+        return None
+    if unmet:
+        closest: Sequence[str] = min(unmet, key=len)
+        return f"has no effect on this run; job={job} reads it only with {' and '.join(closest)}"
+    jobs = sorted({name for use in all_uses()[key] for name in use.jobs})
+    return f"job={job} does not read it; it is for job={' or job='.join(jobs)}"
+
+
+def _possible_backends(config: Config) -> Sequence[str]:
+    """The backends that may run the models, before any file or device has been looked at."""
+    if config.job == "export":
+        return ("torch",)
+    if config.job == "compare":
+        return BACKENDS
+    if config.job == "infer" and config.infer.cli:
+        return ("om",)
+    name = config.backend.name
+    return ("om", "openvino", "onnxruntime") if name == "auto" else (name,)
+
+
+def _key_of(typed: str) -> str:
+    """The key of the schema that a typed key or group sets."""
+    choices = [f"{typed}.{name}" for name in _CHOICE_SETS]
+    return next((key for key in (typed, *choices) if key in all_fields()), typed)
+
+
+def _inner_keys(key: str, value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _inner_keys(f"{key}.{name}", inner)
+    else:
+        yield key
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

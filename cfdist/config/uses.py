@@ -1,0 +1,199 @@
+"""Which runs read a key: the words in which the schema says it.
+
+A key that a run does not read has no effect, and `cfdist.config.unused` refuses it. Each key of the
+schema carries its `Use`s, which were read from the code of the jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+Job = Literal[
+    "evaluate",
+    "score",
+    "benchmark",
+    "export",
+    "convert",
+    "compare",
+    "preprocess",
+    "infer",
+    "postprocess",
+]
+JOBS: tuple[str, ...] = get_args(Job)
+
+# Backends of this project; another one may read any of the backends' keys.
+BACKENDS = ("openvino", "onnxruntime", "torch", "om", "simulated")
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What decides whether a run reads a key.
+
+    Attributes:
+        values: Every key of the run with its value.
+        backends: The backends that may run its models; one, once it is known.
+    """
+
+    values: Mapping[str, Any]
+    backends: frozenset[str]
+
+
+@dataclass(frozen=True)
+class When:
+    """A condition under which a job reads a key.
+
+    Attributes:
+        words: What a person sets for it, after "only with".
+        holds: Whether a run meets it.
+    """
+
+    words: str
+    holds: Callable[[Situation], bool]
+
+
+@dataclass(frozen=True)
+class Use:
+    """Jobs that read a key, each if all conditions hold."""
+
+    jobs: tuple[str, ...]
+    when: tuple[When, ...] = ()
+
+
+class Uses(tuple[Use, ...]):
+    """All jobs that read a key, each by the first `Use` that has it; in a field's metadata."""
+
+    def __add__(self, other: tuple[Any, ...]) -> Uses:
+        """Also those of another."""
+        return Uses((*self, *other))
+
+
+def given(key: str, example: str) -> When:
+    """A key that can be null is not."""
+    return When(f"{key}={example}", lambda run: run.values[key] is not None)
+
+
+def missing(key: str) -> When:
+    """A key is null."""
+    return When(f"{key}=null", lambda run: run.values[key] is None)
+
+
+def equal(key: str, value: object, text: str) -> When:
+    """A key has a value; `text` is how a person writes it."""
+    return When(f"{key}={text}", lambda run: run.values[key] == value)
+
+
+def parts(*names: str) -> When:
+    """`benchmark.parts` holds one of these."""
+    text = " or ".join(names)
+    return When(
+        f"benchmark.parts of {text}",
+        lambda run: not set(names).isdisjoint(run.values["benchmark.parts"]),
+    )
+
+
+def on(*names: str) -> When:
+    """The run may have one of these backends, or one that is not this project's."""
+    return When(
+        f"backend={' or '.join(names)}",
+        lambda run: any(name in names or name not in BACKENDS for name in run.backends),
+    )
+
+
+def _file(run: Situation) -> str:
+    """The model file that PyTorch, or a job without backend, takes; empty if there is none."""
+    keys = ("model.checkpoint", "model.path", "model.weights.path")
+    return next((str(run.values[key]) for key in keys if run.values[key] is not None), "")
+
+
+DEVICES = parts("inference", "end_to_end")
+PICTURES = parts("host", "end_to_end")
+INFERENCE, HOST, END_TO_END = parts("inference"), parts("host"), parts("end_to_end")
+REAL = When("a backend that runs the model", lambda run: run.backends != {"simulated"})
+WITHOUT_CHECKPOINT = When(
+    "model.checkpoint=null",
+    lambda run: run.backends != {"torch"} or run.values["model.checkpoint"] is None,
+)
+HAS_OUTPUT_NAMES = When(
+    "an ONNX or OM file",
+    lambda run: run.backends != {"torch"} or _file(run).lower().endswith(".onnx"),
+)
+BATCH_IN_NAME = When(
+    "{batch} in the model file's name",
+    lambda run: (
+        "{batch}" in (run.values["model.path"] or "") + (run.values["model.checkpoint"] or "")
+    ),
+)
+EXPECTS_AP = When(
+    "model.expected.easy, medium or hard",
+    lambda run: any(
+        run.values[f"model.expected.{name}"] is not None for name in ("easy", "medium", "hard")
+    ),
+)
+WIDER = equal("dataset.kind", "wider", "wider (dataset=wider_val)")
+NOT_CACHED = When(
+    "preprocess.cache=auto or false", lambda run: run.values["preprocess.cache"] is not True
+)
+OWN_CLUSTER = missing("cluster.address")
+NOT_BY_TOOL = equal("infer.cli", False, "false")
+
+ALWAYS = Uses([Use(JOBS)])
+DATA_SET = Uses(
+    [
+        Use(("evaluate", "score", "export", "compare", "preprocess", "postprocess")),
+        Use(("benchmark",), (PICTURES,)),
+    ]
+)
+INPUT_SIZE = Uses([Use(tuple(job for job in JOBS if job != "score"))])
+RAY = Uses(
+    [
+        Use(("evaluate", "compare", "preprocess", "postprocess")),
+        Use(("benchmark",), (DEVICES,)),
+        Use(("infer",), (NOT_BY_TOOL,)),
+    ]
+)
+
+
+def only(*jobs: str, when: tuple[When, ...] = ()) -> Uses:
+    """These jobs under these conditions."""
+    return Uses([Use(jobs, when)])
+
+
+def also(uses: Uses, *when: When) -> Uses:
+    """The same jobs, under further conditions."""
+    return Uses(Use(use.jobs, (*use.when, *when)) for use in uses)
+
+
+def with_model(*jobs: str, parts: When = DEVICES) -> Uses:
+    """`job=evaluate` and `job=benchmark` where a model runs, and further jobs."""
+    runs = [Use(("evaluate",), (REAL,)), Use(("benchmark",), (parts, REAL))]
+    return Uses([*runs, *([Use(jobs)] if jobs else [])])
+
+
+MODEL_FILE = (
+    also(with_model("infer"), WITHOUT_CHECKPOINT)
+    + only("export", when=(missing("model.checkpoint"),))
+    + only("convert")
+)
+NORMALISATION = (
+    with_model("compare", "infer", "export")
+    + only("preprocess", when=(equal("preprocess.input", "f32", "f32"),))
+    + only("convert", when=(equal("convert.aipp", True, "true"),))
+)
+EXPECTED_AP = only("evaluate", when=(REAL, WIDER)) + only("score", when=(WIDER,))
+
+
+def backend_key(*names: str, when: tuple[When, ...] = ()) -> Uses:
+    """The jobs that take `backend=`, with one of these backends; with any if none is named."""
+    conditions = (on(*names), *when) if names else when
+    return (
+        only("evaluate", when=conditions)
+        + only("benchmark", when=(DEVICES, *conditions))
+        + only("infer", when=(NOT_BY_TOOL, *conditions))
+    )
+
+
+def model_option(*names: str) -> Uses:
+    """The same, and `job=compare` if one of its two models has such a backend."""
+    return backend_key(*names) + only("compare", when=(on(*names),))

@@ -1,0 +1,278 @@
+"""What a person types has an effect, or is refused: every key with every job."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfdist import config
+from cfdist.command.arguments import prepare_arguments
+from cfdist.config.installation import load_job
+from cfdist.config.schema import Section, all_fields
+from cfdist.config.unused import conditions, refuse_unused, typed_keys
+from cfdist.config.uses import JOBS
+from cfdist.errors import UserError
+
+# Read from the code of the jobs, beside the schema: the keys that each job looks at in some run.
+DATASET = {"name", "kind", "root", "ground_truth", "limit"}
+NETWORK = {"convention", "color", "scale", "mean", "std"}
+FILES = {"path", "sha256", "weights.path", "weights.size", "weights.sha256"}
+EXPECTED = {f"expected.{name}" for name in ("easy", "medium", "hard", "protocol", "tolerance")}
+SIZE = {"name", "height", "width"}
+BACKEND = {"name", "streams", "precision", "providers", "device", "latency_ms", "preset"}
+BACKEND |= {"fault", "fault_device"}
+RAY = {"cluster.address", "cluster.dashboard"}
+READ_BY = {
+    "evaluate": {
+        "dataset": DATASET | {"repeat"},
+        "model": SIZE
+        | NETWORK
+        | FILES
+        | EXPECTED
+        | {"checkpoint", "batch", "outputs"}
+        | {"top_k", "nms"},
+        "backend": BACKEND,
+        "eval": {"protocol", "gate"},
+        "preprocess": {"where", "cache"},
+        "": RAY | {"devices", "pipeline.readers"},
+    },
+    "score": {
+        "dataset": DATASET,
+        "model": {"name"} | EXPECTED,
+        "eval": {"protocol", "gate"},
+        "": {"predictions", "missing"},
+    },
+    "benchmark": {
+        "dataset": DATASET | {"repeat"},
+        "model": SIZE | NETWORK | FILES | {"checkpoint", "batch", "outputs", "top_k", "nms"},
+        "backend": BACKEND,
+        "eval": {"protocol"},
+        "benchmark": {"parts", "loops", "input", "readers", "pictures"},
+        "": RAY | {"devices", "pipeline.readers"},
+    },
+    "export": {
+        "dataset": DATASET,
+        "model": SIZE | NETWORK | FILES | {"checkpoint", "batch", "outputs", "top_k"},
+        "export": {"output", "opset", "input", "peaks"},
+    },
+    "convert": {
+        "model": SIZE | NETWORK | FILES | {"batch", "outputs", "top_k"} - {"convention"},
+        "convert": {"output", "batches", "soc_version", "aipp", "log", "dry_run"},
+    },
+    "compare": {
+        "dataset": DATASET,
+        "model": SIZE | NETWORK | {"batch", "outputs", "top_k", "nms"},
+        "backend": {"precision", "providers", "device"},
+        "eval": {"protocol"},
+        "compare": {"ap", "boxes", "cosine"},
+        "": RAY | {"reference", "candidate", "devices", "pipeline.readers"},
+    },
+    "preprocess": {
+        "dataset": DATASET,
+        "model": SIZE | NETWORK - {"convention"},
+        "preprocess": {"output", "input"},
+        "": RAY,
+    },
+    "infer": {
+        "model": SIZE | NETWORK | FILES | {"checkpoint", "batch", "outputs"},
+        "backend": BACKEND,
+        "infer": {"input", "output", "name", "cli"},
+        "": RAY | {"devices"},
+    },
+    "postprocess": {
+        "dataset": DATASET,
+        "model": SIZE | {"convention", "top_k", "nms"},
+        "eval": {"protocol"},
+        "postprocess": {"input", "output"},
+        "": RAY,
+    },
+}
+READ_BY["convert"]["model"] -= {"convention"}
+for _job in ("evaluate", "benchmark", "compare", "preprocess", "postprocess"):
+    READ_BY[_job]["dataset"] = READ_BY[_job]["dataset"] | {"damaged"}
+
+
+def keys_of(job: str) -> set[str]:
+    """The keys that a job reads, by the table above."""
+    named = {
+        f"{section}.{key}".lstrip(".") for section, keys in READ_BY[job].items() for key in keys
+    }
+    return named | {"job", "output_dir"}
+
+
+def checked(*settings: str, backends: tuple[str, ...] = ()) -> None:
+    """Refuse what has no effect, as a command line with these settings would be."""
+    arguments = prepare_arguments(list(settings))
+    found = config.compose(*arguments)
+    found.mark_typed(typed_keys(arguments))
+    refuse_unused(found, backends or None)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_each_key_is_read_by_the_job_or_refused(job):
+    composed = config.compose(f"job={job}")
+    for key in all_fields():
+        assert (conditions(key, job) is not None) == (key in keys_of(job)), (job, key)
+        composed.mark_typed(frozenset([key]))
+        if key not in keys_of(job):
+            with pytest.raises(UserError) as refused:
+                refuse_unused(composed)
+            assert str(refused.value).startswith(
+                f"{key}: job={job} does not read it; it is for job"
+            )
+        elif not conditions(key, job):
+            refuse_unused(composed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "refusal"),
+    [
+        (["predictions=p"], "predictions: job=evaluate does not read it; it is for job=score"),
+        (["job=compare", "model.path=m"], "model.path: job=compare does not read it; it is for"),
+        (["job=score", "backend=torch"], "backend: job=score does not read it"),
+        (["job=convert", "eval=guide"], "eval: job=convert does not read it; it is for job="),
+        (["job=infer", "dataset=wider_val"], "dataset: job=infer does not read it"),
+        (["job=score", "model={batch: 4}"], "model.batch: job=score does not read it"),
+        ([f"model.sha256={'0' * 64}"], "model.sha256: has .* reads it only with model.path=FILE"),
+        (["model.path=m", "model.weights.size=3"], "model.weights.size: .* with model.path=null"),
+        (
+            ["backend=torch", "model.checkpoint=c", "model.path=m"],
+            "model.path: .* only with model.checkpoint=null",
+        ),
+        (["model.checkpoint=c"], "model.checkpoint: .* only with backend=torch"),
+        (["backend=onnxruntime", "backend.precision=bf16"], "precision: .* with backend=openvino"),
+        (["backend.device=cuda"], "backend.device: .* only with backend=torch"),
+        (["backend.latency_ms=5"], "backend.latency_ms: .* only with backend=simulated"),
+        (["backend=torch", "backend.streams=2"], "backend.streams: .* with backend=openvino or"),
+        (
+            ["backend=simulated", "backend.latency_ms=5", "backend.preset=310P3"],
+            "backend.preset: .* only with backend.latency_ms=null",
+        ),
+        (["backend=simulated", "backend.fault_device=1"], "fault_device: .* with backend.fault="),
+        (["backend=simulated", "model.nms=0.3"], "model.nms: .* a backend that runs the model"),
+        (["model.expected.easy=0.9"], "model.expected.easy: .* dataset.kind=wider"),
+        (
+            ["dataset=wider_val", "model.expected.tolerance=0.1"],
+            "tolerance: .* model.expected.easy, medium or hard",
+        ),
+        (
+            ["job=benchmark", "benchmark.parts=[host]", "benchmark.loops=3"],
+            "benchmark.loops: .* only with benchmark.parts of inference",
+        ),
+        (
+            ["job=benchmark", "benchmark.parts=[host]", "model.batch=3"],
+            "model.batch: .* only with benchmark.parts of inference or end_to_end",
+        ),
+        (["job=infer", "infer.cli=true", "backend=om"], "backend: .* only with infer.cli=false"),
+        (["job=preprocess", "preprocess.input=u8", "model.color=RGB"], "color: .*preprocess.input"),
+        (["job=export", "model.top_k=9"], "model.top_k: .* only with export.peaks=true"),
+        (["job=convert", "model.batch=9"], "model.batch: .* in the model file's name"),
+        (["preprocess.where=device", "preprocess.cache=true"], "where: .*cache=auto or false"),
+        (["cluster.address=auto", "cluster.dashboard=true"], "dashboard: .*cluster.address=null"),
+    ],
+)
+def test_what_has_no_effect_is_refused_with_what_would_give_it_one(settings, refusal):
+    with pytest.raises(UserError, match=refusal):
+        checked(*settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["model.batch=4", "devices=2", "backend.streams=1", "output_dir=o"],
+        ["backend.precision=bf16"],  # backend=auto may be openvino
+        ["backend=torch", "backend.device=cpu", "model.checkpoint=c.pth"],
+        ["backend=simulated", "backend.fault=nan", "backend.fault_device=1"],
+        ["backend=simulated", "backend.latency_ms=0"],
+        ["experiment=published_table", "model.batch=8"],
+        ["job=compare", "reference=a", "candidate=b", "backend.precision=bf16"],
+        ["job=convert", "model.path=m_{batch}.onnx", "model.batch=4", "convert.aipp=true",
+         "model.mean=[0,0,0]"],
+        ["job=benchmark", "benchmark.parts=[host]", "benchmark.readers=2", "model.width=64"],
+        ["dataset=wider_val", "model=centerface_pytorch", "model.expected.tolerance=0.1"],
+        ["job=export", "model=centerface_pytorch", "export.peaks=true", "model.top_k=9"],
+        ["hydra.mode=RUN"],
+    ],
+)  # fmt: skip
+def test_what_has_an_effect_is_not(settings):
+    checked(*settings)
+
+
+def test_what_only_a_file_sets_may_stand():
+    # The files of these groups set keys that job=score does not read.
+    found = config.compose("job=score", "backend=torch", "model.batch=3")
+    refuse_unused(found)
+
+
+def test_the_backend_that_auto_has_become_decides():
+    checked("backend.precision=bf16", backends=("openvino",))
+    with pytest.raises(UserError, match=r"openvino \(backend=auto is onnxruntime here\)"):
+        checked("backend.precision=bf16", backends=("onnxruntime",))
+    compare = ("job=compare", "backend.precision=bf16")
+    checked(*compare, backends=("openvino", "torch"))
+    with pytest.raises(UserError, match=r"backend\.precision: .* only with backend=openvino$"):
+        checked(*compare, backends=("om", "torch"))
+
+
+def test_typed_keys_are_those_of_settings():
+    arguments = ["-m", "job=score", "+model.batch=1,2", "model.expected={easy: 0.5, hard: 1}"]
+    arguments += ["dataset=sample", "--multirun"]
+    expected = {"job", "model.batch", "model.expected.easy", "model.expected.hard", "dataset"}
+    assert typed_keys(arguments) == expected
+
+
+@given(st.sets(st.sampled_from(sorted(all_fields()))))
+def test_each_typed_key_is_found(keys):
+    assert typed_keys(f"{key}=1" for key in keys) == keys
+
+
+@pytest.fixture
+def looked_at(monkeypatch) -> Iterator[set[str]]:
+    """The keys that code looks at while the fixture lives."""
+    seen: set[str] = set()
+    names = dict(_sections())
+
+    def look(self, name):
+        value = object.__getattribute__(self, name)
+        prefix = names.get(type(self))
+        key = f"{prefix}.{name}".lstrip(".") if prefix is not None else name
+        if key in all_fields():
+            seen.add(key)
+        return value
+
+    monkeypatch.setattr(Section, "__getattribute__", look, raising=False)
+    yield seen
+
+
+def _sections() -> Iterator[tuple[type, str]]:
+    from cfdist.config.schema import sections
+
+    for section, fields in sections():
+        yield section, next(iter(fields)).rpartition(".")[0]
+
+
+@pytest.mark.parametrize(
+    ("job", "settings"),
+    [
+        ("score", ["predictions=boxes"]),
+        ("convert", ["convert.dry_run=true", "convert.soc_version=Ascend310P3"]),
+    ],
+)
+def test_a_job_looks_at_no_key_that_is_refused(job, settings, looked_at, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    event = tmp_path / "boxes" / "0--Sample"
+    event.mkdir(parents=True)
+    (tmp_path / "out").mkdir()
+    found = config.compose(f"job={job}", *settings)
+    looked_at.clear()
+    try:
+        load_job(job).main(found, tmp_path / "out", time.time())
+    except UserError:
+        assert job == "score"  # an empty folder of predictions
+    used = looked_at - {"dataset.kind", "backend.name"}
+    assert len(used) > 3
+    assert {key for key in used if conditions(key, job) is None} == set()
