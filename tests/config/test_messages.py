@@ -75,7 +75,7 @@ JOBS = "evaluate, score, benchmark, export, convert, compare, preprocess, infer 
         ("model.nms", ["1.5", "nan", "inf", "true", "abc"], "a number from 0 to 1 or null"),
         ("model.scale", ["0", "-1", "nan", "inf", "true", "null", "1e+300", "1e-300"], FACTOR),
         ("model.mean", ["[nan, 0, 0]", "[inf, 0, 0]", "[1e+300, 0, 0]", "[0, 0]"], MEAN),
-        ("model.sha256", ["abc", "true"], "64 hexadecimal digits or null"),
+        ("model.sha256", ["abc", "0f"], "64 hexadecimal digits or null"),
         ("convert.soc_version", ["foo", "310P3", "Ascend", "Ascend 310"], SOC),
         (
             "model.std",

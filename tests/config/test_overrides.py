@@ -82,11 +82,10 @@ def test_an_escaped_text_is_no_interpolation(text):
         ("predictions='it\\'s'", "it's"),
         ("output_dir=null", "null"),  # a run needs a folder
         ("model.name=1_0", "1_0"),
-        ("model.sha256=00123", "00123"),
+        ("model.name=00123", "00123"),
         ("model.outputs=[1_0, 007,'a,b',1.10]", ["1_0", "007", "a,b", "1.10"]),
         ("model.outputs=null", None),
         ("backend.providers=[a]", ["a"]),
-        ("backend.providers=[]", []),
         ("model.batch=1_0", 10),
     ],
 )
