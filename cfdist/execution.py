@@ -9,26 +9,30 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cfdist import backends
+from cfdist.ascend.npu_smi import health_notes, read_npus
 from cfdist.backends.choice import choose_cpu_backend
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config, ModelConfig
 from cfdist.devices.memory import needed_bytes, refuse_too_large, stream_bytes
 from cfdist.distributed.journal import RunIdentity, begun_identity
-from cfdist.distributed.plan import ACCELERATOR_RESOURCE, DevicePlan, plan_devices
+from cfdist.distributed.plan import ACCELERATOR_RESOURCE, DevicePlan, Devices, plan_devices
 from cfdist.distributed.rounds import MakeWork
-from cfdist.distributed.session import session, shared_session
+from cfdist.distributed.session import session, shared_session, usable_npus, visible_npus
 from cfdist.distributed.work import fits_store, item_work, letterboxing_work, materialise
 from cfdist.errors import UserError
 from cfdist.files import JOURNAL
 from cfdist.machine import available_cores, available_memory
 from cfdist.model import ModelSpec, locate_model, verify_model
 from cfdist.widerface.manifest import Manifest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,14 @@ class Execution:
         dashboard: The dashboard's URL, or `None` without one.
         letterboxes_on_cluster: Whether a stage of a Ray Dataset letterboxes the pictures; else
             each device does.
+        notes: What a person should know of the devices, a sentence each.
     """
 
     models: tuple[BackendModel, ...]
     plan: DevicePlan
     dashboard: str | None
     letterboxes_on_cluster: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def find_model(config: Config, folder: Path | None = None) -> BackendModel:
@@ -118,6 +124,7 @@ def start(
     is_here = config.cluster.address is None
     # Models of two kinds run beside the rarer kind of device.
     kind = min((model.kind for model in models), key=("npu", "gpu", "cpu").index)
+    notes = _npu_notes(config.devices) if is_here and kind == "npu" else ()
     if is_here:
         refuse_too_large(models)
     cluster = config.cluster
@@ -133,7 +140,19 @@ def start(
         )
         if is_here:
             refuse_too_large(models, plan.count, plan.streams, plan.threads)
-        yield Execution(tuple(models), plan, dashboard, on_cluster)
+        yield Execution(tuple(models), plan, dashboard, on_cluster, notes)
+
+
+def _npu_notes(devices: Devices) -> tuple[str, ...]:
+    """What is wrong with the NPUs of this host, for the screen and the run's log."""
+    chips = read_npus()
+    numbers: Sequence[int] | None = devices if isinstance(devices, list) else usable_npus()
+    if numbers is None:
+        numbers = visible_npus() or range(len(chips))
+    notes = tuple(health_notes(chips, numbers))
+    for note in notes:
+        log.warning(note)
+    return notes
 
 
 def _letterboxes_on_cluster(where: str, kind: str) -> bool:

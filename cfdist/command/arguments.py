@@ -31,7 +31,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     Raises:
         UserError: an option that does not exist, or a key to delete.
     """
-    paths = config.path_keys()
+    paths, options = config.path_keys(), config.option_keys()
     is_multirun = any(map(_asks_for_multirun, arguments))
     prepared = []
     for argument in arguments:
@@ -48,6 +48,8 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         is_sweep = is_multirun and "," in value
         if key in paths and not is_sweep and not _NEEDS_NO_QUOTES.fullmatch(value):
             argument = f"{key}={_quoted(value)}"
+        if key in options:
+            argument = f"{key}={_quoted_options(value)}"
         prepared.append(_with_named_choices(argument))
     # Hydra's parser refuses settings that follow an option which itself follows a setting.
     return sorted(prepared, key=lambda argument: argument not in _MULTIRUN)
@@ -57,6 +59,24 @@ def _quoted(value: str) -> str:
     """In Hydra's quotes; there a backslash is itself, unless a quote follows."""
     escaped = re.sub(r"(\\+)(?='|\Z)", r"\1\1", value).replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def _quoted_options(value: str) -> str:
+    """Lists of a tool's options, [--a=b,--c=d,e], with each option in quotes.
+
+    An option begins with a hyphen, so that a value may hold commas. Lists that the person has
+    quoted stay as they are.
+    """
+    if any(quote in value for quote in "'\""):
+        return value
+    if not re.fullmatch(r"\[[^][]*\](,\[[^][]*\])*", value):
+        return _quoted(value)
+
+    def quote_list(found: re.Match[str]) -> str:
+        options = [part.strip() for part in re.split(r",(?=\s*-)", found[1])]
+        return f"[{','.join(map(_quoted, filter(None, options)))}]"
+
+    return re.sub(r"\[([^][]*)\]", quote_list, value)
 
 
 def _with_named_choices(argument: str) -> str:

@@ -2,6 +2,7 @@
 
 from cfdist.config.composing import compose as compose
 from cfdist.config.composing import load as load
+from cfdist.config.composing import option_keys as option_keys
 from cfdist.config.composing import path_keys as path_keys
 from cfdist.config.composing import register as register
 from cfdist.config.installation import CONFIG_FOLDER as CONFIG_FOLDER

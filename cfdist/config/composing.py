@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from cfdist.config.installation import CONFIG_FOLDER
 from cfdist.config.messages import allowed, help_text, refused_value
-from cfdist.config.schema import PATH, Config, all_fields
+from cfdist.config.schema import OPTIONS, PATH, Config, all_fields
 from cfdist.errors import UserError
 
 
@@ -60,3 +60,8 @@ def register(*, with_help: bool = False) -> None:
 def path_keys() -> set[str]:
     """The keys whose values are paths."""
     return {key for key, field in all_fields().items() if PATH in allowed(field)}
+
+
+def option_keys() -> set[str]:
+    """The keys whose values are lists of a tool's options."""
+    return {key for key, field in all_fields().items() if OPTIONS in allowed(field)}
