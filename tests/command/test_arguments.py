@@ -85,3 +85,28 @@ def test_what_hydra_would_not_explain_is_refused_before(argument, line):
 )
 def test_choices_of_a_group_are_names(argument, prepared):
     assert prepare_arguments([argument])[-1] == prepared
+
+
+@pytest.mark.parametrize(
+    ("typed", "prepared"),
+    [
+        ("[--precision_mode=force_fp16]", "['--precision_mode=force_fp16']"),
+        ("[--a=b,--c=d e,f]", "['--a=b','--c=d e,f']"),
+        ("[--a='x', \"--b\"]", "[--a='x', \"--b\"]"),
+        ("[]", "[]"),
+        ("--a=b", "'--a=b'"),
+        ("[--a=b],[--c={d}]", "['--a=b'],['--c={d}']"),
+    ],
+)
+@pytest.mark.parametrize("key", ["convert.extra", "infer.cli_args"])
+def test_a_tools_options_need_no_quotes(key, typed, prepared):
+    assert prepare_arguments([f"{key}={typed}"]) == [f"{key}={prepared}"]
+
+
+options = st.from_regex(r"--[a-z_]{1,8}=[a-z0-9:;{}$ /.\\=]{0,9}[a-z0-9]", fullmatch=True)
+
+
+@given(st.lists(options, max_size=3))
+def test_a_tools_options_arrive_as_they_were_typed(compose, typed):
+    (argument,) = prepare_arguments([f"convert.extra=[{','.join(typed)}]"])
+    assert compose(argument).convert.extra == typed
