@@ -341,7 +341,7 @@ class _Job:
             printed = call_tool(
                 f"convert: atc for {self.om.name}",
                 [tool, *self.command[1:]],
-                "its command and files: convert.dry_run=true",
+                "convert.dry_run=true shows its command, convert.limit_s sets its limit",
                 Path(folder),
                 call.limit_s,
                 log,

@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -33,7 +34,7 @@ from cfdist.preprocess import InputContract
 from cfdist.widerface.manifest import WorkItem
 
 SUFFIX = ".bin"
-# Of raw outputs; of a picture that has several, the first one counts.
+# Of raw outputs; in a folder that has several, the first one counts: text may be anything.
 OUTPUT_SUFFIXES = (SUFFIX, ".npy", ".txt")
 OUTPUTS = len(HeadMaps.CHANNELS)
 # dtype of an input tensor -> the name of its form in the configuration and in records.
@@ -68,8 +69,8 @@ def found_names(found: Mapping[str, Path], stem: str) -> tuple[str, ...] | None:
     """Names of a picture's four files among those of `find_outputs`, there or not.
 
     Returns:
-        Those of the picture's first form that is there, numbered from 0, or from 1 if there is a
-        fourth one and none with 0; `None` if there is no file of the picture.
+        Those numbered from 0, or from 1 if there is a fourth one and none with 0; `None` if there
+        is no file of the picture.
     """
     for suffix in OUTPUT_SUFFIXES:
         numbers = [k for k in range(OUTPUTS + 1) if f"{stem}_{k}{suffix}" in found]
@@ -152,10 +153,22 @@ def read_output(paths: Sequence[Path | str], spec: ModelSpec) -> HeadMaps:
                 with open(path, "rb") as file:
                     _fill(array, np.lib.format.read_array(file, allow_pickle=False), path)
             case ".txt":
-                _fill(array, np.loadtxt(path, np.float32, comments=None, ndmin=1), path)
+                _fill(array, _read_text(path), path)
             case _:
                 read_raw_into(path, array)
     return HeadMaps(*maps)
+
+
+def _read_text(path: Path | str) -> NDArray[np.float32]:
+    """The numbers of a text file.
+
+    Raises:
+        ValueError: there is none, or what is there are none.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of an empty file, which has no numbers
+        values: NDArray[np.float32] = np.loadtxt(path, np.float32, comments=None, ndmin=1)
+    return values
 
 
 def _fill(maps: NDArray[np.float32], values: NDArray[Any], path: Path | str) -> None:
@@ -425,8 +438,8 @@ class RawOutput:
 def find_outputs(folder: Path, key: str) -> dict[str, Path]:
     """The files of all raw outputs in a folder and its subfolders, by name.
 
-    Subfolders may be events or devices, the files of any form and numbering, see
-    `found_names`. `key` is the configuration key that named the folder.
+    Subfolders may be events or devices, and the files have one of `OUTPUT_SUFFIXES`. `key` is the
+    configuration key that named the folder.
 
     Raises:
         UserError: no such folder, or two files of one name.
@@ -434,9 +447,9 @@ def find_outputs(folder: Path, key: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"{key}={folder}: no such folder; make it with job=infer")
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob(f"?*_[0-{OUTPUTS}].*")):
-        if path.suffix not in OUTPUT_SUFFIXES:
-            continue
+    there = sorted(folder.rglob(f"?*_[0-{OUTPUTS}].*"))
+    forms = [[path for path in there if path.suffix == suffix] for suffix in OUTPUT_SUFFIXES]
+    for path in next(filter(None, forms), []):
         other = found.setdefault(path.name, path)
         if other is not path:
             raise UserError(

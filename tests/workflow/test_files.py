@@ -154,6 +154,7 @@ def test_raw_outputs_are_found_in_event_and_device_folders(tmp_path):
         "a_3.bin": "0--Parade",
         "b_1.bin": "device0_0",
         "c_2.bin": tmp_path.name,
+        "c_4.bin": tmp_path.name,
     }
 
 

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         return 0
     # Each process writes into its own folder, as the real tool's do.
     shares = [list(share) for share in np.array_split(np.array(files, dtype=object), len(devices))]
-    if not (args.divide_input or IS_OLD):
+    if not (IS_OLD or args.divide_input):
         shares = [files] * len(devices)
     rates = []
     with ProcessPoolExecutor(len(devices), mp_context=get_context("spawn")) as pool:
