@@ -226,7 +226,7 @@ def device_time_rate(devices: Sequence[Mapping[str, Any]], batch: int | None) ->
     times = [(device.get("device_ms") or {"mean": 0.0})["mean"] for device in devices]
     if not batch or not times or not all(time > 0 for time in times):
         return None
-    return sum(1000 * batch / time for time in times)
+    return float(sum(1000 * batch / time for time in times))
 
 
 class Phases:

@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     rates = []
     with ProcessPoolExecutor(len(devices), mp_context=get_context("spawn")) as pool:
         jobs = [
-            pool.submit(_run_device, args, device, share, folder and folder / f"device{device}_{i}")
+            pool.submit(_run_share, args, device, share, folder and folder / f"device{device}_{i}")
             for i, (device, share) in enumerate(zip(devices, shares, strict=True))
         ]
         for device, job in zip(devices, jobs, strict=True):
@@ -67,6 +67,16 @@ def _parser() -> argparse.ArgumentParser:
     if not IS_OLD:
         parser.add_argument("--divide_input", type=int, default=0)
     return parser
+
+
+def _run_share(
+    args: argparse.Namespace, device: int, files: list[str], folder: Path | None
+) -> float:
+    """`_run_device` in a process of its own; its errors travel as text."""
+    try:
+        return _run_device(args, device, files, folder)
+    except Exception as error:
+        raise RuntimeError(str(error)) from None
 
 
 def _run_device(
