@@ -29,7 +29,7 @@ def print_benchmark(results: Results) -> None:
         table.add_row(label, *figures)
     screen.print_compact(table)
     part = results.extra["benchmark"]
-    if part["inference"] and (rate := part["inference"]["device_time_pictures_per_second"]):
+    if rate := (part["inference"] or {}).get("device_time_pictures_per_second"):
         screen.console.print(
             f"by the devices' own time alone {rate:.1f} pictures/s (1000 * batch / "
             "mean(NPU_compute_time), as ais_bench and the published table count)"
