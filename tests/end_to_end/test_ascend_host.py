@@ -155,8 +155,12 @@ def bins(tmp_path) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("host")
-def test_the_command_line_of_ais_bench(command, tmp_path, bins, monkeypatch):
+def summary_arguments(folder: Path) -> str:
+    """What the tool was called with, by its summary."""
+    return " ".join(json.loads((folder / "dumpout_bs4_summary.json").read_text())["args"])
+
+
+def test_the_command_line_of_ais_bench(command, tmp_path, bins, host, monkeypatch):
     for dynamic in ("false", "true"):
         convert = command(*CONVERT, f"convert.dynamic={dynamic}", f"output_dir=made_{dynamic}")
         assert convert.returncode == 0, convert.stderr
@@ -182,6 +186,12 @@ def test_the_command_line_of_ais_bench(command, tmp_path, bins, monkeypatch):
     assert "[ERROR] subprocess run failed" in message
     assert "507033" in message
     assert not list((tmp_path / "broken").rglob("*.bin"))
+
+    monkeypatch.delenv("AIS_BENCH_DOUBLE_DEVICES")
+    table = (host / "npu-smi").read_text()
+    replace_tool(host, "npu-smi", table.replace("OK      ", "Critical", 1))
+    assert command(*static, "output_dir=healthy").returncode == 0
+    assert " --device 1 " in f"{summary_arguments(tmp_path / 'healthy')} "
 
     message = refused(command(*static, "infer.cli_args=[--dev=1]"))
     assert "infer.cli_args: --dev=1 is --device of ais_bench" in message
