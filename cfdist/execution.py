@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cfdist import backends
-from cfdist.ascend.npu_smi import list_npus
+from cfdist.ascend.npu_smi import health_notes, list_npus, read_npus
 from cfdist.backends.choice import choose_cpu_backend
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config, ModelConfig, refuse_unused
@@ -25,13 +26,14 @@ from cfdist.distributed.journal import RunIdentity, begun_identity
 from cfdist.distributed.plan import (
     ACCELERATOR_RESOURCE,
     DevicePlan,
+    Devices,
     cluster_resources,
     cores_of,
     plan_devices,
     refuse_crowd,
 )
 from cfdist.distributed.rounds import MakeWork
-from cfdist.distributed.session import session, shared_session
+from cfdist.distributed.session import session, shared_session, usable_npus, visible_npus
 from cfdist.distributed.work import fits_store, item_work, letterboxing_work, materialise
 from cfdist.errors import UserError
 from cfdist.files import JOURNAL
@@ -41,6 +43,8 @@ from cfdist.widerface.manifest import Manifest
 
 _NORMALISATION = ("model.color", "model.mean", "model.scale", "model.std")
 _NO_CONVENTIONS = {"path", "sha256", "needs_outputs"}
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,14 @@ class Execution:
         dashboard: The dashboard's URL, or `None` without one.
         letterboxes_on_cluster: Whether a stage of a Ray Dataset letterboxes the pictures; else
             each device does.
+        notes: What a person should know of the devices, a sentence each.
     """
 
     models: tuple[BackendModel, ...]
     plan: DevicePlan
     dashboard: str | None
     letterboxes_on_cluster: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def find_model(config: Config, folder: Path | None = None) -> BackendModel:
@@ -151,6 +157,7 @@ def start(
     # Models of two kinds run beside the rarer kind of device.
     kind = min((model.kind for model in models), key=("npu", "gpu", "cpu").index)
     _refuse_device_numbers(config, kind)
+    notes = _npu_notes(config.devices) if is_here and kind == "npu" else ()
 
     def plan_on(resources: Mapping[str, float], shares_cpus: bool = False) -> DevicePlan:
         """The devices on a cluster with these resources."""
@@ -176,7 +183,19 @@ def start(
     with session(cluster.address, cluster.dashboard, kind, config.devices) as dashboard:
         on_cluster = feeds_pictures and _letterboxes_on_cluster(config.preprocess.where, kind)
         plan = plan_on(cluster_resources(), on_cluster)
-        yield Execution(tuple(models), plan, dashboard, on_cluster)
+        yield Execution(tuple(models), plan, dashboard, on_cluster, notes)
+
+
+def _npu_notes(devices: Devices) -> tuple[str, ...]:
+    """What is wrong with the NPUs of this host, for the screen and the run's log."""
+    chips = read_npus()
+    numbers: Sequence[int] | None = devices if isinstance(devices, list) else usable_npus()
+    if numbers is None:
+        numbers = visible_npus() or range(len(chips))
+    notes = tuple(health_notes(chips, numbers))
+    for note in notes:
+        log.warning(note)
+    return notes
 
 
 def _refuse_device_numbers(config: Config, kind: str) -> None:

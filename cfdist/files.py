@@ -100,6 +100,19 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def removed_on_failure(folder: Path) -> Iterator[None]:
+    """If the `with` block fails, remove the folder and those above it that are new and empty."""
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        yield
+    except BaseException:
+        for one in new:
+            with contextlib.suppress(OSError):
+                one.rmdir()
+        raise
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Write `text` (UTF-8) to `path`, whole or not at all.
 

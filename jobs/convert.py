@@ -1,36 +1,43 @@
-"""`job=convert`: one OM for each batch size, from an ONNX through Ascend's ATC."""
+"""`job=convert`: OM files from an ONNX through Ascend's ATC, or an int8 calibration's input."""
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
 
 import onnx
 
-from cfdist import execution
-from cfdist.ascend import atc
+from cfdist import execution, inputs
+from cfdist.ascend import atc, check_options
 from cfdist.ascend.npu_smi import soc_version
 from cfdist.backends.onnx_file import load_onnx, takes_u8
 from cfdist.config import Config
 from cfdist.errors import UserError
-from cfdist.files import atomic_write, expanded
+from cfdist.files import expanded, removed_on_failure
 from cfdist.model import ModelSpec
 from cfdist.report import screen
 from cfdist.report.results import Results, phase_seconds
+from cfdist.workflow.files import check_space, input_bytes, input_contract
+from cfdist.workflow.stages import write_calibration
 
 
 def main(config: Config, output: Path, started: float) -> int:
     """Convert, show; returns the exit code."""
     spec = execution.model_spec(config.model)
     folder = expanded(config.convert.output)
+    check_options("convert.extra", config.convert.extra, atc.ATC_OWN, "ATC")
+    if config.convert.calibration is not None:
+        return _write_calibration(config, spec, folder, output, started)
     dry_run = config.convert.dry_run
     model = atc_model(config, spec, folder)
     ready = time.time()
-    made = atc.convert(model, folder, config.convert.batches, dry_run=dry_run)
-    lines = [f"{one.om}: {'made' if one.made else 'up to date'}" for one in made]
+    call = atc.AtcCall(output, config.convert.limit_s, _say)
+    made = atc.convert(model, folder, config.convert.batches, dry_run, config.convert.dynamic, call)
     if dry_run:
-        lines = [*_unwritten_files(spec, model, folder), *(one.command for one in made)]
+        for line in (*_unwritten_files(spec, model, folder), *(one.command for one in made)):
+            _say(line)
     results = Results(
         job="convert",
         seconds=phase_seconds(started, ready, time.time()),
@@ -38,9 +45,55 @@ def main(config: Config, output: Path, started: float) -> int:
         config=config.model_dump(),
         extra={"convert": [asdict(one) | {"om": str(one.om)} for one in made]},
     )
-    for line in lines:
-        screen.console.print(line, markup=False)
     results.write(output)
+    return results.exit_code
+
+
+def _say(line: str) -> None:
+    screen.console.print(line, markup=False)
+
+
+def _write_calibration(
+    config: Config, spec: ModelSpec, folder: Path, output: Path, started: float
+) -> int:
+    """Write the input of an int8 calibration; returns the exit code.
+
+    Raises:
+        UserError: the data set has too few pictures, one of them cannot be used, or the disk has no
+            room.
+    """
+    count, contract = config.convert.calibration or 0, input_contract(spec, "f32")
+    name = load_onnx(spec).graph.input[0].name
+    manifest = inputs.find_pictures(config.dataset, inputs.find_ground_truth(config.dataset))
+    if len(manifest.items) < count:
+        raise UserError(
+            f"convert.calibration={count}: dataset={config.dataset.name} has "
+            f"{len(manifest.items)} pictures here; ask for fewer, or name another data set"
+        )
+    # AMCT takes every file of its folder.
+    path = folder / f"{spec.path.stem}_calibration_{count}" / "calibration.bin"
+    check_space(path.parent, count * input_bytes(contract), "convert.output")
+    ready = time.time()
+    if not config.convert.dry_run:
+        with removed_on_failure(path.parent):
+            write_calibration(manifest.items[:count], contract, path)
+        _say(f"{path}: {count} pictures, float32 ({count}, 3, {spec.height}, {spec.width})")
+    amct = ["amct_onnx", "calibration", "--model", str(spec.path), "--data_types", "float32"]
+    amct += ["--input_shape", f"{name}:{count},3,{spec.height},{spec.width}"]
+    amct += ["--data_dir", str(path.parent), "--save_path", str(folder / spec.path.stem)]
+    _say(f"# {shlex.join(amct)}")
+    results = Results(
+        job="convert",
+        total=count,
+        done=count,
+        seconds=phase_seconds(started, ready, time.time()),
+        model={"path": str(spec.path), "sha256": spec.sha256},
+        config=config.model_dump(),
+        notes=["job=convert makes OM files of the ONNX that AMCT leaves (model.path=...)"],
+        extra={"calibration": {"path": str(path), "pictures": count}},
+    )
+    results.write(output)
+    screen.print_remarks(results)
     return results.exit_code
 
 
@@ -70,33 +123,38 @@ def atc_model(config: Config, spec: ModelSpec, folder: Path) -> atc.AtcModel:
             f"model {spec.path}: takes u8 already; convert the ONNX of export.input=f32 "
             "(convert.aipp=true then has the chip normalise)"
         )
+    path, content = _with_free_batch(spec, network, folder)
     return atc.AtcModel(
-        onnx=_with_free_batch(spec, network, folder, config.convert.dry_run),
+        onnx=path,
         input_name=network.graph.input[0].name,
         height=spec.height,
         width=spec.width,
         soc_version=config.convert.soc_version or soc_version(),
         aipp=atc.aipp_config(spec) if config.convert.aipp else None,
         log=config.convert.log,
+        extra=tuple(config.convert.extra),
+        content=content,
     )
 
 
-def _with_free_batch(spec: ModelSpec, model: onnx.ModelProto, folder: Path, dry_run: bool) -> Path:
+def _with_free_batch(
+    spec: ModelSpec, model: onnx.ModelProto, folder: Path
+) -> tuple[Path, bytes | None]:
     """The ONNX for ATC: the file itself, or a copy that declares (batch, 3, height, width).
 
     ATC's `--input_shape` fills in free axes only, and files can declare other numbers: the
     authors' file says 10x3x32x32.
+
+    Returns:
+        The file, and the content of the copy that is to be written there; `None` for the file
+        itself.
     """
     if model.graph.input[0] in onnx.load(str(spec.path)).graph.input:
-        return spec.path
+        return spec.path, None
     copy = folder.absolute() / spec.path.name
-    if dry_run:
-        return copy
     if copy.resolve() == spec.path:
         raise UserError(
             f"convert.output={folder}: holds the ONNX itself, whose declared shape has to be "
             "changed in a copy; name another folder"
         )
-    with atomic_write(copy) as temporary:
-        onnx.save(model, str(temporary))
-    return copy
+    return copy, model.SerializeToString()

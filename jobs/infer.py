@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cfdist import backends, execution
+from cfdist.ascend import AIS_BENCH_OWN, check_options
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config
+from cfdist.distributed.session import usable_npus, visible_npus
 from cfdist.errors import UserError
 from cfdist.files import expanded, write_text
 from cfdist.report import screen
@@ -18,9 +20,16 @@ from cfdist.report.results import Results, device_entry, phase_seconds
 from cfdist.workflow import files
 from cfdist.workflow.device import InferenceTask, infer_files
 from cfdist.workflow.files import Failures, InputFiles, partial_folder
-from cfdist.workflow.tool import check_for_tool, infer_with_tool, summary, summary_path
+from cfdist.workflow.tool import (
+    ToolCall,
+    check_for_tool,
+    infer_with_tool,
+    summary,
+    summary_path,
+)
 
 KEY = "infer.input"
+TOOL_LOG = "ais_bench.log"
 
 
 @dataclass
@@ -44,6 +53,12 @@ def main(config: Config, output: Path, started: float) -> int:
     """Write the raw outputs, their summary and the results; returns the exit code."""
     if config.infer.input is None:
         raise UserError(f"{KEY}: not given; name the folder of .bin files (job=preprocess)")
+    check_options("infer.cli_args", config.infer.cli_args, AIS_BENCH_OWN, "ais_bench")
+    if config.infer.cli_args and not config.infer.cli:
+        raise UserError(
+            "infer.cli_args: only `python -m ais_bench` takes them; add infer.cli=true, or leave "
+            "them out"
+        )
     parent = expanded(config.infer.output or output).absolute()
     folder = parent / (config.infer.name or f"dumpout_bs{config.model.batch}")
     files.refuse_existing(folder, "infer.output, infer.name")
@@ -52,7 +67,10 @@ def main(config: Config, output: Path, started: float) -> int:
     needed = len(tensors.items) * sum(files.output_bytes(model.spec))
     files.check_space(folder, needed, "infer.output")
 
-    run = (_run_tool if config.infer.cli else _run_devices)(config, model, tensors, folder)
+    if config.infer.cli:
+        run = _run_tool(config, model, tensors, folder, output / TOOL_LOG)
+    else:
+        run = _run_devices(config, model, tensors, folder)
     files.output_record(folder, model.spec, tensors.fingerprint).write()
     ended = time.time()
 
@@ -76,8 +94,8 @@ def main(config: Config, output: Path, started: float) -> int:
     path = results.write(output)
     line = f"{done} raw outputs in {folder}"
     if run.summary is not None:
-        mean = run.summary["NPU_compute_time"]["mean"]
-        line += f", {mean:.2f} ms a batch, {run.summary['throughput']:.1f} pictures/s by that"
+        mean, rate = run.summary["NPU_compute_time"]["mean"], run.summary.get("throughput", 0.0)
+        line += f", {mean:.2f} ms a batch, {rate:.1f} pictures/s by that"
     screen.console.print(line, markup=False)
     screen.print_results(results)
     screen.print_path(path)
@@ -106,7 +124,7 @@ def _run_devices(config: Config, model: BackendModel, tensors: InputFiles, folde
         progress.start(0)
 
     with execution.start(config, [model], readers=1) as there, partial_folder(folder) as partial:
-        screen.print_dashboard(there.dashboard)
+        screen.print_devices(there)
         task = InferenceTask(tensors.items, tensors.contract, model, there.plan, partial)
         with screen.PictureProgress(len(tensors.items)) as progress:
             reports, run.failures = infer_files(
@@ -122,17 +140,26 @@ def _run_devices(config: Config, model: BackendModel, tensors: InputFiles, folde
             )
         partial.rename(folder)
     times = [report.device_ms or report.batch_ms for report in reports.values()]
-    run.summary = summary(times, model.spec.batch)
+    failed = {stem for stem, _ in run.failures}
+    done = [item for item in tensors.items if item.id not in failed]
+    run.summary = summary(times, model.spec.batch, done, folder)
     write_text(summary_path(folder), json.dumps(run.summary) + "\n")
     run.devices = [device_entry(name, one, seconds) for name, one in sorted(reports.items())]
     return run
 
 
-def _run_tool(config: Config, model: BackendModel, tensors: InputFiles, folder: Path) -> Run:
-    """Infer by `python -m ais_bench`."""
+def _run_tool(
+    config: Config, model: BackendModel, tensors: InputFiles, folder: Path, log: Path
+) -> Run:
+    """Infer by `python -m ais_bench`, on the first chips that are not broken if none are named."""
     devices = None if config.devices == "auto" else config.devices
+    # The tool counts chips within those that are visible.
+    good = usable_npus() if visible_npus() is None else None
+    if good and not isinstance(devices, list):
+        devices = good[: devices or 1]
     if isinstance(devices, int):
         devices = list(range(devices))
-    check_for_tool(model.spec, tensors, devices[0] if devices else 0, KEY)
+    own = check_for_tool(model.spec, tensors, devices[0] if devices else 0, KEY)
     ready_at = time.time()
-    return Run(*infer_with_tool(model.spec, tensors, folder, devices), ready_at)
+    call = ToolCall(devices, [*own, *config.infer.cli_args], log)
+    return Run(*infer_with_tool(model.spec, tensors, folder, call), ready_at)

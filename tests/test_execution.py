@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from cfdist import backends, execution, inputs
+from cfdist.ascend.npu_smi import Npu
 from cfdist.backends.model import BackendModel
 from cfdist.distributed import session as sessions
 from cfdist.distributed.journal import Journal, RunIdentity
@@ -222,3 +223,23 @@ def test_pictures_are_materialised_only_as_configured(supplied, sweep, monkeypat
     monkeypatch.setattr(execution, "fits_store", lambda *_: False)
     assert supplied().origin == "device"
     assert supplied("preprocess.cache=true").origin == "store"  # Ray spills
+
+
+@pytest.mark.parametrize(
+    ("devices", "words"),
+    [
+        ("auto", ("may take it all the same", "leaves it out")),
+        ([2], ("leaves it out", "may take it all the same")),
+    ],
+)
+def test_chips_that_are_not_well_are_told(monkeypatch, caplog, devices, words):
+    chips = [
+        Npu("Ascend310P3", n, 0, health) for n, health in enumerate(("OK", "Alarm", "Critical"))
+    ]
+    for module in (execution, sessions):
+        monkeypatch.setattr(module, "read_npus", lambda: chips)
+    monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
+    notes = execution._npu_notes(devices)
+    assert [note.startswith(f"chip {n} ") for n, note in enumerate(notes, 1)] == [True, True]
+    assert all(note.endswith(word) for note, word in zip(notes, words, strict=True))
+    assert tuple(record.message for record in caplog.records) == notes

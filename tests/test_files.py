@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from cfdist import files
-from cfdist.files import atomic_write, check_is_file, expanded, read_file, sha256_of, write_text
+from cfdist.files import (
+    atomic_write,
+    check_is_file,
+    expanded,
+    read_file,
+    removed_on_failure,
+    sha256_of,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -102,3 +110,18 @@ def test_a_tilde_is_a_home_folder_or_a_name(monkeypatch):
     assert expanded("~/runs") == Path("/home/me/runs")
     assert expanded("~nobody-of-this-name/a") == Path("~nobody-of-this-name/a")
     assert expanded("a~") == Path("a~")
+
+
+def test_new_folders_go_with_what_failed(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new" / "inner"
+    old.mkdir()
+    for folder in (old, new):
+        with pytest.raises(KeyError), removed_on_failure(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            raise KeyError
+    assert list(tmp_path.iterdir()) == [old]
+    with pytest.raises(KeyError), removed_on_failure(new):
+        new.mkdir(parents=True)
+        (new.parent / "kept").touch()
+        raise KeyError
+    assert [path.name for path in new.parent.iterdir()] == ["kept"]

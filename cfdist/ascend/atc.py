@@ -1,24 +1,43 @@
-"""OM files from an ONNX with ATC, the converter of Ascend's toolkit; one file a batch size."""
+"""OM files from an ONNX with ATC, the converter of Ascend's toolkit.
+
+There is one OM for each batch size, or one for all of them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cfdist import __version__
-from cfdist.ascend import call_tool
+from cfdist.ascend import call_tool, reason_of
 from cfdist.errors import UserError
-from cfdist.files import fsync, sha256_of, write_text
+from cfdist.files import atomic_write, fsync, removed_on_failure, sha256_of, write_text
 from cfdist.model import ModelSpec
+
+OM_MAGIC = b"IMOD"  # the first bytes of every OM file
+OM_HEADER_BYTES = 256  # an OM begins with a header of this size; the model follows
+
+# The options that cfdist sets itself, or that would make something else than the asked-for OM.
+ATC_OWN = (
+    *("framework", "model", "weight", "input_format", "input_shape", "input_shape_range"),
+    *("dynamic_batch_size", "dynamic_image_size", "dynamic_dims", "output", "log", "soc_version"),
+    *("insert_op_conf", "enable_small_channel", "mode", "om", "json", "singleop", "flagfile"),
+    *("check_report", "display_model_info", "help"),
+)
+
+# ATC takes 2 to 100 batch sizes in one OM.
+MAX_DYNAMIC_BATCHES = 100
 
 
 @dataclass(frozen=True)
@@ -26,13 +45,15 @@ class AtcModel:
     """What one ONNX needs for all its OM files; plain data.
 
     Attributes:
-        onnx: The ONNX file.
+        onnx: The ONNX file that ATC is given.
         input_name: Its input's name, "image".
         height: Input rows, pixels.
         width: Input columns, pixels.
         soc_version: The chip, "Ascend310P3".
         aipp: Text of the AIPP file (`aipp_config`); `None` for an OM with float32 NCHW input.
         log: ATC's log level.
+        extra: Further options, "--precision_mode=force_fp16".
+        content: What `convert` writes into `onnx`; `None` if the file is the person's own.
     """
 
     onnx: Path
@@ -42,10 +63,33 @@ class AtcModel:
     soc_version: str
     aipp: str | None = None
     log: str = "error"
+    extra: tuple[str, ...] = ()
+    content: bytes | None = None
 
     def aipp_path(self, folder: Path) -> Path:
         """Where `convert` puts the AIPP file, one for all batch sizes."""
         return folder.resolve() / f"{self.onnx.stem}.aippconfig"
+
+    def onnx_sha256(self) -> str:
+        """The digest of what ATC is given."""
+        if self.content is None:
+            return sha256_of(self.onnx)
+        return hashlib.sha256(self.content).hexdigest()
+
+
+@dataclass(frozen=True)
+class AtcCall:
+    """How ATC is called.
+
+    Attributes:
+        log_folder: Gets a file of all that ATC prints for each OM; `None`: none.
+        limit_s: Seconds that ATC may take for an OM; `None`: any.
+        say: Gets a line on each OM when ATC begins, works and ends.
+    """
+
+    log_folder: Path | None = None
+    limit_s: float | None = None
+    say: Callable[[str], None] = lambda line: None
 
 
 @dataclass(frozen=True)
@@ -53,13 +97,13 @@ class ConvertResult:
     """One OM.
 
     Attributes:
-        batch: Its batch size.
+        batch: Its batch size, or the batch sizes of an OM with several.
         om: Its path.
         command: The command line; ATC writes the OM into the current folder.
         made: Whether this call made it; if not, it was there already, or this is a dry run.
     """
 
-    batch: int
+    batch: int | tuple[int, ...]
     om: Path
     command: str
     made: bool
@@ -98,61 +142,125 @@ def aipp_config(spec: ModelSpec) -> str:
     return "aipp_op{\n" + "".join(f"  {line}\n" for line in lines) + "}\n"
 
 
-def atc_command(model: AtcModel, output: Path, batch: int) -> list[str]:
+def atc_command(model: AtcModel, output: Path, batch: int | Sequence[int]) -> list[str]:
     """ATC's arguments, in the order of the published guide.
 
     Args:
         model: What to convert.
         output: The OM. ATC is given its name only, for it is called in a temporary folder; the
             AIPP file lies beside the OM.
-        batch: Static batch size.
+        batch: Static batch size, or the batch sizes of one OM, which a run chooses from.
     """
+    size = batch if isinstance(batch, int) else -1
     command = [
         "atc",
         "--framework=5",  # ONNX
         f"--model={model.onnx.resolve()}",
         "--input_format=NCHW",
-        f"--input_shape={model.input_name}:{batch},3,{model.height},{model.width}",
+        f"--input_shape={model.input_name}:{size},3,{model.height},{model.width}",
         f"--output={output.stem}",
         f"--log={model.log}",
         f"--soc_version={model.soc_version}",
     ]
+    if not isinstance(batch, int):
+        command.append(f"--dynamic_batch_size={','.join(map(str, batch))}")
     if model.aipp is not None:
         aipp_path = model.aipp_path(output.parent)
         command += [f"--insert_op_conf={aipp_path}", "--enable_small_channel=1"]
-    return command
+    return command + list(model.extra)
 
 
 def convert(
-    model: AtcModel, out_dir: Path, batches: Sequence[int], dry_run: bool = False
+    model: AtcModel,
+    out_dir: Path,
+    batches: Sequence[int],
+    dry_run: bool = False,
+    dynamic: bool = False,
+    call: AtcCall | None = None,
 ) -> list[ConvertResult]:
     """Make the OM of each batch size, unless the one that is there was made in the same way.
 
-    The OM files are called "CenterFace_bs16.om", or with AIPP "CenterFace_bs16_aipp.om". Beside
-    each OM lies `<om>.json`: the digests of ONNX and OM, command, AIPP text and versions.
+    The OM files are called "CenterFace_bs16.om", or with AIPP "CenterFace_bs16_aipp.om"; an OM of
+    several batch sizes "CenterFace_dynamic.om". Beside each OM lies `<om>.json`: the digests of
+    ONNX and OM, command, AIPP text and versions.
 
     Args:
         model: What to convert.
         out_dir: Where the OM files go.
         batches: Batch sizes.
         dry_run: Only return the command lines; nothing is written.
+        dynamic: Make one OM that takes any of the batch sizes.
+        call: How ATC is called.
 
     Raises:
-        UserError: `atc` is not there or failed (its last lines are in the message), or a file
-            cannot be read or written. OM files that are complete stay.
+        UserError: `atc` is not there, failed or took too long (the lines that say why are in the
+            message), or a file cannot be read or written. OM files that are complete stay; without
+            one, nothing is left.
     """
-    results = []
-    for batch in batches:
-        om = out_dir / f"{model.onnx.stem}_bs{batch}{'_aipp' if model.aipp else ''}.om"
-        command = atc_command(model, om, batch)
-        try:
-            made = not dry_run and _make(model, om, command)
-        except OSError as error:
-            raise UserError(
-                f"convert: {error.filename or om} cannot be read or written ({error.strerror})"
-            ) from None
-        results.append(ConvertResult(batch, om, shlex.join(command), made))
+    ends = "_aipp.om" if model.aipp else ".om"
+    wanted: list[tuple[str, int | tuple[int, ...]]] = [(f"bs{b}", b) for b in batches]
+    if dynamic:
+        wanted = [("dynamic", _dynamic_batches(batches))]
+    results: list[ConvertResult] = []
+    with removed_on_failure(out_dir), _files_restored(out_dir, model, results):
+        for name, batch in wanted:
+            om = out_dir / f"{model.onnx.stem}_{name}{ends}"
+            command = atc_command(model, om, batch)
+            job = _Job(model, om, command, f"{om} ({len(results) + 1} of {len(wanted)})", name)
+            try:
+                made = not dry_run and job.make(call or AtcCall())
+            except OSError as error:
+                raise UserError(
+                    f"convert: {error.filename or om} cannot be read or written ({error.strerror})"
+                    f"{_finished(results)}"
+                ) from None
+            except UserError as error:
+                raise UserError(f"{error}{_finished(results)}") from None
+            results.append(ConvertResult(batch, om, shlex.join(command), made))
     return results
+
+
+def _dynamic_batches(batches: Sequence[int]) -> tuple[int, ...]:
+    """The different batch sizes, rising, as ATC wants them in one OM.
+
+    Raises:
+        UserError: fewer or more than ATC takes.
+    """
+    sizes = tuple(sorted(set(batches)))
+    if not 2 <= len(sizes) <= MAX_DYNAMIC_BATCHES:
+        raise UserError(
+            f"convert.dynamic: one OM takes 2 to {MAX_DYNAMIC_BATCHES} batch sizes, "
+            f"convert.batches={list(batches)} has {len(sizes)}; name others, or use "
+            "convert.dynamic=false"
+        )
+    return sizes
+
+
+def _finished(results: Sequence[ConvertResult]) -> str:
+    """Which OM files are there when a later one fails, to end its message."""
+    names = ", ".join(one.om.name for one in results)
+    return f"; finished before it, and kept: {names}" if names else ""
+
+
+@contextlib.contextmanager
+def _files_restored(
+    out_dir: Path, model: AtcModel, results: Sequence[ConvertResult]
+) -> Iterator[None]:
+    """If the `with` block fails before an OM is there, leave what ATC is given as it was."""
+    written = [model.onnx] if model.content is not None else []
+    written += [model.aipp_path(out_dir)] if model.aipp is not None else []
+    before = {path: path.read_bytes() if path.is_file() else None for path in written}
+    try:
+        yield
+    except BaseException:
+        if not results:
+            for path, content in before.items():
+                with contextlib.suppress(OSError):
+                    if content is None:
+                        path.unlink(missing_ok=True)
+                    elif path.read_bytes() != content:
+                        path.write_bytes(content)
+        raise
 
 
 def toolkit_version() -> str | None:
@@ -166,20 +274,113 @@ def toolkit_version() -> str | None:
     return None
 
 
-def _make(model: AtcModel, om: Path, command: list[str]) -> bool:
-    """Make one OM, unless it is there; returns whether it was made."""
-    recipe = {"onnx_sha256": sha256_of(model.onnx), "command": command, "aipp": model.aipp}
-    sidecar_path = om.with_name(om.name + ".json")
-    if _is_made(om, sidecar_path, recipe):
+def is_om(path: Path) -> bool:
+    """Whether a file can be an OM: its first bytes are right, and more than a header is there."""
+    try:
+        with open(path, "rb") as file:
+            return len(start := file.read(OM_HEADER_BYTES + 1)) > OM_HEADER_BYTES and (
+                start.startswith(OM_MAGIC)
+            )
+    except OSError:
         return False
-    _call_atc(model, om, command)
-    sidecar = recipe | {
-        "om_sha256": sha256_of(om),
-        "toolkit_version": toolkit_version(),
-        "cfdist_version": __version__,
-    }
-    write_text(sidecar_path, json.dumps(sidecar, indent=2) + "\n")
-    return True
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One OM that is to be made.
+
+    Attributes:
+        model: What to convert.
+        om: The OM.
+        command: ATC's arguments.
+        title: What the OM is called in the lines on the progress.
+        name: What its log is called after, "bs16".
+    """
+
+    model: AtcModel
+    om: Path
+    command: list[str]
+    title: str
+    name: str
+
+    def make(self, call: AtcCall) -> bool:
+        """Make the OM, unless it is there; returns whether it was made."""
+        recipe = {
+            "onnx_sha256": self.model.onnx_sha256(),
+            "command": self.command,
+            "aipp": self.model.aipp,
+        }
+        sidecar_path = self.om.with_name(self.om.name + ".json")
+        if _is_made(self.om, sidecar_path, recipe):
+            call.say(f"{self.title}: up to date")
+            return False
+        started = time.monotonic()
+        self._call_atc(call)
+        sidecar = recipe | {
+            "om_sha256": sha256_of(self.om),
+            "toolkit_version": toolkit_version(),
+            "cfdist_version": __version__,
+        }
+        write_text(sidecar_path, json.dumps(sidecar, indent=2) + "\n")
+        call.say(f"{self.title}: made in {time.monotonic() - started:.1f} s")
+        return True
+
+    def _call_atc(self, call: AtcCall) -> None:
+        """Call ATC in a temporary folder beside the OM, then put the OM in place."""
+        tool = shutil.which(self.command[0])
+        if tool is None:
+            raise UserError(
+                "convert: `atc` is not on PATH; source set_env.sh of the Ascend toolkit (CANN) "
+                "first, or see the commands with convert.dry_run=true"
+            )
+        self._write_inputs()
+        call.say(f"{self.title}: ATC works on it")
+        log = call.log_folder and call.log_folder / f"atc_{self.name}.log"
+        # ATC also leaves kernel_meta and fusion_result.json in the current folder.
+        with tempfile.TemporaryDirectory(dir=self.om.parent, prefix=f".{self.om.stem}.") as folder:
+            printed = call_tool(
+                f"convert: atc for {self.om.name}",
+                [tool, *self.command[1:]],
+                "convert.dry_run=true shows its command, convert.limit_s sets its limit",
+                Path(folder),
+                call.limit_s,
+                log,
+                lambda seconds: call.say(f"{self.title}: ATC still works, {seconds:.0f} s"),
+            )
+            made = self._found(Path(folder), printed)
+            fsync(made)
+            made.replace(self.om)
+            fsync(self.om.parent)
+
+    def _write_inputs(self) -> None:
+        """Write what ATC is given and is not the person's own."""
+        self.om.parent.mkdir(parents=True, exist_ok=True)
+        if self.model.content is not None:
+            with atomic_write(self.model.onnx) as temporary:
+                temporary.write_bytes(self.model.content)
+        if self.model.aipp is not None:
+            write_text(self.model.aipp_path(self.om.parent), self.model.aipp)
+
+    def _found(self, folder: Path, printed: str) -> Path:
+        """The OM that ATC has left in a folder.
+
+        For an operating system or processor of its own the toolkit adds these to the name:
+        "CenterFace_bs1_linux_aarch64.om".
+
+        Raises:
+            UserError: no OM, or a file that is none.
+        """
+        exact = folder / self.om.name
+        made = [exact] if exact.is_file() else sorted(folder.glob("*.om"))
+        if len(made) == 1 and is_om(made[0]):
+            return made[0]
+        found = ", ".join(f"{path.name} of {path.stat().st_size} bytes" for path in made)
+        raise UserError(
+            f"convert: atc said it succeeded but left {found or 'no OM'}, which is not "
+            f"{self.om.name} (an OM begins with {OM_MAGIC.decode()} and has more than "
+            f"{OM_HEADER_BYTES} bytes); it said: {reason_of(printed)}; see to the disk's free "
+            "space, and run the job again"
+        )
 
 
 def _is_made(om: Path, sidecar_path: Path, recipe: dict[str, Any]) -> bool:
@@ -187,29 +388,6 @@ def _is_made(om: Path, sidecar_path: Path, recipe: dict[str, Any]) -> bool:
     try:
         sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
         same = all(sidecar[key] == value for key, value in recipe.items())
-        return same and bool(sidecar["om_sha256"] == sha256_of(om))
+        return same and is_om(om) and bool(sidecar["om_sha256"] == sha256_of(om))
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _call_atc(model: AtcModel, om: Path, command: list[str]) -> None:
-    """Call ATC in a temporary folder beside the OM, then put the OM in place."""
-    om.parent.mkdir(parents=True, exist_ok=True)
-    if model.aipp is not None:
-        write_text(model.aipp_path(om.parent), model.aipp)
-    tool = shutil.which(command[0])
-    if tool is None:
-        raise UserError(
-            "convert: `atc` is not on PATH; source set_env.sh of the Ascend toolkit (CANN) first, "
-            "or see the commands with convert.dry_run=true"
-        )
-    by_hand = f"call it by hand: {shlex.join(command)}"
-    # ATC also leaves kernel_meta and fusion_result.json in the current folder.
-    with tempfile.TemporaryDirectory(dir=om.parent, prefix=f".{om.stem}.") as folder:
-        call_tool("convert: atc", [tool, *command[1:]], by_hand, Path(folder))
-        made = Path(folder) / om.name
-        if not made.is_file():
-            raise UserError(f"convert: atc said it succeeded but wrote no {om.name}; {by_hand}")
-        fsync(made)
-        made.replace(om)
-        fsync(om.parent)

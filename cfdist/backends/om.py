@@ -8,11 +8,12 @@ checked here.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -20,6 +21,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from cfdist.ascend.atc import OM_MAGIC
 from cfdist.backends import BACKENDS
 from cfdist.backends.base import Backend, Capabilities, DeviceSettings
 from cfdist.backends.outputs import as_result, output_order, output_shapes
@@ -28,13 +30,21 @@ from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract
 
-OM_MAGIC = b"IMOD"  # the first bytes of every OM file
-
 _T = TypeVar("_T")
 
 
+@dataclass(frozen=True)
+class _Tensor:
+    """The description of an input or output, with the members of ais_bench's own."""
+
+    name: str
+    datatype: Any
+    shape: tuple[int, ...]
+    realsize: int
+
+
 class OmBackend(Backend):
-    """An OM with a static batch on one NPU.
+    """An OM on one NPU: with a static batch, or with several that it takes at run time.
 
     The OM's own description decides the input: float32 NCHW, normalised as `ModelSpec` says, or
     uint8 NHWC (AIPP: the chip normalises; the letterboxed BGR picture goes in as it is). A session
@@ -52,8 +62,15 @@ class OmBackend(Backend):
         self._session: Any = None
         try:
             self._session = self._on_thread(_open, spec.path, settings.index)
-            self.contract = input_contract(self._on_thread(self._session.get_inputs), spec)
-            self._order = described_order(self._on_thread(self._session.get_outputs), spec)
+            inputs = self._on_thread(self._session.get_inputs)
+            self.is_dynamic = has_dynamic_batch(inputs)
+            if self.is_dynamic:
+                self._on_thread(_choose_batch, self._session, spec)
+                inputs = at_batch(self._on_thread(self._session.get_inputs), spec.batch)
+            self.contract = input_contract(inputs, spec)
+            outputs = self._on_thread(self._session.get_outputs)
+            outputs = at_batch(outputs, spec.batch) if self.is_dynamic else outputs
+            self._order = described_order(outputs, spec)
         except BaseException:
             self.close()
             raise
@@ -81,11 +98,12 @@ class OmBackend(Backend):
     def infer_many(self, batches: Sequence[NDArray[Any]]) -> list[HeadMaps | Peaks]:
         """See `Backend.infer_many`; the runtime of CANN 6 overlaps nothing."""
         feeds = [[self._feed(inputs)] for inputs in batches]
+        mode = "dymbatch" if self.is_dynamic else "static"
         pipeline = getattr(self._session, "infer_pipeline", None)
         if pipeline is not None and len(feeds) > 1:
-            results = self._on_thread(pipeline, feeds, "static")
+            results = self._on_thread(pipeline, feeds, mode)
         else:
-            results = [self._on_thread(self._session.infer, feed, "static") for feed in feeds]
+            results = [self._on_thread(self._session.infer, feed, mode) for feed in feeds]
         return [
             self._result(outputs, len(inputs))
             for outputs, inputs in zip(results, batches, strict=True)
@@ -130,6 +148,9 @@ class OmBackend(Backend):
         for index, sides in zip(self._order, shapes, strict=True):
             shape, array = (self.spec.batch, *sides), np.asarray(outputs[index])
             is_float = array.dtype.kind == "f"
+            if self.is_dynamic and array.size % prod(sides) == 0:
+                # The memory of an output holds the OM's largest batch.
+                array = array.reshape(-1)[: prod(shape)]
             if array.size != prod(shape) or not (is_float or are_peaks):
                 raise RuntimeError(
                     f"{self.spec.path}: output {index} came as {array.dtype}{array.shape}, "
@@ -160,6 +181,46 @@ def inspect_om(path: Path | str) -> None:
             f"model {path}: not an OM file (it begins with {start!r}, an OM with {OM_MAGIC!r}); "
             "make one with job=convert, or choose backend=auto for an ONNX"
         )
+
+
+def has_dynamic_batch(inputs: Sequence[Any]) -> bool:
+    """Whether an OM, by what `get_inputs()` gave, takes its batch at run time."""
+    shapes = [[int(side) for side in tensor.shape] for tensor in inputs]
+    return len(shapes) == 1 and shapes[0][0] < 0 < min(shapes[0][1:], default=0)
+
+
+def at_batch(tensors: Sequence[Any], batch: int) -> list[_Tensor]:
+    """The tensors of an OM with several batches, as a run at one of them sees them.
+
+    ais_bench gives an input's batch as -1, an output's as -1 or the largest, and sizes of the
+    chosen batch or of the largest.
+    """
+    described = []
+    for tensor in tensors:
+        shape = (batch, *(int(side) for side in tensor.shape[1:]))
+        size = int(getattr(tensor, "realsize", 0))
+        kind = str(getattr(tensor.datatype, "name", tensor.datatype)).rsplit(".", 1)[-1]
+        with contextlib.suppress(TypeError):  # a type that numpy does not know
+            picture = prod(shape[1:]) * np.dtype(kind).itemsize
+            size = picture * batch if picture > 0 and size % picture == 0 else size
+        described.append(_Tensor(str(tensor.name), tensor.datatype, shape, size))
+    return described
+
+
+def _choose_batch(session: Any, spec: ModelSpec) -> None:
+    """Tell a session which of its batches a run has.
+
+    Raises:
+        UserError: the OM was not made for it.
+    """
+    try:
+        session.set_dynamic_batchsize(spec.batch)
+    except RuntimeError as error:
+        raise UserError(
+            f"model {spec.path}: takes one of several batches, and model.batch={spec.batch} is "
+            f"none of them ({' '.join(str(error).split())[:200]}); choose one of its own, or build "
+            f"another OM with job=convert convert.batches=[...,{spec.batch}]"
+        ) from None
 
 
 def input_contract(inputs: Sequence[Any], spec: ModelSpec) -> InputContract:

@@ -47,7 +47,8 @@ _TO_SWEEP: _Refusals = {
 def claim(folder: Path, config_yaml: str) -> Iterator[None]:
     """Hold a run's folder for the `with` block, with its configuration and log in it.
 
-    A folder that was made for a run which is then refused is removed again.
+    A folder that was made for a run which is then refused is removed again, unless a tool's log is
+    in it.
 
     Raises:
         UserError: the folder cannot be made, is in use, or holds a finished run or other files.
@@ -65,8 +66,9 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
             with _logging_to(folder / LOG):
                 yield
         except (UserError, OSError):
-            if is_new:
-                _remove(folder, (CONFIG, LOG, _LOCK))
+            own = (CONFIG, LOG, _LOCK)
+            if is_new and {path.name for path in folder.iterdir()} <= set(own):
+                _remove(folder, own)
             raise
 
 

@@ -21,7 +21,7 @@ from hydra.errors import HydraException
 
 from cfdist.config.installation import group_choices
 from cfdist.config.messages import allowed
-from cfdist.config.schema import PATH, all_fields
+from cfdist.config.schema import OPTIONS, PATH, all_fields
 from cfdist.errors import UserError
 
 # A text in quotes; a backslash before a quote belongs to it.
@@ -50,12 +50,14 @@ class _Text:
         null: What the word null stands for, as Hydra writes it; `None`: it is a text like others.
         always_several: Commas are no part of it, outside a sweep as well.
         is_path: It is the path of a file or folder.
+        is_options: A list of a tool's options.
     """
 
     is_list: bool = False
     null: str | None = None
     always_several: bool = False
     is_path: bool = False
+    is_options: bool = False
 
 
 def prepare_override(setting: str, *, is_multirun: bool) -> str:
@@ -73,6 +75,8 @@ def prepare_override(setting: str, *, is_multirun: bool) -> str:
     text = _text_of(key.lstrip("+"))
     if text is None or not equals or not value:
         return setting
+    if text.is_options and not any(quote in value for quote in "'\""):
+        return f"{key}={_options(value)}"
     if text.is_list and value.startswith(("[", "{")):
         return f"{key}={_list(value)}" if value.startswith("[") else setting
     if text.is_list and not text.always_several:
@@ -108,7 +112,12 @@ def _text_of(key: str) -> _Text | None:
     if field is None or not kinds & {str, list}:
         return None
     null = "null" if type(None) in kinds else None
-    return _Text(is_list=list in kinds, null=null, is_path=PATH in allowed(field))
+    return _Text(
+        is_list=list in kinds,
+        null=null,
+        is_path=PATH in allowed(field),
+        is_options=OPTIONS in allowed(field),
+    )
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -147,6 +156,21 @@ def _several(setting: str, values: str, text: _Text) -> str:
 def _list(value: str) -> str:
     """A list of texts in brackets, or several, with each text in quotes."""
     return _IN_LIST.sub(lambda found: _element(found[0], _Text()), value)
+
+
+def _options(value: str) -> str:
+    """Lists of a tool's options, [--a=b,--c=d,e], with each option in quotes.
+
+    An option begins with a hyphen, so that a value may hold commas.
+    """
+    if not re.fullmatch(r"\[[^][]*\](,\[[^][]*\])*", value):
+        return quoted(value)
+
+    def quote_list(found: re.Match[str]) -> str:
+        options = [part.strip() for part in re.split(r",(?=\s*-)", found[1])]
+        return f"[{','.join(map(quoted, filter(None, options)))}]"
+
+    return re.sub(r"\[([^][]*)\]", quote_list, value)
 
 
 def _element(value: str, text: _Text) -> str:

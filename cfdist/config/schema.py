@@ -19,7 +19,9 @@ from cfdist.config.uses import Job, Uses
 
 _T = TypeVar("_T")
 
-PATH = "a path"  # a field's title says what its value must be, where its type does not
+# A field's title says what its value must be, where its type does not.
+PATH = "a path"
+OPTIONS = "a list of options in brackets, each --name=value"
 
 
 def _from_text(value: object) -> object:
@@ -56,6 +58,7 @@ def _between(low: int, high: int | None = None, name: str = "a whole number") ->
 
 PathText = Annotated[str, AfterValidator(_not_empty), Field(title=PATH)]
 Name = Annotated[str, AfterValidator(_not_empty), Field(title="text")]
+OptionList = Annotated[list[str], Field(title=OPTIONS)]
 Strict = Field(strict=True)  # true is no number, 1 is not true, 4.0 is not 4
 Whole = Annotated[int, Strict, BeforeValidator(_from_text)]
 Natural = Annotated[Whole, _between(0)]
@@ -341,10 +344,18 @@ class ConvertConfig(Section):
     """folder for the OM files"""
     batches: Annotated[list[UpTo1024], NotEmpty, Different] = [1, 4, 8, 16, 32]
     """batch sizes, one OM each"""
+    dynamic: bool = False
+    """one OM for all of convert.batches; a run takes it at any of them"""
     soc_version: SocVersion | None = None
     """the chip, Ascend310P3; null: asked from npu-smi"""
     aipp: bool = False
     """normalise on the chip: the OM takes u8 NHWC"""
+    extra: OptionList = []
+    """further options for ATC, as in [--precision_mode=force_fp16]"""
+    calibration: Positive | None = None
+    """write the first N pictures as AMCT's input for an int8 calibration, and convert nothing"""
+    limit_s: Annotated[Real, _between(1, 604_800, "a number")] = 3600
+    """seconds after which an ATC that has not made its OM is killed"""
     log: Annotated[Literal["debug", "info", "warning", "error", "null"], BeforeValidator(_word)] = (
         "error"
     )
@@ -400,6 +411,8 @@ class InferConfig(Section):
     """folder of the output files; null: dumpout_bs<batch>"""
     cli: bool = False
     """call `python -m ais_bench` instead of a backend"""
+    cli_args: Annotated[OptionList, uses.only("infer", when=(uses.BY_TOOL,))] = []
+    """infer.cli: further options for it, as in [--profiler=1,--outfmt=NPY]"""
 
 
 class PostprocessConfig(Section):

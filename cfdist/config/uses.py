@@ -136,13 +136,15 @@ NOT_CACHED = When(
     "preprocess.cache=auto or false", lambda run: run.values["preprocess.cache"] is not True
 )
 OWN_CLUSTER = missing("cluster.address")
-NOT_BY_TOOL = equal("infer.cli", False, "false")
+NOT_BY_TOOL, BY_TOOL = equal("infer.cli", False, "false"), equal("infer.cli", True, "true")
+CALIBRATION = given("convert.calibration", "N")
 
 ALWAYS = Uses([Use(JOBS)])
 DATA_SET = Uses(
     [
         Use(("evaluate", "score", "export", "compare", "preprocess", "postprocess")),
         Use(("benchmark",), (PICTURES,)),
+        Use(("convert",), (CALIBRATION,)),
     ]
 )
 INPUT_SIZE = Uses([Use(tuple(job for job in JOBS if job != "score"))])
@@ -180,6 +182,7 @@ NORMALISATION = (
     with_model("compare", "infer", "export")
     + only("preprocess", when=(equal("preprocess.input", "f32", "f32"),))
     + only("convert", when=(equal("convert.aipp", True, "true"),))
+    + only("convert", when=(CALIBRATION,))
 )
 EXPECTED_AP = only("evaluate", when=(REAL, WIDER)) + only("score", when=(WIDER,))
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cfdist.ascend.npu_smi import list_npus
+from cfdist.ascend.npu_smi import list_npus, read_npus, usable_numbers
 from cfdist.distributed.plan import Auto, Devices
 from cfdist.errors import UserError, raise_interruption
 from cfdist.machine import available_cores
@@ -185,7 +185,12 @@ def _join(address: str, options: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _only_visible(kind: str, devices: Devices) -> Iterator[None]:
-    """Limit the cluster that is started in the `with` block to a list of accelerators."""
+    """Limit the cluster that is started in the `with` block to a list of accelerators.
+
+    Without a list, NPUs that are broken are left out.
+    """
+    if not isinstance(devices, list):
+        devices = (usable_npus() if kind == "npu" else None) or "auto"
     if kind == "cpu" or not isinstance(devices, list):
         yield
         return
@@ -199,6 +204,28 @@ def _only_visible(kind: str, devices: Devices) -> Iterator[None]:
             os.environ.pop(variable, None)
         else:
             os.environ[variable] = before
+
+
+def visible_npus() -> list[int] | None:
+    """The device numbers that ASCEND_RT_VISIBLE_DEVICES names; `None` if it names none."""
+    words = os.environ.get(VISIBLE_DEVICES["npu"], "").split(",")
+    return [int(word) for word in words] if all(map(str.isdecimal, words)) else None
+
+
+def usable_npus() -> list[int] | None:
+    """The device numbers of this host's NPUs that are not broken; `None` if none has to be named.
+
+    Raises:
+        UserError: all NPUs that this process sees are broken.
+    """
+    numbers = usable_numbers(read_npus(), visible_npus())
+    if numbers == []:
+        raise UserError(
+            f"{VISIBLE_DEVICES['npu']}={os.environ.get(VISIBLE_DEVICES['npu'], '')}: npu-smi says "
+            "that the health of these chips is Critical; name others, or choose a CPU backend "
+            "(backend=openvino)"
+        )
+    return numbers
 
 
 def _own_accelerators(kind: str) -> dict[str, float] | None:

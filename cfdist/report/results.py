@@ -7,7 +7,7 @@ import json
 import platform
 import subprocess
 import time
-from collections.abc import Sequence, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -254,6 +254,25 @@ def device_entry(name: str, report: DeviceReport, run_seconds: float) -> dict[st
         "batch_ms": batch_statistics(report.batch_ms),
         "device_ms": batch_statistics(report.device_ms),
     }
+
+
+def device_time_rate(devices: Sequence[Mapping[str, Any]], batch: int | None) -> float | None:
+    """Pictures a second by the devices' own time alone, as ais_bench counts them.
+
+    That is 1000 * batch / mean(NPU_compute_time), summed over the devices: the figure of the
+    published table. No copy to or from a chip is in it.
+
+    Args:
+        devices: Entries with `device_ms`, see `device_entry`.
+        batch: Pictures a batch.
+
+    Returns:
+        `None` unless all devices measure their own time.
+    """
+    times = [(device.get("device_ms") or {"mean": 0.0})["mean"] for device in devices]
+    if not batch or not times or not all(time > 0 for time in times):
+        return None
+    return float(sum(1000 * batch / time for time in times))
 
 
 class Phases:

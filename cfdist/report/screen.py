@@ -202,6 +202,13 @@ def print_plan(config: Config, there: Execution, manifest: Manifest | None) -> N
     console.print(line, markup=False)
     if model.remark:
         console.print(f"backend=auto: {model.remark}", markup=False)
+    print_devices(there)
+
+
+def print_devices(there: Execution) -> None:
+    """What is to be known of the devices, and where to watch the run."""
+    for note in there.notes:
+        console.print(f"note: {note}", markup=False)
     print_dashboard(there.dashboard)
 
 

@@ -15,6 +15,7 @@ from cfdist.report.screen import TOO_SHORT, console, print_compact, titled_table
 from cfdist.sweep import plot
 from cfdist.sweep.runs import (
     BATCH,
+    DEVICE_TIME,
     END_TO_END,
     HOST,
     ORIGIN,
@@ -60,6 +61,7 @@ _TITLES = {
     END_TO_END: ("", "pictures/s, end to end", "end to\nend"),
     HOST: ("pictures/s, host alone", "", "host\nalone"),
     PURE_INFERENCE: ("pictures/s, pure inference", "", "pure\ninf."),
+    DEVICE_TIME: ("pictures/s by device time", "", "device\ntime"),
     "median_batch_ms": ("", "ms a batch (median)", "ms a\nbatch"),
     "busy_share": ("", "busy %", "busy\n%"),
     "total_seconds": ("", "seconds", "s"),
@@ -68,7 +70,13 @@ _TITLES = {
     PUBLISHED: ("published images/s", "", ""),
 }
 # People see these columns only if a run has a value.
-_OPTIONAL = {HOST, PURE_INFERENCE, PUBLISHED, *(f"published_ap_{name}" for name in DIFFICULTIES)}
+_OPTIONAL = {
+    HOST,
+    PURE_INFERENCE,
+    DEVICE_TIME,
+    PUBLISHED,
+    *(f"published_ap_{name}" for name in DIFFICULTIES),
+}
 
 
 def _titles(runs: Sequence[RunSummary]) -> dict[str, tuple[str, str, str]]:
@@ -101,7 +109,16 @@ def _cell(run: RunSummary, name: str, table: int) -> str:
     if "ap_" in name:
         return f"{100 * value:.2f}"
     # Beside published rates, those of simulated devices say what they are.
-    is_marked = table == _COMPARED and run.simulated and name in (STEADY, PURE_INFERENCE)
+    is_marked = (
+        table == _COMPARED
+        and run.simulated
+        and name
+        in (
+            STEADY,
+            PURE_INFERENCE,
+            DEVICE_TIME,
+        )
+    )
     return f"{value:.1f}{' (simulated)' if is_marked else ''}"
 
 

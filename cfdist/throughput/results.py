@@ -13,7 +13,14 @@ from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
 from cfdist.distributed.work import item_work
 from cfdist.execution import PictureSupply
 from cfdist.report.evaluation import evaluation_results, preset_notes, replacement_notes
-from cfdist.report.results import START_UP, Phases, Results, batch_statistics, damage_notes
+from cfdist.report.results import (
+    START_UP,
+    Phases,
+    Results,
+    batch_statistics,
+    damage_notes,
+    device_time_rate,
+)
 from cfdist.throughput.device import LoopReport, common_rates
 from cfdist.throughput.host import Failure, HostRate
 from cfdist.widerface.manifest import Manifest
@@ -125,21 +132,24 @@ def _seconds(whole: Results | None, phases: Phases) -> dict[str, float | None]:
 def _inference_section(config: Config, figures: Figures) -> dict[str, Any] | None:
     if figures.model is None or figures.loops is None:
         return None
-    rates = common_rates(list(figures.loops.values()), figures.model.spec.batch)
+    batch = figures.model.spec.batch
+    rates = common_rates(list(figures.loops.values()), batch)
+    devices = [
+        {
+            "name": name,
+            "streams": len(report.ends),
+            "pictures_per_second": rate,
+            "batch_ms": batch_statistics(report.batch_ms.tolist()),
+            "device_ms": batch_statistics(report.device_ms),
+        }
+        for (name, report), rate in zip(figures.loops.items(), rates, strict=True)
+    ]
     return {
         "loops": config.benchmark.loops,
         "input": config.benchmark.input,
         "pictures_per_second": sum(rates),
-        "devices": [
-            {
-                "name": name,
-                "streams": len(report.ends),
-                "pictures_per_second": rate,
-                "batch_ms": batch_statistics(report.batch_ms.tolist()),
-                "device_ms": batch_statistics(report.device_ms),
-            }
-            for (name, report), rate in zip(figures.loops.items(), rates, strict=True)
-        ],
+        "device_time_pictures_per_second": device_time_rate(devices, batch),
+        "devices": devices,
     }
 
 

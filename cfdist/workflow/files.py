@@ -5,6 +5,9 @@ or uint8 (H, W, 3) BGR ("u8"). A *raw output* is what the model gives for one pi
 `<stem>_0.bin` to `<stem>_3.bin`: float32 heat map, size, offset and landmarks of (1, 2, 2, 10)
 channels and a quarter of the input's rows and columns. All are raw little-endian numbers in C
 order, without a header: only the sizes can be checked. A `Record` beside a folder says the rest.
+
+Raw outputs of other programs are read, too: numbered 1 to 4, as the older benchmark tools do, and
+as NumPy's .npy or as text, which ais_bench writes with --outfmt.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import fnmatch
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -31,6 +35,8 @@ from cfdist.preprocess import InputContract
 from cfdist.widerface.manifest import WorkItem
 
 SUFFIX = ".bin"
+# Of raw outputs; in a folder that has several, the first one counts: text may be anything.
+OUTPUT_SUFFIXES = (SUFFIX, ".npy", ".txt")
 OUTPUTS = len(HeadMaps.CHANNELS)
 # dtype of an input tensor -> the name of its form in the configuration and in records.
 FORMS = {"float32": "f32", "uint8": "u8"}
@@ -58,6 +64,21 @@ def input_name(id: str) -> str:
 def output_names(stem: str) -> tuple[str, ...]:
     """The names of the four files of a raw output."""
     return tuple(f"{stem}_{k}{SUFFIX}" for k in range(OUTPUTS))
+
+
+def found_names(found: Mapping[str, Path], stem: str) -> tuple[str, ...] | None:
+    """Names of a picture's four files among those of `find_outputs`, there or not.
+
+    Returns:
+        Those numbered from 0, or from 1 if there is a fourth one and none with 0; `None` if there
+        is no file of the picture.
+    """
+    for suffix in OUTPUT_SUFFIXES:
+        numbers = [k for k in range(OUTPUTS + 1) if f"{stem}_{k}{suffix}" in found]
+        if numbers:
+            first = int(0 not in numbers and OUTPUTS in numbers)
+            return tuple(f"{stem}_{k}{suffix}" for k in range(first, first + OUTPUTS))
+    return None
 
 
 def input_contract(spec: ModelSpec, form: str) -> InputContract:
@@ -128,8 +149,42 @@ def read_output(paths: Sequence[Path | str], spec: ModelSpec) -> HeadMaps:
     """
     maps = [np.empty((1, *shape), np.float32) for shape in output_shapes(spec)]
     for path, array in zip(paths, maps, strict=True):
-        read_raw_into(path, array)
+        match Path(path).suffix:
+            case ".npy":
+                with open(path, "rb") as file:
+                    _fill(array, np.lib.format.read_array(file, allow_pickle=False), path)
+            case ".txt":
+                _fill(array, _read_text(path), path)
+            case _:
+                read_raw_into(path, array)
     return HeadMaps(*maps)
+
+
+def _read_text(path: Path | str) -> NDArray[np.float32]:
+    """The numbers of a text file.
+
+    Raises:
+        ValueError: there is none, or what is there are none.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of an empty file, which has no numbers
+        values: NDArray[np.float32] = np.loadtxt(path, np.float32, comments=None, ndmin=1)
+    return values
+
+
+def _fill(maps: NDArray[np.float32], values: NDArray[Any], path: Path | str) -> None:
+    """Put the numbers of a file into a picture's head maps.
+
+    Raises:
+        ValueError: other numbers, or more or fewer of them.
+    """
+    whole = maps.shape
+    is_shaped = values.ndim < 3 or values.shape[-3:] == whole[-3:]
+    if values.dtype.kind != "f" or values.size != maps.size or not is_shaped:
+        raise ValueError(
+            f"{path} holds {values.dtype}{list(values.shape)}, expected floats of {list(whole)}"
+        )
+    maps[...] = values.reshape(whole)
 
 
 def refuse_existing(folder: Path, key: str) -> None:
@@ -385,7 +440,8 @@ class RawOutput:
 def find_outputs(folder: Path, key: str) -> dict[str, Path]:
     """The files of all raw outputs in a folder and its subfolders, by name.
 
-    Subfolders may be events or devices. `key` is the configuration key that named the folder.
+    Subfolders may be events or devices, and the files have one of `OUTPUT_SUFFIXES`. `key` is the
+    configuration key that named the folder.
 
     Raises:
         UserError: no such folder, or two files of one name.
@@ -393,7 +449,9 @@ def find_outputs(folder: Path, key: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"{key}={folder}: no such folder; make it with job=infer")
     found: dict[str, Path] = {}
-    for path in sorted(_files_below(folder, f"?*_[0-{OUTPUTS - 1}]{SUFFIX}")):
+    there = sorted(_files_below(folder, f"?*_[0-{OUTPUTS}].*"))
+    forms = [[path for path in there if path.suffix == suffix] for suffix in OUTPUT_SUFFIXES]
+    for path in next(filter(None, forms), []):
         other = found.setdefault(path.name, path)
         if other is not path:
             raise UserError(
@@ -433,7 +491,7 @@ def match_outputs(
         if problem := _output_problem(found, stem, spec):
             failures.append((item.id, problem))
         else:
-            files = [str(found[name]) for name in output_names(stem)]
+            files = [str(found[name]) for name in found_names(found, stem) or ()]
             usable.append(RawOutput(item.id, item.path, files))
     if not usable:
         # A picture that has files says more than one that has none.
@@ -448,8 +506,8 @@ def match_outputs(
 
 def _output_problem(found: Mapping[str, Path], stem: str, spec: ModelSpec) -> str | None:
     """Why a picture's raw output cannot be used, with the remedy; `None` if it can."""
-    names = output_names(stem)
-    if found.keys().isdisjoint(names):
+    names = found_names(found, stem)
+    if names is None:
         return (
             f"no output files {stem}_*{SUFFIX}; run job=infer again, and before it job=preprocess "
             f"if there is no {stem}{SUFFIX}"
@@ -458,7 +516,7 @@ def _output_problem(found: Mapping[str, Path], stem: str, spec: ModelSpec) -> st
         if name not in found:
             return f"{name} is missing; run job=infer again"
         size = found[name].stat().st_size
-        if size != wanted:
+        if size != wanted and name.endswith(SUFFIX):
             hint = ", an OM with float16 outputs?" if size * 2 == wanted else ""
             return (
                 f"{found[name]} has {size} bytes, expected {wanted} for model.height={spec.height} "

@@ -29,9 +29,15 @@ from cfdist.distributed.work import (
     sources_of,
 )
 from cfdist.errors import UserError
-from cfdist.files import read_file
+from cfdist.files import atomic_write, read_file
 from cfdist.model import ModelSpec
-from cfdist.preprocess import InputContract, PictureError, decode_picture, to_model_input
+from cfdist.preprocess import (
+    InputContract,
+    PictureError,
+    decode_picture,
+    read_into,
+    to_model_input,
+)
 from cfdist.widerface.manifest import WorkItem
 from cfdist.widerface.predictions import STYLES, prediction_text, rows
 from cfdist.workflow.files import (
@@ -105,6 +111,29 @@ def write_inputs(
                 yield Outcome(picture.error, picture.damage)
 
         return _run(pictures, write_block, on_done)
+
+
+def write_calibration(items: Sequence[WorkItem], contract: InputContract, path: Path) -> None:
+    """Write the input tensors of pictures into one file, one after the other.
+
+    It is what the quantiser AMCT calibrates with: one batch of all pictures. The file appears whole
+    or not at all.
+
+    Raises:
+        UserError: a picture cannot be used, or the disk does not take the file.
+    """
+    letterboxed = np.empty((1, contract.height, contract.width, 3), np.uint8)
+    with disk_as_user_error(path), atomic_write(path) as temporary, temporary.open("wb") as file:
+        for item in items:
+            try:
+                read_into(item.path, letterboxed[0])
+            except PictureError as error:
+                raise UserError(
+                    f"convert.calibration: {item.path}: {error}; remove it, or ask for fewer "
+                    "pictures"
+                ) from None
+            tensor = to_model_input(letterboxed, contract)
+            file.write(tensor.astype(tensor.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
 def write_predictions(

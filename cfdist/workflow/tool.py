@@ -3,22 +3,54 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cfdist.ascend import run_ais_bench
+from cfdist.ascend import chip_summaries, run_ais_bench
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.errors import UserError
+from cfdist.files import write_text
 from cfdist.model import ModelSpec
-from cfdist.workflow.files import FORMS, Failures, InputFiles, find_outputs, match_outputs
+from cfdist.widerface.manifest import WorkItem
+from cfdist.workflow.files import (
+    FORMS,
+    Failures,
+    InputFiles,
+    find_outputs,
+    match_outputs,
+    output_names,
+)
+
+_PERCENTILE = "percentile(99%)"
 
 
-def check_for_tool(spec: ModelSpec, files: InputFiles, chip: int, key: str) -> None:
+@dataclass(frozen=True)
+class ToolCall:
+    """How the tool is called.
+
+    Attributes:
+        devices: The chips; `None`: the tool's own choice.
+        options: Its further options.
+        log: A file for all that it prints; `None`: none.
+    """
+
+    devices: Sequence[int] | None = None
+    options: Sequence[str] = ()
+    log: Path | None = None
+
+
+def check_for_tool(spec: ModelSpec, files: InputFiles, chip: int, key: str) -> list[str]:
     """Refuse a folder that the tool would misread; a chip is asked what the OM takes.
+
+    Returns:
+        The options that the tool needs for this OM.
 
     Raises:
         UserError: the folder holds other files, the OM takes something else than the input tensors
@@ -45,14 +77,16 @@ def check_for_tool(spec: ModelSpec, files: InputFiles, chip: int, key: str) -> N
             f"model {spec.path}: takes {taken.dtype} {taken.layout}, the files hold {held.dtype} "
             f"{held.layout}; make them with job=preprocess preprocess.input={FORMS[taken.dtype]}"
         )
+    return ["--dymBatch", str(spec.batch)] if getattr(om, "is_dynamic", False) else []
 
 
 def infer_with_tool(
-    spec: ModelSpec, files: InputFiles, folder: Path, devices: Sequence[int] | None
+    spec: ModelSpec, files: InputFiles, folder: Path, call: ToolCall
 ) -> tuple[dict[str, Any] | None, Failures]:
     """Let the tool infer what `check_for_tool` has passed, and make the folder of the raw outputs.
 
-    The tool chooses the chips itself if `devices` is `None`.
+    Of several chips the tool leaves a summary each; they are put together into one beside the
+    folder.
 
     Returns:
         The tool's summary, `None` if it left none, and (stem, reason) of the input tensors without
@@ -61,13 +95,15 @@ def infer_with_tool(
     Raises:
         UserError: the tool failed, or left nothing that can be used.
     """
-    run_ais_bench(spec.path, files.folder, folder, spec.batch, devices)
+    run_ais_bench(spec.path, files.folder, folder, spec.batch, call.devices, call.options, call.log)
     found = find_outputs(folder, "infer.output") if folder.is_dir() else {}
     source = f"python -m ais_bench left {folder}"
     remedy = "see whether the OM's input is what the files hold"
     _, failures = match_outputs(found, files.items, spec, source, remedy)
     path = summary_path(folder)
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None, failures
+    if not path.is_file() and (several := _read_chip_summaries(folder, call.devices)):
+        write_text(path, json.dumps(joined(several)) + "\n")
+    return _read_summary(path), failures
 
 
 def summary_path(folder: Path) -> Path:
@@ -75,23 +111,99 @@ def summary_path(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}_summary.json")
 
 
-def summary(device_times_ms: Iterable[Sequence[float]], batch: int) -> dict[str, Any]:
+def _read_summary(path: Path) -> dict[str, Any] | None:
+    """A summary; `None` if there is none, or what is there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    compute = content.get("NPU_compute_time") if isinstance(content, dict) else None
+    return content if isinstance(compute, dict) and "mean" in compute else None
+
+
+def _read_chip_summaries(folder: Path, devices: Sequence[int] | None) -> list[dict[str, Any]]:
+    """The summaries of several chips; none if one is missing."""
+    read = [_read_summary(path) for path in chip_summaries(folder, devices or ())]
+    whole = [one for one in read if one is not None]
+    return whole if len(whole) == len(read) else []
+
+
+def joined(chips: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The summaries of several chips as one of all.
+
+    Args:
+        chips: What the tool left for each.
+
+    Returns:
+        Times over the batches of all chips, as far as the tool lists each batch's time; else the
+        mean over all batches, the least and the largest. `throughput` is the sum.
+    """
+    lists = [chip.get("npu_compute_time_list") for chip in chips]
+    times = [time for one in lists for time in one or ()]
+    if all(lists) and all(isinstance(time, int | float) for time in times):
+        compute = statistics(times)
+    else:
+        parts = [chip["NPU_compute_time"] for chip in chips]
+        counts = [int(part.get("count", 1)) for part in parts]
+        total = sum(count * part["mean"] for count, part in zip(counts, parts, strict=True))
+        compute = {"mean": total / max(1, sum(counts)), "count": sum(counts)}
+        for name, choose in (("min", min), ("max", max)):
+            if all(name in part for part in parts):
+                compute[name] = choose(part[name] for part in parts)
+    return {
+        "NPU_compute_time": compute,
+        "throughput": float(sum(chip.get("throughput", 0.0) for chip in chips)),
+        "devices": list(chips),
+    }
+
+
+def statistics(times_ms: Sequence[float]) -> dict[str, float]:
+    """Times as the tool's summary has them; zeros for none, as the tool writes them."""
+    times = np.asarray(times_ms, float)
+    if not len(times):
+        return dict.fromkeys(("min", "max", "mean", "median", _PERCENTILE, "count"), 0)
+    return {
+        **{name: float(getattr(np, name)(times)) for name in ("min", "max", "mean", "median")},
+        _PERCENTILE: float(np.percentile(times, 99)),
+        "count": len(times),
+    }
+
+
+def summary(
+    device_times_ms: Sequence[Sequence[float]],
+    batch: int,
+    items: Sequence[WorkItem] = (),
+    folder: Path = Path(),
+) -> dict[str, Any]:
     """The content of `<name>_summary.json`, as `python -m ais_bench` leaves it.
 
     Args:
         device_times_ms: Milliseconds of each batch, for each device; at least one batch in all.
         batch: Pictures a batch.
+        items: The input tensors that have a raw output.
+        folder: Where the raw outputs are.
 
     Returns:
         `NPU_compute_time` in milliseconds over all devices, and `throughput`, pictures a second:
-        1000 * batch / mean, summed over the devices.
+        1000 * batch / mean, summed over the devices. The copies to and from the chip are not timed
+        apart: their counts are 0.
     """
     devices = [np.asarray(times, float) for times in device_times_ms if len(times)]
     times = np.concatenate(devices)
+    files = {
+        str(number): {
+            "infiles": [item.path],
+            "outfiles": [str(folder / name) for name in output_names(item.id)],
+        }
+        for number, item in enumerate(items)
+    }
     return {
-        "NPU_compute_time": {
-            **{name: float(getattr(np, name)(times)) for name in ("min", "max", "mean", "median")},
-            "percentile(99%)": float(np.percentile(times, 99)),
-        },
+        "filesinfo": files,
+        "args": sys.argv,
+        "NPU_compute_time": statistics(times.tolist()),
+        "H2D_latency": statistics([]),
+        "D2H_latency": statistics([]),
+        "npu_compute_time_list": times.tolist(),
         "throughput": float(sum(1000 * batch / times.mean() for times in devices)),
+        "pid": os.getpid(),
     }

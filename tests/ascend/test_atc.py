@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfdist.ascend.atc import AtcModel, aipp_config, atc_command, convert, toolkit_version
+from cfdist.ascend.atc import (
+    OM_HEADER_BYTES,
+    AtcCall,
+    AtcModel,
+    aipp_config,
+    atc_command,
+    convert,
+    is_om,
+    toolkit_version,
+)
 from cfdist.errors import UserError
 from cfdist.preprocess import InputContract, to_model_input
 from tests.fakes.ascend import install_atc, install_double, small_network
@@ -215,18 +225,160 @@ def test_failing_atc_leaves_what_was_there(calls, model, tmp_path, monkeypatch):
     content = good.om.read_bytes()
     model.onnx.write_bytes(b"no onnx")
     monkeypatch.setenv("FAKE_ATC_FAIL", "E19999: Inner Error!")
-    with pytest.raises(UserError, match=r"exit code 1: .*ATC run failed.*E19999") as caught:
+    with pytest.raises(
+        UserError, match=r"CenterFace_bs1\.om failed with exit code 1: E19999: Inner"
+    ):
         convert(model, tmp_path / "om", [1, 2])
-    assert "\n" not in str(caught.value)
     assert good.om.read_bytes() == content
     assert {p.name for p in (tmp_path / "om").iterdir()} == {good.om.name, f"{good.om.name}.json"}
+
+
+def own_atc(monkeypatch, tmp_path, script: str) -> None:
+    """Put an `atc` on PATH that is a shell script; `$om` is the file that it should write."""
+    folder = tmp_path / "own"
+    folder.mkdir(exist_ok=True)
+    (folder / "atc").write_text(
+        '#!/bin/bash\nfor a in "$@"; do case $a in --output=*) om=${a#--output=}.om;; esac; done\n'
+        + script
+    )
+    (folder / "atc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+@pytest.fixture
+def copied(aipp_model) -> AtcModel:
+    """A model whose ONNX and AIPP file `convert` has to write."""
+    path = aipp_model.onnx.parent / "om" / "copy" / "CenterFace.onnx"
+    return replace(aipp_model, onnx=path, content=aipp_model.onnx.read_bytes())
+
+
+@pytest.mark.parametrize("script", ["echo 'E10001: bad'; exit 1", ': >$om; echo "success"', None])
+def test_a_refused_convert_leaves_nothing(monkeypatch, copied, tmp_path, script):
+    if script is None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+    else:
+        own_atc(monkeypatch, tmp_path, script)
+    with pytest.raises(UserError):
+        convert(copied, copied.onnx.parent, [1, 4])
+    assert not (tmp_path / "om").exists()
+
+
+def test_a_refused_convert_restores_what_an_earlier_one_wrote(calls, monkeypatch, copied):
+    folder = copied.onnx.parent
+    convert(copied, folder, [1])
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert copied.onnx.name in before
+    monkeypatch.setenv("FAKE_ATC_FAIL", "E10001: no")
+    other = replace(copied, content=small_network(names=("a", "b", "c", "d")), aipp="aipp_op{}")
+    with pytest.raises(UserError, match="E10001: no"):
+        convert(other, folder, [1])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_what_was_finished_is_named_and_kept(monkeypatch, calls, copied, tmp_path):
+    folder = copied.onnx.parent
+    convert(copied, folder, [1])
+    monkeypatch.setenv("FAKE_ATC_FAIL", "E10001: no")
+    with pytest.raises(UserError, match=r"and kept: CenterFace_bs1_aipp\.om$"):
+        convert(copied, folder, [1, 4])
+    assert copied.onnx.is_file()
+    assert is_om(folder / "CenterFace_bs1_aipp.om")
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("printf IMOD123456 >$om", "left CenterFace_bs1.om of 10 bytes"),
+        (": >$om", "left CenterFace_bs1.om of 0 bytes"),
+        ("head -c 1000 /dev/zero >$om", "left CenterFace_bs1.om of 1000 bytes"),
+        ("echo ATC run success", "left no OM, .*; it said: ATC run success"),
+        ("for i in 1 2; do cp om a$i.om; done; touch a1.om a2.om", "left a1.om of .*, a2.om of"),
+        ("head -c 1000 /dev/zero >$om; kill -SEGV $$", "bs1.om was killed by SIGSEGV"),
+    ],
+)
+def test_what_is_no_om_is_not_made(monkeypatch, model, tmp_path, script, words):
+    own_atc(monkeypatch, tmp_path, script)
+    with pytest.raises(UserError, match=words):
+        convert(model, tmp_path / "om", [1])
+    assert not (tmp_path / "om").exists()
+
+
+def test_an_om_of_a_platforms_name_is_found(calls, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_ATC_PLATFORM", "_linux_aarch64")
+    (result,) = convert(model, tmp_path / "om", [4])
+    assert result.om.name == "CenterFace_bs4.om"
+    assert is_om(result.om)
+    assert not convert(model, tmp_path / "om", [4])[0].made
+
+
+@given(st.binary(max_size=2 * OM_HEADER_BYTES))
+def test_an_om_has_its_first_bytes_and_more_than_a_header(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any.om"
+    for start in (b"", b"IMOD"):
+        path.write_bytes(start + content)
+        is_long = len(start + content) > OM_HEADER_BYTES
+        assert is_om(path) == (is_long and (start + content)[:4] == b"IMOD")
+    assert not is_om(path / "none")
+
+
+def test_an_atc_that_hangs_is_killed(monkeypatch, model, tmp_path):
+    own_atc(monkeypatch, tmp_path, "echo at work; sleep 100")
+    call = AtcCall(tmp_path, 0.5)
+    with pytest.raises(UserError, match=r"no answer within 0\.5 s .*at work.*atc_bs1\.log"):
+        convert(model, tmp_path / "om", [1], call=call)
+    assert not (tmp_path / "om").exists()
+
+
+def test_the_progress_and_the_log(calls, model, tmp_path):
+    lines: list[str] = []
+    call = AtcCall(tmp_path, 60, lines.append)
+    convert(model, tmp_path / "om", [1], call=call)
+    assert "ATC run success" in (tmp_path / "atc_bs1.log").read_text()
+    convert(model, tmp_path / "om", [1, 4], call=call)
+    first, last = tmp_path / "om" / "CenterFace_bs1.om", tmp_path / "om" / "CenterFace_bs4.om"
+    assert lines[0] == f"{first} (1 of 1): ATC works on it"
+    assert lines[1].startswith(f"{first} (1 of 1): made in ")
+    assert lines[2:4] == [f"{first} (1 of 2): up to date", f"{last} (2 of 2): ATC works on it"]
+    assert lines[4].startswith(f"{last} (2 of 2): made in ")
+
+
+def test_further_options_are_passed_and_part_of_the_recipe(calls, model, tmp_path):
+    extra = ("--precision_mode=force_fp16", "--buffer_optimize=a,b c")
+    changed = replace(model, extra=extra)
+    (result,) = convert(changed, tmp_path / "om", [1])
+    assert shlex.split(calls.read_text())[-2:] == list(extra)
+    sidecar = json.loads(Path(f"{result.om}.json").read_text())
+    assert sidecar["command"][-2:] == list(extra)
+    assert not convert(changed, tmp_path / "om", [1])[0].made
+    assert convert(model, tmp_path / "om", [1])[0].made
+
+
+def test_one_om_for_all_batch_sizes(calls, model, aipp_model, tmp_path):
+    (result,) = convert(model, tmp_path / "om", [8, 1, 4, 8], dynamic=True)
+    assert (result.om.name, result.batch) == ("CenterFace_dynamic.om", (1, 4, 8))
+    words = shlex.split(calls.read_text())
+    assert {"--input_shape=image:-1,3,64,64", "--dynamic_batch_size=1,4,8"} <= set(words)
+    (with_aipp,) = convert(aipp_model, tmp_path / "om", [1, 4], dynamic=True)
+    assert with_aipp.om.name == "CenterFace_dynamic_aipp.om"
+    from ais_bench.infer.interface import InferSession
+
+    (picture,) = InferSession(0, str(with_aipp.om)).get_inputs()
+    assert picture.shape == [-1, 64, 64, 3]
+    assert convert(model, tmp_path / "om", [1, 8], dynamic=True)[0].made, "other batch sizes"
+
+
+@pytest.mark.parametrize("batches", [[4], [4, 4], list(range(1, 102))])
+def test_batch_sizes_that_one_om_cannot_have(calls, model, tmp_path, batches):
+    with pytest.raises(UserError, match=r"convert\.dynamic: one OM takes 2 to 100"):
+        convert(model, tmp_path / "om", batches, dynamic=True)
+    assert not (tmp_path / "om").exists()
 
 
 def test_atc_that_is_not_there(model, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match=r"`atc` is not on PATH; source set_env\.sh"):
         convert(model, tmp_path / "om", [1])
-    assert list((tmp_path / "om").iterdir()) == []
+    assert not (tmp_path / "om").exists()
 
 
 def test_onnx_that_is_not_there(calls, model, tmp_path):

@@ -163,8 +163,10 @@ def test_later_generation_checks_its_arguments(open_session, generation, om):
     if generation == "later":
         with pytest.raises(RuntimeError, match="device_id"):
             open_session("0")
-        with pytest.raises(RuntimeError, match="infer_mode"):
+        with pytest.raises(RuntimeError, match="not a dymbatch model"):
             open_session().infer([np.zeros(SHAPE, np.float32)], mode="dymbatch")
+    with pytest.raises(RuntimeError, match="infer_mode"):
+        open_session().infer([np.zeros(SHAPE, np.float32)], mode="dymhw")
 
 
 def run_cli(om: Path, folder: Path, *options: str) -> Path:
@@ -184,10 +186,12 @@ def write_inputs(folder: Path, pictures: np.ndarray) -> list[str]:
 
 
 @pytest.mark.parametrize("devices", ["0", "0,1"])
-def test_command_line(om, tmp_path, devices):
+def test_command_line(generation, om, tmp_path, devices):
     pictures = np.random.default_rng(2).normal(size=(5, *SHAPE[1:])).astype(np.float32)
     stems = write_inputs(tmp_path / "in", pictures)
     options = ["--input", str(tmp_path / "in"), "--device", devices]
+    if "," in devices and generation == "later":
+        options += ["--divide_input", "1"]  # else each chip gets all files
     folder = run_cli(om, tmp_path / "result", *options)
     assert len(list(folder.rglob("*.bin"))) == 5 * 4
     expected = reference(pictures)

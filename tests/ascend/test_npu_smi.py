@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfdist.ascend import npu_smi
-from cfdist.ascend.npu_smi import list_npus, parse_npu_smi, soc_version
+from cfdist.ascend.npu_smi import (
+    Npu,
+    board_name,
+    health_notes,
+    list_npus,
+    parse_npu_smi,
+    read_npus,
+    soc_version,
+    usable_numbers,
+)
 from cfdist.errors import UserError
 
 TWO_CARDS = """\
@@ -61,8 +70,31 @@ HBM = """\
 """
 
 
+A3 = """\
+| NPU   Name                | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|
+| Chip  Phy-ID              | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |
++===========================+===============+====================================================+
+| 4     Ascend910           | OK            | 166.5       38                0    / 0             |
+| 0     0                   | 0000:9D:00.0  | 0           0    / 0          3131 / 65536         |
++------------------------------------------------------------------------------------------------+
+| 4     Ascend910           | OK            | -           37                0    / 0             |
+| 1     1                   | 0000:9F:00.0  | 0           0    / 0          2886 / 65536         |
+"""
+A3_BOARD = """\
+        NPU ID                         : 4
+        Product Name                   : IT21DK
+        NPU Name                       : 9391
+        Chip Name                      : Ascend910
+        PCIe Bus Info                  : 0000:9D:00.0
+"""
+
+
+def names(text: str) -> list[str]:
+    return [chip.name for chip in parse_npu_smi(text)]
+
+
 def test_two_cards():
-    assert parse_npu_smi(TWO_CARDS) == ["Ascend310P3", "Ascend310P3"]
+    assert parse_npu_smi(TWO_CARDS) == [Npu("Ascend310P3", 0, 0), Npu("Ascend310P3", 1, 0)]
 
 
 def test_processes_are_no_chips():
@@ -70,33 +102,56 @@ def test_processes_are_no_chips():
 
 
 def test_two_chips_on_one_card():
-    assert parse_npu_smi(DUO + PROCESSES) == ["Ascend310P3", "Ascend310P3"]
+    assert parse_npu_smi(DUO + PROCESSES) == [
+        Npu("Ascend310P3", 2, 0),
+        Npu("Ascend310P3", 2, 1, "Alarm"),
+    ]
 
 
 def test_table_without_device_column_and_chip_without_card_row():
-    assert parse_npu_smi(HBM) == ["Ascend910B4", "Ascend910", "Ascend910"]
+    assert names(HBM) == ["Ascend910B4", "Ascend910", "Ascend910"]
+
+
+def test_digits_that_are_no_numbers_are_no_chips():
+    for digit in ("\u00b2", "\u0663", "\u2460"):
+        table = TWO_CARDS.replace("| 0       310P3", f"| {digit}       310P3")
+        assert parse_npu_smi(table) == [Npu("Ascend310P3", 1, 0)]
 
 
 @given(st.lists(st.sampled_from((TWO_CARDS + PROCESSES + DUO).splitlines()), max_size=12))
 def test_torn_tables_give_no_traceback(lines):
-    for name in parse_npu_smi("\n".join(lines)):
+    for name in names("\n".join(lines)):
         assert name.startswith("Ascend")
 
 
 @given(st.text())
 def test_any_text_gives_no_traceback(text):
     assert isinstance(parse_npu_smi(text), list)
+    assert board_name(text) is None or board_name(text).startswith("Ascend")
+
+
+@given(st.lists(st.text("|0123456789\u00b2 \u0663POK:.A", max_size=40), max_size=8))
+def test_any_rows_give_no_traceback(rows):
+    for chip in parse_npu_smi("\n".join(f"| {row} | OK | 1 |" for row in rows)):
+        assert chip.name.startswith("Ascend")
 
 
 @pytest.fixture
 def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Write an `npu-smi` that answers `info` with a text and a status; the only one on PATH."""
+    """Write an `npu-smi` that answers `info` with a text and a status; the only one on PATH.
 
-    def write(text: str, status: int = 0, seconds: int = 0) -> None:
+    Other questions have answers by the words after "info".
+    """
+
+    def write(text: str, status: int = 0, seconds: int = 0, **boards: str) -> None:
         (tmp_path / "answer.txt").write_text(text)
+        cases = ""
+        for number, (words, board) in enumerate(boards.items()):
+            (tmp_path / f"board{number}.txt").write_text(board)
+            cases += f'"info -t board {words}") cat {tmp_path}/board{number}.txt; exit 0;;\n'
         script = tmp_path / "npu-smi"
         script.write_text(
-            f'#!/bin/sh\n[ "$*" = info ] || exit 9\nsleep {seconds}\n'
+            f'#!/bin/sh\ncase "$*" in\n{cases}info) ;;\n*) exit 9;;\nesac\nsleep {seconds}\n'
             f"cat {tmp_path}/answer.txt\nexit {status}\n"
         )
         script.chmod(0o755)
@@ -109,6 +164,49 @@ def test_chips_of_this_host(tool):
     tool(TWO_CARDS)
     assert list_npus() == ["Ascend310P3", "Ascend310P3"]
     assert soc_version() == "Ascend310P3"
+
+
+def test_chips_that_are_broken_are_not_taken(tool):
+    broken = DUO.replace("OK      ", "Critical")
+    tool(broken)
+    assert list_npus() == ["Ascend310P3"]
+    chips = read_npus()
+    assert usable_numbers(chips) == [1]
+    assert usable_numbers(chips, [1]) is None
+    assert usable_numbers(chips, [0]) == []
+    assert usable_numbers(parse_npu_smi(TWO_CARDS)) is None
+    left_out, taken = health_notes(chips, [1])
+    assert left_out == (
+        "chip 0 (Ascend310P3, card 2): npu-smi says its health is Critical; the run leaves it out"
+    )
+    assert "chip 1 " in taken
+    assert "Alarm; the run may take it" in taken
+    tool(broken.replace("Alarm   ", "Critical"))
+    with pytest.raises(UserError, match=r"all 2 chips of this host is Critical; .*openvino"):
+        list_npus()
+
+
+@pytest.mark.parametrize("words", ["-i 4", "-i 4 -c 0"])
+def test_a_bare_series_is_asked_of_the_board(tool, words):
+    tool(A3, **{words: A3_BOARD})
+    assert soc_version() == "Ascend910_9391"
+
+
+def test_a_chip_of_a_board_that_tells_no_name_has_to_be_given(tool):
+    wanted = r"only the series .* Ascend910 .*convert\.soc_version=Ascend910_9391"
+    tool(A3)
+    with pytest.raises(UserError, match=wanted):
+        soc_version()
+    tool(A3, **{"-i 4": A3_BOARD.replace("NPU Name                       : 9391", "")})
+    with pytest.raises(UserError, match=wanted):
+        soc_version()
+
+
+def test_names_on_a_board():
+    assert board_name(A3_BOARD) == "Ascend910_9391"
+    assert board_name("Chip Type : Ascend\nChip Name : 910B4\n") == "Ascend910B4"
+    assert board_name("Chip Name : Ascend310P3\nNPU Name : NA\n") == "Ascend310P3"
+    assert board_name("NPU ID : 0\n") is None
 
 
 def test_no_tool_no_chips(monkeypatch, tmp_path):

@@ -268,6 +268,39 @@ def test_outputs_in_another_order_are_found_by_name(make, load):
     assert_heads(found, session.run(list(OUTPUT_NAMES), {"image": feed}))
 
 
+@pytest.mark.parametrize("aipp", [False, True])
+@pytest.mark.parametrize("batch", [1, 4, 8])
+def test_an_om_of_several_batches_runs_at_each(generation, tmp_path, load, batch, aipp):
+    import aclruntime
+
+    spec = model_spec(tmp_path / "net.om", batch=batch)
+    text = aipp_config(spec) if aipp else None
+    aclruntime.make_om(small_network(), spec.path, [1, 4, 8], text)
+    backend = load(spec)
+    assert backend.contract.batch == batch
+    for count in {1, batch}:
+        pictures = letterboxed(count)
+        expected = expected_heads(spec, pictures)
+        feed = to_model_input(pictures, backend.contract)
+        assert_heads(backend.infer(feed), expected, atol=1e-4)
+        for found in backend.infer_many([feed] * 3):
+            assert_heads(found, expected, atol=1e-4)
+    # The memory of an output may be that of the largest batch.
+    padded = [np.zeros(8 * channels * 16 * 16, np.float32) for channels in (1, 2, 2, 10)]
+    for array in padded:
+        array[0] = 1.0
+    assert backend._result(padded, 1).hm.shape == (1, 1, 16, 16)
+
+
+def test_a_batch_that_the_om_does_not_have(generation, tmp_path, load):
+    import aclruntime
+
+    spec = model_spec(tmp_path / "net.om", batch=2)
+    aclruntime.make_om(small_network(), spec.path, [1, 4, 8])
+    with pytest.raises(UserError, match=r"model\.batch=2 is none of them .*convert\.batches="):
+        load(spec)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

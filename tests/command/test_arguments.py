@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cfdist.command.arguments import Question, asked, prepare_arguments, settings_of
 from cfdist.errors import UserError
@@ -78,3 +80,28 @@ def test_the_settings_that_are_shown():
     for wrong in (["--cfg", "hydra"], ["--cfg=all"], ["-c"], ["-m", "--cfg", "job"]):
         with pytest.raises(UserError, match=r"^--cfg"):
             settings_of(wrong)
+
+
+@pytest.mark.parametrize(
+    ("typed", "prepared"),
+    [
+        ("[--precision_mode=force_fp16]", "['--precision_mode=force_fp16']"),
+        ("[--a=b,--c=d e,f]", "['--a=b','--c=d e,f']"),
+        ("[--a='x', \"--b\"]", "[--a='x', \"--b\"]"),
+        ("[]", "[]"),
+        ("--a=b", "'--a=b'"),
+        ("[--a=b],[--c={d}]", "['--a=b'],['--c={d}']"),
+    ],
+)
+@pytest.mark.parametrize("key", ["convert.extra", "infer.cli_args"])
+def test_a_tools_options_need_no_quotes(key, typed, prepared):
+    assert prepare_arguments([f"{key}={typed}"]) == [f"{key}={prepared}"]
+
+
+options = st.from_regex(r"--[a-z_]{1,8}=[a-z0-9:;{}$ /.\\=]{0,9}[a-z0-9]", fullmatch=True)
+
+
+@given(st.lists(options, max_size=3))
+def test_a_tools_options_arrive_as_they_were_typed(compose, typed):
+    (argument,) = prepare_arguments([f"convert.extra=[{','.join(typed)}]"])
+    assert compose(argument).convert.extra == typed

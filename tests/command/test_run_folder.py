@@ -125,3 +125,13 @@ def test_a_disk_that_is_full_refuses_the_run_and_leaves_no_folder(tmp_path, monk
     ):
         pass
     assert names(tmp_path) == set()
+
+
+def test_a_folder_with_the_log_of_a_tool_that_failed_takes_the_next_try(tmp_path):
+    folder = tmp_path / "outputs" / "now"
+    with pytest.raises(UserError), claim(folder, "job: convert\n"):
+        (folder / "atc_bs1.log").write_text("E10001: no")
+        raise UserError("atc failed")
+    assert "atc_bs1.log" in names(folder)
+    with claim(folder, "job: convert\n"):
+        pass

@@ -61,7 +61,9 @@ READ_BY = {
     },
     "convert": {
         "model": SIZE | NETWORK | FILES | {"batch", "outputs", "top_k"} - {"convention"},
-        "convert": {"output", "batches", "soc_version", "aipp", "log", "dry_run"},
+        "dataset": DATASET,
+        "convert": {"output", "batches", "soc_version", "aipp", "log", "dry_run", "dynamic"}
+        | {"extra", "calibration", "limit_s"},
     },
     "compare": {
         "dataset": DATASET,
@@ -80,7 +82,7 @@ READ_BY = {
     "infer": {
         "model": SIZE | NETWORK | FILES | {"checkpoint", "batch", "outputs"},
         "backend": BACKEND,
-        "infer": {"input", "output", "name", "cli"},
+        "infer": {"input", "output", "name", "cli", "cli_args"},
         "": RAY | {"devices"},
     },
     "postprocess": {

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cfdist.ascend.npu_smi import Npu
 from cfdist.distributed import session as sessions
 from cfdist.errors import UserError
 
@@ -46,6 +47,42 @@ def test_a_list_of_devices_holds_for_its_session_only(seen, monkeypatch, kind, v
         assert os.environ[variable] == "0,5"
     assert seen[0][variable] == "0,5"
     assert os.environ.get(variable) == before
+
+
+CHIPS = [Npu("Ascend310P3", n, 0, "Critical" if n in (1, 3) else "OK") for n in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("visible", "devices", "expected"),
+    [
+        (None, "auto", "0,2,4"),
+        (None, 2, "0,2,4"),
+        (None, [1], "1"),  # asked for by name
+        ("0,2", "auto", "0,2"),
+        ("3,4", "auto", "4"),
+        ("0-4", "auto", "0-4"),  # what cannot be understood is left alone
+    ],
+)
+def test_broken_chips_are_left_out(seen, monkeypatch, visible, devices, expected):
+    monkeypatch.setattr(sessions, "read_npus", lambda: CHIPS)
+    if visible is not None:
+        monkeypatch.setenv(ASCEND, visible)
+    with sessions.own_session(None, False, "npu", devices):
+        pass
+    assert seen[0][ASCEND] == expected
+    assert seen[0]["resources"] == {"NPU": len(expected.split(","))}
+    assert os.environ.get(ASCEND) == visible
+
+
+def test_only_broken_chips_are_the_user_s_error(seen, monkeypatch):
+    monkeypatch.setattr(sessions, "read_npus", lambda: CHIPS)
+    monkeypatch.setenv(ASCEND, "1,3")
+    with (
+        pytest.raises(UserError, match=r"VISIBLE_DEVICES=1,3: .*is Critical"),
+        sessions.own_session(None, False, "npu", "auto"),
+    ):
+        pass
+    assert seen == []
 
 
 def test_a_session_that_does_not_start_leaves_no_list(seen, monkeypatch):

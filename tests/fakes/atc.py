@@ -9,7 +9,10 @@ import shlex
 from pathlib import Path
 
 REQUIRED = {"framework", "model", "input_format", "input_shape", "output", "soc_version"}
-OPTIONAL = {"log", "insert_op_conf", "enable_small_channel"}
+OPTIONAL = {
+    *("log", "insert_op_conf", "enable_small_channel", "dynamic_batch_size"),
+    *("precision_mode", "op_select_implmode", "buffer_optimize"),
+}
 LOG_LEVELS = {"debug", "info", "warning", "error", "null"}
 
 
@@ -65,10 +68,12 @@ def convert(options: dict[str, str]) -> None:
     import onnx
     from aclruntime.om import make_om
 
-    shape = re.fullmatch(r"(.+):(\d+),3,(\d+),(\d+)", options["input_shape"])
-    if shape is None:
+    shape = re.fullmatch(r"(.+):(-1|\d+),3,(\d+),(\d+)", options["input_shape"])
+    dynamic = options.get("dynamic_batch_size")
+    if shape is None or (shape[2] == "-1") != (dynamic is not None):
         raise RefusalError(f"E10012: input_shape {options['input_shape']!r}")
-    target = Path(options["output"] + ".om")
+    # A toolkit of an operating system or processor of its own names its OM files after these.
+    target = Path(options["output"] + os.environ.get("FAKE_ATC_PLATFORM", "") + ".om")
     if os.environ.get("FAKE_ATC_FAIL"):
         target.write_bytes(b"IMOD half")
         raise RefusalError(os.environ["FAKE_ATC_FAIL"])
@@ -81,7 +86,8 @@ def convert(options: dict[str, str]) -> None:
     aipp = None
     if "insert_op_conf" in options:
         aipp = Path(options["insert_op_conf"]).read_text(encoding="utf-8")
-    batch, height, width = (int(side) for side in shape.groups()[1:])
+    size, height, width = (int(side) for side in shape.groups()[1:])
+    batch = [int(one) for one in dynamic.split(",")] if dynamic else size
     make_om(
         model.SerializeToString(),
         target,
@@ -90,7 +96,7 @@ def convert(options: dict[str, str]) -> None:
         height=height,
         width=width,
         soc_version=options["soc_version"],
-        flags={"enable_small_channel": options.get("enable_small_channel", "0")},
+        flags={name: options[name] for name in OPTIONAL & options.keys()},
     )
     # ATC leaves these in the folder where it was called.
     Path("fusion_result.json").write_text(json.dumps([]))

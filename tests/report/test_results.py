@@ -22,6 +22,7 @@ from cfdist.report.results import (
     checkout_commit,
     chosen_first,
     device_entry,
+    device_time_rate,
     expected_ap,
     phase_seconds,
     verdict,
@@ -223,3 +224,15 @@ def test_a_gate_that_no_result_can_miss_is_refused(compose, overrides, words):
     check_gate(compose(*EXPECTED, *overrides))
     with pytest.raises(UserError, match=words):
         check_gate(compose(*EXPECTED, "eval.gate=true", *overrides))
+
+
+def test_the_rate_by_the_devices_own_time():
+    def entries(*means):
+        return [{"device_ms": mean and {"mean": mean}} for mean in means]
+
+    assert device_time_rate(entries(2.0), 8) == 4000.0
+    assert device_time_rate(entries(2.0, 4.0), 8) == 6000.0
+    for unknown in ((), (None,), (2.0, None)):
+        assert device_time_rate(entries(*unknown), 8) is None
+    assert device_time_rate([{}], 8) is None
+    assert device_time_rate(entries(2.0), None) is None

@@ -81,6 +81,11 @@ def test_pictures_are_counted_once_however_many_passes(capsys, kind, pictures, p
     assert line.endswith(f", batch 4: {text}")
 
 
+def test_what_is_to_be_known_of_the_devices_has_a_line(capsys):
+    screen.print_devices(Execution((), SimpleNamespace(), None, notes=("chip [1] is hot",)))
+    assert capsys.readouterr().out == "note: chip [1] is hot\n"
+
+
 def test_a_dashboard_has_a_line_if_there_is_one(capsys):
     screen.print_dashboard(None)
     screen.print_dashboard("http://127.0.0.1:8265")

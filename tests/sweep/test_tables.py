@@ -201,3 +201,17 @@ def test_columns_are_named_by_their_keys_last_part_where_that_is_clear(capsys):
     shown = capsys.readouterr().out
     assert "preprocess.input" in shown
     assert "export.input" in shown
+
+
+def test_the_figure_of_the_published_table_stands_beside_it():
+    devices = [
+        {"pictures": 1, "busy_share": 0.5, "batch_ms": None, "device_ms": {"mean": mean}}
+        for mean in (2.0, 4.0)
+    ]
+    runs = runs_of(1, 8, devices=devices)
+    assert [run.figures["device_time_pictures_per_s"] for run in runs] == [750.0, 6000.0]
+    page = tables.markdown(runs, None)
+    title, _, first = [line for line in page.splitlines() if line.startswith("|")][:3]
+    cells = dict(zip(title.split(" | "), first.split(" | "), strict=True))
+    assert cells["pictures/s by device time"] == "750.0"
+    assert "pictures/s by device time" not in tables.markdown(runs_of(1, 8), None)

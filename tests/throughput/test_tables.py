@@ -134,3 +134,13 @@ def test_the_sentence_says_what_bounds_the_run():
         "the simulated devices can take 10.1 pictures/s, this host can read 70.0 (1 reader): the "
         "devices bound the run; both use the same cores, which leaves about 9.4"
     )
+
+
+def test_the_rate_by_the_devices_own_time_has_a_line(results, capsys):
+    tables.print_benchmark(results)
+    assert "own time" not in capsys.readouterr().out
+    results.extra["benchmark"]["inference"]["device_time_pictures_per_second"] = 439.94
+    tables.print_benchmark(results)
+    assert (
+        "by the devices' own time alone 439.9 pictures/s (1000 * batch" in capsys.readouterr().out
+    )

@@ -22,6 +22,7 @@ from cfdist.workflow.files import (
     check_space,
     find_inputs,
     find_outputs,
+    found_names,
     ids_by_stem,
     input_bytes,
     input_contract,
@@ -156,6 +157,7 @@ def test_raw_outputs_are_found_in_event_and_device_folders(tmp_path):
         "a_3.bin": "0--Parade",
         "b_1.bin": "device0_0",
         "c_2.bin": tmp_path.name,
+        "c_4.bin": tmp_path.name,
     }
 
 
@@ -242,6 +244,68 @@ def test_pictures_are_paired_with_files_by_name(tmp_path, small):
     expected = r"the first: .*half_3\.bin has 2560 bytes"
     with pytest.raises(UserError, match=expected):
         match_outputs(find_outputs(tmp_path, "k"), [items[1], items[4]], small, "k=x", "do y")
+
+
+def save(path: Path, maps: np.ndarray) -> None:
+    """Write one output as the file's suffix says."""
+    match path.suffix:
+        case ".npy":
+            np.save(path, maps)
+        case ".txt":
+            np.savetxt(path, maps.reshape(-1, maps.shape[-1]))
+        case _:
+            maps.tofile(path)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("suffix", [".bin", ".npy", ".txt"])
+def test_outputs_of_other_programs_are_read(tmp_path, small, suffix, first):
+    random = np.random.default_rng(3)
+    maps = [random.normal(size=(1, *shape)).astype(np.float32) for shape in output_shapes(small)]
+    folder = tmp_path / "0--Parade"
+    folder.mkdir()
+    for number, array in enumerate(maps, first):
+        save(folder / f"a_1_{number}{suffix}", array)
+    items = [WorkItem("0--Parade/a_1", "a_1.jpg", 1)]
+    (found,), failures = match_outputs(find_outputs(tmp_path, "k"), items, small, "k=x", "do y")
+    assert failures == []
+    for read, array in zip(read_output(found.files, small), maps, strict=True):
+        np.testing.assert_allclose(read, array, rtol=1e-6)
+
+
+@given(present=st.sets(st.integers(0, 5)))
+def test_numbers_from_one_need_a_fourth_and_no_zeroth(present):
+    found = {f"a_{k}.bin": Path() for k in present}
+    names = found_names(found, "a")
+    if not present & {0, 1, 2, 3, 4}:
+        assert names is None
+    elif 0 in present or 4 not in present:
+        assert names == output_names("a")
+    else:
+        assert names == tuple(f"a_{k}.bin" for k in (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "wrong"),
+    [
+        (".npy", np.zeros((1, 2, 8, 16), np.float32)),  # twice the numbers
+        (".npy", np.zeros((1, 1, 16, 8), np.float32)),  # rows for columns
+        (".npy", np.zeros((1, 1, 8, 16), np.int32)),
+        (".txt", np.zeros((8, 15), np.float32)),
+    ],
+)
+def test_other_numbers_than_a_head_s_are_refused(tmp_path, small, suffix, wrong):
+    paths = [tmp_path / f"a_{k}{suffix}" for k in range(4)]
+    for path, shape in zip(paths, output_shapes(small), strict=True):
+        save(path, np.zeros(shape, np.float32))
+    read_output(paths, small)
+    save(paths[0], wrong)
+    with pytest.raises(ValueError, match=r"a_0\.\w+ holds .*expected floats of \[1, 1, 8, 16\]"):
+        read_output(paths, small)
+    for content in (b"", b"PK\3\4", b"no numbers"):
+        paths[0].write_bytes(content)
+        with pytest.raises(ValueError):
+            read_output(paths, small)
 
 
 def test_a_record_refuses_other_settings(tmp_path, spec, small):

@@ -8,6 +8,8 @@ Environment variables, all optional:
     AIS_BENCH_DOUBLE_LOG: a file that gets one JSON line for every chip opened.
     AIS_BENCH_DOUBLE_FLAT: where "1", outputs come as flat arrays.
     AIS_BENCH_DOUBLE_TIMES: where "pairs", `exec_time_list` holds (start, end), not durations.
+    AIS_BENCH_DOUBLE_IMPORTS: a module that the command line imports, as the real one does
+        pkg_resources.
     AIS_BENCH_DOUBLE_GENERATION: see `ais_bench.infer.interface`.
 """
 

@@ -50,6 +50,8 @@ class OmHeader:
         aipp: `parse_aipp`'s result, `None` where the input is float32 NCHW.
         soc_version: The chip it was made for.
         flags: Further options that the converter was given, as they came.
+        batches: The batches of an OM that takes them at run time, rising; its input's first side is
+            then -1, and its outputs' the largest.
     """
 
     inputs: list[list]
@@ -57,15 +59,16 @@ class OmHeader:
     aipp: dict | None
     soc_version: str
     flags: dict
+    batches: list[int] = dataclasses.field(default_factory=list)
 
 
-def describe(tensors: list[list]) -> list[TensorDesc]:
-    """Header rows to descriptions."""
+def describe(tensors: list[list], batch: int = 0) -> list[TensorDesc]:
+    """Header rows to descriptions; sizes are those of `batch` where the batch is open."""
     rows = []
     for name, kind, layout, shape in tensors:
         items = 1
         for side in shape:
-            items *= side
+            items *= batch if side < 0 else side
         size = items * {"uint8": 1, "float16": 2, "float32": 4, "int64": 8}[kind]
         rows.append(TensorDesc(name, dtype[kind], layout, list(shape), size, size))
     return rows
@@ -119,7 +122,7 @@ def parse_aipp(text: str) -> dict:
 def make_om(
     onnx_model: Path | str | bytes,
     out_path: Path | str,
-    batch: int,
+    batch: int | list[int],
     aipp: dict | str | None = None,
     fp16: bool = False,
     *,
@@ -133,7 +136,7 @@ def make_om(
     Args:
         onnx_model: Path or content.
         out_path: The .om file.
-        batch: Its static batch.
+        batch: Its static batch, or the batches that it takes at run time.
         aipp: AIPP file's text, or `parse_aipp`'s result; the input is then uint8 NHWC.
         fp16: Whether outputs are float16.
         height: Input rows; those that the ONNX declares where `None`.
@@ -152,6 +155,10 @@ def make_om(
         if isinstance(onnx_model, bytes)
         else onnx.load(str(onnx_model))
     )
+    batches = sorted(batch) if isinstance(batch, list) else []
+    if batches and (len(batches) < 2 or len(set(batches)) < len(batches)):
+        raise ValueError(f"dynamic_batch_size {batches}: two or more different ones")
+    batch = max(batches) if batches else batch
     picture = _fix_shape(model, batch, height, width)
     declared = [d.dim_value for d in picture.type.tensor_type.shape.dim]
     aipp = parse_aipp(aipp) if isinstance(aipp, str) else aipp
@@ -161,7 +168,10 @@ def make_om(
         if (aipp["height"], aipp["width"]) != tuple(declared[2:]):
             raise ValueError(f"AIPP of {aipp['height']}x{aipp['width']} for {declared}")
         inputs = [[picture.name, "uint8", FORMAT_NHWC, [batch, *declared[2:], 3]]]
-    header = OmHeader(inputs, _outputs(model, fp16), aipp, soc_version, flags or {})
+    header = OmHeader(inputs, _outputs(model, fp16), aipp, soc_version, flags or {}, batches)
+    if batches:
+        inputs[0][3] = [-1, *inputs[0][3][1:]]
+        _free_batch(model)
     text = json.dumps(dataclasses.asdict(header)).encode()
     Path(out_path).write_bytes(
         MAGIC + struct.pack("<I", len(text)) + text + model.SerializeToString()
@@ -192,6 +202,15 @@ def _fix_shape(
     del model.graph.output[:]
     model.graph.output.extend(inferred.graph.output)
     return model.graph.input[0]
+
+
+def _free_batch(model: onnx.ModelProto) -> None:
+    """Take any batch again."""
+    del model.graph.value_info[:]
+    for value in (*model.graph.input, *model.graph.output):
+        dim = value.type.tensor_type.shape.dim[0]
+        dim.Clear()
+        dim.dim_param = "batch"
 
 
 def _outputs(model: onnx.ModelProto, fp16: bool) -> list[list]:

@@ -76,6 +76,7 @@ class InferenceSession:
         self._header, graph = read_om(model_path)
         self._run: Callable | None = _engine(graph)
         self._options = options
+        self._batch: int | None = None  # of an OM with several, once one is chosen
         self._sumary = sumary()
         self._thread = threading.get_ident()
         _log({"pid": os.getpid(), "index": device_id, "chip": chip, "model": model_path})
@@ -86,7 +87,19 @@ class InferenceSession:
 
     def get_inputs(self) -> list[TensorDesc]:
         """Descriptions of the inputs."""
-        return describe(self._header.inputs)
+        return describe(self._header.inputs, self._batch or max(self._header.batches, default=0))
+
+    def set_staticbatch(self) -> None:
+        """Run at the one batch that the OM has."""
+        self._batch = None
+
+    def set_dynamic_batchsize(self, batch: int) -> None:
+        """Run an OM with several batches at one of them."""
+        if batch not in self._header.batches:
+            raise AclError(
+                500002, f"set dynamic batch {batch} failed, the model has {self._header.batches}"
+            )
+        self._batch = batch
 
     def get_outputs(self) -> list[TensorDesc]:
         """Descriptions of the outputs."""
@@ -98,6 +111,8 @@ class InferenceSession:
             raise AclError(145003, "model id invalid: the session is released")
         if threading.get_ident() != self._thread:
             raise AclError(NO_CONTEXT, "context is not set in this thread")
+        if self._header.batches and self._batch is None:
+            raise AclError(545001, "dynamic batch is not set")
         needed = self.get_inputs()
         if len(feeds) != len(needed):
             raise AclError(1, f"intensors size:{len(feeds)} need size:{len(needed)} not match")
@@ -108,7 +123,7 @@ class InferenceSession:
                 f"needsize:{needed[0].realsize} not match",
             )
         content = ctypes.string_at(feeds[0].buf, feeds[0].size)
-        network_input = _network_input(content, self._header)
+        network_input = _network_input(content, self._header, self._batch)
         for _ in range(self._options.loop):
             arrays = self._timed(network_input)
         by_name = dict(zip([row[0] for row in self._header.outputs], arrays, strict=True))
@@ -158,10 +173,10 @@ def open_chip(index: int) -> int:
     return visible[index]
 
 
-def _network_input(content: bytes, header: OmHeader) -> np.ndarray:
+def _network_input(content: bytes, header: OmHeader, batch: int | None) -> np.ndarray:
     """The bytes, taken for what the OM expects, as the float32 NCHW of its ONNX."""
     _, kind, _, shape = header.inputs[0]
-    array = np.frombuffer(content, kind).reshape(shape)
+    array = np.frombuffer(content, kind).reshape([batch or shape[0], *shape[1:]])
     if header.aipp is None:
         return array
     if header.aipp["swap"]:

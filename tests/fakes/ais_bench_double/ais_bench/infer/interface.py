@@ -40,9 +40,17 @@ class _Session:
         """Executions for each `infer`."""
         self.session.options().loop = loop
 
+    def set_dynamic_batchsize(self, dym_batch: int) -> None:
+        """Run an OM with several batches at one of them."""
+        self.session.set_dynamic_batchsize(dym_batch)
+
+    def _prepare(self, feeds: list, mode: str) -> None:
+        """Choose the batch of a run; the generation of CANN 6 leaves it as it was chosen."""
+
     def _run(self, feeds: list, mode: str) -> list:
-        if mode != "static":
-            raise RuntimeError(f"wrong infer_mode:{mode}, the double plays static OMs only")
+        if mode not in ("static", "dymbatch"):
+            raise RuntimeError(f"wrong infer_mode:{mode}, the double plays static and dymbatch")
+        self._prepare(feeds, mode)
         tensors = [
             aclruntime.BaseTensor(feed.__array_interface__["data"][0], feed.nbytes)
             for feed in feeds
@@ -86,6 +94,19 @@ class _InferSessionLater(_Session):
         if not isinstance(model_path, str) or not isinstance(debug, bool) or loop < 1:
             raise RuntimeError("model_path must be str, debug bool, loop at least 1")
         super().__init__(device_id, model_path, acl_json_path, debug, loop)
+
+    def _prepare(self, feeds: list, mode: str) -> None:
+        if mode == "static":
+            self.session.set_staticbatch()
+            return
+        (wanted,) = self.get_inputs()
+        for side, there in zip(wanted.shape, feeds[0].shape, strict=True):
+            if side < 0:
+                self.set_dynamic_batchsize(there)
+                return
+            if side != there:
+                raise RuntimeError("input datas and intensors dim not matched!")
+        raise RuntimeError("not a dymbatch model!")
 
     def infer(
         self,
