@@ -19,8 +19,9 @@ from cfdist.backends.choice import choose_cpu_backend
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config, ModelConfig
 from cfdist.devices.memory import needed_bytes, refuse_too_large, stream_bytes
+from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE
 from cfdist.distributed.journal import RunIdentity, begun_identity
-from cfdist.distributed.plan import ACCELERATOR_RESOURCE, DevicePlan, plan_devices
+from cfdist.distributed.plan import DevicePlan, plan_devices
 from cfdist.distributed.rounds import MakeWork
 from cfdist.distributed.session import session, shared_session
 from cfdist.distributed.work import fits_store, item_work, letterboxing_work, materialise

@@ -11,6 +11,7 @@ from typing import Any
 from cfdist import backends, execution
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config
+from cfdist.distributed.accelerators import chosen
 from cfdist.errors import UserError
 from cfdist.files import write_text
 from cfdist.report import screen
@@ -133,6 +134,8 @@ def _run_tool(config: Config, model: BackendModel, tensors: InputFiles, folder: 
     devices = None if config.devices == "auto" else config.devices
     if isinstance(devices, int):
         devices = list(range(devices))
+    if devices is not None:
+        chosen("npu", devices)  # refuses those that are not there; the tool counts as this does
     check_for_tool(model.spec, tensors, devices[0] if devices else 0, KEY)
     ready_at = time.time()
     return Run(*infer_with_tool(model.spec, tensors, folder, devices), ready_at)

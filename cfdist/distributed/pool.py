@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from cfdist.detections import to_arrow
 from cfdist.devices.base import ChunkReport, Device, DeviceReport, MakeDevice, device_name
+from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, Place, settle
 from cfdist.distributed.failures import is_death, user_error
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.scheduler import Scheduler, chunk_for_rate
@@ -35,16 +36,19 @@ Result = TypeVar("Result")
 class DeviceActor:
     """Hosts a device in a process of its own."""
 
-    def __init__(self, device: Device, reducer: Actor | None) -> None:
+    def __init__(self, device: Device, kind: str, reducer: Actor | None) -> None:
         """Take over a device that is not loaded yet, and the reducer of its detections, if any."""
         self._device = device
+        self._kind = kind
         self._reducer = reducer
 
-    def warm_up(self) -> None:
-        """See `Device.warm_up`."""
+    def warm_up(self) -> Place:
+        """See `Device.warm_up`; returns where the device is."""
+        self._place = settle(self._kind)
         reset_peak_memory()
         self._device.warm_up()
         to_arrow([])  # imports pyarrow before the first chunk
+        return self._place
 
     def process(self, slices: Sequence[Slice], *blocks: pa.Table) -> Any:
         """`Device.process` for rows of blocks; a slice and its block have the same position.
@@ -69,7 +73,7 @@ class DeviceActor:
         """Give the device back; returns what it has done."""
         report = self._device.report()
         self._device.close()
-        return report
+        return replace(report, host=self._place.host, chip=self._place.chip)
 
 
 @dataclass(frozen=True)
@@ -113,6 +117,7 @@ class DevicePool(Generic[Result]):
         self.reports: dict[str, DeviceReport] = {}
         self.lost: list[str] = []
         self._loading: dict[str, Ref] = {}
+        self._places: dict[str, Place] = {}
 
     def __enter__(self) -> DevicePool[Result]:
         """The pool; its actors are not started yet."""
@@ -133,7 +138,9 @@ class DevicePool(Generic[Result]):
             name = device_name(number)
             if name not in self.actors:
                 device = self._make_device(self.plan.settings(number))
-                self.actors[name] = make.options(name=name, **options).remote(device, self._reducer)
+                self.actors[name] = make.options(name=name, **options).remote(
+                    device, self.plan.kind, self._reducer
+                )
                 self._loading[name] = self.actors[name].warm_up.remote()
 
     def start(self) -> None:
@@ -143,7 +150,7 @@ class DevicePool(Generic[Result]):
         the devices that die too often.
 
         Raises:
-            UserError: a device refuses the model.
+            UserError: a device refuses the model, or two devices have one accelerator.
             Exception: what else loading it ran into.
         """
         import ray
@@ -153,8 +160,9 @@ class DevicePool(Generic[Result]):
         while self._loading:
             name, ref = self._loading.popitem()
             try:
-                ray.get(ref)
-                self.reports.setdefault(name, DeviceReport())
+                place = cast(Place, ray.get(ref))
+                self._note_place(name, place)
+                self.reports.setdefault(name, DeviceReport(host=place.host, chip=place.chip))
             except ray.exceptions.RayError as error:
                 if not is_death(error):
                     raise user_error(error) from None
@@ -190,9 +198,21 @@ class DevicePool(Generic[Result]):
             if len(self.lost) <= MAX_RESTARTS:
                 self.start()
 
+    def _note_place(self, name: str, place: Place) -> None:
+        """Note where a device is; raise a `UserError` if another has the same accelerator."""
+        for other, its_place in self._places.items():
+            if place.chip is not None and place == its_place:
+                what = f"{ACCELERATOR_RESOURCE[self.plan.kind]} {place.chip} of {place.host}"
+                raise UserError(
+                    f"{other} and {name} have the same accelerator, {what}; name each one once, "
+                    "and on one node of the cluster only"
+                )
+        self._places[name] = place
+
     def _lose(self, name: str, error: Exception) -> None:
         log.warning("%s was lost: %s", name, error)
         self.lost.append(name)
+        self._places.pop(name, None)
         # The actor may only be out of reach, and two cannot have one name.
         kill_actors({name: self.actors.pop(name)})
 

@@ -6,23 +6,20 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cfdist.ascend.npu_smi import list_npus
+from cfdist.distributed.accelerators import chosen, only_visible, resources
+from cfdist.distributed.joining import join_ray
 from cfdist.distributed.plan import Auto, Devices
+from cfdist.distributed.starting import prepare_environment, start_ray
 from cfdist.errors import UserError, raise_terminated
-from cfdist.machine import available_cores
 
 if TYPE_CHECKING:
     from cfdist.distributed.work import MaterialisedPictures
-
-# Names the devices that a process sees; inside, they are numbered from 0.
-VISIBLE_DEVICES = {"gpu": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 
 
 @dataclass
@@ -74,13 +71,15 @@ def session(
         address: "auto", "host:port", or `None` for a cluster of the run's own.
         dashboard: Whether that cluster has Ray's dashboard; "auto": on a terminal.
         kind: "cpu", "gpu" or "npu": what the run's devices are.
-        devices: As in the configuration; with a list, that cluster sees only those accelerators.
+        devices: As in the configuration; with a list, that cluster sees only those accelerators,
+            which are counted within what a scheduler allotted.
 
     Yields:
         The dashboard's URL, or `None` without one.
 
     Raises:
-        UserError: no cluster answers at `address`.
+        UserError: no cluster answers at `address`, Ray does not start here, or `devices` names
+            accelerators that are not there.
     """
     global _shared
     if not _shares_sessions:
@@ -105,13 +104,7 @@ def own_session(
 
     A session that runs already (several jobs in one process) is used and left running.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # The device actors decide themselves which devices they see.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # In two starts of five Ray's node process connects to its object store a moment too early and
-    # waits a second before it tries again. These waits are shorter, and as long in all.
-    os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "20")
-    os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
+    prepare_environment()
     import ray
 
     # Ray logs a traceback and goes on if the toolkit's package `acl` is missing.
@@ -119,19 +112,18 @@ def own_session(
     if ray.is_initialized():
         yield None
         return
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    with contextlib.ExitStack() as undo:
+    if address is not None and kind != "cpu" and isinstance(devices, list):
+        raise UserError(
+            f"devices={devices}: a cluster that runs already chooses the accelerators itself; give "
+            f"their number, devices={len(devices)}, or leave cluster.address out"
+        )
+    names = chosen(kind, devices) if address is None and kind != "cpu" else None
+    with only_visible(kind, names):
         if address is None:
-            undo.enter_context(_only_visible(kind, devices))
-            context = ray.init(
-                address="local",
-                num_cpus=available_cores(),
-                resources=_own_accelerators(kind),
-                include_dashboard=sys.stdout.isatty() if dashboard == "auto" else dashboard,
-                **quiet,
-            )
+            wants_dashboard = sys.stdout.isatty() if dashboard == "auto" else dashboard
+            context = start_ray(wants_dashboard, resources(kind, names))
         else:
-            context = _join(address, quiet)
+            context = join_ray(address)
         # Ray has put its own handler in place, which ends in a crash report.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, raise_terminated)
@@ -141,55 +133,6 @@ def own_session(
             if address is None:
                 end_autoscaler()
             ray.shutdown()
-
-
-def _join(address: str, options: dict[str, Any]) -> Any:
-    """Connect to a cluster that is there; returns what `ray.init` does."""
-    import ray
-
-    host, _, port = address.rpartition(":")
-    try:
-        if host and port.isdigit():  # Ray itself would try for minutes
-            socket.create_connection((host.rpartition("//")[2], int(port)), timeout=5).close()
-        return ray.init(address=address, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[:1]
-        raise UserError(
-            f"cluster.address={address}: no Ray cluster answers there "
-            f"({reason[0] if reason else type(error).__name__}); start one with "
-            "`ray start --head`, or leave cluster.address out"
-        ) from None
-
-
-@contextlib.contextmanager
-def _only_visible(kind: str, devices: Devices) -> Iterator[None]:
-    """Limit the cluster that is started in the `with` block to a list of accelerators."""
-    if kind == "cpu" or not isinstance(devices, list):
-        yield
-        return
-    variable = VISIBLE_DEVICES[kind]
-    before = os.environ.get(variable)
-    os.environ[variable] = ",".join(map(str, devices))
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(variable, None)
-        else:
-            os.environ[variable] = before
-
-
-def _own_accelerators(kind: str) -> dict[str, float] | None:
-    """The NPUs that Ray is told of when it starts a cluster on this machine.
-
-    Ray finds GPUs itself. It finds NPUs only if the toolkit's Python package or the device files
-    are there.
-    """
-    if kind != "npu":
-        return None
-    visible = os.environ.get(VISIBLE_DEVICES[kind])
-    count = len(visible.split(",")) if visible else len(list_npus())
-    return {"NPU": count} if count else None
 
 
 def end_autoscaler() -> None:
