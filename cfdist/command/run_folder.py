@@ -27,8 +27,6 @@ from cfdist.files import (
     write_text,
 )
 
-log = logging.getLogger(__name__)
-
 _LOCK = ".lock"
 _HOLDER = ".holder"  # beside it, where the file system has no locks
 _HYDRA_RECORD = "multirun.yaml"  # Hydra writes it into every sweep's folder
@@ -143,8 +141,7 @@ def _locked(folder: Path, refusals: _Refusals) -> Iterator[None]:
             raise UserError(
                 f"output_dir={folder}: another run is using it; wait for it or choose another"
             ) from None
-        except OSError as error:
-            log.info("%s: no locks (%s)", folder, error.strerror)
+        except OSError:  # no locks here
             until_end.enter_context(_holding(folder))
         _refuse(folder, refusals)  # again: another run may have ended here meanwhile
         yield

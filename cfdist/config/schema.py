@@ -303,7 +303,8 @@ class ClusterConfig(Section):
     """Where Ray runs."""
 
     address: str | None = None
-    """a running Ray cluster (auto, or host:port); null: one on this machine for this run"""
+    """a running Ray cluster: host:port, or auto (RAY_ADDRESS, or that of `ray start` here); null:
+    one on this machine for this run"""
     dashboard: Literal["auto"] | StrictBool = "auto"
     """start Ray's dashboard with the run's own cluster, which takes about two seconds: true, false,
     or auto: if the command runs in a terminal"""
@@ -323,8 +324,8 @@ class Config(Section):
     job: Job
     """what to do"""
     devices: Literal["auto"] | UpTo1024 | DeviceList = "auto"
-    """device actors: a number, a list such as [0,1], or auto (every accelerator; on CPUs one for
-    each 8 cores)"""
+    """device actors: a number, a list such as [0,1] (counted within CUDA_VISIBLE_DEVICES or
+    ASCEND_RT_VISIBLE_DEVICES), or auto (every accelerator; on CPUs one for each 8 cores)"""
     output_dir: Annotated[PathText, Field(min_length=1)]
     """folder for results.json, predictions and the run's log"""
     predictions: PathText | None = None

@@ -231,6 +231,6 @@ def test_what_a_failed_start_leaves_is_ended_and_nothing_else(ray):
         before = set(psutil.Process().children(recursive=True))
         with subprocess.Popen(sleep) as left:
             starting._end_what_was_started(before)
-            assert left.wait(timeout=10) == -9
+            assert not psutil.pid_exists(left.pid)
         assert own.poll() is None
         own.kill()
