@@ -7,6 +7,7 @@ joins it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,8 @@ _SOCKET_BYTES = 107
 _SOCKET_NAME = "/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _LEAST_FREE_BYTES = 64 << 20  # for Ray's logs
 _LEAST_STORE_BYTES = 80 << 20  # Ray refuses less
+
+_LONGEST_WAIT = 300.0  # seconds for the starts of other commands
 
 # Part of the available memory that Ray takes for its object store, as it does itself.
 _STORE_SHARE = 0.3
@@ -93,7 +97,7 @@ def start_ray(dashboard: bool, accelerators: Mapping[str, Any]) -> Any:
         **_memory_options(),
         **accelerators,
     }
-    with _loopback_only():
+    with _loopback_only(), one_start_at_a_time(folder):
         ensure_token(folder)
         return _init(options, folder)
 
@@ -237,6 +241,26 @@ def _loopback_only() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+@contextlib.contextmanager
+def one_start_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other command of this machine is starting Ray, or `_LONGEST_WAIT` has passed.
+
+    A start takes seconds of processor time and has limits within Ray that nobody can change: of ten
+    at once on two cores none ends in time.
+    """
+    with contextlib.ExitStack() as until_end:
+        with contextlib.suppress(OSError):  # another user's file, or no locks here
+            lock = os.open(folder / ".cfdist_start", os.O_RDWR | os.O_CREAT, 0o666)
+            until_end.callback(os.close, lock)
+            deadline = time.monotonic() + _LONGEST_WAIT
+            while time.monotonic() < deadline:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.05)
+        yield
 
 
 def _memory_options() -> dict[str, Any]:

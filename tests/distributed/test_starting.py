@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from collections import namedtuple
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -121,6 +122,34 @@ def test_a_token_is_made_once_and_only_its_user_reads_it(tmp_path, monkeypatch):
     starting.ensure_token(tmp_path)
     assert path.read_text() == token
     assert list(path.parent.iterdir()) == [path]
+
+
+START = """
+import sys, time
+from pathlib import Path
+from cfdist.distributed.starting import one_start_at_a_time
+with one_start_at_a_time(Path(sys.argv[1])):
+    began = time.monotonic()
+    time.sleep(0.2)
+    print(began, time.monotonic())
+"""
+
+
+def test_commands_that_start_at_once_start_one_after_the_other(tmp_path):
+    starts = [
+        subprocess.Popen([sys.executable, "-c", START, tmp_path], stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    times = sorted(tuple(map(float, start.communicate(timeout=60)[0].split())) for start in starts)
+    assert all(ended <= began for (_, ended), (began, _) in pairwise(times))
+
+
+def test_a_start_that_hangs_does_not_stop_the_others_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr(starting, "_LONGEST_WAIT", 0.2)
+    with starting.one_start_at_a_time(tmp_path), starting.one_start_at_a_time(tmp_path):
+        pass
+    with starting.one_start_at_a_time(tmp_path / "missing"):
+        pass
 
 
 MAKE_TOKEN = """
