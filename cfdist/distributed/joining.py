@@ -48,10 +48,7 @@ def join_ray(address: str) -> Any:
         raise _no_cluster(named, error) from None
     if PRIVATE_LABEL.items() <= ray.get_runtime_context().get_node_labels().items():
         ray.shutdown()
-        raise UserError(
-            f"{named}: that Ray session belongs to another cfdist command and ends with it; start "
-            "a cluster with `ray start --head`, or leave cluster.address out"
-        )
+        raise _private(named)
     return context
 
 
@@ -143,6 +140,23 @@ def knock(address: str, named: str, is_automatic: bool) -> None:
         )
     if answer != "OK":
         raise _no_cluster(named, RuntimeError(f"what listens there says {answer}"))
+    _refuse_loopback_only(host, int(parts["port"]), named)
+
+
+def _refuse_loopback_only(host: str, port: int, named: str) -> None:
+    """Refuse a cluster that listens on the loopback interface alone, as a command's own does.
+
+    Ray replaces a loopback address by the one that other machines use, and would wait there.
+    """
+    from ray._private.services import resolve_ip_for_localhost
+
+    reachable = resolve_ip_for_localhost(host)
+    if reachable == host:
+        return
+    try:
+        socket.create_connection((reachable, port), timeout=_TIMEOUT_SECONDS).close()
+    except OSError:
+        raise _private(named) from None
 
 
 def _answer(address: str, token: str) -> str:
@@ -156,6 +170,13 @@ def _answer(address: str, token: str) -> str:
         except grpc.RpcError as error:
             return str(error.code().name)
     return "OK"
+
+
+def _private(named: str) -> UserError:
+    return UserError(
+        f"{named}: that Ray session belongs to another cfdist command and ends with it; start a "
+        "cluster with `ray start --head`, or leave cluster.address out"
+    )
 
 
 def _no_cluster(named: str, error: Exception) -> UserError:

@@ -113,8 +113,23 @@ def token_of(monkeypatch, tmp_path, text: str) -> None:
     AuthenticationTokenLoader.instance().reset_cache()
 
 
+@pytest.fixture(autouse=True)
+def only_address(monkeypatch):
+    """This machine has no address but the loopback's."""
+    monkeypatch.setattr("ray._private.services.resolve_ip_for_localhost", lambda host: host)
+
+
 def test_an_open_cluster_lets_in():
     with served(Head("")) as address:
+        joining.knock(address, "x", is_automatic=False)
+
+
+def test_what_listens_on_the_loopback_alone_is_another_command_s(monkeypatch):
+    monkeypatch.setattr("ray._private.services.resolve_ip_for_localhost", lambda _: "127.0.0.2")
+    with (
+        served(Head("")) as address,
+        pytest.raises(UserError, match="x: that Ray session belongs to another cfdist command"),
+    ):
         joining.knock(address, "x", is_automatic=False)
 
 
