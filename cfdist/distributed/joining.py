@@ -118,19 +118,13 @@ def knock(address: str, named: str, is_automatic: bool) -> None:
         raise _no_cluster(named, error) from None
     if parts["client"] or os.environ.get("RAY_USE_TLS", "0") != "0":
         return  # these speak otherwise
-    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-    def token() -> str:
-        loader = AuthenticationTokenLoader.instance()
-        if not loader.has_token(ignore_auth_mode=True):
-            return ""
-        return str(loader.get_raw_token(ignore_auth_mode=True))
-
     shows_token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
-    answer = _answer(address, token() if shows_token else "")
-    if answer == "UNAUTHENTICATED" and is_automatic and not shows_token and token():
-        answer = _answer(address, token())
+    answer = _answer(address, own_token() if shows_token else "")
+    if answer == "UNAUTHENTICATED" and is_automatic and not shows_token and own_token():
+        answer = _answer(address, own_token())
         if answer == "OK":
+            from ray._raylet import Config  # type: ignore[attr-defined]
+
             os.environ["RAY_AUTH_MODE"] = "token"
             Config.initialize("")  # Ray has read the environment already
     if answer == "UNAUTHENTICATED":
@@ -141,6 +135,16 @@ def knock(address: str, named: str, is_automatic: bool) -> None:
     if answer != "OK":
         raise _no_cluster(named, RuntimeError(f"what listens there says {answer}"))
     _refuse_loopback_only(host, int(parts["port"]), named)
+
+
+def own_token() -> str:
+    """This user's token, wherever Ray finds it; empty without one."""
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    loader = AuthenticationTokenLoader.instance()
+    if not loader.has_token(ignore_auth_mode=True):
+        return ""
+    return str(loader.get_raw_token(ignore_auth_mode=True))
 
 
 def _refuse_loopback_only(host: str, port: int, named: str) -> None:

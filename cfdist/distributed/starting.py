@@ -99,6 +99,7 @@ def start_ray(dashboard: bool, accelerators: Mapping[str, Any]) -> Any:
     }
     with _loopback_only(), one_start_at_a_time(folder):
         ensure_token(folder)
+        _forget_token()
         return _init(options, folder)
 
 
@@ -199,6 +200,13 @@ def ensure_token(folder: Path) -> None:
             path.read_text()
             return
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(_write_token(folder))
+
+
+def _forget_token() -> None:
+    """Let Ray read the token anew: its processes will, and one of another session may differ."""
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _write_token(folder: Path) -> Path:
@@ -322,8 +330,8 @@ def _own_logs(folder: Path) -> Path:
 
 def _cause(error: Exception, folder: Path) -> str:
     """What Ray's node processes logged last as an error; without that, what `ray.init` raised."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    raised = lines[0] if lines else type(error).__name__
+    lines = [line.strip()[:300] for line in str(error).splitlines() if line.strip()]
+    raised = " ".join(dict.fromkeys(lines[:1] + lines[-1:])) or type(error).__name__
     logged = ""
     for name in ("gcs_server.out", "raylet.out", "gcs_server.err", "raylet.err"):
         with contextlib.suppress(OSError):

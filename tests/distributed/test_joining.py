@@ -104,15 +104,6 @@ def served(*handlers) -> Iterator[str]:
             server.stop(None).wait()
 
 
-def token_of(monkeypatch, tmp_path, text: str) -> None:
-    from ray._raylet import AuthenticationTokenLoader
-
-    path = tmp_path / "token"
-    path.write_text(text)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(path))
-    AuthenticationTokenLoader.instance().reset_cache()
-
-
 @pytest.fixture(autouse=True)
 def only_address(monkeypatch):
     """This machine has no address but the loopback's."""
@@ -133,8 +124,8 @@ def test_what_listens_on_the_loopback_alone_is_another_command_s(monkeypatch):
         joining.knock(address, "x", is_automatic=False)
 
 
-def test_a_named_cluster_that_asks_for_a_token_says_so_and_is_shown_none(monkeypatch, tmp_path):
-    token_of(monkeypatch, tmp_path, "a" * 64)
+def test_a_named_cluster_that_asks_for_a_token_says_so_and_is_shown_none(monkeypatch):
+    monkeypatch.setattr(joining, "own_token", lambda: "a" * 64)
     head = Head("a" * 64)
     with served(head) as address:
         start = time.monotonic()
@@ -146,8 +137,8 @@ def test_a_named_cluster_that_asks_for_a_token_says_so_and_is_shown_none(monkeyp
         joining.knock(address, "x", is_automatic=False)
 
 
-def test_another_cluster_s_token_is_refused(monkeypatch, tmp_path):
-    token_of(monkeypatch, tmp_path, "a" * 64)
+def test_another_cluster_s_token_is_refused(monkeypatch):
+    monkeypatch.setattr(joining, "own_token", lambda: "a" * 64)
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     with served(Head("b" * 64)) as address, pytest.raises(UserError, match="asks for its token"):
         joining.knock(address, "x", is_automatic=False)

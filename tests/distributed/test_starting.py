@@ -246,10 +246,10 @@ def test_a_start_that_fails_twice_says_why_in_one_line(ray, tmp_path):
         "[2026-01-01 00:00:01,000 E 1 1] (raylet) agent.cc:7: the agent did not answer\n"
         "[2026-01-01 00:00:01,000 I 1 1] (raylet) main.cc:2: ending\n"
     )
-    ray += [RuntimeError("one"), RuntimeError("\ntimed out\n\nmore")]
+    ray += [RuntimeError("one"), RuntimeError("\ntimed out\n\nmore\nno port\n")]
     with pytest.raises(UserError) as error:
         starting._init({}, tmp_path)
-    expected = "Ray does not start on this machine: timed out (the agent did not answer); its logs"
+    expected = "Ray does not start on this machine: timed out no port (the agent did not answer); "
     assert str(error.value).startswith(expected)
     assert str(logs) in str(error.value)
 
