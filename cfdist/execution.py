@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cfdist import backends
-from cfdist.ascend.npu_smi import health_notes, list_npus, read_npus
+from cfdist.ascend.npu_smi import health_notes, read_npus
 from cfdist.backends.choice import choose_cpu_backend
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config, ModelConfig, refuse_unused
 from cfdist.devices.memory import needed_bytes, refuse_too_large, stream_bytes
+from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, chosen
 from cfdist.distributed.actors import end_idle_actors
 from cfdist.distributed.journal import RunIdentity, begun_identity
 from cfdist.distributed.plan import (
-    ACCELERATOR_RESOURCE,
     DevicePlan,
     Devices,
     cluster_resources,
@@ -33,7 +33,7 @@ from cfdist.distributed.plan import (
     refuse_crowd,
 )
 from cfdist.distributed.rounds import MakeWork
-from cfdist.distributed.session import session, shared_session, usable_npus, visible_npus
+from cfdist.distributed.session import session, shared_session
 from cfdist.distributed.work import fits_store, item_work, letterboxing_work, materialise
 from cfdist.errors import UserError
 from cfdist.files import JOURNAL
@@ -189,9 +189,8 @@ def start(
 def _npu_notes(devices: Devices) -> tuple[str, ...]:
     """What is wrong with the NPUs of this host, for the screen and the run's log."""
     chips = read_npus()
-    numbers: Sequence[int] | None = devices if isinstance(devices, list) else usable_npus()
-    if numbers is None:
-        numbers = visible_npus() or range(len(chips))
+    names = chosen("npu", devices)
+    numbers = range(len(chips)) if names is None else [int(n) for n in names if n.isdecimal()]
     notes = tuple(health_notes(chips, numbers))
     for note in notes:
         log.warning(note)
@@ -200,7 +199,7 @@ def _npu_notes(devices: Devices) -> tuple[str, ...]:
 
 def _refuse_device_numbers(config: Config, kind: str) -> None:
     """Refuse device numbers that would choose nothing, or nothing that is there."""
-    devices, chips = config.devices, len(list_npus()) if kind == "npu" else 0
+    devices = config.devices
     if not isinstance(devices, list):
         return
     if kind == "cpu":
@@ -212,10 +211,7 @@ def _refuse_device_numbers(config: Config, kind: str) -> None:
             f"devices={devices}: a cluster that is running gives its devices out itself; say how "
             f"many, devices={len(devices)}, or leave cluster.address out"
         )
-    if chips and max(devices) >= chips:
-        raise UserError(
-            f"devices={devices}: npu-smi shows {chips}, numbered from 0; choose among these"
-        )
+    chosen(kind, devices)
 
 
 def _letterboxes_on_cluster(where: str, kind: str) -> bool:

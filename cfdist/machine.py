@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -20,19 +21,25 @@ _CHECKOUT = Path(__file__).resolve().parents[1]
 ProcessTimes = dict[tuple[int, float], float]
 
 
-def available_cores(cgroup: Path = _CGROUP) -> int:
-    """CPU cores that this process may use: affinity and cgroup v1 or v2 quota, at least 1."""
+def available_cores(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int:
+    """CPU cores that this process may use: affinity and cgroup v1 or v2 quota, at least 1.
+
+    Args:
+        cgroup: Where the control groups are mounted.
+        membership: The file that says which of them this process is in.
+    """
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    for names in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
-        # Without a quota version 2 says "max", and version 1 -1.
-        with contextlib.suppress(OSError, ValueError):
-            text = " ".join((cgroup / name).read_text() for name in names)
-            quota, period = map(int, text.split())
-            if quota > 0:
-                cores = min(cores, quota // period)
+    for folder in _groups(cgroup, membership, "cpu"):
+        for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+            # Without a quota version 2 says "max", and version 1 -1.
+            with contextlib.suppress(OSError, ValueError):
+                text = " ".join((folder / name).read_text() for name in names)
+                quota, period = map(int, text.split())
+                if quota > 0 and period > 0:
+                    cores = min(cores, quota // period)
     return max(1, cores)
 
 
@@ -47,20 +54,51 @@ def cpu_model(info: Path = Path("/proc/cpuinfo")) -> str:
     return platform.processor() or platform.machine()
 
 
-def available_memory(cgroup: Path = _CGROUP) -> int:
-    """Bytes of memory that are free to use now, cgroup v1 or v2 limit included."""
+def available_memory(cgroup: Path = _CGROUP, membership: Path = _MEMBERSHIP) -> int:
+    """Bytes of memory that are free to use now, cgroup v1 or v2 limits included.
+
+    Args:
+        cgroup: Where the control groups are mounted.
+        membership: The file that says which of them this process is in.
+    """
     free = int(psutil.virtual_memory().available)
-    for folder, limit_name, used_name, prefix in (
-        (cgroup, "memory.max", "memory.current", ""),
-        (cgroup / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
-    ):
-        # Without a limit version 2 says "max", and version 1 a number beyond all memory.
-        with contextlib.suppress(OSError, ValueError):
-            limit = int((folder / limit_name).read_text())
-            used = int((folder / used_name).read_text())
-            kept = used - _file_cache(folder / "memory.stat", prefix)
-            free = min(free, max(0, limit - max(0, kept)))
+    for folder in _groups(cgroup, membership, "memory"):
+        for limit_name, used_name, prefix in (
+            ("memory.max", "memory.current", ""),
+            ("memory.high", "memory.current", ""),  # beyond it the kernel slows a process down
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+        ):
+            # Without a limit version 2 says "max", and version 1 a number beyond all memory.
+            with contextlib.suppress(OSError, ValueError):
+                limit = int((folder / limit_name).read_text())
+                used = int((folder / used_name).read_text())
+                kept = used - _file_cache(folder / "memory.stat", prefix)
+                free = min(free, max(0, limit - max(0, kept)))
     return free
+
+
+def _groups(cgroup: Path, membership: Path, controller: str) -> list[Path]:
+    """The folders of this process's control groups for a controller, each up to the topmost one.
+
+    Every level may have a limit: a container's is at the top, that of systemd or Slurm below it.
+    The groups of both versions are given; where a system has one of them, the others are not there.
+    A path that is not there, as a container sees its host's, leaves the levels above it.
+    """
+    paths = {Path(cgroup): "/", Path(cgroup, controller): "/"}
+    with contextlib.suppress(OSError, ValueError):
+        for line in membership.read_text().splitlines():
+            number, controllers, path = line.split(":", 2)
+            if number == "0" and not controllers:
+                paths |= {cgroup: path, cgroup / "unified": path}
+            elif controller in controllers.split(","):
+                paths |= {cgroup / controller: path, cgroup / controllers: path}
+    folders = []
+    for top, path in paths.items():
+        inner = [name for name in path.split("/") if name]
+        if ".." in inner:  # a group outside of what this process sees
+            inner = []
+        folders += [top.joinpath(*inner[:depth]) for depth in range(len(inner), -1, -1)]
+    return folders
 
 
 def _file_cache(statistics: Path, prefix: str) -> int:

@@ -12,7 +12,7 @@ from cfdist import backends, execution
 from cfdist.ascend import AIS_BENCH_OWN, check_options
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config
-from cfdist.distributed.session import usable_npus, visible_npus
+from cfdist.distributed.accelerators import allotted, chosen
 from cfdist.errors import UserError
 from cfdist.files import expanded, write_text
 from cfdist.report import screen
@@ -153,10 +153,10 @@ def _run_tool(
 ) -> Run:
     """Infer by `python -m ais_bench`, on the first chips that are not broken if none are named."""
     devices = None if config.devices == "auto" else config.devices
+    names = chosen("npu", config.devices)  # refuses those that are not there
     # The tool counts chips within those that are visible.
-    good = usable_npus() if visible_npus() is None else None
-    if good and not isinstance(devices, list):
-        devices = good[: devices or 1]
+    if names and allotted("npu") is None and not isinstance(devices, list):
+        devices = [int(name) for name in names][: devices or 1]
     if isinstance(devices, int):
         devices = list(range(devices))
     own = check_for_tool(model.spec, tensors, devices[0] if devices else 0, KEY)

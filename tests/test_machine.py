@@ -29,7 +29,7 @@ def write_files(folder: Path, files: dict[str, str]) -> None:
     """Relative path -> content."""
     for name, content in files.items():
         path = folder / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
 
 
@@ -112,6 +112,115 @@ def test_memory_within_the_container_s_limit(tmp_path, monkeypatch, files, expec
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=FREE))
     write_files(tmp_path, files)
     assert available_memory(tmp_path) == expected
+
+
+# Where a process is, as /proc/self/cgroup has it -> files that limit it to a core and 1300 bytes.
+LIMITED_BELOW_THE_TOP = {
+    "v2, its own group": (
+        "0::/user.slice/run.scope\n",
+        {
+            "user.slice/run.scope/cpu.max": "100000 100000",
+            "user.slice/run.scope/memory.max": "2000",
+            "user.slice/run.scope/memory.current": "1000",
+            "user.slice/run.scope/memory.stat": V2_STAT,
+        },
+    ),
+    "v2, a group above it": (
+        "0::/system.slice/slurmstepd.scope/job_7/step_0/user/task_0\n",
+        {
+            "system.slice/slurmstepd.scope/job_7/cpu.max": "100000 100000",
+            "system.slice/slurmstepd.scope/job_7/memory.max": "2000",
+            "system.slice/slurmstepd.scope/job_7/memory.current": "1000",
+            "system.slice/slurmstepd.scope/job_7/memory.stat": V2_STAT,
+            "system.slice/slurmstepd.scope/job_7/step_0/cpu.max": "max 100000",
+            "system.slice/slurmstepd.scope/job_7/step_0/memory.max": "max",
+            "system.slice/slurmstepd.scope/job_7/step_0/memory.current": "900",
+        },
+    ),
+    "v2, the kernel slows down from here": (
+        "0::/run.scope\n",
+        {
+            "run.scope/cpu.max": "150000 100000",
+            "run.scope/memory.max": "max",
+            "run.scope/memory.high": "2000",
+            "run.scope/memory.current": "1000",
+            "run.scope/memory.stat": V2_STAT,
+        },
+    ),
+    "v1": (
+        "5:memory:/slurm/job_7\n4:cpu,cpuacct:/slurm/job_7/step_0\n1:name=systemd:/x\n0::/\n",
+        {
+            "cpu/slurm/job_7/cpu.cfs_quota_us": "100000",
+            "cpu/slurm/job_7/cpu.cfs_period_us": "100000",
+            "cpu/slurm/job_7/step_0/cpu.cfs_quota_us": "-1",
+            "cpu/slurm/job_7/step_0/cpu.cfs_period_us": "100000",
+            "memory/slurm/job_7/memory.limit_in_bytes": "2000",
+            "memory/slurm/job_7/memory.usage_in_bytes": "1000",
+            "memory/slurm/job_7/memory.stat": V1_STAT,
+        },
+    ),
+    "v1 without links": (
+        "5:memory:/a\n4:cpu,cpuacct:/a\n",
+        {
+            "cpu,cpuacct/a/cpu.cfs_quota_us": "100000",
+            "cpu,cpuacct/a/cpu.cfs_period_us": "100000",
+            "memory/a/memory.limit_in_bytes": "2000",
+            "memory/a/memory.usage_in_bytes": "1000",
+            "memory/a/memory.stat": V1_STAT,
+        },
+    ),
+    "both": (
+        "4:memory:/\n0::/run.scope\n",
+        {
+            "unified/run.scope/cpu.max": "100000 100000",
+            "memory/memory.limit_in_bytes": "2000",
+            "memory/memory.usage_in_bytes": "1000",
+            "memory/memory.stat": V1_STAT,
+        },
+    ),
+    "a path of the host's, seen from a container": (
+        "0::/docker/0123\n",
+        {
+            "cpu.max": "100000 100000",
+            "memory.max": "2000",
+            "memory.current": "1000",
+            "memory.stat": V2_STAT,
+        },
+    ),
+    "outside of the namespace": (
+        "0::/../sibling\n",
+        {
+            "cpu.max": "100000 100000",
+            "memory.max": "2000",
+            "memory.current": "1000",
+            "memory.stat": V2_STAT,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LIMITED_BELOW_THE_TOP)
+def test_a_limit_of_any_level_counts(tmp_path, monkeypatch, case):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=FREE))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    membership, files = LIMITED_BELOW_THE_TOP[case]
+    tree, where = tmp_path / "tree", tmp_path / "membership"
+    write_files(tree, files)
+    where.write_text(membership)
+    assert available_cores(tree, where) == 1
+    assert available_memory(tree, where) == 1300
+    where.write_text("0::/another\n1:cpu,memory:/another\n")
+    is_at_the_top = any("/" not in name for name in files)
+    assert (available_cores(tree, where) == 1) == is_at_the_top
+
+
+@pytest.mark.parametrize("content", [None, "", "nonsense\n", "0::\n", ":::\n", "a:b\n0::/x\n"])
+def test_a_membership_that_says_nothing_leaves_the_topmost_group(tmp_path, content):
+    write_files(tmp_path, {"cpu.max": "100000 100000"})
+    where = tmp_path / "membership"
+    if content is not None:
+        where.write_text(content)
+    assert available_cores(tmp_path, where) == 1
 
 
 def test_memory():

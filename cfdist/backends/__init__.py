@@ -47,7 +47,13 @@ def register_backend(
     BACKENDS[name] = BackendEntry(module, class_name, package, install)
 
 
-register_backend("openvino", "cfdist.backends.openvino", "OpenVINOBackend", "openvino")
+register_backend(
+    "openvino",
+    "cfdist.backends.openvino",
+    "OpenVINOBackend",
+    "openvino",
+    f"{_INSTALL} (on aarch64 with glibc 2.35 or newer: requirements-openvino.txt)",
+)
 register_backend("onnxruntime", "cfdist.backends.onnxruntime", "OnnxRuntimeBackend", "onnxruntime")
 _INSTALL_TORCH = pip_install("requirements-torch.txt")
 register_backend("torch", "cfdist.backends.torch", "TorchBackend", "torch", _INSTALL_TORCH)

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import pickle
+import platform
 import subprocess
 import sys
 import time
@@ -62,7 +63,7 @@ def choose_cpu_backend(spec: ModelSpec, options: Mapping[str, Any], threads: int
     """
     names = backends.installed_cpu_runtimes()
     if len(names) == 1:
-        remark = f"{names[0]}, the only CPU runtime installed"
+        remark = f"{names[0]}, the only CPU runtime installed{_why_others_are_missing(names)}"
         return BackendModel(names[0], spec, options, remark)
     identity = _identity(spec, options, threads, names)
     remembered = _remembered(identity)
@@ -88,6 +89,19 @@ def choose_cpu_backend(spec: ModelSpec, options: Mapping[str, Any], threads: int
     when = "remembered" if remembered else "measured now"
     remark = f"{best}, the faster CPU runtime here ({rates[best]:.3g} pictures/s{others}; {when})"
     return BackendModel(best, spec, options, remark)
+
+
+def _why_others_are_missing(installed: list[str]) -> str:
+    """What a person can do about the CPU runtimes that are not installed; in parentheses."""
+    missing = [name for name in backends.CPU_RUNTIMES if name not in installed]
+    if missing == ["openvino"] and platform.machine() == "aarch64":
+        # requirements.txt leaves it out there.
+        library = " ".join(platform.libc_ver()) or "another C library"
+        return (
+            f" (openvino is not: its aarch64 wheels need glibc 2.35 or newer, here is {library}; "
+            "where that is there, `pip install -r requirements-openvino.txt`)"
+        )
+    return f" ({' and '.join(missing)} is not: `pip install -r requirements.txt`)"
 
 
 def measure_in_child(

@@ -6,9 +6,13 @@ import contextlib
 import fcntl
 import json
 import logging
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from cfdist.errors import UserError
 from cfdist.files import (
@@ -24,7 +28,9 @@ from cfdist.files import (
 )
 
 _LOCK = ".lock"
+_HOLDER = ".holder"  # beside it, where the file system has no locks
 _HYDRA_RECORD = "multirun.yaml"  # Hydra writes it into every sweep's folder
+_OF_SWEEP = (_LOCK, _HOLDER, _HYDRA_RECORD)
 _OF_INTERRUPTED_RUN = (PREDICTIONS, PARQUET, JOURNAL)
 
 # Why a folder is refused -> the names of which it holds one; the first goes into the braces.
@@ -66,7 +72,7 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
             with _logging_to(folder / LOG):
                 yield
         except (UserError, OSError):
-            own = (CONFIG, LOG, _LOCK)
+            own = (CONFIG, LOG, _LOCK, _HOLDER)
             if is_new and {path.name for path in folder.iterdir()} <= set(own):
                 _remove(folder, own)
             raise
@@ -86,8 +92,8 @@ def claim_sweep(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if is_new and {path.name for path in folder.iterdir()} <= {_LOCK, _HYDRA_RECORD}:
-                _remove(folder, (_LOCK, _HYDRA_RECORD))
+            if is_new and {path.name for path in folder.iterdir()} <= set(_OF_SWEEP):
+                _remove(folder, _OF_SWEEP)
 
 
 def finished_results(folder: Path, config_yaml: str) -> dict[str, Any] | None:
@@ -130,15 +136,47 @@ def _locked(folder: Path, refusals: _Refusals) -> Iterator[None]:
         raise UserError(
             f"output_dir={folder}: cannot be made or written to ({error.strerror}); choose another"
         ) from None
-    with lock:
+    with lock, contextlib.ExitStack() as until_end:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):  # the latter on NFS
             raise UserError(
                 f"output_dir={folder}: another run is using it; wait for it or choose another"
             ) from None
+        except OSError:  # no locks here
+            until_end.enter_context(_holding(folder))
         _refuse(folder, refusals)  # again: another run may have ended here meanwhile
         yield
+
+
+@contextlib.contextmanager
+def _holding(folder: Path) -> Iterator[None]:
+    """Hold a folder on a file system without locks: a file says who has it.
+
+    A process of this host that has died holds nothing. Whether one of another host lives, nobody
+    can say.
+    """
+    path, me = folder / _HOLDER, f"{socket.gethostname()} {os.getpid()}"
+    for is_last in (False, True):
+        try:
+            with path.open("x") as file:
+                file.write(me)
+            break
+        except FileExistsError:
+            host, _, pid = path.read_text().rpartition(" ") if path.is_file() else ("", "", "")
+            is_here = host == socket.gethostname() and pid.isdigit()
+            if is_here and not psutil.pid_exists(int(pid)) and not is_last:
+                path.unlink(missing_ok=True)
+                continue
+            raise UserError(
+                f"output_dir={folder}: another run is using it (process {pid or '?'} on "
+                f"{host or '?'}; this file system has no locks); wait for it or choose another, or "
+                f"remove {path} if that process has ended"
+            ) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _refuse(folder: Path, refusals: _Refusals) -> None:

@@ -432,7 +432,8 @@ class ClusterConfig(Section):
     used: ClassVar[Uses] = uses.RAY
 
     address: str | None = None
-    """a running Ray cluster (auto, or host:port); null: one on this machine for this run"""
+    """a running Ray cluster: host:port, or auto (RAY_ADDRESS, or that of `ray start` here); null:
+    one on this machine for this run"""
     dashboard: Annotated[Literal["auto"] | StrictBool, uses.also(uses.RAY, uses.OWN_CLUSTER)] = (
         "auto"
     )
@@ -465,8 +466,8 @@ class Config(Section):
         # The number of reader threads that a run would have is one of those measured.
         uses.only("benchmark", when=(uses.HOST, uses.equal("benchmark.readers", "auto", "auto"))),
     ] = "auto"
-    """device actors: a number, a list such as [0,1], or auto (every accelerator; on CPUs one for
-    each 8 cores)"""
+    """device actors: a number, a list such as [0,1] (counted within CUDA_VISIBLE_DEVICES or
+    ASCEND_RT_VISIBLE_DEVICES), or auto (every accelerator; on CPUs one for each 8 cores)"""
     output_dir: PathText
     """folder for results.json, predictions and the run's log"""
     predictions: Annotated[PathText | None, uses.only("score")] = None

@@ -36,6 +36,8 @@ class DeviceReport:
             lays out its memory leaves the first one of each stream out.
         device_ms: The device's own time of each batch, milliseconds, if it measures one.
         peak_memory: Most resident memory that the process had, bytes.
+        host: Name of the machine.
+        chip: The accelerator's number on that machine, or its UUID; `None` on a CPU.
     """
 
     pictures: int = 0
@@ -44,6 +46,8 @@ class DeviceReport:
     batch_ms: list[float] = field(default_factory=list)
     device_ms: list[float] = field(default_factory=list)
     peak_memory: int = 0
+    host: str = ""
+    chip: str | None = None
 
 
 @dataclass(frozen=True)

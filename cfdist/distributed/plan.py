@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from cfdist.backends.base import Capabilities, DeviceSettings
 from cfdist.devices.base import AHEAD
+from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, VISIBLE_DEVICES
 from cfdist.errors import UserError
 from cfdist.machine import available_memory
-
-# Ray's resource that an actor of each kind of device takes, besides CPUs.
-ACCELERATOR_RESOURCE = {"cpu": None, "gpu": "GPU", "npu": "NPU"}
 
 CORES_PER_AUTO_DEVICE = 8
 
@@ -101,9 +100,11 @@ def plan_devices(
     else:
         count = len(devices) if isinstance(devices, list) else devices
     if (resource and count > accelerators) or count == 0:
+        visible = os.environ.get(VISIBLE_DEVICES.get(kind, ""))
+        allotment = "" if visible is None else f" ({VISIBLE_DEVICES[kind]}={visible} here)"
         raise UserError(
-            f"devices={devices}: Ray sees {accelerators} {resource} on this cluster; ask for at "
-            "most that many, or choose a CPU backend (backend=openvino)"
+            f"devices={devices}: Ray sees {accelerators} {resource} on this cluster{allotment}; "
+            "ask for at most that many, or choose a CPU backend (backend=openvino)"
         )
     threads = max(1, cores // count)
     if streams == "auto":

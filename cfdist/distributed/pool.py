@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from cfdist.detections import to_arrow
 from cfdist.devices.base import ChunkReport, Device, DeviceReport, MakeDevice, device_name
+from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, Place, settle
 from cfdist.distributed.actors import (
     Actor,
     end_idle_actors,
@@ -43,17 +44,22 @@ Result = TypeVar("Result")
 class DeviceActor:
     """Hosts a device in a process of its own; in a sweep, one after the other."""
 
-    def warm_up(self, device: Device, reducer: Actor | None) -> None:
+    def warm_up(self, device: Device, kind: str, reducer: Actor | None) -> Place:
         """Load a device, see `Device.warm_up`; its detections go to the reducer, if there is one.
 
+        Returns:
+            Where the device is.
+
         Raises:
-            UserError: the device refuses the model.
+            UserError: the device refuses the model, or Ray gave it no accelerator of its own.
         """
+        self._place = settle(kind)
         reset_peak_memory()
         self._device = device
         self._reducer = reducer
         device.warm_up()
         to_arrow([])  # imports pyarrow before the first chunk
+        return self._place
 
     def process(self, slices: Sequence[Slice], *blocks: pa.Table) -> Any:
         """`Device.process` for rows of blocks; a slice and its block have the same position.
@@ -79,7 +85,7 @@ class DeviceActor:
         report = self._device.report()
         self._device.close()
         del self._device
-        return report
+        return replace(report, host=self._place.host, chip=self._place.chip)
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,7 @@ class DevicePool(Generic[Result]):
         self.reports: dict[str, DeviceReport] = {}
         self.lost: list[str] = []
         self._loading: dict[str, Ref] = {}
+        self._places: dict[str, Place] = {}
 
     def __enter__(self) -> DevicePool[Result]:
         """The pool; its actors are not started yet."""
@@ -141,7 +148,9 @@ class DevicePool(Generic[Result]):
             if name not in self.actors:
                 device = self._make_device(self.plan.settings(number))
                 self.actors[name] = take_actor(name, DeviceActor, self.plan.actor_options)
-                self._loading[name] = self.actors[name].warm_up.remote(device, self._reducer)
+                self._loading[name] = self.actors[name].warm_up.remote(
+                    device, self.plan.kind, self._reducer
+                )
 
     def start(self) -> None:
         """Start the actors that are not there, and wait until each has run its model once.
@@ -150,7 +159,7 @@ class DevicePool(Generic[Result]):
         the devices that die too often.
 
         Raises:
-            UserError: a device refuses the model.
+            UserError: a device refuses the model, or two devices have one accelerator.
             Exception: what else loading it ran into.
         """
         import ray
@@ -160,8 +169,9 @@ class DevicePool(Generic[Result]):
         while self._loading:
             name, ref = self._loading.popitem()
             try:
-                ray.get(ref)
-                self.reports.setdefault(name, DeviceReport())
+                place = cast(Place, ray.get(ref))
+                self._note_place(name, place)
+                self.reports.setdefault(name, DeviceReport(host=place.host, chip=place.chip))
             except ray.exceptions.RayError as error:
                 if not is_death(error):
                     raise user_error(error) from None
@@ -197,9 +207,21 @@ class DevicePool(Generic[Result]):
             if len(self.lost) <= MAX_RESTARTS:
                 self.start()
 
+    def _note_place(self, name: str, place: Place) -> None:
+        """Note where a device is; raise a `UserError` if another has the same accelerator."""
+        for other, its_place in self._places.items():
+            if place.chip is not None and place == its_place:
+                what = f"{ACCELERATOR_RESOURCE[self.plan.kind]} {place.chip} of {place.host}"
+                raise UserError(
+                    f"{other} and {name} have the same accelerator, {what}; name each one once, "
+                    "and on one node of the cluster only"
+                )
+        self._places[name] = place
+
     def _lose(self, name: str, error: Exception) -> None:
         log.warning("%s was lost: %s", name, error)
         self.lost.append(name)
+        self._places.pop(name, None)
         # The actor may only be out of reach, and two cannot have one name.
         kill_actors({name: self.actors.pop(name)})
 

@@ -6,23 +6,20 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cfdist.ascend.npu_smi import list_npus, read_npus, usable_numbers
+from cfdist.distributed.accelerators import chosen, only_visible, resources
+from cfdist.distributed.joining import join_ray
 from cfdist.distributed.plan import Auto, Devices
+from cfdist.distributed.starting import prepare_environment, start_ray
 from cfdist.errors import UserError, raise_interruption
-from cfdist.machine import available_cores
 
 if TYPE_CHECKING:
     from cfdist.distributed.work import MaterialisedPictures
-
-# Names the devices that a process sees; inside, they are numbered from 0.
-VISIBLE_DEVICES = {"gpu": "CUDA_VISIBLE_DEVICES", "npu": "ASCEND_RT_VISIBLE_DEVICES"}
 
 
 @dataclass
@@ -76,13 +73,15 @@ def session(
         address: "auto", "host:port", or `None` for a cluster of the run's own.
         dashboard: Whether that cluster has Ray's dashboard; "auto": on a terminal.
         kind: "cpu", "gpu" or "npu": what the run's devices are.
-        devices: As in the configuration; with a list, that cluster sees only those accelerators.
+        devices: As in the configuration; with a list, that cluster sees only those accelerators,
+            which are counted within what a scheduler allotted.
 
     Yields:
         The dashboard's URL, or `None` without one.
 
     Raises:
-        UserError: no cluster answers at `address`.
+        UserError: no cluster answers at `address`, Ray does not start here, or `devices` names
+            accelerators that are not there.
     """
     global _shared
     if not _shares_sessions:
@@ -107,13 +106,7 @@ def own_session(
 
     A session that runs already (several jobs in one process) is used and left running.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # The device actors decide themselves which devices they see.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # In two starts of five Ray's node process connects to its object store a moment too early and
-    # waits a second before it tries again. These waits are shorter, and as long in all.
-    os.environ.setdefault("RAY_raylet_client_connect_timeout_milliseconds", "20")
-    os.environ.setdefault("RAY_raylet_client_num_connect_attempts", "500")
+    prepare_environment()
     _announce(address)
     import ray
 
@@ -122,19 +115,13 @@ def own_session(
     if ray.is_initialized():
         yield None
         return
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    with contextlib.ExitStack() as undo:
+    names = chosen(kind, devices) if address is None and kind != "cpu" else None
+    with only_visible(kind, names):
         if address is None:
-            undo.enter_context(_only_visible(kind, devices))
-            context = ray.init(
-                address="local",
-                num_cpus=available_cores(),
-                resources=_own_accelerators(kind),
-                include_dashboard=sys.stdout.isatty() if dashboard == "auto" else dashboard,
-                **quiet,
-            )
+            wants_dashboard = sys.stdout.isatty() if dashboard == "auto" else dashboard
+            context = start_ray(wants_dashboard, resources(kind, names))
         else:
-            context = _join(address, quiet)
+            context = join_ray(address)
         # Ray has put its own handler in place, which ends in a crash report.
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, raise_interruption)
@@ -163,82 +150,6 @@ def _announce(address: str | None) -> None:
     # A cluster that is there may not answer, and a refusal is one line.
     if address is None and "ray" not in sys.modules:
         print("starting Ray ...", flush=True)
-
-
-def _join(address: str, options: dict[str, Any]) -> Any:
-    """Connect to a cluster that is there; returns what `ray.init` does."""
-    import ray
-
-    host, _, port = address.rpartition(":")
-    try:
-        if host and port.isdigit():  # Ray itself would try for minutes
-            socket.create_connection((host.rpartition("//")[2], int(port)), timeout=5).close()
-        return ray.init(address=address, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[:1]
-        raise UserError(
-            f"cluster.address={address}: no Ray cluster answers there "
-            f"({reason[0] if reason else type(error).__name__}); start one with "
-            "`ray start --head`, or leave cluster.address out"
-        ) from None
-
-
-@contextlib.contextmanager
-def _only_visible(kind: str, devices: Devices) -> Iterator[None]:
-    """Limit the cluster that is started in the `with` block to a list of accelerators.
-
-    Without a list, NPUs that are broken are left out.
-    """
-    if not isinstance(devices, list):
-        devices = (usable_npus() if kind == "npu" else None) or "auto"
-    if kind == "cpu" or not isinstance(devices, list):
-        yield
-        return
-    variable = VISIBLE_DEVICES[kind]
-    before = os.environ.get(variable)
-    os.environ[variable] = ",".join(map(str, devices))
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(variable, None)
-        else:
-            os.environ[variable] = before
-
-
-def visible_npus() -> list[int] | None:
-    """The device numbers that ASCEND_RT_VISIBLE_DEVICES names; `None` if it names none."""
-    words = os.environ.get(VISIBLE_DEVICES["npu"], "").split(",")
-    return [int(word) for word in words] if all(map(str.isdecimal, words)) else None
-
-
-def usable_npus() -> list[int] | None:
-    """The device numbers of this host's NPUs that are not broken; `None` if none has to be named.
-
-    Raises:
-        UserError: all NPUs that this process sees are broken.
-    """
-    numbers = usable_numbers(read_npus(), visible_npus())
-    if numbers == []:
-        raise UserError(
-            f"{VISIBLE_DEVICES['npu']}={os.environ.get(VISIBLE_DEVICES['npu'], '')}: npu-smi says "
-            "that the health of these chips is Critical; name others, or choose a CPU backend "
-            "(backend=openvino)"
-        )
-    return numbers
-
-
-def _own_accelerators(kind: str) -> dict[str, float] | None:
-    """The NPUs that Ray is told of when it starts a cluster on this machine.
-
-    Ray finds GPUs itself. It finds NPUs only if the toolkit's Python package or the device files
-    are there.
-    """
-    if kind != "npu":
-        return None
-    visible = os.environ.get(VISIBLE_DEVICES[kind])
-    count = len(visible.split(",")) if visible else len(list_npus())
-    return {"NPU": count} if count else None
 
 
 def end_autoscaler() -> None:

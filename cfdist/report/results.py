@@ -245,10 +245,13 @@ def batch_statistics(batch_ms: Sequence[float]) -> dict[str, float] | None:
 def device_entry(name: str, report: DeviceReport, run_seconds: float) -> dict[str, Any]:
     """An entry of the results' `devices`, of what a device did in a run of `run_seconds`.
 
-    The run's time counts from the first work handed out to the last work done.
+    The run's time counts from the first work handed out to the last work done. "chip" is the
+    accelerator's number on its host, or its UUID, whatever the device's process calls it.
     """
     return {
         "name": name,
+        "host": report.host,
+        "chip": report.chip,
         "pictures": report.pictures,
         "busy_share": min(1.0, report.busy_seconds / run_seconds) if run_seconds else 0.0,
         "batch_ms": batch_statistics(report.batch_ms),

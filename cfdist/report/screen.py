@@ -223,8 +223,13 @@ def _count(number: int, noun: str) -> str:
 
 def print_dashboard(dashboard: str | None) -> None:
     """Say where to watch the run, if there is a dashboard."""
-    if dashboard:
-        console.print(f"dashboard: {dashboard}", markup=False)
+    if not dashboard:
+        return
+    from cfdist.distributed.starting import token_command
+
+    console.print(f"dashboard: {dashboard}", markup=False)
+    if command := token_command():
+        console.print(f"  it asks for a token, which this prints: {command}", markup=False)
 
 
 def print_simulated() -> None:
@@ -342,7 +347,7 @@ def _device_line(device: dict[str, Any]) -> str:
     batch = "no full batch" if times is None else f"{times['median']:.1f} ms a batch (median)"
     if pure is not None:
         batch += f", of which {pure['median']:.1f} ms on the device"
+    name = device["name"] if device["chip"] is None else f"{device['name']} (chip {device['chip']})"
     return (
-        f"  {device['name']}: {device['pictures']} pictures, "
-        f"busy {100 * device['busy_share']:.0f} %, {batch}"
+        f"  {name}: {device['pictures']} pictures, busy {100 * device['busy_share']:.0f} %, {batch}"
     )

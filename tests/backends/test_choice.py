@@ -135,7 +135,13 @@ def test_the_only_runtime_is_taken_without_measuring(spec, measured, monkeypatch
     monkeypatch.setattr(backends, "is_installed", lambda name: name == "onnxruntime")
     found = choose_cpu_backend(spec(), OPTIONS, 2)
     assert found.backend == "onnxruntime"
-    assert found.remark == "onnxruntime, the only CPU runtime installed"
+    only = "onnxruntime, the only CPU runtime installed (openvino is not: "
+    assert found.remark == f"{only}`pip install -r requirements.txt`)"
+    monkeypatch.setattr(choice.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(choice.platform, "libc_ver", lambda: ("glibc", "2.28"))
+    on_an_old_system = choose_cpu_backend(spec(), OPTIONS, 2).remark
+    assert on_an_old_system.startswith(f"{only}its aarch64 wheels need glibc 2.35")
+    assert "here is glibc 2.28;" in on_an_old_system
     assert measured[0] == []
     monkeypatch.setattr(backends, "is_installed", lambda name: False)
     with pytest.raises(UserError, match="neither openvino nor onnxruntime is installed"):

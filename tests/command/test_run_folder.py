@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
+import subprocess
 
 import pytest
 
@@ -85,6 +87,50 @@ def test_two_sweeps_never_share_a_folder(tmp_path):
         pytest.raises(UserError, match="another run is using it"),
         claim_sweep(tmp_path),
     ):
+        pass
+
+
+@pytest.fixture(params=[errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def no_locks(request, monkeypatch):
+    """A file system without `flock`."""
+
+    def flock(*_):
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(run_folder.fcntl, "flock", flock)
+
+
+def test_without_locks_a_folder_is_held_by_one_process(tmp_path, no_locks):
+    folder = tmp_path / "out"
+    with claim(folder, "a"):
+        refused = pytest.raises(UserError, match=rf"another run .*process {os.getpid()} on")
+        with refused, claim(folder, "b"):
+            pass
+        assert (folder / "config.yaml").read_text() == "a"
+    with claim(folder, "b"):
+        assert (folder / "config.yaml").read_text() == "b"
+    assert names(folder) == {".lock", "config.yaml"}
+
+
+def test_without_locks_a_refused_run_leaves_no_folder(tmp_path, no_locks):
+    with pytest.raises(UserError, match="no"), claim(tmp_path / "outputs" / "now", "a"):
+        raise UserError("no")
+    with claim_sweep(tmp_path / "outputs" / "now"):
+        pass
+    assert names(tmp_path) == set()
+
+
+def test_without_locks_a_dead_process_of_this_host_holds_nothing(tmp_path, no_locks):
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    folder = tmp_path / "out"
+    with claim(folder, "a"):
+        pass
+    (folder / ".holder").write_text(f"{socket.gethostname()} {dead.pid}")
+    with claim(folder, "b"):
+        assert (folder / ".holder").read_text().endswith(f" {os.getpid()}")
+    (folder / ".holder").write_text(f"elsewhere {dead.pid}")
+    with pytest.raises(UserError, match=r"on elsewhere.*remove"), claim(folder, "c"):
         pass
 
 

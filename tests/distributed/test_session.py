@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from cfdist.ascend.npu_smi import Npu
+from cfdist.distributed import accelerators
 from cfdist.distributed import session as sessions
 from cfdist.errors import UserError
 
@@ -23,15 +24,18 @@ def seen(monkeypatch) -> list[dict]:
     """What each session of a Ray that starts nothing was started with: resources, variables."""
     started: list[dict] = []
 
-    def init(resources=None, **_):
+    def start_ray(dashboard, accelerators):
         visible = {name: os.environ.get(name) for name in (CUDA, ASCEND)}
-        started.append({"resources": resources, **visible})
+        started.append({**accelerators, **visible})
         return SimpleNamespace(dashboard_url=None)
 
-    ray = SimpleNamespace(is_initialized=lambda: False, init=init, shutdown=lambda: None)
+    ray = SimpleNamespace(is_initialized=lambda: False, shutdown=lambda: None)
     monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(sessions, "start_ray", start_ray)
+    monkeypatch.setattr(sessions, "join_ray", lambda address: start_ray(False, {}))
     monkeypatch.setattr(sessions, "end_autoscaler", lambda: None)
-    monkeypatch.setattr(sessions, "list_npus", lambda: ["chip"] * 4)
+    monkeypatch.setattr(accelerators, "list_npus", lambda: ["chip"] * 8)
+    monkeypatch.setattr(accelerators, "count_accelerators", lambda kind: 8)
     monkeypatch.setattr(sessions.signal, "signal", lambda *_: None)
     for name in (CUDA, ASCEND):
         monkeypatch.delenv(name, raising=False)
@@ -39,13 +43,17 @@ def seen(monkeypatch) -> list[dict]:
 
 
 @pytest.mark.parametrize(("kind", "variable"), [("gpu", CUDA), ("npu", ASCEND)])
-@pytest.mark.parametrize("before", [None, "2,3"])
-def test_a_list_of_devices_holds_for_its_session_only(seen, monkeypatch, kind, variable, before):
+@pytest.mark.parametrize(
+    ("before", "expected"), [(None, "0,5"), ("2,3,4,1,0,7", "2,7"), ("a,b,c,d,e,MIG-x", "a,MIG-x")]
+)
+def test_a_list_counts_within_the_allotment_and_holds_for_its_session(
+    seen, monkeypatch, kind, variable, before, expected
+):
     if before is not None:
         monkeypatch.setenv(variable, before)
     with sessions.own_session(None, False, kind, [0, 5]):
-        assert os.environ[variable] == "0,5"
-    assert seen[0][variable] == "0,5"
+        assert os.environ[variable] == expected
+    assert seen[0][variable] == expected
     assert os.environ.get(variable) == before
 
 
@@ -64,7 +72,7 @@ CHIPS = [Npu("Ascend310P3", n, 0, "Critical" if n in (1, 3) else "OK") for n in 
     ],
 )
 def test_broken_chips_are_left_out(seen, monkeypatch, visible, devices, expected):
-    monkeypatch.setattr(sessions, "read_npus", lambda: CHIPS)
+    monkeypatch.setattr(accelerators, "read_npus", lambda: CHIPS)
     if visible is not None:
         monkeypatch.setenv(ASCEND, visible)
     with sessions.own_session(None, False, "npu", devices):
@@ -75,7 +83,7 @@ def test_broken_chips_are_left_out(seen, monkeypatch, visible, devices, expected
 
 
 def test_only_broken_chips_are_the_user_s_error(seen, monkeypatch):
-    monkeypatch.setattr(sessions, "read_npus", lambda: CHIPS)
+    monkeypatch.setattr(accelerators, "read_npus", lambda: CHIPS)
     monkeypatch.setenv(ASCEND, "1,3")
     with (
         pytest.raises(UserError, match=r"VISIBLE_DEVICES=1,3: .*is Critical"),
@@ -85,11 +93,27 @@ def test_only_broken_chips_are_the_user_s_error(seen, monkeypatch):
     assert seen == []
 
 
+@pytest.mark.parametrize(("kind", "variable"), [("gpu", CUDA), ("npu", ASCEND)])
+def test_a_device_that_is_not_allotted_is_refused_by_name(seen, monkeypatch, kind, variable):
+    with (
+        pytest.raises(UserError, match=r"devices=\[8\]: there is no .PU 8; this machine has 8"),
+        sessions.own_session(None, False, kind, [8]),
+    ):
+        pass
+    monkeypatch.setenv(variable, "4,5")
+    with (
+        pytest.raises(UserError, match=rf"devices=\[0, 7\]: .*PU 7; {variable}=4,5 allots 2"),
+        sessions.own_session(None, False, kind, [0, 7]),
+    ):
+        pass
+    assert seen == []
+
+
 def test_a_session_that_does_not_start_leaves_no_list(seen, monkeypatch):
-    def refuse(**_):
+    def refuse(*_):
         raise RuntimeError("no room")
 
-    monkeypatch.setattr(sys.modules["ray"], "init", refuse)
+    monkeypatch.setattr(sessions, "start_ray", refuse)
     with pytest.raises(RuntimeError), sessions.own_session(None, False, "gpu", [1]):
         pass
     assert CUDA not in os.environ
@@ -102,18 +126,28 @@ def test_a_sweep_s_later_runs_see_all_devices_again(seen, monkeypatch):
             pass
     sessions.close_shared_session()
     assert [one[ASCEND] for one in seen] == ["0", None]
-    assert [one["resources"] for one in seen] == [{"NPU": 1}, {"NPU": 4}]
+    assert [one["resources"] for one in seen] == [{"NPU": 1}, {"NPU": 8}]
 
 
 def test_other_devices_and_clusters_are_left_alone(seen):
     with (
         sessions.own_session(None, False, "cpu", [0]),
-        sessions.own_session("auto", False, "gpu", [0]),
+        sessions.own_session("auto", False, "gpu", 1),
     ):
         pass
     with sessions.own_session(None, False, "gpu", 2):
         pass
-    assert seen == [{"resources": None, CUDA: None, ASCEND: None}] * 3
+    assert seen == [{CUDA: None, ASCEND: None}] * 3
+
+
+@pytest.mark.parametrize("kind", ["gpu", "npu"])
+def test_a_list_of_devices_has_no_meaning_on_a_cluster_that_runs_already(seen, kind):
+    with (
+        pytest.raises(UserError, match=r"devices=\[4, 5\]: a cluster .* devices=2"),
+        sessions.own_session("auto", False, kind, [4, 5]),
+    ):
+        pass
+    assert seen == []
 
 
 def test_only_the_autoscaler_among_the_children_is_killed(tmp_path):

@@ -140,7 +140,9 @@ def test_batch_statistics_are_in_order(batch_ms):
 
 @given(st.floats(0, 1e4), st.floats(0, 1e4), times)
 def test_a_device_is_busy_for_a_share_of_the_run(busy_seconds, run_seconds, batch_ms):
-    entry = device_entry("device:0", DeviceReport(7, 7, busy_seconds, batch_ms), run_seconds)
+    report = DeviceReport(7, 7, busy_seconds, batch_ms, host="a", chip="4")
+    entry = device_entry("device:0", report, run_seconds)
+    assert (entry["host"], entry["chip"]) == ("a", "4")
     assert (entry["name"], entry["pictures"], entry["device_ms"]) == ("device:0", 7, None)
     assert entry["batch_ms"] == batch_statistics(batch_ms)
     assert 0 <= entry["busy_share"] <= 1

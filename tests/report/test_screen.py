@@ -86,10 +86,18 @@ def test_what_is_to_be_known_of_the_devices_has_a_line(capsys):
     assert capsys.readouterr().out == "note: chip [1] is hot\n"
 
 
-def test_a_dashboard_has_a_line_if_there_is_one(capsys):
+def test_a_dashboard_has_a_line_if_there_is_one(capsys, monkeypatch):
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     screen.print_dashboard(None)
     screen.print_dashboard("http://127.0.0.1:8265")
     assert capsys.readouterr().out == "dashboard: http://127.0.0.1:8265\n"
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/a/token")
+    screen.print_dashboard("http://127.0.0.1:8265")
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "  it asks for a token, which this prints: cat /a/token"
+    ]
 
 
 def test_devices_have_a_line_each_and_failures_are_cut_short(capsys):
@@ -101,7 +109,7 @@ def test_devices_have_a_line_each_and_failures_are_cut_short(capsys):
         seconds={"total": 4.0, "start_up": 1.0, "run": 2.0, "evaluation": 1.0},
         devices=[
             device_entry("device:0", DeviceReport(600, 600, 1.0, [10.0, 30.0], [9.0]), 2.0),
-            device_entry("device:1", DeviceReport(10, 10, 0.1), 2.0),
+            device_entry("device:1", DeviceReport(10, 10, 0.1, chip="5"), 2.0),
         ],
         failures=[(f"e/{n}", "broken") for n in range(7)],
     )
@@ -115,7 +123,7 @@ def test_devices_have_a_line_each_and_failures_are_cut_short(capsys):
         "  device:0: 600 pictures, busy 50 %, 20.0 ms a batch (median), of which 9.0 ms on the "
         "device" in lines
     )
-    assert "  device:1: 10 pictures, busy 5 %, no full batch" in lines
+    assert "  device:1 (chip 5): 10 pictures, busy 5 %, no full batch" in lines
     assert [line for line in lines if line.startswith("failed: ")][-2:] == [
         "failed: e/4: broken",
         "failed: 2 more, see results.json",

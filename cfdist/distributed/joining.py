@@ -1,0 +1,192 @@
+"""Joining a Ray cluster that somebody has started."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+from cfdist.distributed.starting import PRIVATE_LABEL
+from cfdist.errors import UserError
+
+_ADDRESS = re.compile(r"(?P<client>ray://)?(?P<host>\[[^]\s]+\]|[^\s/:]+):(?P<port>\d{1,5})")
+_TIMEOUT_SECONDS = 5.0
+
+# Where `ray start` notes the address of the cluster, in the folder of its sessions.
+_NOTED_ADDRESS = "ray_current_cluster"
+
+# Ray's own way to see whether a cluster's head answers.
+_IS_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+
+
+def join_ray(address: str) -> Any:
+    """Connect to a cluster that is there.
+
+    Args:
+        address: "auto" or "host:port".
+
+    Returns:
+        What `ray.init` does.
+
+    Raises:
+        UserError: no cluster answers there, it asks for a token, or it is another command's own.
+    """
+    import ray
+
+    found = find_address(address)
+    named = f"cluster.address={address}" + (f" ({found})" if found != address else "")
+    knock(found, named, is_automatic=address == "auto")
+    try:
+        context = ray.init(address=found, logging_level=logging.ERROR, log_to_driver=False)
+    except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        with contextlib.suppress(Exception):
+            ray.shutdown()
+        raise _no_cluster(named, error) from None
+    if PRIVATE_LABEL.items() <= ray.get_runtime_context().get_node_labels().items():
+        ray.shutdown()
+        raise _private(named)
+    return context
+
+
+def find_address(address: str) -> str:
+    """The address that a person means: "auto" is that of RAY_ADDRESS, or of `ray start` here.
+
+    Ray's own "auto" also takes the session of any other program.
+
+    Raises:
+        UserError: not an address, or nobody has started a cluster.
+    """
+    if address == "auto":
+        named = os.environ.get("RAY_ADDRESS", "")
+        if named in ("", "auto", "local"):
+            named = _noted_address()
+        if not named:
+            raise UserError(
+                "cluster.address=auto: nobody has started a Ray cluster here (RAY_ADDRESS is not "
+                "set, and there is none of `ray start`); start one with `ray start --head`, or "
+                "leave cluster.address out"
+            )
+        if is_address(named):
+            return named
+        raise UserError(f"RAY_ADDRESS={named}: not an address; give host:port")
+    if is_address(address):
+        return address
+    raise UserError(
+        f"cluster.address={address}: not an address; give auto or host:port, or leave it out for "
+        "a cluster of the run's own"
+    )
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is `host:port`, `[IPv6]:port`, or one of these after `ray://`."""
+    found = _ADDRESS.fullmatch(text)
+    return found is not None and 0 < int(found["port"]) < 1 << 16
+
+
+def _noted_address() -> str:
+    """What the last `ray start` on this machine has noted; empty without one."""
+    folders = [os.environ.get(name) for name in ("RAY_TMPDIR", "TMPDIR")]
+    for folder in filter(None, (*folders, "/tmp")):
+        with contextlib.suppress(OSError):
+            if noted := Path(folder, "ray", _NOTED_ADDRESS).read_text().strip():
+                return noted
+    return ""
+
+
+def knock(address: str, named: str, is_automatic: bool) -> None:
+    """Find out within seconds whether a cluster lets this process in; Ray would try for long.
+
+    Args:
+        address: See `is_address`.
+        named: How messages name it.
+        is_automatic: The address was found and not given. Only then, as Ray does it, is this user's
+            token shown unasked: a stranger's machine must not learn it.
+
+    Raises:
+        UserError: nothing answers there, or a cluster that asks for another token.
+    """
+    parts = _ADDRESS.fullmatch(address)
+    assert parts is not None
+    host = parts["host"].strip("[]")
+    try:
+        socket.create_connection((host, int(parts["port"])), timeout=_TIMEOUT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(named, error) from None
+    if parts["client"] or os.environ.get("RAY_USE_TLS", "0") != "0":
+        return  # these speak otherwise
+    shows_token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    answer = _answer(address, own_token() if shows_token else "")
+    if answer == "UNAUTHENTICATED" and is_automatic and not shows_token and own_token():
+        answer = _answer(address, own_token())
+        if answer == "OK":
+            from ray._raylet import Config  # type: ignore[attr-defined]
+
+            os.environ["RAY_AUTH_MODE"] = "token"
+            Config.initialize("")  # Ray has read the environment already
+    if answer == "UNAUTHENTICATED":
+        raise UserError(
+            f"{named}: the cluster asks for its token; print it on the cluster's head with `ray "
+            "get-auth-token`, and give it here: RAY_AUTH_MODE=token RAY_AUTH_TOKEN=..."
+        )
+    if answer != "OK":
+        raise _no_cluster(named, RuntimeError(f"what listens there says {answer}"))
+    _refuse_loopback_only(host, int(parts["port"]), named)
+
+
+def own_token() -> str:
+    """This user's token, wherever Ray finds it; empty without one."""
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    loader = AuthenticationTokenLoader.instance()
+    if not loader.has_token(ignore_auth_mode=True):
+        return ""
+    return str(loader.get_raw_token(ignore_auth_mode=True))
+
+
+def _refuse_loopback_only(host: str, port: int, named: str) -> None:
+    """Refuse a cluster that listens on the loopback interface alone, as a command's own does.
+
+    Ray replaces a loopback address by the one that other machines use, and would wait there.
+    """
+    from ray._private.services import resolve_ip_for_localhost
+
+    reachable = resolve_ip_for_localhost(host)
+    if reachable == host:
+        return
+    try:
+        socket.create_connection((reachable, port), timeout=_TIMEOUT_SECONDS).close()
+    except OSError:
+        raise _private(named) from None
+
+
+def _answer(address: str, token: str) -> str:
+    """The name of the status that a cluster's head gives; "OK" if it lets this process in."""
+    import grpc
+
+    metadata = [("authorization", f"Bearer {token}")] if token else []
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(_IS_ALIVE)(b"", timeout=_TIMEOUT_SECONDS, metadata=metadata)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return "OK"
+
+
+def _private(named: str) -> UserError:
+    return UserError(
+        f"{named}: that Ray session belongs to another cfdist command and ends with it; start a "
+        "cluster with `ray start --head`, or leave cluster.address out"
+    )
+
+
+def _no_cluster(named: str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[:1]
+    return UserError(
+        f"{named}: no Ray cluster answers there "
+        f"({reason[0] if reason else type(error).__name__}); start one with `ray start --head`, "
+        "or leave cluster.address out"
+    )

@@ -1,0 +1,340 @@
+"""Starting Ray on this machine: its settings, folder and token, and what may prevent it.
+
+The session serves one command: it listens on the loopback interface alone, and no other command
+joins it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import re
+import secrets
+import shlex
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cfdist.errors import UserError
+from cfdist.machine import available_cores, available_memory
+
+log = logging.getLogger(__name__)
+
+# Marks the nodes of a session that serves one command.
+PRIVATE_LABEL = {"cfdist.session": "private"}
+
+# The environment of Ray's processes; what the user has set stays.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # The device actors decide themselves which devices they see.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # In two starts of five Ray's node process connects to its object store a moment too early and
+    # waits a second before it tries again. These waits are shorter, and as long in all.
+    "RAY_raylet_client_connect_timeout_milliseconds": "20",
+    "RAY_raylet_client_num_connect_attempts": "500",
+    # Under `uv run` Ray would start each worker through uv, which takes seconds, and ship the
+    # current folder to each node, pictures and all.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # Ray's own limits, 30 to 60 s, are too short where ten commands start at once on two cores.
+    "RAY_agent_register_timeout_ms": "180000",
+    "RAY_raylet_start_wait_time_s": "180",
+    "RAY_worker_register_timeout_seconds": "180",
+}
+
+# A Unix socket's path has at most 107 bytes. This is the longest that Ray puts into its folder.
+_SOCKET_BYTES = 107
+_SOCKET_NAME = "/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_LEAST_FREE_BYTES = 64 << 20  # for Ray's logs
+_LEAST_STORE_BYTES = 80 << 20  # Ray refuses less
+
+_LONGEST_WAIT = 300.0  # seconds for the starts of other commands
+
+# Part of the available memory that Ray takes for its object store, as it does itself.
+_STORE_SHARE = 0.3
+
+# Ray's node processes write "[time severity process thread] file:line: message".
+_LOGGED_ERROR = re.compile(r"^\[[^]]* [EFC] [^]]*\]\s+(?:\(\S+\) )?\S+:\d+: +(.+)$", re.MULTILINE)
+
+
+def prepare_environment() -> None:
+    """Set what Ray's processes take from the environment; called before `ray` is imported."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def start_ray(dashboard: bool, accelerators: Mapping[str, Any]) -> Any:
+    """Start Ray on this machine, and connect to it.
+
+    Args:
+        dashboard: Whether it has a dashboard.
+        accelerators: See `accelerators.resources`.
+
+    Returns:
+        What `ray.init` does.
+
+    Raises:
+        UserError: this machine does not let Ray start.
+    """
+    check_loopback()
+    folder = ray_folder()
+    options = {
+        "address": "local",
+        "num_cpus": available_cores(),
+        "include_dashboard": dashboard,
+        "labels": dict(PRIVATE_LABEL),
+        "_temp_dir": str(folder),
+        "logging_level": logging.ERROR,
+        "log_to_driver": False,
+        **_memory_options(),
+        **accelerators,
+    }
+    with _loopback_only(), one_start_at_a_time(folder):
+        ensure_token(folder)
+        _forget_token()
+        return _init(options, folder)
+
+
+def check_loopback() -> None:
+    """Make sure that processes of this machine reach each other.
+
+    Raises:
+        UserError: the loopback interface is not there or is down; Ray would wait for minutes.
+    """
+    reasons = []
+    for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        try:
+            with socket.socket(family) as server:
+                server.bind((host, 0))
+                server.listen(1)
+                socket.create_connection(server.getsockname()[:2], timeout=5).close()
+                return
+        except OSError as error:
+            reasons.append(f"{host}: {error.strerror or error}")
+    raise UserError(
+        f"this machine's loopback interface does not work ({'; '.join(reasons)}), and Ray's "
+        "processes talk over it; bring it up: `ip link set lo up`"
+    )
+
+
+def ray_folder() -> Path:
+    """The folder for Ray's sessions: in the user's temporary folder, or a short one that works.
+
+    Raises:
+        UserError: none works.
+    """
+    name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "")
+    own = f"ray_{os.getuid()}"  # another user's `ray` may not be writable
+    asked = [Path(os.path.abspath(os.environ[name]), "ray")] if name else []
+    reasons: dict[Path, str] = {}
+    for folder in dict.fromkeys(
+        [*asked, *map(Path, ("/tmp/ray", f"/tmp/{own}", f"/var/tmp/{own}"))]
+    ):
+        reason = unusable(folder)
+        if reason is None:
+            for other, why in reasons.items():
+                log.warning("Ray's files are in %s, for %s: %s", folder, other, why)
+            return folder
+        reasons[folder] = reason
+    first, why = next(iter(reasons.items()))
+    raise UserError(
+        f"{f'{name}={os.environ[name]}' if name else first}: Ray cannot have its files there "
+        f"({why}), nor in {', '.join(map(str, list(reasons)[1:]))}; make room, or name a short, "
+        "writable folder: RAY_TMPDIR=..."
+    )
+
+
+def unusable(folder: Path) -> str | None:
+    """Why Ray cannot have its files in a folder, which is made if its parent is there."""
+    if len(os.fsencode(folder)) + len(_SOCKET_NAME) > _SOCKET_BYTES:
+        return "its path is too long for sockets"
+    try:
+        if not folder.is_dir():
+            folder.mkdir()
+            with contextlib.suppress(OSError):
+                folder.chmod(0o777)  # as Ray does, for the machine's other users
+        with tempfile.TemporaryDirectory(prefix="s", dir=folder) as inner:
+            with socket.socket(socket.AF_UNIX) as server:
+                server.bind(str(Path(inner, "s")))
+            Path(inner, "f").write_bytes(bytes(4096))
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return error.strerror or str(error)
+    if free < _LEAST_FREE_BYTES:
+        return f"only {free / 1e6:.0f} MB are free"
+    return None
+
+
+def ensure_token(folder: Path) -> None:
+    """See to the token that Ray asks of whoever connects.
+
+    Ray makes one itself, but several commands that start at once would overwrite each other's, and
+    none can start where the home folder cannot be written to.
+
+    Args:
+        folder: Takes the token if the home folder cannot.
+    """
+    mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
+    if mode != "token" or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    home = os.environ.get("HOME")
+    if home:
+        with contextlib.suppress(OSError):
+            path = Path(home, ".ray", "auth_token")
+            if not (path.is_file() and path.read_text().strip()):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                written = _write_token(path.parent)
+                try:
+                    with contextlib.suppress(FileExistsError):  # another command was first
+                        os.link(written, path)
+                finally:
+                    written.unlink()
+            path.read_text()
+            return
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(_write_token(folder))
+
+
+def _forget_token() -> None:
+    """Let Ray read the token anew: its processes will, and one of another session may differ."""
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _write_token(folder: Path) -> Path:
+    """A new file in a folder, with a new token that only this user can read."""
+    descriptor, path = tempfile.mkstemp(prefix=".token_", dir=folder)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secrets.token_hex(32))
+    return Path(path)
+
+
+def token_command() -> str | None:
+    """The command that prints the token the dashboard asks for; `None` if it asks for none."""
+    if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+        return None
+    # In another terminal, which does not have this process's environment.
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return f"cat {shlex.quote(path)}"
+    if os.environ.get("RAY_AUTH_TOKEN"):
+        return 'echo "$RAY_AUTH_TOKEN"'
+    return f"{shlex.quote(str(Path(sys.executable).with_name('ray')))} get-auth-token"
+
+
+@contextlib.contextmanager
+def _loopback_only() -> Iterator[None]:
+    """Let Ray, started in the `with` block, listen on the loopback interface and no other.
+
+    Ray has this setting for Windows and macOS, where it is the default. Without it Ray takes the
+    address by which other machines reach this one, and its processes listen on all interfaces.
+    """
+    from ray._private import ray_constants
+
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before, constant = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = constant
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextlib.contextmanager
+def one_start_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait until no other command of this machine is starting Ray, or `_LONGEST_WAIT` has passed.
+
+    A start takes seconds of processor time and has limits within Ray that nobody can change: of ten
+    at once on two cores none ends in time.
+    """
+    with contextlib.ExitStack() as until_end:
+        with contextlib.suppress(OSError):  # another user's file, or no locks here
+            lock = os.open(folder / ".cfdist_start", os.O_RDWR | os.O_CREAT, 0o666)
+            until_end.callback(os.close, lock)
+            deadline = time.monotonic() + _LONGEST_WAIT
+            while time.monotonic() < deadline:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                time.sleep(0.05)
+        yield
+
+
+def _memory_options() -> dict[str, Any]:
+    """The object store's size where a limit holds that Ray does not see.
+
+    Ray reads the limit of the topmost control group alone, and would give its store, whose pages
+    count within the limit, a part of the whole machine's memory.
+    """
+    free = available_memory()
+    if free >= psutil.virtual_memory().available:
+        return {}
+    store = int(free * _STORE_SHARE)
+    with contextlib.suppress(OSError):
+        store = min(store, int(shutil.disk_usage("/dev/shm").free * 0.95))
+    return {"object_store_memory": max(store, _LEAST_STORE_BYTES)}
+
+
+def _init(options: Mapping[str, Any], folder: Path) -> Any:
+    """`ray.init`, tried a second time if the first fails.
+
+    Two processes may have chosen the same port, or one of Ray's may have been too slow.
+
+    Raises:
+        UserError: both fail.
+    """
+    import ray
+
+    for attempt in (1, 2):
+        before = set(psutil.Process().children(recursive=True))
+        try:
+            return ray.init(**options)
+        except Exception as error:
+            cause = _cause(error, folder)
+            log.warning("Ray did not start (attempt %d): %s", attempt, cause, exc_info=error)
+            _end_what_was_started(before)
+    raise UserError(
+        f"Ray does not start on this machine: {cause}; its logs are in {_own_logs(folder)}"
+    )
+
+
+def _end_what_was_started(before: set[psutil.Process]) -> None:
+    """End what a failed start has left: processes that were not there before it."""
+    import ray
+
+    with contextlib.suppress(Exception):
+        ray.shutdown()
+    started = set(psutil.Process().children(recursive=True)) - before
+    for process in started:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(started, timeout=10)
+
+
+def _own_logs(folder: Path) -> Path:
+    """The log folder of this process's last session."""
+    sessions = sorted(folder.glob(f"session_*_{os.getpid()}"))
+    return (sessions[-1] if sessions else folder) / "logs"
+
+
+def _cause(error: Exception, folder: Path) -> str:
+    """What Ray's node processes logged last as an error; without that, what `ray.init` raised."""
+    lines = [line.strip()[:300] for line in str(error).splitlines() if line.strip()]
+    raised = " ".join(dict.fromkeys(lines[:1] + lines[-1:])) or type(error).__name__
+    logged = ""
+    for name in ("gcs_server.out", "raylet.out", "gcs_server.err", "raylet.err"):
+        with contextlib.suppress(OSError):
+            found = _LOGGED_ERROR.findall((_own_logs(folder) / name).read_text(errors="replace"))
+            logged = found[-1] if found else logged
+    return f"{raised} ({logged[:300]})" if logged else raised
