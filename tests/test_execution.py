@@ -11,6 +11,7 @@ import pytest
 from cfdist import backends, execution, inputs
 from cfdist.ascend.npu_smi import Npu
 from cfdist.backends.model import BackendModel
+from cfdist.distributed import accelerators
 from cfdist.distributed import session as sessions
 from cfdist.distributed.journal import Journal, RunIdentity
 from cfdist.distributed.work import MaterialisedPictures, Slice, Work
@@ -79,11 +80,11 @@ def test_another_cluster_s_runtimes_are_not_measured_here(compose, chosen):
     [
         (["devices=[5]"], "cpu", r"devices=\[5\]: CPU devices have no numbers; .* devices=1$"),
         (["devices=[0,1]", "cluster.address=auto"], "npu", "a cluster that is running .*devices=2"),
-        (["devices=[0,2]"], "npu", "npu-smi shows 2, numbered from 0"),
+        (["devices=[0,2]"], "npu", "there is no NPU 2; this machine has 2, counted from 0"),
     ],
 )
 def test_numbers_that_choose_no_device_are_refused(compose, monkeypatch, settings, kind, message):
-    monkeypatch.setattr(execution, "list_npus", lambda: ["Ascend310P3"] * 2)
+    monkeypatch.setattr(accelerators, "list_npus", lambda: ["Ascend310P3"] * 2)
     with pytest.raises(UserError, match=message):
         execution._refuse_device_numbers(compose(*settings), kind)
 
@@ -236,8 +237,9 @@ def test_chips_that_are_not_well_are_told(monkeypatch, caplog, devices, words):
     chips = [
         Npu("Ascend310P3", n, 0, health) for n, health in enumerate(("OK", "Alarm", "Critical"))
     ]
-    for module in (execution, sessions):
+    for module in (execution, accelerators):
         monkeypatch.setattr(module, "read_npus", lambda: chips)
+    monkeypatch.setattr(accelerators, "list_npus", lambda: [chip.name for chip in chips])
     monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
     notes = execution._npu_notes(devices)
     assert [note.startswith(f"chip {n} ") for n, note in enumerate(notes, 1)] == [True, True]

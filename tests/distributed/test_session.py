@@ -140,16 +140,6 @@ def test_other_devices_and_clusters_are_left_alone(seen):
     assert seen == [{CUDA: None, ASCEND: None}] * 3
 
 
-@pytest.mark.parametrize("kind", ["gpu", "npu"])
-def test_a_list_of_devices_has_no_meaning_on_a_cluster_that_runs_already(seen, kind):
-    with (
-        pytest.raises(UserError, match=r"devices=\[4, 5\]: a cluster .* devices=2"),
-        sessions.own_session("auto", False, kind, [4, 5]),
-    ):
-        pass
-    assert seen == []
-
-
 def test_only_the_autoscaler_among_the_children_is_killed(tmp_path):
     monitor = tmp_path / "autoscaler" / "_private" / "monitor.py"
     other = tmp_path / "other.py"
