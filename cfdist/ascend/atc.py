@@ -18,7 +18,7 @@ from cfdist import __version__
 from cfdist.ascend import call_tool
 from cfdist.errors import UserError
 from cfdist.files import fsync, sha256_of, write_text
-from cfdist.model import ModelSpec
+from cfdist.model import ModelSpec, model_sha256
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def convert(
     """Make the OM of each batch size, unless the one that is there was made in the same way.
 
     The OM files are called "CenterFace_bs16.om", or with AIPP "CenterFace_bs16_aipp.om". Beside
-    each OM lies `<om>.json`: the digests of ONNX and OM, command, AIPP text and versions.
+    each OM lies `<om>.json`: the digests of ONNX (`model_sha256`) and OM, command, AIPP text and
+    versions.
 
     Args:
         model: What to convert.
@@ -168,7 +169,7 @@ def toolkit_version() -> str | None:
 
 def _make(model: AtcModel, om: Path, command: list[str]) -> bool:
     """Make one OM, unless it is there; returns whether it was made."""
-    recipe = {"onnx_sha256": sha256_of(model.onnx), "command": command, "aipp": model.aipp}
+    recipe = {"onnx_sha256": model_sha256(model.onnx), "command": command, "aipp": model.aipp}
     sidecar_path = om.with_name(om.name + ".json")
     if _is_made(om, sidecar_path, recipe):
         return False

@@ -27,6 +27,7 @@ class Capabilities:
         activation_bytes_per_pixel: What one more picture at once costs a CPU device, bytes an
             input pixel; for a backend that was not measured, the highest measured value.
         is_simulated: The backend runs no model: it needs no file and finds nothing.
+        numeric_options: The backend's settings that change a model's numbers.
     """
 
     group: int = 1
@@ -34,6 +35,7 @@ class Capabilities:
     learns_shape: bool = False
     activation_bytes_per_pixel: int = 350
     is_simulated: bool = False
+    numeric_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,13 @@ class Backend(ABC):
     Attributes:
         contract: What `infer` takes.
         streams: How many threads may be inside `infer` at once; more gain nothing.
+        runs_on: What the runtime itself says that it computes on, as results name it.
         capabilities: What holds for every device of this backend.
     """
 
     contract: InputContract
     streams: int = 1
+    runs_on: str = ""
     capabilities: ClassVar[Capabilities] = Capabilities()
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:

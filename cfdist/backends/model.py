@@ -9,6 +9,7 @@ from typing import Any
 from cfdist import backends
 from cfdist.backends.base import Backend, Capabilities, DeviceSettings
 from cfdist.model import ModelSpec
+from cfdist.model.formats import refuse_other_format
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,19 @@ class BackendModel:
         """Whether no model runs."""
         return self.capabilities.is_simulated
 
+    @property
+    def numeric_options(self) -> dict[str, Any]:
+        """The backend's settings that change the model's numbers."""
+        return {name: self.options.get(name) for name in self.capabilities.numeric_options}
+
     def check(self) -> None:
         """Look at the model file and the options without a device.
 
         Raises:
             UserError: the backend cannot run the file.
         """
+        if not self.is_simulated:
+            refuse_other_format(self.spec.path, [self.backend], f"backend={self.backend}")
         self.backend_class.check(self.spec, self.options)
 
     def load(self, settings: DeviceSettings) -> Backend:

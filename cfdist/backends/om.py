@@ -47,6 +47,7 @@ class OmBackend(Backend):
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
         inspect_om(spec.path)
+        self.runs_on = f"NPU {settings.index}"
         # An ACL context belongs to the thread that made it; callers need not care.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="npu")
         self._session: Any = None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cfdist.backends.base import Backend, DeviceSettings
+from cfdist.backends.base import Backend, Capabilities, DeviceSettings
 from cfdist.backends.onnx_file import load_onnx
 from cfdist.decode import HeadMaps
 from cfdist.errors import UserError
@@ -27,10 +27,13 @@ class TorchBackend(Backend):
     Options: `device`, "cpu", "cuda" or "auto" (CUDA where there is one).
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(numeric_options=("device",))
+
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
         self.contract = InputContract(spec.height, spec.width, None)
         self._device = choose_device(settings.options["device"], settings.index)
+        self.runs_on = device_text(self._device)
         torch.set_num_threads(settings.threads)
         _compute_in_full_precision()
         network = fold_batch_norms(load_spec_network(spec))
@@ -96,6 +99,13 @@ def choose_device(name: str, index: int) -> torch.device:
             "build of PyTorch"
         )
     return torch.device("cuda", index)
+
+
+def device_text(device: torch.device) -> str:
+    """A PyTorch device as results name it: "cpu", "cuda:0 (NVIDIA H100)"."""
+    if device.type == "cpu":
+        return "cpu"
+    return f"{device} ({torch.cuda.get_device_name(device)})"
 
 
 def _compute_in_full_precision() -> None:

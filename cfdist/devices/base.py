@@ -36,6 +36,7 @@ class DeviceReport:
             lays out its memory leaves the first one of each stream out.
         device_ms: The device's own time of each batch, milliseconds, if it measures one.
         peak_memory: Most resident memory that the process had, bytes.
+        runs_on: What the backend computes on, see `Backend.runs_on`.
     """
 
     pictures: int = 0
@@ -44,6 +45,7 @@ class DeviceReport:
     batch_ms: list[float] = field(default_factory=list)
     device_ms: list[float] = field(default_factory=list)
     peak_memory: int = 0
+    runs_on: str = ""
 
 
 @dataclass(frozen=True)

@@ -31,3 +31,19 @@ def test_a_model_that_its_backend_cannot_run_is_refused_before_a_device(spec, tm
     broken.write_bytes(b"no model")
     with pytest.raises(UserError, match="not a valid ONNX file"):
         BackendModel("openvino", spec(broken), {"precision": "f32"}).check()
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "torch"])
+def test_a_file_of_another_kind_is_named(spec, tmp_path, backend):
+    om = tmp_path / "model.onnx"
+    om.write_bytes(b"IMOD" + bytes(100))
+    with pytest.raises(UserError, match=r"is an OM of Ascend's ATC.*choose backend=om"):
+        BackendModel(backend, spec(om), {"precision": "f32"}).check()
+
+
+def test_settings_that_change_numbers_are_known(spec):
+    options = {"precision": "bf16", "providers": ["CPUExecutionProvider"], "streams": 2}
+    assert BackendModel("openvino", spec(), options).numeric_options == {"precision": "bf16"}
+    onnxruntime = BackendModel("onnxruntime", spec(), options).numeric_options
+    assert onnxruntime == {"providers": ["CPUExecutionProvider"]}
+    assert BackendModel("simulated", spec(), options).numeric_options == {}

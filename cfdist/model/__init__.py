@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Literal
 
 from cfdist.errors import UserError
 from cfdist.files import sha256_of
+from cfdist.model.onnx_files import parse_graph, weight_files
 from cfdist.preprocess import InputContract
 
 
@@ -19,7 +21,7 @@ class ModelSpec:
     Attributes:
         name: The model's name in tables: "centerface", "centerface_pytorch".
         path: The model file.
-        sha256: Its content's digest, hexadecimal.
+        sha256: The digest of its content, hexadecimal, see `model_sha256`.
         convention: A key of `cfdist.decode.CONVENTIONS`.
         outputs: Names of the heat map, size, offset and landmark outputs; `None`: the file's order.
         height: Input rows, pixels; a multiple of 32.
@@ -91,20 +93,48 @@ def locate_model(path: str) -> Path:
     return location.resolve()
 
 
+def model_sha256(path: Path) -> str:
+    """The digest of all that a model's file and the files of its weights hold, hexadecimal.
+
+    A model in one file has that file's SHA-256. An ONNX with weights in files beside it has the
+    SHA-256 of a list of its files, the ONNX first, a line each: digest, two spaces, the name
+    relative to the model's folder (what `sha256sum` prints there, but for the ONNX's name: "-").
+
+    Raises:
+        UserError: a file of weights is missing, too short, or not in the model's folder.
+        OSError: a file cannot be read.
+    """
+    own, graph = sha256_of(path), parse_graph(path)
+    others = [] if graph is None else weight_files(graph, path)
+    if not others:
+        return own
+    folder = path.parent.resolve()
+    lines = [f"{own}  -", *(f"{sha256_of(one)}  {one.relative_to(folder)}" for one in others)]
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
 def verify_model(path: Path, size: int | None, sha256: str | None) -> str:
     """Check a model file against its known size in bytes and its digest, where given.
 
     Returns:
-        The file's SHA-256.
+        The model's digest, see `model_sha256`.
 
     Raises:
-        UserError: the file is another one.
+        UserError: the file is another one, or cannot be read.
     """
-    actual_size, digest = path.stat().st_size, sha256_of(path)
+    try:
+        actual_size, digest = path.stat().st_size, model_sha256(path)
+    except OSError as error:
+        raise UserError(
+            f"model {error.filename or path}: cannot be read ({error.strerror or error}); see its "
+            "permissions"
+        ) from None
     if size is not None and actual_size != size:
         found = f"{actual_size} bytes, expected {size}"
     elif sha256 is not None and digest != sha256.lower():
         found = f"sha256 {digest}, expected {sha256}"
+        if digest != sha256_of(path):
+            found += " (the digest of the file with its weights in other files)"
     else:
         return digest
     raise UserError(
