@@ -56,7 +56,7 @@ def odd_parts(model: onnx.ModelProto) -> list[str]:
 def quantised_operators(model: onnx.ModelProto) -> list[str]:
     """The operators that make a graph a quantised one, each once, by name."""
     names = {node.op_type for node in model.graph.node}
-    return sorted(name for name in names if "Quantize" in name or "QLinear" in name or
+    return sorted(name for name in names if "uantizeLinear" in name or "QLinear" in name or
                   name.endswith("Integer"))  # fmt: skip
 
 

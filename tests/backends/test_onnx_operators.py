@@ -48,7 +48,8 @@ def test_float16_ends_become_float32(source, tmp_path):
     onnx.checker.check_model(model, full_check=True)
     for a, b in zip(run(model), expected, strict=True):
         assert a.dtype == np.float32
-        np.testing.assert_array_equal(a, b.astype(np.float32))
+        # The runtime leaves out a cast to float16 and back, and its rounding.
+        np.testing.assert_allclose(a, b.astype(np.float32), rtol=0, atol=2e-3 * np.abs(b).max())
 
 
 def test_an_output_that_the_graph_reads_too_keeps_its_reader():

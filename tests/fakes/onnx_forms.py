@@ -94,9 +94,9 @@ class _Pictures:
 
     def __init__(self, size: int, scale: float) -> None:
         random = np.random.default_rng(5)
-        self._pictures = iter(
-            [{INPUT: random.uniform(0, scale, (1, 3, size, size)).astype(np.float32)}] * 2
-        )
+        small = random.uniform(0, scale, (4, 3, 8, 8)).astype(np.float32)
+        whole = small.repeat(size // 8, axis=2).repeat(size // 8, axis=3)
+        self._pictures = iter([{INPUT: one[None]} for one in whole])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._pictures, None)
