@@ -135,7 +135,7 @@ class ModelConfig(Section):
     path: PathText | None = None
     """your own model file ({batch} in it stands for model.batch); null: the weights below"""
     sha256: str | None = None
-    """expected SHA-256 of your own file; null: any"""
+    """expected SHA-256 of your own file, with its weights in other files; null: any"""
     weights: WeightsConfig
     checkpoint: PathText | None = None
     """job=export, backend=torch: the .pth file"""
