@@ -8,7 +8,7 @@ from typing import Any
 
 from cfdist import backends
 from cfdist.backends.base import Backend, Capabilities, DeviceSettings
-from cfdist.model import ModelSpec
+from cfdist.model import ModelSpec, refuse_other_model
 from cfdist.model.formats import refuse_other_format
 
 
@@ -70,6 +70,8 @@ class BackendModel:
             settings: The device's; its options are replaced by the model's.
 
         Raises:
-            UserError: the model does not fit the device or the run.
+            UserError: the model does not fit the device or the run, or is another one here.
         """
+        if not self.is_simulated:
+            refuse_other_model(self.spec)
         return self.backend_class(self.spec, replace(settings, options=self.options))

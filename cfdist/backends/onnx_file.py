@@ -20,6 +20,7 @@ from cfdist.backends.outputs import output_order, output_shapes
 from cfdist.decode import PEAK_OUTPUTS
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
+from cfdist.model.formats import ONNX, format_of
 from cfdist.model.onnx_files import all_tensors, parse_graph, weight_files
 
 # The axis of the colours: float inputs are NCHW, bytes NHWC.
@@ -93,6 +94,8 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise
     except Exception as error:  # an arbitrary file can raise anything in a parser
         reason = (str(error).strip().splitlines() or ["cannot be parsed"])[0][:200]
+    if (found := format_of(path)) and found is not ONNX:
+        reason = f"it is {found.name}"
     raise UserError(
         f"model {path}: not a valid ONNX file ({reason}); give an .onnx exported from CenterFace"
     )

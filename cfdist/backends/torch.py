@@ -15,6 +15,7 @@ from cfdist.backends.onnx_file import load_onnx
 from cfdist.decode import HeadMaps
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
+from cfdist.model.formats import ONNX, format_of, refuse_other_format
 from cfdist.network.centerface import CenterFace, Normalize, fold_batch_norms
 from cfdist.network.checkpoint import load_network
 from cfdist.network.from_onnx import load_onnx_network
@@ -73,7 +74,8 @@ def load_spec_network(spec: ModelSpec) -> CenterFace:
     Raises:
         UserError: the file is not this model's.
     """
-    if spec.path.suffix.lower() != ".onnx":
+    refuse_other_format(spec.path, ["torch"], "backend=torch")
+    if format_of(spec.path) is not ONNX:
         return load_network(spec.path, spec.convention)
     if spec.convention != "centerface":
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -111,6 +112,27 @@ def model_sha256(path: Path) -> str:
     folder = path.parent.resolve()
     lines = [f"{own}  -", *(f"{sha256_of(one)}  {one.relative_to(folder)}" for one in others)]
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def refuse_other_model(spec: ModelSpec) -> None:
+    """Check, where a device loads it, that a model is the one that the command was given.
+
+    Raises:
+        UserError: this host has another file at that path, or none.
+    """
+    host, advice = socket.gethostname(), "copy the same files to the same path on every host"
+    try:
+        digest = model_sha256(spec.path)
+    except OSError as error:
+        raise UserError(
+            f"model {spec.path}: cannot be read on host {host} ({error.strerror or error}); "
+            f"{advice}"
+        ) from None
+    if digest != spec.sha256:
+        raise UserError(
+            f"model {spec.path}: is another one on host {host} (sha256 {digest}) than the command "
+            f"began with ({spec.sha256}); {advice}, and change no model during a run"
+        )
 
 
 def verify_model(path: Path, size: int | None, sha256: str | None) -> str:
