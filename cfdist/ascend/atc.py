@@ -189,7 +189,7 @@ def _is_made(om: Path, sidecar_path: Path, recipe: dict[str, Any]) -> bool:
         sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
         same = all(sidecar[key] == value for key, value in recipe.items())
         return same and bool(sidecar["om_sha256"] == sha256_of(om))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

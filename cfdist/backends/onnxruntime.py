@@ -88,7 +88,9 @@ class OnnxRuntimeBackend(Backend):
         """See `Backend.check`."""
         check_providers(options["providers"])
         parts = odd_parts(load_onnx(spec))
-        if parts and options["providers"] == [CPU_PROVIDER]:
+        is_plain = not parts and options["providers"] == [CPU_PROVIDER]
+        # The devices of other kinds may be on other hosts.
+        if not is_plain and cls.device_kind(options) == "cpu":
             refuse_if_it_fails("onnxruntime", spec, options, parts)
 
     @classmethod

@@ -41,12 +41,14 @@ def refuse_if_it_fails(
         backend: A backend's name.
         spec: The model.
         options: The backend's settings.
-        parts: What is unusual in the model, for the message.
+        parts: What is unusual in the model, for the message; none if only the settings are.
 
     Raises:
         UserError: the backend cannot run it.
     """
     reason = _reason(backend, replace(spec, batch=1), json.dumps(dict(options), sort_keys=True))
+    if reason and not parts:
+        raise UserError(reason)
     if reason:
         raise UserError(
             f"model {spec.path}: backend={backend} cannot run it ({reason}); it holds "

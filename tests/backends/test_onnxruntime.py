@@ -55,8 +55,12 @@ def test_a_provider_that_takes_no_node_is_refused(small):
     azure = "AzureExecutionProvider"
     if azure not in ort.get_available_providers():
         pytest.skip(f"this ONNX Runtime has no {azure}")
-    with pytest.raises(UserError, match=f"{azure} runs no operator of this model"):
-        load(small, azure, CPU)
+    for refuse in (
+        lambda: load(small, azure, CPU),
+        lambda: OnnxRuntimeBackend.check(small, {"providers": [azure, CPU]}),
+    ):
+        with pytest.raises(UserError, match=f"{azure} runs no operator of this model"):
+            refuse()
 
 
 def test_what_each_provider_runs_is_told():
