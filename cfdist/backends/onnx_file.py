@@ -53,7 +53,7 @@ def load_onnx(spec: ModelSpec) -> onnx.ModelProto:
     _check_input(model, spec.path)
     sides = (spec.height, spec.width)
     shape = ("batch", *sides, 3) if takes_u8(model) else ("batch", 3, *sides)
-    if not takes_u8(model) and model.graph.input[0].type.tensor_type.elem_type in CAST_FLOATS:
+    if model.graph.input[0].type.tensor_type.elem_type in CAST_FLOATS:
         cast_input(model, TensorProto.FLOAT)
     type_proto = model.graph.input[0].type
     elem_type = type_proto.tensor_type.elem_type
