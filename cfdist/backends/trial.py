@@ -50,6 +50,9 @@ def refuse_if_it_fails(
     if reason and not parts:
         raise UserError(reason)
     if reason:
+        whole, prefix = reason, f"model {spec.path}: "
+        if whole.startswith(prefix):  # a refusal: what is wrong, without its advice
+            reason = whole.removeprefix(prefix).rpartition("; ")[0] or whole
         raise UserError(
             f"model {spec.path}: backend={backend} cannot run it ({reason}); it holds "
             f"{', '.join(parts)}: choose another backend, or export it in float32"

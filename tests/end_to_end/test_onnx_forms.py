@@ -33,6 +33,7 @@ def forms(tmp_path_factory) -> dict[str, Path]:
         node.input[:] = [onnx_forms.INPUT if name == "input.1" else name for name in node.input]
     del model.graph.input[:], model.graph.value_info[:]
     model.graph.input.append(image)
+    image = model.graph.input[0]
     for value, shape in [(image, ["n", 3, "h", "w"]), *((v, None) for v in model.graph.output)]:
         value.type.CopyFrom(onnx.helper.make_tensor_type_proto(TensorProto.FLOAT, shape))
     source = folder / "float32.onnx"
