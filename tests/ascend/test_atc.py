@@ -266,9 +266,7 @@ def test_the_played_atc_is_strict():
             parse(wrong)
 
 
-@pytest.mark.parametrize(
-    "sidecar", ["[" * 100_000, "[]", "{", "7", ""]
-)
+@pytest.mark.parametrize("sidecar", ["[" * 100_000, "[]", "{", "7", ""])
 def test_a_damaged_sidecar_makes_the_om_anew(model, calls, tmp_path, sidecar):
     out = tmp_path / "out"
     convert(model, out, [1])
