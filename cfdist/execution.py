@@ -315,9 +315,10 @@ def conventions(config: ModelConfig) -> ModelSpec:
 def run_identity(model: BackendModel, manifest: Manifest) -> RunIdentity:
     """Names what an interrupted run must share with the run that goes on with it.
 
-    The fingerprint covers weights, conventions, pictures and backend, which decide the detections,
-    and the number of passes over the pictures, which decides what is left to do. It leaves out the
-    batch: the same pictures give the same detections at any batch size.
+    The fingerprint covers weights, conventions, pictures, the backend and those of its settings
+    that change numbers, which decide the detections, and the number of passes over the pictures,
+    which decides what is left to do. It leaves out the batch: the same pictures give the same
+    detections at any batch size.
     """
     spec = asdict(model.spec)
     for key in ("path", "batch", "needs_outputs"):
@@ -326,6 +327,7 @@ def run_identity(model: BackendModel, manifest: Manifest) -> RunIdentity:
         "model": spec,
         "pictures": manifest.fingerprint,
         "backend": model.backend,
+        "numbers": model.numeric_options,
     }
     if manifest.passes > 1:
         identity["passes"] = manifest.passes

@@ -14,11 +14,10 @@ from cfdist.compare.tally import Tally
 from cfdist.config import Config, refuse_unused
 from cfdist.errors import UserError
 from cfdist.execution import Execution
+from cfdist.model.formats import format_of
 from cfdist.report import screen
 from cfdist.report.results import Results, damage_notes, phase_seconds
 from cfdist.widerface.manifest import Manifest
-
-BACKEND_OF_SUFFIX = {".onnx": "openvino", ".pth": "torch", ".pt": "torch", ".om": "om"}
 
 
 def main(config: Config, output: Path, started: float) -> int:
@@ -70,14 +69,16 @@ def find_side(config: Config, side: str) -> BackendModel:
     if colon and prefix in backends.BACKENDS:
         backends.refuse_simulated(prefix, f"{side}={given}")
         return execution.model_on_backend(config, prefix, rest, side)
-    suffix = Path(given).suffix.lower()
-    if suffix not in BACKEND_OF_SUFFIX:
-        execution.model_spec(config.model, given, side)  # a file that is not there is told first
+    found = format_of(execution.model_spec(config.model, given, side).path)
+    if found is None:
         raise UserError(
-            f"{side}={given}: no backend is known for {suffix or 'a file without suffix'}; say "
-            f"which, {side}=onnxruntime:{given} (or {', '.join(backends.BACKENDS)})"
+            f"{side}={given}: no backend is known for such a file; say which, "
+            f"{side}=onnxruntime:{given} (or {', '.join(backends.BACKENDS)})"
         )
-    return execution.model_on_backend(config, BACKEND_OF_SUFFIX[suffix], given, side)
+    if not found.backends:
+        raise UserError(f"{side}={given}: is {found.name}; {found.remedy}")
+    here = [name for name in found.backends if backends.is_installed(name)]
+    return execution.model_on_backend(config, (*here, *found.backends)[0], given, side)
 
 
 def _run(

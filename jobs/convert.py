@@ -13,6 +13,7 @@ from cfdist import execution, inputs
 from cfdist.ascend import atc, check_options
 from cfdist.ascend.npu_smi import soc_version
 from cfdist.backends.onnx_file import load_onnx, takes_u8
+from cfdist.backends.onnx_operators import odd_parts, quantised_operators
 from cfdist.config import Config
 from cfdist.errors import UserError
 from cfdist.files import expanded, removed_on_failure
@@ -118,6 +119,18 @@ def atc_model(config: Config, spec: ModelSpec, folder: Path) -> atc.AtcModel:
         UserError: not an ONNX of head maps with float input, or no chip known.
     """
     network = load_onnx(spec)
+    if quantised := quantised_operators(network):
+        # https://www.hiascend.com/document/detail/en/canncommercial/850/devaids/amct/atlasamct_16_0148.html
+        raise UserError(
+            f"model {spec.path}: is quantised ({', '.join(quantised)}), which ATC does not take; "
+            "convert the float32 ONNX, or have Ascend's AMCT make an ONNX of ATC's own operators "
+            "from it (convert_qat_model) and call atc by hand"
+        )
+    if odd := [name for name in odd_parts(network) if name in ("BFLOAT16", "DOUBLE")]:
+        raise UserError(
+            f"model {spec.path}: computes in {', '.join(odd)}, which the chip does not; export it "
+            "in float32 or float16"
+        )
     if takes_u8(network):
         raise UserError(
             f"model {spec.path}: takes u8 already; convert the ONNX of export.input=f32 "

@@ -123,8 +123,8 @@ def test_the_fingerprint_is_that_of_what_decides_the_detections(compose, spec):
     manifest = inputs.find_pictures(config.dataset, truth)
     model = BackendModel("openvino", spec())
 
-    def fingerprint(backend="openvino", passes=1, **changes) -> str:
-        changed = replace(model, backend=backend, spec=spec(**changes))
+    def fingerprint(backend="openvino", passes=1, options=(), **changes) -> str:
+        changed = replace(model, backend=backend, spec=spec(**changes), options=dict(options))
         return execution.run_identity(changed, manifest.repeated(passes)).fingerprint
 
     assert fingerprint(batch=7) == fingerprint()
@@ -133,8 +133,12 @@ def test_the_fingerprint_is_that_of_what_decides_the_detections(compose, spec):
         fingerprint(sha256="1" * 64),
         fingerprint(backend="torch"),
         fingerprint(passes=2),
+        fingerprint(options={"precision": "bf16"}),
     ]
-    assert len({fingerprint(), *others}) == 5
+    assert len({fingerprint(), *others}) == 6
+    assert fingerprint(options={"streams": 2, "providers": ["CPUExecutionProvider"]}) == (
+        fingerprint()
+    )
     assert execution.run_identity(model, manifest) == RunIdentity(fingerprint(), "openvino")
 
 

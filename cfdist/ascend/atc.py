@@ -23,7 +23,7 @@ from cfdist import __version__
 from cfdist.ascend import call_tool, reason_of
 from cfdist.errors import UserError
 from cfdist.files import atomic_write, fsync, removed_on_failure, sha256_of, write_text
-from cfdist.model import ModelSpec
+from cfdist.model import ModelSpec, model_sha256
 
 OM_MAGIC = b"IMOD"  # the first bytes of every OM file
 OM_HEADER_BYTES = 256  # an OM begins with a header of this size; the model follows
@@ -73,7 +73,7 @@ class AtcModel:
     def onnx_sha256(self) -> str:
         """The digest of what ATC is given."""
         if self.content is None:
-            return sha256_of(self.onnx)
+            return model_sha256(self.onnx)
         return hashlib.sha256(self.content).hexdigest()
 
 
@@ -182,7 +182,7 @@ def convert(
 
     The OM files are called "CenterFace_bs16.om", or with AIPP "CenterFace_bs16_aipp.om"; an OM of
     several batch sizes "CenterFace_dynamic.om". Beside each OM lies `<om>.json`: the digests of
-    ONNX and OM, command, AIPP text and versions.
+    ONNX (`model_sha256`) and OM, command, AIPP text and versions.
 
     Args:
         model: What to convert.
@@ -389,5 +389,5 @@ def _is_made(om: Path, sidecar_path: Path, recipe: dict[str, Any]) -> bool:
         sidecar = json.loads(sidecar_path.read_text(encoding="utf-8"))
         same = all(sidecar[key] == value for key, value in recipe.items())
         return same and is_om(om) and bool(sidecar["om_sha256"] == sha256_of(om))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

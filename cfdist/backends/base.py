@@ -28,6 +28,7 @@ class Capabilities:
             input pixel; for a backend that was not measured, the highest measured value.
         is_simulated: The backend runs no model: it needs no file and finds nothing.
         streams_need_threads: A stream has at least one of the device's CPU threads to itself.
+        numeric_options: The backend's settings that change a model's numbers.
     """
 
     group: int = 1
@@ -36,6 +37,7 @@ class Capabilities:
     activation_bytes_per_pixel: int = 350
     is_simulated: bool = False
     streams_need_threads: bool = False
+    numeric_options: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,11 +65,13 @@ class Backend(ABC):
     Attributes:
         contract: What `infer` takes.
         streams: How many threads may be inside `infer` at once; more gain nothing.
+        runs_on: What the runtime itself says that it computes on, as results name it.
         capabilities: What holds for every device of this backend.
     """
 
     contract: InputContract
     streams: int = 1
+    runs_on: str = ""
     capabilities: ClassVar[Capabilities] = Capabilities()
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:

@@ -34,6 +34,7 @@ from cfdist.errors import UserError
 from cfdist.files import write_text
 from cfdist.machine import available_cores, available_memory, cpu_model, show_waiting
 from cfdist.model import ModelSpec
+from cfdist.model.formats import refuse_other_format
 from cfdist.preprocess import to_model_input
 
 # Every round measures each runtime, so that what else the machine does slows them alike.
@@ -62,9 +63,12 @@ def choose_cpu_backend(spec: ModelSpec, options: Mapping[str, Any], threads: int
         UserError: no CPU runtime is installed, or none takes the model.
     """
     names = backends.installed_cpu_runtimes()
+    refuse_other_format(spec.path, names, f"backend={backends.AUTO}")
     if len(names) == 1:
         remark = f"{names[0]}, the only CPU runtime installed{_why_others_are_missing(names)}"
-        return BackendModel(names[0], spec, options, remark)
+        model = BackendModel(names[0], spec, options, remark)
+        model.check()
+        return model
     identity = _identity(spec, options, threads, names)
     remembered = _remembered(identity)
     if not remembered:

@@ -8,7 +8,8 @@ from typing import Any
 
 from cfdist import backends
 from cfdist.backends.base import Backend, Capabilities, DeviceSettings
-from cfdist.model import ModelSpec
+from cfdist.model import ModelSpec, refuse_other_model
+from cfdist.model.formats import refuse_other_format
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,19 @@ class BackendModel:
         """Whether no model runs."""
         return self.capabilities.is_simulated
 
+    @property
+    def numeric_options(self) -> dict[str, Any]:
+        """The backend's settings that change the model's numbers."""
+        return {name: self.options.get(name) for name in self.capabilities.numeric_options}
+
     def check(self) -> None:
         """Look at the model file and the options without a device.
 
         Raises:
             UserError: the backend cannot run the file.
         """
+        if not self.is_simulated:
+            refuse_other_format(self.spec.path, [self.backend], f"backend={self.backend}")
         self.backend_class.check(self.spec, self.options)
 
     def load(self, settings: DeviceSettings) -> Backend:
@@ -62,6 +70,8 @@ class BackendModel:
             settings: The device's; its options are replaced by the model's.
 
         Raises:
-            UserError: the model does not fit the device or the run.
+            UserError: the model does not fit the device or the run, or is another one here.
         """
+        if not self.is_simulated:
+            refuse_other_model(self.spec)
         return self.backend_class(self.spec, replace(settings, options=self.options))

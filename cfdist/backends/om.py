@@ -28,6 +28,7 @@ from cfdist.backends.outputs import as_result, output_order, output_shapes
 from cfdist.decode import PEAK_OUTPUTS, HeadMaps, Peaks
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
+from cfdist.model.formats import format_of
 from cfdist.preprocess import InputContract
 
 _T = TypeVar("_T")
@@ -57,6 +58,7 @@ class OmBackend(Backend):
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
         inspect_om(spec.path)
+        self.runs_on = f"NPU {settings.index}"
         # An ACL context belongs to the thread that made it; callers need not care.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="npu")
         self._session: Any = None
@@ -177,8 +179,10 @@ def inspect_om(path: Path | str) -> None:
             f"model {path}: cannot be read ({error.strerror}); give an .om, made with job=convert"
         ) from None
     if start != OM_MAGIC:
+        found = format_of(path)
+        what = f"it is {found.name}" if found else f"it begins with {start!r}"
         raise UserError(
-            f"model {path}: not an OM file (it begins with {start!r}, an OM with {OM_MAGIC!r}); "
+            f"model {path}: not an OM file ({what}, an OM begins with {OM_MAGIC!r}); "
             "make one with job=convert, or choose backend=auto for an ONNX"
         )
 

@@ -14,8 +14,11 @@ from openvino.preprocess import PrePostProcessor
 
 from cfdist.backends.base import Backend, Capabilities, DeviceSettings
 from cfdist.backends.onnx_file import load_onnx
+from cfdist.backends.onnx_operators import odd_parts, standard_operators
 from cfdist.backends.outputs import as_result
+from cfdist.backends.trial import refuse_if_it_fails
 from cfdist.decode import HeadMaps, Peaks
+from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract
 
@@ -32,7 +35,7 @@ class OpenVINOBackend(Backend):
 
     # OpenVINO 2026.4: 0.57 and 1.15 GB for 4 and 8 pictures of 800x800.
     capabilities: ClassVar[Capabilities] = Capabilities(
-        activation_bytes_per_pixel=225, streams_need_threads=True
+        activation_bytes_per_pixel=225, numeric_options=("precision",), streams_need_threads=True
     )
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
@@ -44,6 +47,8 @@ class OpenVINOBackend(Backend):
         compiled = compile_model(
             model, settings.threads, self.streams, settings.options["precision"]
         )
+        self.runs_on = ", ".join(compiled.get_property("EXECUTION_DEVICES"))
+        refuse_other_precision(compiled, settings.options["precision"])
         self._idle: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
         for _ in range(self.streams):
             self._idle.put(compiled.create_infer_request())
@@ -51,7 +56,8 @@ class OpenVINOBackend(Backend):
     @classmethod
     def check(cls, spec: ModelSpec, options: Mapping[str, Any]) -> None:
         """See `Backend.check`."""
-        load_onnx(spec)
+        if parts := odd_parts(load_onnx(spec)):
+            refuse_if_it_fails("openvino", spec, options, parts)
 
     @classmethod
     def pictures_at_once(cls, batch: int, threads: int) -> int:
@@ -80,8 +86,22 @@ class OpenVINOBackend(Backend):
 
 
 def picture_model(network: onnx.ModelProto, spec: ModelSpec, batch: int) -> ov.Model:
-    """A network for 1 to `batch` pictures, (n, H, W, 3) u8 BGR, which it normalises itself."""
-    model = ov.Core().read_model(network.SerializeToString())
+    """A network for 1 to `batch` pictures, (n, H, W, 3) u8 BGR, which it normalises itself.
+
+    Raises:
+        UserError: OpenVINO cannot read the graph.
+    """
+    try:
+        return _picture_model(network, spec, batch)
+    except RuntimeError as error:
+        raise UserError(
+            f"model {spec.path}: OpenVINO cannot read it ({_reason(error)}); choose "
+            "backend=onnxruntime, or export it anew"
+        ) from None
+
+
+def _picture_model(network: onnx.ModelProto, spec: ModelSpec, batch: int) -> ov.Model:
+    model = ov.Core().read_model(standard_operators(network).SerializeToString())
     pictures: int | tuple[int, int] = batch if batch == 1 else (1, batch)
     if model.input().element_type == ov.Type.u8:
         model.reshape([pictures, spec.height, spec.width, 3])
@@ -116,6 +136,23 @@ def compile_model(model: ov.Model, threads: int, streams: int, precision: str) -
             "ENABLE_CPU_PINNING": False,
         },
     )
+
+
+def refuse_other_precision(compiled: ov.CompiledModel, precision: str) -> None:
+    """Raise a `UserError` if a model computes in another precision, "f32" or "bf16", than asked."""
+    used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
+    if used != precision:
+        raise UserError(
+            f"backend.precision={precision}: this processor cannot, OpenVINO would compute in "
+            f"{used}; set backend.precision={used}"
+        )
+
+
+def _reason(error: RuntimeError) -> str:
+    """What OpenVINO says, without where in its own source it says so."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return " ".join(told)[:300] or "no reason given"
 
 
 def run(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from cfdist.backends.base import Backend, DeviceSettings
+from cfdist.backends.base import Backend, Capabilities, DeviceSettings
 from cfdist.backends.onnx_file import load_onnx
 from cfdist.decode import HeadMaps
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
+from cfdist.model.formats import ONNX, format_of, refuse_other_format
 from cfdist.network.centerface import CenterFace, Normalize, fold_batch_norms
 from cfdist.network.checkpoint import load_network
 from cfdist.network.from_onnx import load_onnx_network
@@ -27,10 +28,13 @@ class TorchBackend(Backend):
     Options: `device`, "cpu", "cuda" or "auto" (CUDA where there is one).
     """
 
+    capabilities: ClassVar[Capabilities] = Capabilities(numeric_options=("device",))
+
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
         self.contract = InputContract(spec.height, spec.width, None)
         self._device = choose_device(settings.options["device"], settings.index)
+        self.runs_on = device_text(self._device)
         torch.set_num_threads(settings.threads)
         _compute_in_full_precision()
         network = fold_batch_norms(load_spec_network(spec))
@@ -70,7 +74,8 @@ def load_spec_network(spec: ModelSpec) -> CenterFace:
     Raises:
         UserError: the file is not this model's.
     """
-    if spec.path.suffix.lower() != ".onnx":
+    refuse_other_format(spec.path, ["torch"], "backend=torch")
+    if format_of(spec.path) is not ONNX:
         return load_network(spec.path, spec.convention)
     if spec.convention != "centerface":
         raise UserError(
@@ -96,6 +101,13 @@ def choose_device(name: str, index: int) -> torch.device:
             "build of PyTorch"
         )
     return torch.device("cuda", index)
+
+
+def device_text(device: torch.device) -> str:
+    """A PyTorch device as results name it: "cpu", "cuda:0 (NVIDIA H100)"."""
+    if device.type == "cpu":
+        return "cpu"
+    return f"{device} ({torch.cuda.get_device_name(device)})"
 
 
 def _compute_in_full_precision() -> None:

@@ -190,7 +190,7 @@ class ModelConfig(Section):
     sha256: Annotated[
         Sha256 | None, uses.also(uses.MODEL_FILE, uses.given("model.path", "FILE"))
     ] = None
-    """expected SHA-256 of your own file; null: any"""
+    """expected SHA-256 of your own file, with its weights in other files; null: any"""
     weights: WeightsConfig
     checkpoint: Annotated[PathText | None, uses.backend_key("torch"), uses.only("export")] = None
     """job=export, backend=torch: the .pth file"""

@@ -38,6 +38,7 @@ class DeviceReport:
         peak_memory: Most resident memory that the process had, bytes.
         host: Name of the machine.
         chip: The accelerator's number on that machine, or its UUID; `None` on a CPU.
+        runs_on: What the backend computes on, see `Backend.runs_on`.
     """
 
     pictures: int = 0
@@ -48,6 +49,7 @@ class DeviceReport:
     peak_memory: int = 0
     host: str = ""
     chip: str | None = None
+    runs_on: str = ""
 
 
 @dataclass(frozen=True)

@@ -156,6 +156,7 @@ class Runner:
         with self._lock:
             self._report.device_ms += self.backend.device_times_ms()
             self._report.peak_memory = peak_memory()
+            self._report.runs_on = self.backend.runs_on
             return self._report
 
     def forget(self) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -12,6 +10,7 @@ from typing import Any, TypeGuard
 import torch
 
 from cfdist.errors import UserError
+from cfdist.model.formats import format_of
 from cfdist.network.centerface import CenterFace
 
 _LISTED = 8  # names listed in an error before "and N more"
@@ -27,12 +26,6 @@ _COUNTER = ".num_batches_tracked"
 
 # DataParallel and torch.compile put these before each name of the network that they wrap.
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")
-
-# A file that only archives of whole programs have -> their kind, and how to get their weights.
-_PROGRAMS = {
-    "constants.pkl": ("TorchScript archive", "torch.jit.load(old_path).state_dict()"),
-    "archive_format": ("torch.export archive", "torch.export.load(old_path).state_dict"),
-}
 
 _State = Mapping[str, torch.Tensor]
 
@@ -88,13 +81,9 @@ def _unpickle(path: Path) -> Any:
 
 def _why_not_a_checkpoint(path: Path, error: Exception) -> str:
     """Why `torch.load` refuses a file, and what to do about it."""
-    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
-        inside = {name.rpartition("/")[2] for name in archive.namelist()}
-        for kind, weights in (_PROGRAMS[name] for name in _PROGRAMS if name in inside):
-            return (
-                f"is a {kind}, a program and not only weights; save its weights as "
-                f"torch.save({{'state_dict': {weights}}}, path)"
-            )
+    found = format_of(path)
+    if found and not found.backends:
+        return f"is {found.name}, not a PyTorch checkpoint; {found.remedy}"
     if "Unsupported global" in str(error) or "Unsupported class" in str(error):
         return (
             "holds Python objects besides tensors, which are not loaded because they can run "

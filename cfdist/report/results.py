@@ -252,6 +252,7 @@ def device_entry(name: str, report: DeviceReport, run_seconds: float) -> dict[st
         "name": name,
         "host": report.host,
         "chip": report.chip,
+        "runs_on": report.runs_on or None,
         "pictures": report.pictures,
         "busy_share": min(1.0, report.busy_seconds / run_seconds) if run_seconds else 0.0,
         "batch_ms": batch_statistics(report.batch_ms),

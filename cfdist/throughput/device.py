@@ -30,10 +30,12 @@ class LoopReport:
     Attributes:
         ends: (streams, loops) float64: when each batch ended, seconds since its stream began.
         device_ms: The device's own time of each batch, milliseconds, if it measures one.
+        runs_on: What the backend computes on, see `Backend.runs_on`.
     """
 
     ends: NDArray[np.float64]
     device_ms: tuple[float, ...]
+    runs_on: str = ""
 
     @property
     def batch_ms(self) -> NDArray[np.float64]:
@@ -136,7 +138,7 @@ def run_loops(backend: Backend, inputs: NDArray[Any], loops: int) -> LoopReport:
     backend.device_times_ms()  # forgets those of earlier batches
     with ThreadPoolExecutor(backend.streams) as pool:
         list(pool.map(run_stream, ends))
-    return LoopReport(ends, tuple(backend.device_times_ms()))
+    return LoopReport(ends, tuple(backend.device_times_ms()), backend.runs_on)
 
 
 def loop_devices(

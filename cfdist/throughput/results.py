@@ -137,6 +137,7 @@ def _inference_section(config: Config, figures: Figures) -> dict[str, Any] | Non
     devices = [
         {
             "name": name,
+            "runs_on": report.runs_on or None,
             "streams": len(report.ends),
             "pictures_per_second": rate,
             "batch_ms": batch_statistics(report.batch_ms.tolist()),

@@ -416,3 +416,13 @@ def test_the_played_atc_is_strict():
     ):
         with pytest.raises(RefusalError):
             parse(wrong)
+
+
+@pytest.mark.parametrize("sidecar", ["[" * 100_000, "[]", "{", "7", ""])
+def test_a_damaged_sidecar_makes_the_om_anew(model, calls, tmp_path, sidecar):
+    out = tmp_path / "out"
+    convert(model, out, [1])
+    (out / "CenterFace_bs1.om.json").write_text(sidecar)
+    assert convert(model, out, [1])[0].made
+    assert not convert(model, out, [1])[0].made
+    assert number_of_calls(calls) == 2

@@ -9,6 +9,9 @@ import pytest
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.errors import UserError
+from tests.fakes import onnx_forms
+
+OPTIONS = {"providers": ["CPUExecutionProvider"]}
 
 
 def test_a_model_travels_as_plain_data(spec):
@@ -31,3 +34,31 @@ def test_a_model_that_its_backend_cannot_run_is_refused_before_a_device(spec, tm
     broken.write_bytes(b"no model")
     with pytest.raises(UserError, match="not a valid ONNX file"):
         BackendModel("openvino", spec(broken), {"precision": "f32"}).check()
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "torch"])
+def test_a_file_of_another_kind_is_named(spec, tmp_path, backend):
+    om = tmp_path / "model.onnx"
+    om.write_bytes(b"IMOD" + bytes(100))
+    with pytest.raises(UserError, match=r"is an OM of Ascend's ATC.*choose backend=om"):
+        BackendModel(backend, spec(om), {"precision": "f32"}).check()
+
+
+def test_a_device_whose_host_has_another_file_refuses_it(spec, tmp_path):
+    path = onnx_forms.network(tmp_path / "m.onnx")
+    model = BackendModel("onnxruntime", spec(path, outputs=None, height=64, width=64), OPTIONS)
+    model.load(DeviceSettings())
+    onnx_forms.network(path, seed=1)
+    with pytest.raises(UserError, match=r"is another one on host .* than the command began with"):
+        model.load(DeviceSettings())
+    path.unlink()
+    with pytest.raises(UserError, match=r"cannot be read on host .*\(No such file"):
+        model.load(DeviceSettings())
+
+
+def test_settings_that_change_numbers_are_known(spec):
+    options = {"precision": "bf16", "providers": ["CPUExecutionProvider"], "streams": 2}
+    assert BackendModel("openvino", spec(), options).numeric_options == {"precision": "bf16"}
+    onnxruntime = BackendModel("onnxruntime", spec(), options).numeric_options
+    assert onnxruntime == {"providers": ["CPUExecutionProvider"]}
+    assert BackendModel("simulated", spec(), options).numeric_options == {}

@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import onnxruntime as ort
 import pytest
 
 from cfdist import backends
+from cfdist.backends import onnxruntime
+from cfdist.backends.base import DeviceSettings
+from cfdist.backends.onnxruntime import OnnxRuntimeBackend, assigned_nodes, check_providers
 from cfdist.errors import UserError
+from tests.fakes import onnx_forms
+
+CPU, CUDA, TENSORRT = (f"{name}ExecutionProvider" for name in ("CPU", "CUDA", "Tensorrt"))
+
+
+@pytest.fixture
+def small(spec, tmp_path):
+    path = onnx_forms.network(tmp_path / "m.onnx")
+    return spec(path, outputs=None, height=64, width=64)
+
+
+def load(model, *providers: str) -> OnnxRuntimeBackend:
+    return OnnxRuntimeBackend(model, DeviceSettings(options={"providers": list(providers)}))
 
 
 def test_a_provider_that_is_not_there_is_refused(spec):
@@ -14,3 +31,75 @@ def test_a_provider_that_is_not_there_is_refused(spec):
         backend.check(spec(), {"providers": ["NoSuchProvider"]})
     with pytest.raises(UserError, match="name at least one"):
         backend.check(spec(), {"providers": []})
+
+
+def test_the_device_says_what_the_session_runs_on(small):
+    assert load(small, CPU).runs_on == CPU
+
+
+def test_a_provider_that_the_session_gave_up_is_refused(small, monkeypatch):
+    # What ONNX Runtime does where CUDA's libraries are not there: it goes on without.
+    real = ort.InferenceSession
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
+    monkeypatch.setattr(
+        ort, "InferenceSession", lambda model, options, _, **k: real(model, options, [CPU], **k)
+    )
+    with pytest.raises(UserError, match=f"{CUDA} could not be initialised.*go on with {CPU}"):
+        load(small, CUDA, CPU)
+    with pytest.raises(UserError, match=f"{TENSORRT}, {CUDA} could not be initialised"):
+        load(small, TENSORRT, CUDA, CPU)
+
+
+def test_a_provider_that_takes_no_node_is_refused(small):
+    # Every build has one that runs only operators of its own.
+    azure = "AzureExecutionProvider"
+    if azure not in ort.get_available_providers():
+        pytest.skip(f"this ONNX Runtime has no {azure}")
+    for refuse in (
+        lambda: load(small, azure, CPU),
+        lambda: OnnxRuntimeBackend.check(small, {"providers": [azure, CPU]}),
+    ):
+        with pytest.raises(UserError, match=f"{azure} runs no operator of this model"):
+            refuse()
+
+
+def test_what_each_provider_runs_is_told():
+    class Part:
+        def __init__(self, name, nodes):
+            self.ep_name, self._nodes = name, nodes
+
+        def get_nodes(self):
+            return self._nodes
+
+    class Session:
+        def get_providers(self):
+            return [CUDA, CPU]
+
+        def get_provider_graph_assignment_info(self):
+            return [Part(CUDA, [1, 2]), Part(CPU, [3]), Part(CUDA, [4])]
+
+    assert assigned_nodes(Session()) == {CUDA: 3, CPU: 1}
+    told = onnxruntime.used_providers(Session(), [CUDA, CPU])
+    assert told == f"{CUDA} (3 nodes), {CPU} (1 nodes)"
+
+
+def test_a_provider_behind_the_cpu_is_refused(monkeypatch):
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
+    check_providers([CUDA, CPU])
+    with pytest.raises(UserError, match=f"'{CUDA}' would never be used.*put {CPU} last"):
+        check_providers([CPU, CUDA])
+
+
+@pytest.mark.parametrize(
+    ("providers", "kind"),
+    [
+        ([CPU], "cpu"),
+        ([CUDA, CPU], "gpu"),
+        ([TENSORRT, CUDA], "gpu"),
+        (["MIGraphXExecutionProvider"], "gpu"),
+        (["CANNExecutionProvider"], "npu"),
+        ([], "cpu"),
+    ],
+)
+def test_the_first_provider_says_what_a_device_is(providers, kind):
+    assert OnnxRuntimeBackend.device_kind({"providers": providers}) == kind

@@ -6,11 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
+import onnx
+import openvino as ov
 import pytest
 
 from cfdist import backends
 from cfdist.backends.base import DeviceSettings
+from cfdist.backends.openvino import picture_model, refuse_other_precision
+from cfdist.errors import UserError
 from cfdist.preprocess import to_model_input
+from tests.fakes import onnx_forms
 
 OPTIONS = {"precision": "f32", "providers": ["CPUExecutionProvider"]}
 HEADS = ("hm", "wh", "offset", "landmarks")
@@ -104,3 +109,29 @@ def test_streams_do_not_disturb_each_other(spec):
         found = list(pool.map(lambda i: backend.infer(inputs[i % 3]).hm, range(30)))
     for i, hm in enumerate(found):
         np.testing.assert_array_equal(hm, expected[i % 3])
+
+
+def test_the_device_says_what_it_runs_on(spec):
+    model = spec(height=160, width=160, batch=1)
+    backend = backends.backend_class("openvino")(model, DeviceSettings(1, 1, 0, OPTIONS))
+    assert backend.runs_on == "CPU"
+
+
+@pytest.mark.parametrize("asked", ["f32", "bf16"])
+def test_a_precision_that_openvino_gave_up_is_refused(asked):
+    class Compiled:
+        def get_property(self, name):
+            return {"INFERENCE_PRECISION_HINT": ov.Type.f32}[name]
+
+    if asked == "f32":
+        refuse_other_precision(Compiled(), asked)
+        return
+    with pytest.raises(UserError, match=r"precision=bf16: this processor cannot.*in f32"):
+        refuse_other_precision(Compiled(), asked)
+
+
+def test_a_graph_that_openvino_cannot_read_is_refused(spec, tmp_path):
+    model = onnx.load(str(onnx_forms.network(tmp_path / "m.onnx")))
+    model.graph.node[-1].op_type = "NoSuchOperator"
+    with pytest.raises(UserError, match=r"m\.onnx: OpenVINO cannot read it \(.*NoSuchOperator"):
+        picture_model(model, spec(tmp_path / "m.onnx", height=64, width=64), 1)

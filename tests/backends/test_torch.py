@@ -19,6 +19,7 @@ from cfdist.model import ModelSpec, locate_model  # noqa: E402
 from cfdist.network.checkpoint import load_network  # noqa: E402
 from cfdist.network.export import export_onnx  # noqa: E402
 from cfdist.preprocess import to_model_input  # noqa: E402
+from tests.fakes import onnx_forms  # noqa: E402
 
 CPU = DeviceSettings(threads=1, options={"device": "cpu"})
 TRAINING_INPUT = {
@@ -97,7 +98,7 @@ def test_head_maps_are_the_callers(shared, pictures):
 
 
 def test_onnx_of_the_other_convention_is_refused(tmp_path):
-    spec = model_spec(tmp_path / "m.onnx", "centerface_pytorch")
+    spec = model_spec(onnx_forms.network(tmp_path / "m.onnx"), "centerface_pytorch")
     for refuse in (lambda: TorchBackend(spec, CPU), lambda: TorchBackend.check(spec, CPU.options)):
         with pytest.raises(UserError, match=r"m\.onnx: PyTorch runs a \.pth checkpoint"):
             refuse()

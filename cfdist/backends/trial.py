@@ -1,0 +1,92 @@
+"""Whether a runtime runs a model of an unusual kind: tried before the run, in another process.
+
+What a runtime has kernels for is known to nobody but itself, and a damaged graph can end the
+process that loads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import cfdist
+from cfdist import backends
+from cfdist.backends.base import DeviceSettings
+from cfdist.errors import UserError
+from cfdist.model import ModelSpec
+from cfdist.preprocess import to_model_input
+
+# For the imports, loading and one batch on a slow machine; after that, something hangs.
+TIMEOUT_SECONDS = 60.0
+
+_REASON_LENGTH = 300  # characters; runtimes tell whole stories
+
+
+def refuse_if_it_fails(
+    backend: str, spec: ModelSpec, options: Mapping[str, Any], parts: list[str]
+) -> None:
+    """Run one black picture through a model on the CPU, in a process of its own.
+
+    Args:
+        backend: A backend's name.
+        spec: The model.
+        options: The backend's settings.
+        parts: What is unusual in the model, for the message; none if only the settings are.
+
+    Raises:
+        UserError: the backend cannot run it.
+    """
+    reason = _reason(backend, replace(spec, batch=1), json.dumps(dict(options), sort_keys=True))
+    if reason and not parts:
+        raise UserError(reason)
+    if reason:
+        whole, prefix = reason, f"model {spec.path}: "
+        if whole.startswith(prefix):  # a refusal: what is wrong, without its advice
+            reason = whole.removeprefix(prefix).rpartition("; ")[0] or whole
+        raise UserError(
+            f"model {spec.path}: backend={backend} cannot run it ({reason}); it holds "
+            f"{', '.join(parts)}: choose another backend, or export it in float32"
+        )
+
+
+@functools.lru_cache(maxsize=64)
+def _reason(backend: str, spec: ModelSpec, options: str) -> str:
+    """Why a backend cannot run a model; empty if it can."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "cfdist.backends.trial"],
+            input=pickle.dumps((backend, spec, json.loads(options))),
+            cwd=Path(cfdist.__file__).parents[1],  # there, the child finds this package
+            capture_output=True,
+            timeout=TIMEOUT_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"one picture took longer than {TIMEOUT_SECONDS:.0f} s"
+    with contextlib.suppress(IndexError, ValueError):
+        return str(json.loads(done.stdout.splitlines()[-1]))
+    return f"it ended the process, exit code {done.returncode}"
+
+
+def failure(backend: str, spec: ModelSpec, options: Mapping[str, Any]) -> str:
+    """Load a model here and infer a black picture: why that fails, or an empty text."""
+    try:
+        loaded = backends.backend_class(backend)(spec, DeviceSettings(options=options))
+        black = np.zeros((1, spec.height, spec.width, 3), np.uint8)
+        loaded.infer(to_model_input(black, loaded.contract))
+    except Exception as error:  # runtimes have errors of their own
+        return " ".join(str(error).split())[:_REASON_LENGTH] or type(error).__name__
+    return ""
+
+
+if __name__ == "__main__":
+    print("\n" + json.dumps(failure(*pickle.load(sys.stdin.buffer))))
