@@ -75,8 +75,9 @@ def prepare_override(setting: str, *, is_multirun: bool) -> str:
     text = _text_of(key.lstrip("+"))
     if text is None or not equals or not value:
         return setting
-    if text.is_options and not any(quote in value for quote in "'\""):
-        return f"{key}={_options(value)}"
+    if text.is_options:  # lists that the person has quoted stay as they are
+        is_quoted = any(quote in value for quote in "'\"")
+        return setting if is_quoted else f"{key}={_options(value)}"
     if text.is_list and value.startswith(("[", "{")):
         return f"{key}={_list(value)}" if value.startswith("[") else setting
     if text.is_list and not text.always_several:

@@ -15,6 +15,7 @@ from cfdist.ascend.atc import aipp_config
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.errors import UserError
+from cfdist.files import sha256_of
 from cfdist.preprocess import to_model_input
 from cfdist.widerface.manifest import WorkItem
 from cfdist.workflow.device import FileDevice
@@ -180,6 +181,7 @@ def test_an_onnx_for_bytes_takes_float_bins_too(tmp_path, model):
     for node in reversed(casts):
         network.graph.node.insert(0, node)
     onnx.save(network, str(model.path))
+    model = replace(model, sha256=sha256_of(model.path))
 
     for form in ("u8", "f32"):
         items = write_inputs(tmp_path / f"bins-{form}", letterboxed(BATCH), model, form)
@@ -200,7 +202,7 @@ def test_an_om_gives_what_the_tool_itself_gives(tmp_path, monkeypatch, model, ai
         text = aipp_config(model)
     om = tmp_path / "net.om"
     aclruntime.make_om(model.path, om, BATCH, text)
-    model = replace(model, path=om)
+    model = replace(model, path=om, sha256=sha256_of(om))
     form = "u8" if aipp else "f32"
     items = write_inputs(tmp_path / "bins", letterboxed(BATCH + 2), model, form)
 
@@ -222,7 +224,7 @@ def test_an_om_with_aipp_takes_float_bins_too(tmp_path, monkeypatch, model):
 
     text = aipp_config(model)
     om = aclruntime.make_om(model.path, tmp_path / "net.om", BATCH, text)
-    model = replace(model, path=om)
+    model = replace(model, path=om, sha256=sha256_of(om))
     for form in ("u8", "f32"):
         items = write_inputs(tmp_path / f"bins-{form}", letterboxed(BATCH), model, form)
         run("om", model, items, form, tmp_path / form)
