@@ -214,6 +214,7 @@ def test_a_single_run_reads_beside_its_devices_or_by_a_stage(supplied):
     assert supplied.made == []
 
 
+@pytest.mark.slow
 def test_the_runs_of_a_sweep_share_what_the_first_one_materialised(supplied, sweep):
     first, second = supplied(), supplied()
     assert (first.origin, first.decoded) == ("store", 2)  # one picture has failed

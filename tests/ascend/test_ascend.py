@@ -48,6 +48,7 @@ def test_what_the_tool_prints_comes_back(tmp_path):
     assert call_tool("ls", script, "", tmp_path).split("\n")[:3] == ["here", "trouble", "no input"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "message"),
     [

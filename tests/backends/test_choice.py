@@ -230,6 +230,7 @@ def test_a_runtime_that_kills_the_process_is_found_out(spec, monkeypatch):
     assert found == {"openvino": reason, "onnxruntime": 7.0}
 
 
+@pytest.mark.slow
 def test_the_real_runtimes(spec, tmp_path, cache, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the child finds the package from any folder
     model = spec(height=64, width=64)

@@ -411,6 +411,7 @@ def test_outputs_of_another_network(outputs, message):
         described_order(outputs, model_spec())
 
 
+@pytest.mark.slow
 def test_an_om_that_picks_its_own_peaks(make, tmp_path):
     pytest.importorskip("torch", reason="PyTorch is not installed (requirements-torch.txt)")
     from cfdist.decode import Peaks, select_peaks

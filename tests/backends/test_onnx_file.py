@@ -149,6 +149,7 @@ def heads_of(name: str, model, letterboxed: np.ndarray):
     return backend.infer(to_model_input(letterboxed, backend.contract))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("form", FORMS)

@@ -63,6 +63,7 @@ def test_normalisation_is_the_same_inside_and_outside_the_graph(spec):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_a_part_of_a_batch_gives_the_same_numbers(spec, name):
     model = spec(height=160, width=160, batch=4)
@@ -82,6 +83,7 @@ def test_results_stay_when_the_next_batch_runs(spec):
     np.testing.assert_array_equal(first.hm, kept)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("threads", "streams", "batch"), [(1, 1, 5), (4, 2, 5), (8, 2, 3)])
 def test_a_batch_is_computed_in_as_many_pictures_as_a_stream_has_threads(
     spec, threads, streams, batch

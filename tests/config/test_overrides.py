@@ -52,12 +52,14 @@ def test_a_path_is_the_text_that_was_typed(name):
     assert config.compose(f"++dataset.root={name}").dataset.root == name
 
 
+@pytest.mark.slow
 @some_examples
 @given(texts.filter(is_plain))
 def test_any_path_is_the_text_that_was_typed(path):
     assert config.compose(f"output_dir={path}").output_dir == path
 
 
+@pytest.mark.slow
 @some_examples
 @given(texts.filter(lambda text: is_plain(text) and "," not in text and text == text.strip()))
 @example("2024_06_14")
@@ -66,6 +68,7 @@ def test_any_path_of_a_sweep_is_the_text_that_was_typed(path):
     assert of_sweep(f"predictions={path},'a,b', 1_0") == [path, "a,b", "1_0"]
 
 
+@pytest.mark.slow
 @some_examples
 @given(st.lists(st.sampled_from([*"ab\\${}'\""])).map("".join))
 def test_an_escaped_text_is_no_interpolation(text):

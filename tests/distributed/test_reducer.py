@@ -144,6 +144,7 @@ def first_pass(table, tmp_path_factory):
     return evaluation, folder
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(
     arrivals=st.permutations([(i, each) for i in range(COUNT) for each in (1, 2)]),

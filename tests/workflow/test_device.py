@@ -106,6 +106,7 @@ def test_outputs_are_the_networks(tmp_path, model, backend, form):
             np.testing.assert_allclose(found, array, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS.values())
 def test_torch_takes_both_forms(tmp_path, spec, form):
     pytest.importorskip("torch", reason="PyTorch is not installed")
