@@ -54,11 +54,6 @@ def main(config: Config, output: Path, started: float) -> int:
     if config.infer.input is None:
         raise UserError(f"{KEY}: not given; name the folder of .bin files (job=preprocess)")
     check_options("infer.cli_args", config.infer.cli_args, AIS_BENCH_OWN, "ais_bench")
-    if config.infer.cli_args and not config.infer.cli:
-        raise UserError(
-            "infer.cli_args: only `python -m ais_bench` takes them; add infer.cli=true, or leave "
-            "them out"
-        )
     parent = expanded(config.infer.output or output).absolute()
     folder = parent / (config.infer.name or f"dumpout_bs{config.model.batch}")
     files.refuse_existing(folder, "infer.output, infer.name")

@@ -218,7 +218,7 @@ def npu_smi_table() -> tuple[bytes, Callable]:
     ]
 
     def read(path: Path) -> None:
-        names = parse_npu_smi(path.read_bytes().decode(errors="replace"))
+        names = [chip.name for chip in parse_npu_smi(path.read_bytes().decode(errors="replace"))]
         if not all(name.startswith("Ascend") for name in names):
             raise UnexpectedError(str(names))
 
