@@ -133,7 +133,8 @@ def test_a_cluster_that_does_not_answer(command):
     assert_refused(result, "cluster.address=127.0.0.1:1", "no Ray cluster answers")
 
 
-def test_help_explains_every_key(command):
+def test_help_explains_every_key(command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     result = command("--help")
     assert result.returncode == 0
     assert "model.batch            pictures a batch [a whole number from 1 to 1024; default 1]" in (
