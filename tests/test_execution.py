@@ -225,6 +225,7 @@ def test_the_runs_of_a_sweep_share_what_the_first_one_materialised(supplied, swe
     assert supplied.made == [(3, (800, 800)), (3, (800, 640))]
 
 
+@pytest.mark.slow
 def test_pictures_are_materialised_only_as_configured(supplied, sweep, monkeypatch):
     assert supplied("preprocess.cache=false").origin == "device"
     monkeypatch.setattr(execution, "fits_store", lambda *_: False)

@@ -101,6 +101,7 @@ def test_a_tools_options_need_no_quotes(key, typed, prepared):
 options = st.from_regex(r"--[a-z_]{1,8}=[a-z0-9:;{}$ /.\\=]{0,9}[a-z0-9]", fullmatch=True)
 
 
+@pytest.mark.slow
 @given(st.lists(options, max_size=3))
 def test_a_tools_options_arrive_as_they_were_typed(compose, typed):
     (argument,) = prepare_arguments([f"convert.extra=[{','.join(typed)}]"])

@@ -257,6 +257,7 @@ def _sections() -> Iterator[tuple[type, str]]:
         yield section, next(iter(fields)).rpartition(".")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "settings"),
     [
