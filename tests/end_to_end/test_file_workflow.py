@@ -498,4 +498,4 @@ def test_the_tool_is_not_given_what_it_would_misread(compose, run, made, tmp_pat
     assert not list(out.rglob("*.bin"))
 
     found = refused(infer, compose, out, *made.overrides, "infer.cli=true", f"infer.input={bins}")
-    assert "net.onnx: not an OM file" in found
+    assert "net.onnx: is an ONNX, which backend=om does not run" in found
