@@ -124,7 +124,8 @@ def run_job(composed: DictConfig) -> None:
         code, reason = explain(error, output)
         if code == ExitCode.INTERNAL:
             traceback.print_exc()
-    if reason is not None:
+    # What is wrong with all runs of a sweep is said once.
+    if reason is not None and reason not in {one.reason for one in outcomes}:
         fail(code, reason)
     outcomes.append(JobOutcome(tuple(HydraConfig.get().overrides.task), output, code, reason))
 

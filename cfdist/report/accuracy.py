@@ -50,8 +50,9 @@ def accuracy_notes(
     highest = max(ap[_LENIENT].values())
     says_something = bool(reach.predictions and any(reach.faces.values()))
     reason = _reason(truth, files, model) if says_something and highest < LOW else None
-    # Boxes that are no boxes say nothing of where recall ends.
-    notes = list(_limits(reach, protocol, with_recall=reason is None))
+    # Boxes that are no boxes say nothing of where recall ends, and neither do absent files.
+    is_whole = None not in files.values()
+    notes = list(_limits(reach, protocol, with_recall=reason is None and is_whole))
     if reason is None and says_something and highest < NEAR_ZERO:
         reason = _unknown_reason(reach, model)
     if reason is None:

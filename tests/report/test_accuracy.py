@@ -32,7 +32,7 @@ TABLES = {
 def notes_on(tmp_path):
     """A name in `TABLES`, or a function like theirs, and a model -> the notes on such files."""
 
-    def make(kind, model=None, counted=(1, 1, 1)) -> list[str]:
+    def make(kind, model=None, counted=(1, 1, 1), absent=0) -> list[str]:
         random = np.random.default_rng(5)
         truth, files = {}, {}
         for i in range(40):
@@ -46,10 +46,18 @@ def notes_on(tmp_path):
             files[f"e/{i}"] = tmp_path / f"{i}.txt"
             lines = [" ".join(map(repr, row)) for row in table.tolist()]
             files[f"e/{i}"].write_text("\n".join(["e", str(len(lines)), *lines]) + "\n")
+        files |= dict.fromkeys(list(files)[:absent])
         metric = score_files(truth, files, 1)
         return accuracy_notes(metric.compute(), metric.reach(), truth, files, model)
 
     return make
+
+
+def test_recall_that_ends_where_files_end_is_not_blamed_on_the_scores(notes_on):
+    def strong(faces, scores):
+        return np.column_stack((faces, 0.5 + scores / 2))
+
+    assert notes_on(strong, absent=20) == []
 
 
 def test_a_good_ap_has_no_notes(notes_on, spec):
