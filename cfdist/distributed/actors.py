@@ -1,7 +1,7 @@
 """The named actors of a run; in a sweep, a run leaves its actors to the next one.
 
 Starting a process and importing what it needs takes seconds. On 2 cores a sweep of five batch sizes
-over 610 pictures with a simulated 310P3 takes 35 s with new processes for each run, 28 to 30 s without.
+over 610 pictures with a simulated 310P3 takes 35 s with new processes for each run, else 28 to 30 s.
 """
 
 from __future__ import annotations
