@@ -201,13 +201,16 @@ def test_what_has_no_effect_is_refused_with_what_would_give_it_one(settings, ref
     ],
 )  # fmt: skip
 def test_what_has_an_effect_is_not(settings):
-    checked(*settings)
+    assert checked(*settings) is None
 
 
 def test_what_only_a_file_sets_may_stand():
     # The files of these groups set keys that job=score does not read.
     found = config.compose("job=score", "backend=torch", "model.batch=3")
     refuse_unused(found)
+    found.mark_typed(frozenset(["model.batch"]))
+    with pytest.raises(UserError, match=r"^model\.batch: job=score does not read it"):
+        refuse_unused(found)
 
 
 def test_the_backend_that_auto_has_become_decides():

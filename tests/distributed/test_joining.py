@@ -112,7 +112,7 @@ def only_address(monkeypatch):
 
 def test_an_open_cluster_lets_in():
     with served(Head("")) as address:
-        joining.knock(address, "x", is_automatic=False)
+        assert joining.knock(address, "x", is_automatic=False) is None
 
 
 def test_what_listens_on_the_loopback_alone_is_another_command_s(monkeypatch):

@@ -70,7 +70,7 @@ def test_more_than_the_cores_can_serve_is_refused(plan, of, message):
     ],
 )
 def test_what_the_cores_can_serve_is_not(plan, of):
-    refuse_crowd(*plan, of)
+    assert refuse_crowd(*plan, of) is None
 
 
 def test_devices_leave_the_cores_to_a_stage_that_letterboxes():

@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from itertools import pairwise
 from pathlib import Path
@@ -146,8 +147,9 @@ def test_commands_that_start_at_once_start_one_after_the_other(tmp_path):
 
 def test_a_start_that_hangs_does_not_stop_the_others_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr(starting, "_LONGEST_WAIT", 0.2)
+    began = time.monotonic()
     with starting.one_start_at_a_time(tmp_path), starting.one_start_at_a_time(tmp_path):
-        pass
+        assert 0.2 <= time.monotonic() - began < 30
     with starting.one_start_at_a_time(tmp_path / "missing"):
         pass
 

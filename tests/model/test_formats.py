@@ -94,6 +94,7 @@ def test_an_onnx_is_refused_where_only_oms_run(tmp_path):
 def test_what_is_not_known_is_left_to_the_backend(tmp_path):
     path = tmp_path / "model.bin"
     path.write_bytes(b"nothing in particular")
+    assert format_of(path) is None
     refuse_other_format(path, ["om"], "backend=om")
     path.write_bytes(b"ftrt" + bytes(20))
     refuse_other_format(path, ["one_that_registered_itself"], "backend=x")
