@@ -12,6 +12,7 @@ from cfdist.config.installation import CHECKOUT
 from cfdist.errors import UserError
 from cfdist.files import expanded
 from cfdist.sample import SAMPLE_VERSION, ensure_sample
+from cfdist.storage import is_uri, path_or_uri
 from cfdist.widerface.ground_truth import GROUND_TRUTH_FILES, GroundTruth, load_ground_truth
 from cfdist.widerface.manifest import Manifest, build_manifest
 
@@ -43,41 +44,47 @@ def find_ground_truth(config: DatasetConfig) -> GroundTruth:
             "dataset=wider_val"
         )
     if config.kind == "sample":
-        folder = ensure_sample(_sample_folder(config)).ground_truth
+        folder: Path | str = ensure_sample(_sample_folder(config)).ground_truth
     elif config.ground_truth is None:
         raise UserError(
-            "dataset.ground_truth: not given; name the folder with wider_face_val.mat and "
-            "wider_{easy,medium,hard}_val.mat"
+            "dataset.ground_truth: not given; name eval_tools.zip, or the folder with "
+            "wider_face_val.mat and wider_{easy,medium,hard}_val.mat"
         )
     else:
-        folder = expanded(config.ground_truth)
-    files = [folder / name for name in GROUND_TRUTH_FILES if (folder / name).is_file()]
-    return _ground_truth_of(folder, tuple(file.stat().st_mtime_ns for file in files))
+        folder = path_or_uri(config.ground_truth, "dataset.ground_truth")
+    paths = [Path(folder), *(Path(folder, name) for name in GROUND_TRUTH_FILES)]
+    files = [path for path in paths if path.is_file()]
+    return _ground_truth_of(str(folder), tuple(file.stat().st_mtime_ns for file in files))
 
 
 @functools.lru_cache(maxsize=1)
-def _ground_truth_of(folder: Path, _changed: tuple[int, ...]) -> GroundTruth:
-    """The content of the folder's files, which all runs of a sweep read once."""
-    return load_ground_truth(folder)
+def _ground_truth_of(source: str, _changed: tuple[int, ...]) -> GroundTruth:
+    """The content of the source's files, which all runs of a sweep read once."""
+    return load_ground_truth(source)
 
 
 def find_pictures(config: DatasetConfig, truth: GroundTruth) -> Manifest:
-    """The pictures of the ground truth whose files exist.
+    """The pictures of the ground truth whose files are in the folder or store.
 
     Raises:
         UserError: no folder given, or no picture of the ground truth in it.
     """
     if config.kind == "sample":
-        root = ensure_sample(_sample_folder(config)).root
+        root: Path | str = ensure_sample(_sample_folder(config)).root
     elif config.root is None:
         raise UserError(
-            "dataset.root: not given; name the folder that holds images/<event>/<name>.jpg "
-            "(WIDER_val)"
+            "dataset.root: not given; name WIDER_val.zip, or the folder that holds "
+            "images/<event>/<name>.jpg (WIDER_val)"
         )
     else:
-        root = expanded(config.root)
+        root = path_or_uri(config.root, "dataset.root")
     return build_manifest(root, truth, config.limit, use_damaged=config.damaged == "use")
 
 
 def _sample_folder(config: DatasetConfig) -> Path:
+    if config.root is not None and is_uri(config.root):
+        raise UserError(
+            f"dataset.root={config.root}: the sample set is generated into a folder; name one, or "
+            "add dataset=wider_val"
+        )
     return SAMPLE_FOLDER if config.root is None else expanded(config.root)

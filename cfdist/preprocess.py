@@ -17,7 +17,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from cfdist.files import read_file
+from cfdist import storage
 
 # The stored pixels, three 8-bit channels, whatever the file holds (grey, 16 bit, CMYK, palette).
 _READ_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
@@ -272,7 +272,7 @@ def read_into(path: str, row: NDArray[np.uint8], use_damaged: bool = False) -> S
     """Read, decode and letterbox one picture file into its place in a batch.
 
     Args:
-        path: The picture file.
+        path: The picture file, or its place in a store (`cfdist.storage`).
         row: (H, W, 3) u8, C-contiguous; its content is undefined after an error.
         use_damaged: Take what a decoder makes of a damaged file.
 
@@ -280,10 +280,23 @@ def read_into(path: str, row: NDArray[np.uint8], use_damaged: bool = False) -> S
         DamagedPictureError: the file is damaged, unless that is to be used.
         PictureError: the file cannot be read or is not a usable picture.
     """
+    return decode_into(picture_content(path), row, use_damaged)
+
+
+def picture_content(path: str) -> bytes:
+    """The content of a picture file, or of one in a store.
+
+    Raises:
+        PictureError: it cannot be read.
+    """
     try:
-        content = read_file(path)
+        return storage.read(path)
     except OSError as error:
         raise PictureError(f"cannot be read: {error.strerror or error}") from None
+
+
+def decode_into(content: bytes, row: NDArray[np.uint8], use_damaged: bool = False) -> StoredPicture:
+    """`read_into` for the content of a picture file."""
     damage = None
     try:
         picture = decode_picture(content)

@@ -12,7 +12,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # From the ground up: a room imports itself and the rooms before it.
 ROOMS = (
-    *("errors", "files", "machine", "preprocess", "model", "detections", "decode"),
+    *("errors", "files", "machine", "storage", "preprocess", "model", "detections", "decode"),
     *("widerface", "sample", "ascend", "network", "backends", "config", "devices", "distributed"),
     *("inputs", "execution", "report", "compare", "throughput", "workflow"),
     *("command", "sweep"),

@@ -125,12 +125,13 @@ class DatasetConfig(Section):
     name: str
     """name in tables and results"""
     kind: Literal["sample", "wider"]
-    """sample: the embedded set; wider: a folder in WIDER FACE's layout"""
+    """sample: the embedded set; wider: pictures in WIDER FACE's layout"""
     root: PathText | None = None
-    """folder that holds images/<event>/<name>.jpg (WIDER_val); for the sample set: where to
-    generate it"""
+    """WIDER_val.zip, the folder that holds images/<event>/<name>.jpg, or a URI of either, as in
+    s3://bucket/WIDER_val; for the sample set: where to generate it"""
     ground_truth: PathText | None = None
-    """folder with wider_face_val.mat and wider_{easy,medium,hard}_val.mat"""
+    """eval_tools.zip, the folder with wider_face_val.mat and wider_{easy,medium,hard}_val.mat, or a
+    URI of either"""
     limit: Positive | None = None
     """take only the first N pictures; null: all"""
     repeat: Annotated[

@@ -6,6 +6,8 @@ that difficulty. Boxes that do not count are ignored: finding them is neither ri
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cfdist import storage
 from cfdist.errors import UserError
-from cfdist.files import read_file
 from cfdist.widerface.matfile import MatError, read_variables
 
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -25,6 +27,9 @@ WIDER_VAL_PICTURES = 3226  # in the whole validation set
 FACES_FILE = "wider_face_val.mat"
 DIFFICULTY_FILES = tuple(f"wider_{difficulty}_val.mat" for difficulty in DIFFICULTIES)
 GROUND_TRUTH_FILES = (FACES_FILE, *DIFFICULTY_FILES)
+
+# "<event>/<stem>", neither of which is "." or "..".
+_NAME = re.compile(r"(?!\.{1,2}/)[^/\\\0]+/(?!\.{1,2}$)[^/\\\0]+")
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,29 +52,19 @@ class PictureTruth:
 GroundTruth = Mapping[str, PictureTruth]
 
 
-def load_ground_truth(folder: Path | str) -> GroundTruth:
-    """Read the four MATLAB files of `folder`.
+def load_ground_truth(source: Path | str) -> GroundTruth:
+    """Read the four MATLAB files of a folder or a zip archive, or at the URI of either.
 
     Raises:
-        UserError: the folder or a file is missing, a file is not MATLAB's or is cut short, the
+        UserError: the source or a file is missing, a file is not MATLAB's or is cut short, the
             files' lists do not fit together, or a face index points outside its picture's boxes.
         OSError: a file cannot be opened.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(
-            f"no ground-truth folder at {folder}: it should hold {', '.join(GROUND_TRUTH_FILES)}"
-        )
-    missing = [name for name in GROUND_TRUTH_FILES if not (folder / name).exists()]
-    if missing:
-        raise UserError(
-            f"ground-truth folder {folder} lacks {', '.join(missing)}; eval_tools.zip holds all "
-            "four files"
-        )
-    faces_path = folder / FACES_FILE
+    base = _folder_of(source)
+    faces_path = base + FACES_FILE
     faces = _read_lists(faces_path, "face_bbx_list")
     indices = []
-    for path in (folder / name for name in DIFFICULTY_FILES):
+    for path in (base + name for name in DIFFICULTY_FILES):
         indices.append(_read_lists(path, "gt_list"))
         if list(indices[-1]) != list(faces):
             raise UserError(
@@ -77,18 +72,56 @@ def load_ground_truth(folder: Path | str) -> GroundTruth:
                 "from one copy of eval_tools.zip"
             )
     return {
-        name: _picture_truth(folder, name, boxes, *(lists[name] for lists in indices))
+        name: _picture_truth(base, name, boxes, *(lists[name] for lists in indices))
         for name, boxes in faces.items()
     }
 
 
-def _read_lists(path: Path, variable: str) -> dict[str, NDArray[Any]]:
+def _folder_of(source: Path | str) -> str:
+    """What comes before the files' names, up to the slash: for a store, in their places.
+
+    Raises:
+        UserError: nothing is there, or a file is missing.
+    """
+    folder = Path(source)
+    if storage.is_uri(str(source)) or folder.is_file():
+        root = str(source) if storage.is_uri(str(source)) else os.path.abspath(folder)
+        try:
+            sizes = storage.open_store(root).sizes
+        except OSError as error:
+            raise UserError(
+                f"dataset.ground_truth={source}: {error.strerror or error}; give eval_tools.zip, "
+                "the folder in it with the four .mat files, or a URI of either"
+            ) from None
+        folders = {name.rpartition("/")[0] for name in sizes if name.endswith(FACES_FILE)}
+        lacking = {
+            base: [name for name in GROUND_TRUTH_FILES if base + name not in sizes]
+            for base in sorted(f"{one}/" if one else "" for one in folders) or [""]
+        }
+        base, missing = min(lacking.items(), key=lambda one: len(one[1]))
+        base = storage.place_of(root, base)
+    elif folder.is_dir():
+        missing = [name for name in GROUND_TRUTH_FILES if not (folder / name).exists()]
+        base = f"{folder}/"
+    else:
+        raise UserError(
+            f"no ground-truth folder at {folder}: it should hold {', '.join(GROUND_TRUTH_FILES)}"
+        )
+    if missing:
+        raise UserError(
+            f"ground-truth folder {source} lacks {', '.join(missing)}; eval_tools.zip holds all "
+            "four files"
+        )
+    return base
+
+
+def _read_lists(path: str, variable: str) -> dict[str, NDArray[Any]]:
     """Picture id -> its array in `variable`, event by event.
 
     In the file, `file_list` and `variable` are cells, one an event, of cells, one a picture.
     """
     try:
-        content = read_variables(read_file(path), ("event_list", "file_list", variable))
+        content = read_variables(storage.read(path), ("event_list", "file_list", variable))
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read: {error.strerror or error}; all four .mat files of "
@@ -112,6 +145,13 @@ def _read_lists(path: Path, variable: str) -> dict[str, NDArray[Any]]:
             f"{path}: event_list, file_list and {variable} are not those of WIDER FACE val "
             f"({error})"
         ) from error
+    # Prediction files get these names.
+    odd = [name for name in names if not _NAME.fullmatch(name)]
+    if odd:
+        raise UserError(
+            f"{path}: file_list holds {odd[0]!r}, which could lead elsewhere; fetch eval_tools.zip "
+            "again"
+        )
     if len(set(names)) != len(names):
         raise UserError(f"{path}: file_list names a picture twice; fetch eval_tools.zip again")
     if len(arrays) != len(names):
@@ -129,11 +169,11 @@ def _read_lists(path: Path, variable: str) -> dict[str, NDArray[Any]]:
 
 
 def _picture_truth(
-    folder: Path, name: str, boxes: NDArray[Any], *indices: NDArray[Any]
+    base: str, name: str, boxes: NDArray[Any], *indices: NDArray[Any]
 ) -> PictureTruth:
     if boxes.size and (boxes.ndim != 2 or boxes.shape[1] != 4):
         raise UserError(
-            f"{folder / FACES_FILE}: boxes of {name} have shape {boxes.shape}, expected (faces, 4)"
+            f"{base}{FACES_FILE}: boxes of {name} have shape {boxes.shape}, expected (faces, 4)"
         )
     boxes = boxes.reshape(-1, 4).astype(np.float64)
     counted = np.zeros((len(DIFFICULTIES), len(boxes)), bool)
@@ -142,7 +182,7 @@ def _picture_truth(
         index = one_based.ravel().astype(np.int64) - 1
         if index.size and not (index.min() >= 0 and index.max() < len(boxes)):
             raise UserError(
-                f"{folder / file}: gt_list of {name} points outside its {len(boxes)} boxes; "
+                f"{base}{file}: gt_list of {name} points outside its {len(boxes)} boxes; "
                 "fetch eval_tools.zip again"
             )
         row[index] = True

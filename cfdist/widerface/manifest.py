@@ -9,8 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cfdist.errors import UserError
+from cfdist.storage import is_uri, open_store, place_of
 
 SUFFIX = ".jpg"
+
+_REMEDY = (
+    "give WIDER_val.zip, the folder that holds images/<event>/<name>.jpg (WIDER_val), or a URI of "
+    "either"
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +25,7 @@ class WorkItem:
 
     Attributes:
         id: "<event>/<stem>", the name that ground truth and predictions share.
-        path: The picture file.
+        path: The picture file, or its place in a store (`cfdist.storage`).
         size: Its size in bytes.
         pass_number: Which pass over the data set this is, from 1.
         use_damaged: Whether a damaged file is used as a decoder makes it; else it has failed.
@@ -90,13 +96,14 @@ class Manifest:
 
 
 def build_manifest(
-    root: Path, ids: Collection[str], limit: int | None = None, use_damaged: bool = False
+    root: Path | str, ids: Collection[str], limit: int | None = None, use_damaged: bool = False
 ) -> Manifest:
     """Find the ground truth's pictures in a folder.
 
     Args:
         root: A folder with `images/<event>/<stem>.jpg` (as `WIDER_val`), one that holds
-            `WIDER_val`, or the `images` folder itself.
+            `WIDER_val`, or the `images` folder itself; a zip archive of one of these, at any depth,
+            or the URI of either.
         ids: The ground truth's "<event>/<stem>", in its order.
         limit: Take at most this many, the first of the pictures that are there.
         use_damaged: See `WorkItem`.
@@ -105,14 +112,15 @@ def build_manifest(
         UserError: the folder is missing, or holds none of the pictures.
         OSError: it cannot be read.
     """
-    if not root.is_dir():
-        raise UserError(
-            f"dataset.root={root}: no such folder; give the folder that holds "
-            "images/<event>/<name>.jpg (WIDER_val)"
-        )
-    below = (root / "images", root / "WIDER_val" / "images")
-    images = next((folder for folder in below if folder.is_dir()), root)
-    there = _scan(images, {id.partition("/")[0] for id in ids})
+    folder = Path(root)
+    if is_uri(str(root)) or folder.is_file():
+        there = _scan_store(str(root) if is_uri(str(root)) else os.path.abspath(folder), ids)
+    elif folder.is_dir():
+        below = (folder / "images", folder / "WIDER_val" / "images")
+        images = next((one for one in below if one.is_dir()), folder)
+        there = _scan(images, {id.partition("/")[0] for id in ids})
+    else:
+        raise UserError(f"dataset.root={root}: no such folder or archive; {_REMEDY}")
     items = [WorkItem(id, *there.pop(id), use_damaged=use_damaged) for id in ids if id in there]
     if not items:
         raise UserError(
@@ -153,3 +161,31 @@ def _scan(images: Path, events: Collection[str]) -> dict[str, tuple[str, int]]:
                 size = 0
             found[f"{path.parent.name}/{path.stem}"] = (str(path), size)
     return found
+
+
+def _scan_store(root: str, ids: Collection[str]) -> dict[str, tuple[str, int]]:
+    """Id -> (place, bytes) of the pictures in a store, in the folder that has most of the `ids`.
+
+    Raises:
+        UserError: it cannot be read, or two of its folders have as many.
+    """
+    try:
+        sizes = open_store(root).sizes
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"dataset.root={root}: {reason}; {_REMEDY}") from None
+    wanted = set(ids)
+    found: dict[str, dict[str, tuple[str, int]]] = {}
+    for name in sorted(sizes):
+        stem, suffix = os.path.splitext(name)
+        if suffix.lower() == SUFFIX and "/" in stem:
+            folder, event, picture = f"/{stem}".rsplit("/", 2)
+            found.setdefault(folder, {})[f"{event}/{picture}"] = place_of(root, name), sizes[name]
+    counts = {folder: len(wanted & pictures.keys()) for folder, pictures in found.items()}
+    best = [folder for folder, count in counts.items() if count == max(counts.values())]
+    if len(best) > 1 and counts[best[0]]:
+        raise UserError(
+            f"dataset.root={root}: holds {counts[best[0]]} pictures in {best[0][1:] or '.'} and as "
+            f"many in {best[1][1:] or '.'}; keep one of the two"
+        )
+    return found[best[0]] if best else {}

@@ -29,12 +29,13 @@ from cfdist.distributed.work import (
     sources_of,
 )
 from cfdist.errors import UserError
-from cfdist.files import atomic_write, read_file
+from cfdist.files import atomic_write
 from cfdist.model import ModelSpec
 from cfdist.preprocess import (
     InputContract,
     PictureError,
     decode_picture,
+    picture_content,
     read_into,
     to_model_input,
 )
@@ -238,10 +239,7 @@ def picture_size(path: Path | str) -> tuple[int, int]:
     Raises:
         PictureError: the file cannot be read or is not a picture.
     """
-    try:
-        content = read_file(path)
-    except OSError as error:
-        raise PictureError(f"cannot be read: {error.strerror or error}") from None
+    content = picture_content(str(path))
     try:
         height, width = simplejpeg.decode_jpeg_header(content)[:2]
     except (ValueError, KeyError):

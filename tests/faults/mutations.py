@@ -12,6 +12,7 @@ import io
 import json
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import numpy as np
 from scipy.io import savemat
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from cfdist import storage
 from cfdist.ascend.npu_smi import parse_npu_smi
 from cfdist.decode import HeadMaps
 from cfdist.detections import Detections, from_arrow, to_arrow
@@ -28,6 +30,7 @@ from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.preprocess import PictureError, decode_picture, read_into
 from cfdist.widerface.ground_truth import GROUND_TRUTH_FILES, load_ground_truth
+from cfdist.widerface.manifest import build_manifest
 from cfdist.widerface.predictions import read_predictions_file
 from cfdist.workflow.files import Record, output_names, write_raw
 from cfdist.workflow.stages import RawOutput, picture_size, write_prediction
@@ -225,6 +228,31 @@ def npu_smi_table() -> tuple[bytes, Callable]:
     return "\n".join(rows * 4).encode(), read
 
 
+def archive(folder: Path) -> tuple[bytes, Callable]:
+    """A zip archive of pictures; what is read of it is what was packed, or an error."""
+    random = np.random.default_rng(4)
+    contents = {f"images/e/{i}.jpg": random.bytes(60) + bytes(400 * i) for i in range(6)}
+    with zipfile.ZipFile(folder / "whole.zip", "w") as packed:
+        for i, (name, content) in enumerate(contents.items()):
+            packed.writestr(name, content, zipfile.ZIP_DEFLATED if i % 2 else zipfile.ZIP_STORED)
+    ids = [f"e/{i}" for i in range(6)]
+
+    def read(path: Path) -> None:
+        try:
+            items = build_manifest(path, ids).items
+        except UserError:
+            return
+        row = np.zeros((64, 64, 3), np.uint8)
+        for item in items:
+            with contextlib.suppress(PictureError):
+                read_into(item.path, row)
+            with contextlib.suppress(OSError):
+                if storage.read(item.path) not in contents.values():
+                    raise UnexpectedError("another content")
+
+    return (folder / "whole.zip").read_bytes(), read
+
+
 READERS: dict[str, Callable[[Path], tuple[bytes, Callable]]] = {
     "jpeg": lambda _: picture(".jpg"),
     "progressive": lambda _: picture(".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 1),
@@ -241,6 +269,7 @@ READERS: dict[str, Callable[[Path], tuple[bytes, Callable]]] = {
     "journal identity": journal_identity,
     "record": record,
     "raw output": raw_output,
+    "archive": archive,
     "npu-smi table": lambda _: npu_smi_table(),
 }
 

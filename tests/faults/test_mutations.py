@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).with_name("mutations.py")
 READERS = (
     *("jpeg", "progressive", "cmyk", "png", "bmp", "gif", "tiff", "webp"),
     *("compressed ground truth", "plain ground truth", "predictions"),
-    *("journal", "journal identity", "record", "raw output", "npu-smi table"),
+    *("journal", "journal identity", "record", "raw output", "npu-smi table", "archive"),
 )
 LONGEST_SECONDS = 10
 

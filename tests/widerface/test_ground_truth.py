@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,40 @@ def test_small_files(folder: Path):
     np.testing.assert_array_equal(picture.boxes, BOXES[0])
     np.testing.assert_array_equal(picture.counted, [[True, False], [True, True], [True, True]])
     np.testing.assert_array_equal(truth["0--Parade/b"].counted, [[False], [False], [True]])
+
+
+@pytest.mark.parametrize("inside", ["", "eval_tools/ground_truth/"])
+def test_an_archive_and_a_uri_hold_the_same(folder: Path, inside: str):
+    path = folder / "eval_tools.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in GROUND_TRUTH_FILES:
+            archive.write(folder / name, inside + name)
+        archive.write(folder / FACES_FILE, f"__MACOSX/{FACES_FILE}")
+    expected = load_ground_truth(folder)
+    for source in (path, f"file://{path}", f"file://{folder}"):
+        truth = load_ground_truth(source)
+        assert list(truth) == list(expected)
+        np.testing.assert_array_equal(truth["0--Parade/a"].boxes, BOXES[0])
+
+
+def test_stores_without_ground_truth_are_named(folder: Path, tmp_path: Path):
+    with zipfile.ZipFile(folder / "half.zip", "w") as archive:
+        archive.write(folder / FACES_FILE, f"a/{FACES_FILE}")
+    assert_user_error(folder / "half.zip", "half.zip lacks wider_easy_val.mat, wider_medium")
+    (folder / "text").write_text("no archive")
+    assert_user_error(folder / "text", "text: is not a zip archive", "give eval_tools.zip")
+    with pytest.raises(UserError, match=r"nosuch://x: .*; give eval_tools.zip"):
+        load_ground_truth("nosuch://x")
+
+
+@pytest.mark.parametrize("name", ["..", "../a", "a/b", ".", "a\\b"])
+def test_names_that_lead_elsewhere_are_refused(folder: Path, name: str):
+    for event, picture in ((name, "a"), ("e", name)):
+        events, files = cell([event, "f"]), cell([cell([picture, "b"]), cell(["c"])])
+        boxes = by_event([np.array(one, np.int32) for one in BOXES])
+        content = {"event_list": events, "file_list": files, "face_bbx_list": boxes}
+        savemat(folder / FACES_FILE, content)
+        assert_user_error(folder, FACES_FILE, "could lead elsewhere")
 
 
 def test_picture_without_faces(folder: Path):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from cfdist import storage
 from cfdist.errors import UserError
 from cfdist.widerface.manifest import Manifest, WorkItem, build_manifest, picture_and_pass
 
@@ -57,7 +59,7 @@ def test_fingerprint_follows_names_and_sizes(root):
 
 
 def test_missing_and_empty_roots_are_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere: no such folder"):
+    with pytest.raises(UserError, match="nowhere: no such folder or archive"):
         build_manifest(tmp_path / "nowhere", IDS)
     with pytest.raises(UserError, match="none of the ground truth's 3 pictures is there"):
         build_manifest(tmp_path, IDS)
@@ -95,3 +97,43 @@ def test_an_event_that_cannot_be_read_is_no_smaller_data_set(root, monkeypatch, 
             build_manifest(root, IDS)
     else:  # no folder of the data set
         assert len(build_manifest(root, IDS).items) == 2
+
+
+def pack(root: Path, path: Path, prefixes: tuple[str, ...]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for prefix in prefixes:
+            for file in sorted(root.rglob("*.*")):
+                archive.write(file, f"{prefix}{file.relative_to(root)}")
+        archive.writestr("__MACOSX/WIDER_val/images/a/._1.jpg", b"x")
+        archive.writestr("top.jpg", b"x")
+    return path
+
+
+@pytest.mark.parametrize("prefix", ["", "WIDER_val/", "x/WIDER_val/", "x/y/"])
+def test_an_archive_and_a_uri_are_the_same_run_as_the_folder(root, tmp_path, prefix):
+    folder = build_manifest(root, IDS)
+    path = pack(root, tmp_path / f"{prefix.count('/')}.zip", (prefix,))
+    for source in (path, f"file://{path}", f"file://{root}"):
+        manifest = build_manifest(source, IDS)
+        assert [item.id for item in manifest.items] == [item.id for item in folder.items]
+        assert (manifest.absent, manifest.unknown) == (folder.absent, folder.unknown)
+        assert manifest.fingerprint == folder.fingerprint
+        assert all(storage.read(item.path) == b"x" * 5 for item in manifest.items)
+
+
+def test_pictures_that_are_there_twice_are_refused(root, tmp_path):
+    path = pack(root, tmp_path / "twice.zip", ("a/", "b/"))
+    with pytest.raises(UserError, match="holds 2 pictures in a/images and as many in b/images"):
+        build_manifest(path, IDS)
+
+
+def test_stores_without_pictures_are_named(tmp_path):
+    (tmp_path / "text").write_text("no archive")
+    with pytest.raises(UserError, match=r"text: is not a zip archive.*give WIDER_val.zip"):
+        build_manifest(tmp_path / "text", IDS)
+    with pytest.raises(UserError, match=r"nosuch://x: .*; give WIDER_val.zip"):
+        build_manifest("nosuch://x", IDS)
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
+        archive.writestr("images/a/1.txt", b"x")
+    with pytest.raises(UserError, match="none of the ground truth's 3 pictures is there"):
+        build_manifest(tmp_path / "empty.zip", IDS)

@@ -1,0 +1,278 @@
+"""Where pictures and ground truth may lie beside a local folder: a zip archive, a URI, or both.
+
+A file in such a store is named by one text, its place: `inside:<store>!<name>`. It goes wherever
+the path of a local file goes, and `read` takes both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import os
+import re
+import struct
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import quote, unquote, urlsplit
+
+from cfdist.errors import UserError
+from cfdist.files import MAX_READ_BYTES, check_is_file, expanded, read_file
+
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_SECRET = re.compile(r"key|token|secret|passw|sig", re.IGNORECASE)
+_INSIDE = "inside:"
+
+# A member that is large, and so much larger than its packed bytes, is no picture.
+_BOMB_BYTES, _BOMB_RATIO = 1 << 24, 100
+
+_LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+_EXTRA_BYTES = 64  # what usually suffices for the extra field of a member's own header
+
+_lock = threading.Lock()
+
+
+class Store(Protocol):
+    """Files below a root.
+
+    Attributes:
+        sizes: Name of each file, relative to the root with slashes, and its size in bytes.
+    """
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """See above.
+
+        Raises:
+            OSError: the names cannot be listed.
+        """
+
+    def read(self, name: str) -> bytes:
+        """The content of a file.
+
+        Raises:
+            OSError: it cannot be read or has more than `MAX_READ_BYTES`; `strerror` says why.
+        """
+
+
+def is_uri(text: str) -> bool:
+    """Whether a text names something by a URI, such as "s3://bucket/folder", and not by a path."""
+    return _URI.match(text) is not None
+
+
+def path_or_uri(text: str, key: str) -> Path | str:
+    """A URI as it is, else the path of a local file or folder.
+
+    Raises:
+        UserError: the URI that `key` names holds a secret.
+    """
+    if not is_uri(text):
+        return expanded(text)
+    parts = urlsplit(text)
+    if parts.password is not None or _SECRET.search(parts.query):
+        raise UserError(
+            f"{key}: this URI holds a key or password, which would end up in results.json; give it "
+            "in the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ...)"
+        )
+    return text
+
+
+def place_of(store: str, name: str) -> str:
+    """The text that names a file of a store to `read`."""
+    return f"{_INSIDE}{quote(store, safe='/:?=&@', errors='surrogateescape')}!{name}"
+
+
+def read(place: str) -> bytes:
+    """The content of a local file, or of a file in a store.
+
+    Raises:
+        OSError: it cannot be read; `strerror` says why.
+    """
+    if not place.startswith(_INSIDE):
+        return read_file(place)
+    store, _, name = place.removeprefix(_INSIDE).partition("!")
+    return open_store(unquote(store, errors="surrogateescape")).read(name)
+
+
+def open_store(root: str) -> Store:
+    """The store at a URI, or in a local zip archive; a process opens it once, until it changes.
+
+    Raises:
+        OSError: nothing is there that can be read; `strerror` says why.
+    """
+    changed = 0 if is_uri(root) else check_is_file(root).st_mtime_ns
+    with _lock:
+        return _open_store(root, changed)
+
+
+@functools.lru_cache(maxsize=4)
+def _open_store(root: str, _changed: int) -> Store:
+    import pyarrow as pa
+
+    if not is_uri(root):
+        return Archive(root, pa.OSFile(root))
+    system, path = file_system(root)
+    with _one_line(root):
+        found = system.get_file_info(path)
+        if found.is_file:
+            return Archive(root, system.open_input_file(path))
+    if found.type == pa.fs.FileType.NotFound:
+        raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), root)
+    return RemoteFolder(root, system, path)
+
+
+def file_system(uri: str) -> tuple[Any, str]:
+    """The pyarrow file system of a URI, and the path in it.
+
+    Raises:
+        OSError: no file system is known for it, or it does not answer.
+    """
+    from pyarrow import fs
+
+    with _one_line(uri):
+        system, path = fs.FileSystem.from_uri(quote(uri, safe="/:?=&@%~,;+#!$'()*[]"))
+    return system, path.rstrip("/")
+
+
+@contextlib.contextmanager
+def _one_line(name: str) -> Iterator[None]:
+    """Turn what pyarrow raises into an `OSError` of one line."""
+    try:
+        yield
+    except (OSError, ValueError, NotImplementedError) as error:  # Arrow's own are these
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
+        raise OSError(getattr(error, "errno", None) or errno.EIO, reason, name) from None
+
+
+class RemoteFolder:
+    """A folder in one of pyarrow's file systems."""
+
+    def __init__(self, name: str, system: Any, path: str) -> None:
+        self._name, self._system, self._path = name, system, path
+
+    @functools.cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """See `Store`."""
+        from pyarrow import fs
+
+        with _one_line(self._name):
+            found = self._system.get_file_info(fs.FileSelector(self._path, recursive=True))
+        start = len(self._path) + 1 if self._path else 0
+        return {one.path[start:]: one.size for one in found if one.is_file}
+
+    def read(self, name: str) -> bytes:
+        """See `Store`."""
+        path = f"{self._path}/{name}" if self._path else name
+        with _one_line(name), self._system.open_input_file(path) as file:
+            _refuse_size(name, file.size())
+            return bytes(file.read())
+
+
+class _Member(NamedTuple):
+    """Where a member of an archive lies, and what its directory says of it."""
+
+    offset: int
+    packed: int
+    size: int
+    crc: int
+    is_deflated: bool
+
+
+class Archive:
+    """A zip archive that is read where it lies, by any number of threads through one handle."""
+
+    def __init__(self, name: str, file: Any) -> None:
+        """Read the archive's directory.
+
+        Raises:
+            OSError: it is no archive, or one that is not read.
+        """
+        self._name, self._file, self._size = name, file, file.size()
+        try:
+            entries = zipfile.ZipFile(file).infolist()
+        except Exception as error:  # zipfile raises nearly anything for a damaged directory
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise self._refused(f"is not a zip archive, or a damaged one ({reason})") from None
+        self._members: dict[str, _Member] = {}
+        for entry in entries:
+            self._add(entry)
+
+    def _add(self, entry: zipfile.ZipInfo) -> None:
+        name = entry.filename
+        if name.startswith("/") or "\\" in name or ".." in name.split("/") or ":" in name[:2]:
+            raise self._refused(f"holds the name {name!r}, which could lead out of it")
+        if entry.is_dir():
+            return
+        if name in self._members:
+            raise self._refused(f"holds {name!r} twice")
+        if entry.flag_bits & 1:
+            raise self._refused(f"{name!r} in it is encrypted; pack the files without a password")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise self._refused(
+                f"{name!r} in it is compressed by method {entry.compress_type}, which is not read; "
+                "pack the files with deflate"
+            )
+        self._members[name] = _Member(
+            entry.header_offset,
+            entry.compress_size,
+            entry.file_size,
+            entry.CRC,
+            entry.compress_type == zipfile.ZIP_DEFLATED,
+        )
+
+    def _refused(self, reason: str) -> OSError:
+        return OSError(errno.EBADMSG, reason, self._name)
+
+    @functools.cached_property
+    def sizes(self) -> Mapping[str, int]:
+        """See `Store`."""
+        return {name: member.size for name, member in self._members.items()}
+
+    def read(self, name: str) -> bytes:
+        """See `Store`."""
+        if name not in self._members:
+            raise OSError(errno.ENOENT, f"is not in {self._name}", name)
+        member = self._members[name]
+        _refuse_size(name, member.size)
+        if member.size > _BOMB_BYTES and member.size > _BOMB_RATIO * member.packed:
+            reason = f"{member.packed} bytes of the archive would become {member.size}"
+            raise OSError(errno.EFBIG, reason, name)
+        try:
+            packed = self._packed(name, member)
+            content = packed
+            if member.is_deflated:
+                # One byte more than there should be shows a content that is too long.
+                content = zlib.decompressobj(-15).decompress(packed, member.size + 1)
+        except (OSError, ValueError, struct.error, zlib.error) as error:
+            raise self._damaged(name, " ".join(str(error).split())) from None
+        if len(content) != member.size or zlib.crc32(content) != member.crc:
+            raise self._damaged(name, "its content is not what its checksum says")
+        return content
+
+    def _packed(self, name: str, member: _Member) -> bytes:
+        """The packed bytes of a member, usually by one access: each one counts on a network."""
+        if not 0 <= member.offset <= self._size - member.packed:
+            raise ValueError("it ends behind the archive's end")
+        length = _LOCAL_HEADER.size + len(name.encode()) + _EXTRA_BYTES + member.packed
+        # `read_at` moves no position that the threads share.
+        found = bytes(self._file.read_at(length, member.offset))
+        signature, *_, of_name, of_extra = _LOCAL_HEADER.unpack_from(found)
+        if signature != b"PK\3\4":
+            raise ValueError("its header is not where the directory says")
+        start = _LOCAL_HEADER.size + of_name + of_extra
+        if start + member.packed > len(found):
+            return bytes(self._file.read_at(member.packed, member.offset + start))
+        return found[start : start + member.packed]
+
+    def _damaged(self, name: str, reason: str) -> OSError:
+        return OSError(errno.EBADMSG, f"is damaged in {self._name}: {reason}", name)
+
+
+def _refuse_size(name: str, size: int) -> None:
+    if size > MAX_READ_BYTES:
+        reason = f"{size} bytes are more than the {MAX_READ_BYTES} that are read at once"
+        raise OSError(errno.EFBIG, reason, name)
