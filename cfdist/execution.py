@@ -21,8 +21,8 @@ from cfdist.backends.choice import choose_cpu_backend
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config, ModelConfig, refuse_unused
 from cfdist.devices.memory import needed_bytes, refuse_too_large, stream_bytes
+from cfdist.devices.reader import Size
 from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, chosen
-from cfdist.distributed.actors import end_idle_actors
 from cfdist.distributed.journal import RunIdentity, begun_identity
 from cfdist.distributed.plan import (
     DevicePlan,
@@ -34,7 +34,13 @@ from cfdist.distributed.plan import (
 )
 from cfdist.distributed.rounds import MakeWork
 from cfdist.distributed.session import session, shared_session
-from cfdist.distributed.work import fits_store, item_work, letterboxing_work, materialise
+from cfdist.distributed.work import (
+    KeptPictures,
+    fits_store,
+    item_work,
+    kept_work,
+    letterboxing_work,
+)
 from cfdist.errors import UserError
 from cfdist.files import JOURNAL
 from cfdist.machine import available_cores, available_memory
@@ -238,44 +244,48 @@ class PictureSupply:
 
     Attributes:
         origin: "device": each device reads and letterboxes; "cluster": a stage does, while the
-            devices infer; "store": the pictures are in the object store.
-        decoded: Pictures that were read for the object store in this run.
+            devices infer; "store": an earlier run has left the pictures in the object store.
     """
 
     make_work: MakeWork
     origin: Literal["device", "cluster", "store"]
-    decoded: int = 0
 
 
 def supply_pictures(config: Config, execution: Execution, manifest: Manifest) -> PictureSupply:
-    """The work of a run over the data set's pictures; called before the devices start.
+    """The work of a run over the data set's pictures.
 
-    The runs of a sweep share the letterboxed pictures, which the first one materialises. It does
-    so unasked if the object store holds all of them; Ray would spill the others to disk.
-
-    Raises:
-        UserError: the object store cannot hold two blocks of letterboxed pictures.
+    The runs of a sweep share the letterboxed pictures, which the first one leaves in the object
+    store. It does so unasked if the store holds all of them; Ray would spill the others to disk.
     """
-    model, pictures = execution.models[0], manifest.pictures
+    model = execution.models[0]
     size = (model.spec.width, model.spec.height)
-    shared, is_kept = shared_session(), config.preprocess.cache
-    kept = shared.pictures if shared else None
-    if kept and (kept.fingerprint, kept.size) == (manifest.fingerprint, size):
-        return PictureSupply(kept.work, "store")
-    if shared:
-        shared.pictures = None  # other pictures, or of another size
-    if is_kept == "auto":
-        is_kept = shared is not None and fits_store(len(pictures), size)
-    if is_kept:
-        end_idle_actors()  # they would keep the cores from the stage
-        kept = materialise(pictures, manifest.fingerprint, size)
-        if shared:
-            shared.pictures = kept
-        return PictureSupply(kept.work, "store", len(pictures) - kept.failed)
+    least = model.spec.batch * model.capabilities.group
+    kept = _kept_pictures(config, manifest, size)
+    if kept is not None and all(item.id in kept.rows for item in manifest.pictures):
+        return PictureSupply(lambda items: kept_work(items, kept), "store")
     if execution.letterboxes_on_cluster:
-        least = model.spec.batch * model.capabilities.group
-        return PictureSupply(lambda items: letterboxing_work(items, size, least), "cluster")
+        return PictureSupply(lambda items: letterboxing_work(items, size, least, kept), "cluster")
+    if kept is not None:
+        return PictureSupply(lambda items: kept_work(items, kept), "device")
     return PictureSupply(item_work, "device")
+
+
+def _kept_pictures(config: Config, manifest: Manifest, size: Size) -> KeptPictures | None:
+    """Those of the sweep, or none yet, to which this run adds its own; `None`: it keeps none."""
+    shared, cache = shared_session(), config.preprocess.cache
+    kept = shared.pictures if shared else None
+    if kept is None or (kept.fingerprint, kept.size) != (manifest.fingerprint, size):
+        kept = KeptPictures(manifest.fingerprint, size)
+        if shared:
+            shared.pictures = None  # before the free memory is asked for
+    missing = sum(item.id not in kept.rows for item in manifest.pictures)
+    if cache == "auto":
+        cache = shared is not None and fits_store(missing, size)
+    if not cache:
+        return None
+    if shared:
+        shared.pictures = kept
+    return kept
 
 
 def model_spec(config: ModelConfig, file: str | None = None, key: str = "model.path") -> ModelSpec:

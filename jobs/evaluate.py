@@ -32,7 +32,6 @@ def main(config: Config, output: Path, started: float) -> int:
         phases.end("ray")
         screen.print_plan(config, there, manifest)
         supply = execution.supply_pictures(config, there, manifest)
-        phases.end("pictures")
         style, make_work = config.eval.protocol, supply.make_work
         task = EvaluationTask(
             manifest, truth, model, there.plan, output, identity, style, make_work

@@ -14,7 +14,7 @@ from cfdist.backends.model import BackendModel
 from cfdist.distributed import accelerators
 from cfdist.distributed import session as sessions
 from cfdist.distributed.journal import Journal, RunIdentity
-from cfdist.distributed.work import MaterialisedPictures, Slice, Work
+from cfdist.distributed.work import item_work
 from cfdist.errors import UserError
 
 
@@ -185,52 +185,52 @@ def sweep(monkeypatch):
 
 @pytest.fixture
 def supplied(monkeypatch, compose, spec):
-    """Supplies three pictures, with everything that Ray would do recorded."""
-    made: list[tuple[int, tuple[int, int]]] = []
+    """Supplies three pictures; there is room for all of them."""
     config = compose("dataset.limit=3")
     manifest = inputs.find_pictures(config.dataset, inputs.find_ground_truth(config.dataset))
-
-    def materialise(items, fingerprint, size):
-        made.append((len(items), size))
-        places = {item.id: Slice("block", i, i + 1) for i, item in enumerate(items)}
-        return MaterialisedPictures(fingerprint, size, places, failed=1)
-
-    monkeypatch.setattr(execution, "materialise", materialise)
-    monkeypatch.setattr(execution, "fits_store", lambda *_: True)
+    monkeypatch.setattr(execution, "fits_store", lambda missing, size: missing <= 3)
 
     def supply(*overrides: str, height: int = 800, on_cluster: bool = False):
         model = BackendModel("simulated", spec(height=height), {})
         there = SimpleNamespace(models=(model,), letterboxes_on_cluster=on_cluster)
         return execution.supply_pictures(compose(*overrides), there, manifest)
 
-    supply.made = made
     supply.items = manifest.items
     return supply
 
 
-def test_a_single_run_reads_beside_its_devices_or_by_a_stage(supplied):
+def test_a_single_run_reads_beside_its_devices_or_by_a_stage_and_keeps_nothing(supplied):
+    assert supplied().make_work is item_work
     assert supplied().origin == "device"
     assert supplied(on_cluster=True).origin == "cluster"
-    assert supplied.made == []
+    assert supplied("preprocess.cache=true").make_work is not item_work  # for its passes
 
 
-@pytest.mark.slow
-def test_the_runs_of_a_sweep_share_what_the_first_one_materialised(supplied, sweep):
-    first, second = supplied(), supplied()
-    assert (first.origin, first.decoded) == ("store", 2)  # one picture has failed
-    assert (second.origin, second.decoded) == ("store", 0)
-    assert isinstance(second.make_work(supplied.items), Work)
-    assert supplied.made == [(3, (800, 800))]
-    supplied(height=640)  # another size needs other pixels
-    assert supplied.made == [(3, (800, 800)), (3, (800, 640))]
-
-
-@pytest.mark.slow
-def test_pictures_are_materialised_only_as_configured(supplied, sweep, monkeypatch):
+@pytest.mark.parametrize("on_cluster", [False, True])
+def test_the_runs_of_a_sweep_share_what_those_before_have_kept(supplied, sweep, on_cluster):
+    origin = "cluster" if on_cluster else "device"
+    assert supplied(on_cluster=on_cluster).origin == origin
+    sweep.pictures.add(supplied.items[:2], "block")
+    assert supplied(on_cluster=on_cluster).origin == origin
+    sweep.pictures.add(supplied.items[2:], "another block")
+    second = supplied(on_cluster=on_cluster)
+    assert second.origin == "store"
+    chunk = second.make_work(supplied.items).take(9)
+    assert [(one.block, len(one)) for one in chunk] == [("block", 2), ("another block", 1)]
     assert supplied("preprocess.cache=false").origin == "device"
-    monkeypatch.setattr(execution, "fits_store", lambda *_: False)
-    assert supplied().origin == "device"
-    assert supplied("preprocess.cache=true").origin == "store"  # Ray spills
+    assert supplied().origin == "store"
+    supplied(height=640)  # another size needs other pixels
+    assert (sweep.pictures.size, sweep.pictures.rows) == ((800, 640), {})
+
+
+def test_pictures_are_kept_only_as_configured(supplied, sweep, monkeypatch):
+    assert supplied("preprocess.cache=false").make_work is item_work
+    monkeypatch.setattr(execution, "fits_store", lambda missing, size: missing == 0)
+    assert supplied().make_work is item_work
+    assert sweep.pictures is None
+    supplied("preprocess.cache=true")  # Ray spills
+    sweep.pictures.add(supplied.items, "block")
+    assert supplied().origin == "store"
 
 
 @pytest.mark.parametrize(

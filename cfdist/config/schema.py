@@ -383,16 +383,14 @@ class PreprocessConfig(Section):
 
     used: ClassVar[Uses] = uses.only("preprocess")
 
-    where: Annotated[
-        Literal["auto", "device", "cluster"], uses.only("evaluate", when=(uses.NOT_CACHED,))
-    ] = "auto"
+    where: Annotated[Literal["auto", "device", "cluster"], uses.only("evaluate")] = "auto"
     """where pictures are read and letterboxed: device, beside the device that infers them; cluster,
     on the CPUs of any node, by a stage of a Ray Dataset; auto: cluster where the cluster has nodes
     whose CPUs no device uses, else device"""
     cache: Annotated[Literal["auto"] | StrictBool, uses.only("evaluate")] = "auto"
-    """materialise the letterboxed Dataset once and hand its blocks to every run of a sweep: auto
-    (where the object store holds it all), true (Ray spills what does not fit; also for the passes
-    of dataset.repeat) or false"""
+    """keep the letterboxed pictures in Ray's object store for the further runs of a sweep: auto
+    (where the store holds them all), true (Ray spills what does not fit; also for the passes of
+    dataset.repeat) or false"""
     output: PathText | None = None
     """folder for the .bin files; null: <output_dir>/bins"""
     input: InputKind = "f32"

@@ -132,9 +132,6 @@ EXPECTS_AP = When(
     ),
 )
 WIDER = equal("dataset.kind", "wider", "wider (dataset=wider_val)")
-NOT_CACHED = When(
-    "preprocess.cache=auto or false", lambda run: run.values["preprocess.cache"] is not True
-)
 OWN_CLUSTER = missing("cluster.address")
 NOT_BY_TOOL, BY_TOOL = equal("infer.cli", False, "false"), equal("infer.cli", True, "true")
 CALIBRATION = given("convert.calibration", "N")

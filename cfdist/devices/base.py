@@ -30,7 +30,7 @@ class DeviceReport:
     """A device's share of a run.
 
     Attributes:
-        decoded: Picture files that the device read and decoded.
+        decoded: Picture files that were read and decoded for the device in this run.
         busy_seconds: Time inside inference, summed over batches and divided by the streams.
         batch_ms: Host-visible time of each full batch, milliseconds. A backend whose first batch
             lays out its memory leaves the first one of each stream out.

@@ -33,6 +33,7 @@ class LetterboxedPicture:
         pixels: (H * W * 3,) u8: rows of the letterboxed picture, BGR.
         error: Why the picture failed; `None` if it did not.
         damage: What is wrong with the picture's file, whether or not the picture failed for that.
+        is_kept: Whether an earlier pass or run had it letterboxed, and not this one.
     """
 
     key: str
@@ -40,6 +41,7 @@ class LetterboxedPicture:
     pixels: NDArray[np.uint8]
     error: str | None = None
     damage: str | None = None
+    is_kept: bool = False
 
 
 Source = WorkItem | LetterboxedPicture
@@ -71,7 +73,7 @@ class Reader:
     The threads are the parallelism: OpenCV's own threads are switched off until `close`.
 
     Attributes:
-        decoded: Picture files read and decoded so far.
+        decoded: Picture files that were read and decoded, here or elsewhere, for the chunks so far.
     """
 
     def __init__(self, size: Size, threads: int, rows: int, buffers: int) -> None:
@@ -129,7 +131,7 @@ class Reader:
 
         def fill_rows() -> None:
             for i in numbers:
-                outcomes[i] = _fill_row(sources[i], buffer[i])
+                outcomes[i] = fill_row(sources[i], buffer[i])
 
         count = min(self._thread_count, len(sources))
         workers = [self._threads.submit(fill_rows) for _ in range(count)]
@@ -139,7 +141,7 @@ class Reader:
             worker.result()
         with self._lock:
             self.decoded += sum(
-                isinstance(source, WorkItem) and isinstance(outcome, StoredPicture)
+                isinstance(outcome, StoredPicture) and not getattr(source, "is_kept", False)
                 for source, outcome in zip(sources, outcomes, strict=True)
             )
         return outcomes
@@ -152,7 +154,7 @@ class Reader:
         sys.setswitchinterval(interval)
 
 
-def _fill_row(source: Source, row: NDArray[np.uint8]) -> Outcome:
+def fill_row(source: Source, row: NDArray[np.uint8]) -> Outcome:
     """Put a picture into its row; returns what is known of it, or why it failed."""
     if isinstance(source, LetterboxedPicture):
         if source.error is not None:

@@ -6,12 +6,14 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Generic, TypeVar, cast
 
 import pyarrow as pa
 
 from cfdist.detections import to_arrow
 from cfdist.devices.base import ChunkReport, Device, DeviceReport, MakeDevice, device_name
+from cfdist.devices.reader import Size
 from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, Place, settle
 from cfdist.distributed.actors import (
     Actor,
@@ -23,9 +25,10 @@ from cfdist.distributed.actors import (
 from cfdist.distributed.failures import is_death, user_error
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.scheduler import Scheduler, chunk_for_rate
-from cfdist.distributed.work import Slice, Work, sources_of
+from cfdist.distributed.work import Slice, Work, letterbox_items, sources_of
 from cfdist.errors import UserError
 from cfdist.machine import reset_peak_memory
+from cfdist.widerface.manifest import WorkItem
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +79,10 @@ class DeviceActor:
         failures = tuple((one.id, one.error) for one in found if one.error is not None)
         return ChunkReport(tuple(one.id for one in found if one.error is None), failures)
 
+    def letterbox(self, items: Sequence[WorkItem], size: Size, threads: int) -> pa.Table:
+        """A block of the items' letterboxed pictures, see `letterbox_block`."""
+        return letterbox_items(items, size, threads)
+
     def process_directly(self, chunk: Any) -> Any:
         """`Device.process` for a chunk that is not rows of blocks."""
         return self._device.process(chunk)
@@ -94,7 +101,12 @@ class _Handed:
 
     name: str
     actor: Actor
-    size: int
+    slices: list[Slice]
+
+    @property
+    def size(self) -> int:
+        """How many rows."""
+        return sum(map(len, self.slices))
 
 
 class DevicePool(Generic[Result]):
@@ -284,6 +296,7 @@ class _Round(Generic[Result]):
         except ray.exceptions.RayError as error:
             return self._take_in_failure(handed, error)
         self._scheduler.give_back(handed.name, handed.size, is_finished=True)
+        self._work.settle(handed.slices, is_finished=True)
         self._on_done(handed.name, result)
         self._finished += handed.size
         seconds = max(time.perf_counter() - self._started, 1e-3)
@@ -293,6 +306,7 @@ class _Round(Generic[Result]):
 
     def _take_in_failure(self, handed: _Handed, error: Exception) -> UserError | None:
         self._scheduler.give_back(handed.name, handed.size, is_finished=False)
+        self._work.settle(handed.slices, is_finished=False)
         problem = user_error(error)
         self._problems.append(problem)
         log.error("%s failed", handed.name, exc_info=error)
@@ -319,7 +333,9 @@ class _Round(Generic[Result]):
             return False
         slices = self._scheduler.next_chunk(name, self._size)
         if slices:
+            letterbox = partial(actor.letterbox.remote, threads=self._pool.plan.readers)
+            slices = self._work.letterbox(slices, letterbox)
             rows = [replace(one, block=None) for one in slices]
             ref = actor.process.remote(rows, *(one.block for one in slices))
-            self._running[ref] = _Handed(name, actor, sum(map(len, slices)))
+            self._running[ref] = _Handed(name, actor, slices)
         return bool(slices)

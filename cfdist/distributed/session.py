@@ -19,7 +19,7 @@ from cfdist.distributed.starting import prepare_environment, start_ray
 from cfdist.errors import UserError, raise_interruption
 
 if TYPE_CHECKING:
-    from cfdist.distributed.work import MaterialisedPictures
+    from cfdist.distributed.work import KeptPictures
 
 
 @dataclass
@@ -28,14 +28,14 @@ class SharedSession:
 
     Attributes:
         settings: What the session was started with; a run that wants others gets a new session.
-        pictures: The letterboxed pictures of the sweep, once they are materialised.
+        pictures: The letterboxed pictures that the sweep's runs so far have left.
         idle: Name -> (actor, what it was made as), see `cfdist.distributed.actors`.
     """
 
     settings: tuple[object, ...]
     stack: contextlib.ExitStack
     dashboard: str | None
-    pictures: MaterialisedPictures | None = None
+    pictures: KeptPictures | None = None
     idle: dict[str, tuple[Any, tuple[type, Mapping[str, Any]]]] = field(default_factory=dict)
 
 

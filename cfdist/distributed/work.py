@@ -5,7 +5,9 @@ A *block* is one object of Ray's store. Its rows are work items, or letterboxed 
 - `item_work` makes blocks of work items; the device reads and letterboxes the files;
 - `letterboxing_work` runs a stage of a Ray Dataset that reads and letterboxes on the CPUs of any
   node, and hands its blocks on as they come;
-- `MaterialisedPictures` keeps the blocks of that stage for the runs of a sweep.
+- `kept_work` has each device letterbox its rows into blocks that stay in the store.
+
+`KeptPictures` remembers the letterboxed blocks for the later passes and the runs of a sweep.
 """
 
 from __future__ import annotations
@@ -14,18 +16,19 @@ import logging
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent import futures
-from dataclasses import asdict, dataclass, fields, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import ceil
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from cfdist.devices.reader import LetterboxedPicture, Size, Source
+from cfdist.devices.reader import LetterboxedPicture, Size, Source, fill_row
 from cfdist.distributed.failures import user_error
 from cfdist.errors import UserError
 from cfdist.machine import available_memory
-from cfdist.preprocess import PictureError, read_into
+from cfdist.preprocess import PictureError
 from cfdist.widerface.manifest import WorkItem
 
 # Work items of one block. A device maps the whole block for each of its chunks.
@@ -41,22 +44,62 @@ _ITEM_COLUMNS = tuple(field.name for field in fields(WorkItem))
 
 Ref = Any  # Ray's reference to a block
 
+# Makes a block of work items' pictures, letterboxed to a size.
+MakeBlock = Callable[[Sequence[WorkItem], Size], Ref]
+
 
 @dataclass(frozen=True)
 class Slice:
     """Some rows of a block, from `start` to before `stop`.
 
     The rows are done for the pass `pass_number` over the data set; 0: each row names its own.
+    Rows of `KeptPictures` are marked `is_kept`.
     """
 
     block: Ref
     start: int
     stop: int
     pass_number: int = 0
+    is_kept: bool = False
 
     def __len__(self) -> int:
         """How many rows."""
         return self.stop - self.start
+
+
+@dataclass
+class KeptPictures:
+    """Letterboxed pictures in Ray's object store, for later passes and the runs of a sweep.
+
+    Attributes:
+        fingerprint: `Manifest.fingerprint` of the pictures.
+        size: Width and height of the letterboxed pictures, pixels.
+        rows: Picture id -> its row.
+    """
+
+    fingerprint: str
+    size: Size
+    rows: dict[str, Slice] = field(default_factory=dict)
+
+    def add(self, items: Iterable[WorkItem], block: Ref) -> None:
+        """Keep a block whose rows are the items' letterboxed pictures."""
+        for row, item in enumerate(items):
+            self.rows[item.id] = Slice(block, row, row + 1, is_kept=True)
+
+    def forget(self, block: Ref) -> None:
+        """Keep a block no longer: it may be lost with a node."""
+        for id, row in list(self.rows.items()):
+            if row.block == block:
+                del self.rows[id]
+
+    def slices(self, items: Sequence[WorkItem]) -> Iterator[Slice]:
+        """One row an item: a kept one, or, if there is none when it is asked for, of `items`."""
+        for number, item in enumerate(items):
+            row = self.rows.get(item.id)
+            if row is None:
+                yield Slice(items, number, number + 1)
+            else:
+                yield replace(row, pass_number=item.pass_number)
 
 
 class Work:
@@ -66,8 +109,13 @@ class Work:
         count: How many rows there are in all.
     """
 
-    def __init__(self, slices: Iterable[Slice], count: int) -> None:
+    def __init__(
+        self, slices: Iterable[Slice], count: int, kept: KeptPictures | None = None
+    ) -> None:
+        """Begin with the first slice; letterboxed rows are added to `kept`, if it is given."""
         self.count = count
+        self._kept = kept
+        self._letterboxed: dict[Ref, Sequence[WorkItem]] = {}
         self._slices = iter(slices)
         self._current: Slice | None = None
 
@@ -95,7 +143,33 @@ class Work:
             size -= len(taken[-1])
             rest = replace(self._current, start=middle)
             self._current = rest if len(rest) else None
-        return taken
+        return list(_joined(taken))
+
+    def letterbox(self, slices: Sequence[Slice], make_block: MakeBlock) -> list[Slice]:
+        """The same rows, those of work items that are to be kept letterboxed by `make_block`."""
+        made: list[Slice] = []
+        for one in slices:
+            if self._kept is None or not isinstance(one.block, Sequence):
+                made.append(one)
+                continue
+            step = block_rows(self._kept.size, 1)
+            for start in range(one.start, one.stop, step):
+                items = one.block[start : min(start + step, one.stop)]
+                block = make_block(items, self._kept.size)
+                self._letterboxed[block] = items
+                made.append(Slice(block, 0, len(items)))
+        return made
+
+    def settle(self, slices: Sequence[Slice], is_finished: bool) -> None:
+        """Keep the rows that `letterbox` had made, now that a device has finished them, or not."""
+        if self._kept is None:
+            return
+        for block in {one.block for one in slices}:
+            items = self._letterboxed.pop(block, ())
+            if is_finished:
+                self._kept.add(items, block)
+            else:
+                self._kept.forget(block)
 
     def _next(self) -> Slice | None:
         return next(self._slices, None)
@@ -104,8 +178,13 @@ class Work:
 class _StreamedWork(Work):
     """Work whose blocks are still being made; a thread waits for the next one."""
 
-    def __init__(self, slices: Generator[Slice, None, None], count: int) -> None:
-        super().__init__(slices, count)
+    def __init__(
+        self,
+        slices: Generator[Slice, None, None],
+        count: int,
+        kept: KeptPictures | None = None,
+    ) -> None:
+        super().__init__(slices, count, kept)
         self._end_stage = slices.close
         self._coming = self._make_next()
 
@@ -161,60 +240,66 @@ def item_work(items: Sequence[WorkItem]) -> Work:
     )
 
 
-def letterboxing_work(items: Sequence[WorkItem], size: Size, least: int) -> Work:
+def kept_work(items: Sequence[WorkItem], kept: KeptPictures) -> Work:
+    """Work whose rows are kept pictures, or work items that the devices letterbox and keep."""
+    return Work(kept.slices(items), len(items), kept)
+
+
+def letterboxing_work(
+    items: Sequence[WorkItem], size: Size, least: int, kept: KeptPictures | None = None
+) -> Work:
     """Work whose rows are letterboxed pictures, made while the devices take them.
 
-    A block has a multiple of the pictures that a device takes at once, `least`.
+    A block has a multiple of the pictures that a device takes at once, `least`. If they are to be
+    kept, each picture is letterboxed once, whatever the number of passes.
 
     Raises:
         UserError: the object store cannot hold two blocks.
     """
-    if not items:
-        return Work((), 0)
-    return _StreamedWork(_letterbox(items, size, least), len(items))
+    if kept is None:
+        return _StreamedWork(_letterbox(items, size, least), len(items)) if items else Work((), 0)
+    new: dict[str, WorkItem] = {}
+    for item in items:
+        if item.id not in kept.rows:
+            new.setdefault(item.id, item)
+    if not new:
+        return kept_work(items, kept)
+    others = [item for item in items if new.get(item.id) is not item]
+    blocks = _letterbox([*new.values()], size, least)
+    return _StreamedWork(_keep(blocks, [*new.values()], others, kept), len(items), kept)
 
 
-@dataclass(frozen=True)
-class MaterialisedPictures:
-    """The letterboxed pictures of a data set, in Ray's object store.
-
-    Attributes:
-        fingerprint: `Manifest.fingerprint` of the pictures.
-        size: Width and height of the letterboxed pictures, pixels.
-        places: Picture id -> its row.
-        failed: How many pictures could not be used.
-    """
-
-    fingerprint: str
-    size: Size
-    places: dict[str, Slice]
-    failed: int
-
-    def work(self, items: Sequence[WorkItem]) -> Work:
-        """The rows of some of the pictures, in any pass over them."""
-        slices: list[Slice] = []
-        for item in items:
-            row = replace(self.places[item.id], pass_number=item.pass_number)
-            if slices and slices[-1] == replace(row, start=slices[-1].start, stop=row.start):
-                row = replace(slices.pop(), stop=row.stop)
-            slices.append(row)
-        return Work(slices, len(items))
+def _keep(
+    blocks: Iterable[Slice],
+    items: Sequence[WorkItem],
+    others: Sequence[WorkItem],
+    kept: KeptPictures,
+) -> Generator[Slice, None, None]:
+    """The blocks, whose rows are the items' pictures, kept as they come; then the others' rows."""
+    start = 0
+    for one in blocks:
+        kept.add(items[start : start + len(one)], one.block)
+        start += len(one)
+        yield one
+    yield from _joined(kept.slices(others))
 
 
-def materialise(items: Sequence[WorkItem], fingerprint: str, size: Size) -> MaterialisedPictures:
-    """Letterbox pictures, each once, and keep them; Ray spills what its store cannot hold.
-
-    Raises:
-        UserError: the object store cannot hold two blocks.
-    """
-    import ray
-
-    blocks = list(_letterbox(items, size, 1))
-    rows = [replace(one, start=row, stop=row + 1) for one in blocks for row in range(len(one))]
-    places = dict(zip((item.id for item in items), rows, strict=True))
-    count: Any = ray.remote(num_cpus=0)(lambda block: len(block) - block.column("error").null_count)
-    failed = sum(ray.get([count.remote(one.block) for one in blocks]))
-    return MaterialisedPictures(fingerprint, size, places, failed)
+def _joined(slices: Iterable[Slice]) -> Iterator[Slice]:
+    """The slices; those that continue the one before are joined to it."""
+    last: Slice | None = None
+    for one in slices:
+        if last is None:
+            last = one
+        elif one.block is last.block and (one.start, one.pass_number) == (
+            last.stop,
+            last.pass_number,
+        ):
+            last = replace(last, stop=one.stop)
+        else:
+            yield last
+            last = one
+    if last is not None:
+        yield last
 
 
 def _letterbox(items: Sequence[WorkItem], size: Size, least: int) -> Generator[Slice, None, None]:
@@ -309,7 +394,7 @@ def run_stage(dataset: Any) -> Iterator[pa.Table]:
         raise user_error(error) from None
 
 
-def letterbox_block(table: pa.Table, size: Size) -> pa.Table:
+def letterbox_block(table: pa.Table, size: Size, threads: int = 1) -> pa.Table:
     """Read and letterbox the pictures of a block of work items.
 
     Returns:
@@ -319,24 +404,18 @@ def letterbox_block(table: pa.Table, size: Size) -> pa.Table:
     """
     import cv2
 
-    cv2.setNumThreads(1)  # the tasks are the parallelism
+    cv2.setNumThreads(1)  # the tasks and threads are the parallelism
     width, height = size
     pixels = np.zeros((len(table), height, width, 3), np.uint8)
-    sizes = np.zeros((len(table), 2), np.int32)
-    errors: list[str | None] = [None] * len(table)
-    damages: list[str | None] = [None] * len(table)
-    paths, used = (table.column(name).to_pylist() for name in ("path", "use_damaged"))
-    for i, (path, use_damaged) in enumerate(zip(paths, used, strict=True)):
-        try:
-            picture = read_into(path, pixels[i], use_damaged)
-            sizes[i], damages[i] = picture.size, picture.damage
-        except PictureError as error:
-            errors[i], damages[i] = str(error), error.damage
+    with ThreadPoolExecutor(threads) as pool:
+        outcomes = list(pool.map(fill_row, _items_of(table), pixels))
+    sizes = [(0, 0) if isinstance(one, PictureError) else one.size for one in outcomes]
+    errors = [str(one) if isinstance(one, PictureError) else None for one in outcomes]
     columns = {
-        "width": pa.array(sizes[:, 0]),
-        "height": pa.array(sizes[:, 1]),
+        "width": pa.array([width for width, _ in sizes], pa.int32()),
+        "height": pa.array([height for _, height in sizes], pa.int32()),
         "error": pa.array(errors, pa.string()),
-        "damage": pa.array(damages, pa.string()),
+        "damage": pa.array([one.damage for one in outcomes], pa.string()),
         "pixels": pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(picture_bytes(size)), len(table), [None, pa.py_buffer(pixels)]
         ),
@@ -344,12 +423,21 @@ def letterbox_block(table: pa.Table, size: Size) -> pa.Table:
     return pa.table(dict(zip(table.column_names, table.columns, strict=True)) | columns)
 
 
+def letterbox_items(items: Sequence[WorkItem], size: Size, threads: int) -> pa.Table:
+    """`letterbox_block` for work items."""
+    return letterbox_block(pa.Table.from_pylist([asdict(item) for item in items]), size, threads)
+
+
+def _items_of(table: pa.Table) -> list[WorkItem]:
+    return [WorkItem(**row) for row in table.select(_ITEM_COLUMNS).to_pylist()]
+
+
 def sources_of(slices: Sequence[Slice], blocks: Sequence[pa.Table]) -> list[Source]:
     """The rows of slices, each of the block beside it, as a device reads them."""
     found: list[Source] = []
     for one, block in zip(slices, blocks, strict=True):
         part = block.slice(one.start, len(one))
-        items = [WorkItem(**row) for row in part.select(_ITEM_COLUMNS).to_pylist()]
+        items = _items_of(part)
         if one.pass_number:
             items = [replace(item, pass_number=one.pass_number) for item in items]
         if "pixels" not in block.column_names:
@@ -359,5 +447,5 @@ def sources_of(slices: Sequence[Slice], blocks: Sequence[pa.Table]) -> list[Sour
         for item, row, pixels in zip(items, rows, part.column("pixels"), strict=True):
             size = (row.pop("width"), row.pop("height"))
             values = np.frombuffer(pixels.as_buffer(), np.uint8)  # not copied
-            found.append(LetterboxedPicture(item.key, size, values, **row))
+            found.append(LetterboxedPicture(item.key, size, values, **row, is_kept=one.is_kept))
     return found

@@ -83,7 +83,7 @@ def evaluation_results(
         notes=notes,
         extra={
             "start_up_seconds": start_up | {"first_chunk": timeline.first_seconds},
-            "pictures_decoded": _decoded(report, supply),
+            "pictures_decoded": _decoded(report),
             "letterboxed": supply.origin,
             "cpu_ms_per_picture": 1000 * report.cpu_seconds / finished if is_measured else None,
             "peak_memory_mb": _peak_memory(report),
@@ -107,12 +107,9 @@ def _accuracy_notes(config: Config, task: EvaluationTask, evaluation: Evaluation
     ]
 
 
-def _decoded(report: EvaluationReport, supply: PictureSupply) -> int:
+def _decoded(report: EvaluationReport) -> int:
     """Picture files that were read and decoded in this run, wherever that was."""
-    devices = report.devices.values()
-    if supply.origin == "cluster":
-        return sum(device.pictures for device in devices)
-    return supply.decoded + sum(device.decoded for device in devices)
+    return sum(device.decoded for device in report.devices.values())
 
 
 def _peak_memory(report: EvaluationReport) -> dict[str, float]:
@@ -129,7 +126,7 @@ def _notes(
     # In several passes these notes count a picture once in every pass.
     pictures = "pictures" if manifest.passes == 1 else "pictures, each counted in every pass,"
     inferred = sum(device.pictures for device in report.devices.values())
-    kept = max(0, inferred - _decoded(report, supply))
+    kept = max(0, inferred - _decoded(report))
     remarks: list[tuple[object, str]] = [
         (
             config.dataset.kind == "sample" and not task.model.is_simulated,

@@ -28,7 +28,7 @@ from cfdist.widerface.ground_truth import DIFFICULTIES
 SCHEMA_VERSION = 1
 
 # The phases before the first picture of a run.
-START_UP = ("imports", "checks", "ray", "pictures", "devices")
+START_UP = ("imports", "checks", "ray", "devices")
 
 # Distributions whose versions can change a figure.
 _DISTRIBUTIONS = (

@@ -173,7 +173,6 @@ def test_each_key_is_read_by_the_job_or_refused(job):
         (["job=preprocess", "preprocess.input=u8", "model.color=RGB"], "color: .*preprocess.input"),
         (["job=export", "model.top_k=9"], "model.top_k: .* only with export.peaks=true"),
         (["job=convert", "model.batch=9"], "model.batch: .* in the model file's name"),
-        (["preprocess.where=device", "preprocess.cache=true"], "where: .*cache=auto or false"),
         (["cluster.address=auto", "cluster.dashboard=true"], "dashboard: .*cluster.address=null"),
     ],
 )

@@ -86,16 +86,17 @@ def test_a_chunk_of_broken_pictures_only(reader, tmp_path):
         assert pictures.letterboxed.shape == (0, SIZE[1], SIZE[0], 3)
 
 
-def test_ready_pixels_are_copied_and_count_as_not_decoded(reader, items):
+@pytest.mark.parametrize("is_kept", [False, True])
+def test_ready_pixels_are_copied_and_count_as_decoded_unless_kept(reader, items, is_kept):
     row, size = letterboxed(items[0])
-    ready = LetterboxedPicture("e/0/2", size, row.reshape(-1))
+    ready = LetterboxedPicture("e/0/2", size, row.reshape(-1), is_kept=is_kept)
     failed = LetterboxedPicture("e/1/2", (0, 0), np.zeros(row.size, np.uint8), "broken")
     with reader.read([failed, ready]) as pictures:
         assert pictures.keys == ("e/0/2",)
         assert pictures.failures == (("e/1/2", "broken"),)
         assert pictures.sizes.tolist() == [list(size)]
         np.testing.assert_array_equal(pictures.letterboxed[0], row)
-    assert reader.decoded == 0
+    assert reader.decoded == (not is_kept)
 
 
 def test_the_same_memory_is_used_again(reader, items):

@@ -13,7 +13,7 @@ from cfdist.backends.model import BackendModel
 from cfdist.distributed.journal import RunIdentity
 from cfdist.distributed.plan import plan_devices
 from cfdist.distributed.rounds import EvaluationTask, Listener, Timeline, evaluate_manifest
-from cfdist.distributed.work import item_work, letterboxing_work, materialise
+from cfdist.distributed.work import KeptPictures, item_work, kept_work, letterboxing_work
 from cfdist.errors import UserError
 
 SIZE = (256, 256)
@@ -33,13 +33,14 @@ def run(compose, spec, ray_session):
         supply: str = "device",
         passes: int = 1,
         backend: BackendModel | None = None,
+        kept: KeptPictures | None = None,
     ):
         output.mkdir(exist_ok=True)
         make_work = item_work
         if supply == "cluster":
-            make_work = lambda items: letterboxing_work(items, SIZE, 4)  # noqa: E731
-        elif supply == "store":
-            make_work = materialise(manifest.items, manifest.fingerprint, SIZE).work
+            make_work = lambda items: letterboxing_work(items, SIZE, 4, kept)  # noqa: E731
+        elif kept is not None:
+            make_work = lambda items: kept_work(items, kept)  # noqa: E731
         task = EvaluationTask(
             manifest.repeated(passes),
             truth,
@@ -132,15 +133,44 @@ def test_an_interrupted_run_does_only_the_rest(run, whole, tmp_path):
     assert same_files(tmp_path / "predictions", whole[1] / "predictions")
 
 
-@pytest.mark.parametrize(("supply", "passes"), [("cluster", 1), ("store", 1), ("store", 2)])
-def test_pictures_letterboxed_elsewhere_give_the_same_bytes(run, whole, tmp_path, supply, passes):
-    report = run(tmp_path, supply=supply, passes=passes)
-    assert same_files(tmp_path, whole[1])
-    assert report.timeline.points[-1][1] == 40 * passes
+@pytest.mark.parametrize(("supply", "passes"), [("device", 1), ("cluster", 2)])
+def test_kept_pictures_give_the_same_bytes_in_the_run_that_keeps_them_and_the_next(
+    run, whole, tmp_path, supply, passes
+):
+    kept = KeptPictures("f", SIZE)
+    for name, decoded in (("first", 40), ("second", 0)):
+        report = run(tmp_path / name, supply=supply, passes=passes, kept=kept)
+        assert same_files(tmp_path / name, whole[1])
+        assert report.timeline.points[-1][1] == 40 * passes
+        assert sum(device.decoded for device in report.devices.values()) == decoded
+        assert len(kept.rows) == 40
+
+
+def test_a_device_that_dies_leaves_no_lost_picture_to_the_next_run(run, whole, tmp_path):
+    import ray
+
+    kept, killed = KeptPictures("f", SIZE), []
+
+    def kill(report):
+        if not killed:
+            killed.append(ray.get_actor("device:0"))
+            ray.kill(killed[0])
+
+    assert run(tmp_path / "first", on_done=kill, kept=kept).lost == ("device:0",)
+    report = run(tmp_path / "second", kept=kept)
+    assert report.lost == ()
     assert sum(device.decoded for device in report.devices.values()) == 0
+    for name in ("first", "second"):
+        assert same_files(tmp_path / name, whole[1])
 
 
-def test_an_interrupted_run_goes_on_with_pictures_of_the_store(run, whole, tmp_path):
+def test_a_stage_gives_the_same_bytes(run, whole, tmp_path):
+    report = run(tmp_path, supply="cluster")
+    assert same_files(tmp_path, whole[1])
+    assert sum(device.decoded for device in report.devices.values()) == 40
+
+
+def test_a_run_that_was_interrupted_keeps_what_it_had_finished(run, whole, tmp_path):
     class InterruptError(Exception):
         pass
 
@@ -151,10 +181,18 @@ def test_an_interrupted_run_goes_on_with_pictures_of_the_store(run, whole, tmp_p
         if len(seen) == 2:
             raise InterruptError
 
+    kept = KeptPictures("f", SIZE)
     with pytest.raises(InterruptError):
-        run(tmp_path, on_done=interrupt, supply="cluster")
-    assert run(tmp_path, supply="store").resumed >= sum(seen)
+        run(tmp_path, on_done=interrupt, kept=kept)
+    assert len(kept.rows) == sum(seen)
+    assert run(tmp_path, kept=kept).resumed >= sum(seen)
     assert same_files(tmp_path / "predictions", whole[1] / "predictions")
+    # What neither run has kept is done by the next one.
+    before = len(kept.rows)
+    report = run(tmp_path / "next", kept=kept)
+    assert sum(device.decoded for device in report.devices.values()) == 40 - before
+    assert len(kept.rows) == 40
+    assert same_files(tmp_path / "next", whole[1])
 
 
 @pytest.mark.parametrize("fault", ["nan", "inf", "inf_scores"])

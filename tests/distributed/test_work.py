@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import itertools
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cfdist.devices.reader import LetterboxedPicture
 from cfdist.distributed import work as works
 from cfdist.distributed.work import (
+    KeptPictures,
     Slice,
     Work,
     block_rows,
     item_work,
+    kept_work,
     letterbox_block,
+    letterbox_items,
     letterboxing_work,
-    materialise,
     sources_of,
 )
 from cfdist.errors import UserError
@@ -27,6 +32,13 @@ from cfdist.preprocess import read_into
 from cfdist.widerface.manifest import WorkItem
 
 SIZE = (64, 32)
+
+
+@dataclass(eq=False)
+class Block:
+    """Stands for Ray's reference to a block."""
+
+    table: pa.Table
 
 
 def taken(work: Work, size: int) -> list[list[Slice]]:
@@ -118,16 +130,83 @@ def test_a_stage_hands_on_all_pictures_in_order(items, monkeypatch):
     assert [one.key for one in found] == [item.key for item in items]
 
 
+def played(work: Work, lost: Collection[int] = ()) -> list[LetterboxedPicture]:
+    """The rows of work without Ray; chunks of three, of which some, by their number, are lost."""
+    found = []
+    for number in itertools.count():
+        work.wait()
+        chunk = work.take(3)
+        if not chunk:
+            return found
+        slices = work.letterbox(chunk, lambda items, size: Block(letterbox_items(items, size, 2)))
+        assert sum(map(len, slices)) == sum(map(len, chunk))
+        if number not in lost:
+            found += sources_of(slices, [one.block.table for one in slices])
+        work.settle(slices, is_finished=number not in lost)
+
+
+def decoded(found: Iterable[LetterboxedPicture]) -> list[str]:
+    return [one.key for one in found if not one.is_kept]
+
+
+def test_kept_pictures_serve_any_part_and_any_pass(items):
+    kept = KeptPictures("fingerprint", SIZE)
+    again = [replace(item, pass_number=2) for item in items]
+    work = kept_work([*items, *again], kept)
+    assert work.count == 18
+    first = played(work)
+    assert [one.key for one in first] == [item.key for item in (*items, *again)]
+    assert decoded(first) == [item.key for item in items]
+    for one, other in zip(first[:9], first[9:], strict=True):
+        assert (one.size, one.error) == (other.size, other.error)
+        np.testing.assert_array_equal(one.pixels, other.pixels)
+    assert first[4].error == "cannot be read: No such file or directory"
+
+    some = [again[i] for i in (1, 2, 3, 7)]
+    found = played(kept_work(some, kept))
+    assert [one.key for one in found] == [item.key for item in some]
+    assert decoded(found) == []
+
+
+def test_a_chunk_that_is_lost_keeps_nothing_and_its_kept_blocks_are_made_again(items):
+    kept = KeptPictures("fingerprint", SIZE)
+    assert len(played(kept_work(items, kept), lost=[1])) == 6
+    assert sorted(kept.rows) == [items[i].id for i in (0, 1, 2, 6, 7, 8)]
+    assert decoded(played(kept_work(items[3:6], kept))) == [item.key for item in items[3:6]]
+    assert len(kept.rows) == 9
+    played(kept_work(items, kept), lost=[2])  # its block may be gone with a node
+    assert decoded(played(kept_work(items, kept))) == [item.key for item in items[6:]]
+
+
+def test_blocks_of_a_large_chunk_are_bounded(items, monkeypatch):
+    monkeypatch.setattr(works, "LETTERBOXED_BLOCK_BYTES", 2 * 64 * 32 * 3)
+    work = kept_work(items, KeptPictures("fingerprint", SIZE))
+    made = []
+    slices = work.letterbox(work.take(5), lambda items, size: made.append(len(items)) or len(made))
+    assert made == [len(one) for one in slices] == [2, 2, 1]
+
+
+def test_kept_rows_side_by_side_are_one_slice(items):
+    kept = KeptPictures("fingerprint", SIZE)
+    kept.add(items[:4], "a")
+    kept.add(items[4:], "b")
+    work = kept_work(items, kept)
+    assert work.take(6) == [Slice("a", 0, 4, 1, True), Slice("b", 0, 2, 1, True)]
+    assert work.take(9) == [Slice("b", 2, 5, 1, True)]
+
+
 @pytest.mark.usefixtures("ray_session")
-def test_kept_pictures_serve_any_part_and_any_pass(items, monkeypatch):
-    monkeypatch.setattr(works, "LETTERBOXED_BLOCK_BYTES", 4 * 64 * 32 * 3)
-    kept = materialise(items, "fingerprint", SIZE)
-    assert kept.failed == 1
-    some = [items[i] for i in (1, 2, 3, 7)]
-    again = [WorkItem(item.id, item.path, item.size, 2) for item in some]
-    work = kept.work([*some, *again])
-    assert work.count == 8
-    assert [one.key for one in sources(taken(work, 5))] == [one.key for one in (*some, *again)]
+def test_a_stage_keeps_each_picture_once_whatever_the_passes(items, monkeypatch):
+    monkeypatch.setattr(works, "LETTERBOXED_BLOCK_BYTES", 2 * 64 * 32 * 3)
+    kept = KeptPictures("fingerprint", SIZE)
+    both = [*items, *(replace(item, pass_number=2) for item in items)]
+    for expected in ([item.key for item in items], []):
+        work = letterboxing_work(both, SIZE, 2, kept)
+        assert work.count == 18
+        found = sources(taken(work, 3))
+        work.close()
+        assert [one.key for one in found] == [item.key for item in both]
+        assert decoded(found) == expected
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -157,10 +236,8 @@ def test_blocks_are_whole_batches_of_a_bounded_size(width, height, least):
 @pytest.mark.usefixtures("ray_session")
 def test_a_store_too_small_for_two_blocks_says_what_it_has_and_needs(items, monkeypatch):
     monkeypatch.setattr(works, "store_bytes", lambda: 50_000_000)
-    with pytest.raises(UserError, match=r"has 50 MB, two blocks of 33 .* need 127 MB"):
+    with pytest.raises(UserError, match=r"has 50 MB, two blocks of 33 .* need 127 MB.*=device"):
         letterboxing_work(items, (800, 800), least=1)
-    with pytest.raises(UserError, match=r"choose a smaller model.batch, preprocess.where=device"):
-        materialise(items, "f", (800, 800))
 
 
 @pytest.mark.parametrize(("pictures", "free", "fits"), [(10, 400, True), (10, 100, False)])

@@ -117,11 +117,11 @@ def test_settings_on_the_command_line_win_over_the_experiment_s(command, tmp_pat
     assert "model.batch" not in rows[0]
 
 
-def test_an_interrupted_sweep_goes_on(command, tmp_path):
-    sweep = ("-m", "backend.latency_ms=0,100", *SIMULATED)
+def interrupt(sweep: tuple[str, ...], folder: Path, run: str) -> None:
+    """Start a sweep into `out`; press Ctrl-C once a run has its first pictures on disk."""
     process = subprocess.Popen(
         [sys.executable, str(PROJECT / "main.py"), *sweep],
-        cwd=tmp_path,
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -130,16 +130,19 @@ def test_an_interrupted_sweep_goes_on(command, tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
-    while not any(p.stat().st_size for p in (tmp_path / "out" / "1").glob("journal/segment-*")):
+    while not any(p.stat().st_size for p in (folder / "out" / run).glob("journal/segment-*")):
         assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline, "the second run did not begin"
+        assert time.monotonic() < deadline, "the run did not begin"
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
-    assert (
-        error == f"cfdist: interrupted; output_dir={tmp_path / 'out'} goes on where this stopped\n"
-    )
+    assert error == f"cfdist: interrupted; output_dir={folder / 'out'} goes on where this stopped\n"
+
+
+def test_an_interrupted_sweep_goes_on(command, tmp_path):
+    sweep = ("-m", "backend.latency_ms=0,100", *SIMULATED)
+    interrupt(sweep, tmp_path, run="1")
     assert not (tmp_path / "out" / "sweep.csv").exists()
     first = (tmp_path / "out" / "0" / "results.json").read_bytes()
 
@@ -149,6 +152,24 @@ def test_an_interrupted_sweep_goes_on(command, tmp_path):
     assert (tmp_path / "out" / "0" / "results.json").read_bytes() == first
     assert [row["state"] for row in table_of(tmp_path / "out")] == ["done", "done"]
     assert "were done by an earlier" in (tmp_path / "out" / "sweep.md").read_text()
+
+
+def test_a_sweep_interrupted_in_its_first_run_reads_each_picture_once_when_it_goes_on(
+    command, tmp_path
+):
+    sweep = ("-m", "backend.latency_ms=60,0", "model.batch=2", *SIMULATED)
+    interrupt(sweep, tmp_path, run="0")
+
+    again = command(*sweep)
+    assert again.returncode == 0, again.stderr
+    first, second = (read_results(tmp_path / "out" / name) for name in "01")
+    (resumed,) = (note for note in first["notes"] if "by an earlier, interrupted run" in note)
+    done = int(resumed.split()[0])
+    assert 0 < done < first["pictures"]["total"]
+    # The interrupted command's store is gone with it.
+    assert first["pictures_decoded"] == first["pictures"]["total"] - done
+    assert second["pictures_decoded"] == done
+    assert [row["state"] for row in table_of(tmp_path / "out")] == ["done", "done"]
 
 
 def test_runs_of_other_settings_are_left_alone(command, tmp_path):
@@ -235,17 +256,29 @@ def ray_folder(monkeypatch) -> Iterator[Path]:
         yield Path(folder)
 
 
-def test_the_second_run_decodes_no_picture_and_finds_the_same(command, tmp_path, ray_folder):
-    small = ("model.height=256", "model.width=256", "dataset.limit=24", "output_dir=out")
-    result = command("-m", "model.batch=1,4", "backend=openvino", "cluster.dashboard=false", *small)
+def test_one_run_reads_the_pictures_for_the_further_ones_and_no_byte_differs(
+    command, tmp_path, ray_folder
+):
+    result = command(
+        *("-m", "preprocess.cache=false,auto", "model.batch=1,4", "backend=openvino"),
+        *("model.height=256", "model.width=256", "dataset.limit=24", "output_dir=out"),
+        "cluster.dashboard=false",
+    )
 
     assert result.returncode == 0, result.stderr
-    first, second = (read_results(tmp_path / "out" / name) for name in "01")
-    assert (first["pictures_decoded"], second["pictures_decoded"]) == (24, 0)
-    assert any("24 pictures were not decoded again" in note for note in second["notes"])
-    assert first["ap"] == second["ap"]
-    # One Ray session: the second run starts nothing.
+    folders = [tmp_path / "out" / name for name in "0123"]
+    runs = [read_results(folder) for folder in folders]
+    assert [run["pictures_decoded"] for run in runs] == [24, 24, 24, 0]
+    assert [run["letterboxed"] for run in runs] == ["device", "device", "device", "store"]
+    assert any("24 pictures were not decoded again" in note for note in runs[3]["notes"])
+    found = [
+        content_of(folder / "predictions") | {"": (folder / "predictions.parquet").read_bytes()}
+        for folder in folders
+    ]
+    assert len(found[0]) == 25
+    assert all(one == found[0] for one in found)
+    # One Ray session: the further runs start nothing.
     sessions = [path for path in ray_folder.glob("ray/session_*") if not path.is_symlink()]
     assert len(sessions) == 1
-    assert first["start_up_seconds"]["ray"] > second["start_up_seconds"]["ray"]
+    assert runs[0]["start_up_seconds"]["ray"] > runs[1]["start_up_seconds"]["ray"]
     assert (tmp_path / "out" / "throughput.png").is_file()

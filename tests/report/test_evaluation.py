@@ -33,7 +33,6 @@ def results(compose, spec):
         *overrides: str,
         backend: str = "openvino",
         origin="device",
-        decoded=0,
         passes: int = 1,
         damaged=(),
         **changes,
@@ -57,7 +56,7 @@ def results(compose, spec):
         report = EvaluationReport(evaluation, devices, timeline, 0, (), 2.0)
         phases = Phases(0.0)
         phases.seconds = {"imports": 1.0, "ray": 2.0, "run": 4.5, "shut_down": 0.5}
-        supply = PictureSupply(item_work, origin, decoded)
+        supply = PictureSupply(item_work, origin)
         return evaluation_results(config, task, replace(report, **changes), supply, phases)
 
     return make
@@ -79,14 +78,13 @@ def test_figures_of_a_run(results):
 
 
 @pytest.mark.parametrize(
-    ("origin", "decoded", "by_devices", "expected"),
-    [("device", 0, 5, 10), ("cluster", 0, 0, 10), ("store", 7, 0, 7), ("store", 0, 0, 0)],
+    ("origin", "by_devices", "expected"), [("device", 5, 10), ("cluster", 3, 6), ("store", 0, 0)]
 )
 def test_decoded_pictures_are_counted_wherever_they_were_read(
-    results, origin, decoded, by_devices, expected
+    results, origin, by_devices, expected
 ):
     devices = {f"device:{i}": DeviceReport(5, by_devices) for i in range(2)}
-    found = results(origin=origin, decoded=decoded, devices=devices)
+    found = results(origin=origin, devices=devices)
     assert found.extra["pictures_decoded"] == expected
     assert found.extra["letterboxed"] == origin
     has_note = any("taken from Ray's object store" in note for note in found.notes)
