@@ -24,6 +24,10 @@ class UserError(Exception):
         super().__init__(" ".join(line.strip() for line in str(message).splitlines()))
 
 
+class DiskFullError(UserError):
+    """The disk is full, or the user's part of it: exit code 6. What is on it stays whole."""
+
+
 class TerminatedError(KeyboardInterrupt):
     """The process was asked to end (SIGTERM); it ends as it does on Ctrl-C."""
 
@@ -68,5 +72,6 @@ class ExitCode(IntEnum):
     PICTURES_FAILED = 3, "some pictures failed (listed in results.json)"
     PAST_TOLERANCE = 4, "job=compare past a tolerance"
     GATE_MISSED = 5, "eval.gate missed"
+    DISK_FULL = 6, "the disk is full"
     INTERRUPTED = 130, "interrupted (Ctrl-C)"
     TERMINATED = 143, "terminated (SIGTERM)"

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from cfdist import backends
+from cfdist import __version__, backends
 from cfdist.ascend.npu_smi import health_notes, read_npus
 from cfdist.backends.choice import choose_cpu_backend
 from cfdist.backends.model import BackendModel
@@ -322,24 +322,30 @@ def conventions(config: ModelConfig) -> ModelSpec:
     return ModelSpec(path=Path(), sha256="", needs_outputs=needs_outputs, **values)
 
 
-def run_identity(model: BackendModel, manifest: Manifest) -> RunIdentity:
+def run_identity(
+    model: BackendModel, manifest: Manifest, protocol: str = "official"
+) -> RunIdentity:
     """Names what an interrupted run must share with the run that goes on with it.
 
-    The fingerprint covers weights, conventions, pictures, the backend and those of its settings
-    that change numbers, which decide the detections, and the number of passes over the pictures,
-    which decides what is left to do. It leaves out the batch: the same pictures give the same
-    detections at any batch size.
+    The fingerprint covers the program's version, weights, conventions, pictures, the backend and
+    those of its settings that change numbers, which decide the detections; the number of passes
+    over the pictures, which decides what is left to do; and the protocol, which decides how boxes
+    are written. It leaves out the batch: the same pictures give the same detections at any batch
+    size.
     """
     spec = asdict(model.spec)
     for key in ("path", "batch", "needs_outputs"):
         del spec[key]
-    identity: dict[str, object] = {
-        "model": spec,
-        "pictures": manifest.fingerprint,
+    parts = {
+        "cfdist": __version__,
+        **{f"model.{key}": value for key, value in spec.items()},
+        "pictures": len(manifest.pictures),
+        "pictures.sha256": manifest.fingerprint,
         "backend": model.backend,
-        "numbers": model.numeric_options,
+        **{f"backend.{key}": value for key, value in model.numeric_options.items()},
+        "dataset.repeat": manifest.passes,
+        "eval.protocol": protocol,
     }
-    if manifest.passes > 1:
-        identity["passes"] = manifest.passes
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-    return RunIdentity(digest.hexdigest(), model.backend)
+    text = json.dumps(parts, sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return RunIdentity(digest, model.backend, json.loads(text))

@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from cfdist.errors import DiskFullError, UserError
 
 # In a run's folder.
 RESULTS = "results.json"
@@ -17,6 +21,7 @@ CONFIG = "config.yaml"
 LOG = "run.log"
 JOURNAL = "journal"
 JOURNAL_IDENTITY = "run.json"  # in the journal's folder
+JOURNAL_SEGMENTS = "segment-*.arrow"  # there, too
 PREDICTIONS = "predictions"
 PARQUET = "predictions.parquet"
 
@@ -29,6 +34,9 @@ SWEEP_FILES = (SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT)
 # Larger files are not read whole: pictures, ground truth and prediction files are far smaller, and
 # OpenCV and zlib count bytes in 31 bits.
 MAX_READ_BYTES = 1 << 30
+
+# Errors of a disk without room: no blocks or inodes are left, or none of the user's share.
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -86,18 +94,53 @@ def atomic_write(path: Path | str) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        temporary.touch(exist_ok=False)
-        yield temporary
-        fsync(temporary)
-        os.replace(temporary, path)
-        fsync(path.parent)
-    except OSError as error:
-        if error.filename in (None, str(temporary)) and error.errno is not None:
-            error.filename = str(path)
-        raise
+        with naming(path, instead_of=temporary):
+            temporary.touch(exist_ok=False)
+            yield temporary
+            fsync(temporary)
+            os.replace(temporary, path)
+            fsync(path.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def remove_remains(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left in a folder."""
+    for path in folder.glob(".*.partial"):
+        if path.is_file():
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path | str, instead_of: Path | str | None = None) -> Iterator[None]:
+    """Let an error of the system about no file, or about another one, name this file."""
+    try:
+        yield
+    except OSError as error:
+        names_none = error.filename is None or error.filename == str(instead_of)
+        if names_none and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
+def disk_as_user_error(path: Path | str) -> Iterator[None]:
+    """Name this path, or what in it the disk does not take, in the `with` block.
+
+    Raises:
+        UserError: in place of an OSError; a `DiskFullError` if there is no room.
+    """
+    try:
+        yield
+    except OSError as error:
+        is_full, name = error.errno in DISK_IS_FULL, str(error.filename)
+        raise (DiskFullError if is_full else UserError)(
+            f"{name if Path(name).is_relative_to(path) else path}: cannot be written "
+            f"({error.strerror or error}); "
+            f"{'free some space' if is_full else 'see to that disk'} or choose another folder, and "
+            "run the job again"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -119,7 +162,42 @@ def write_text(path: Path | str, text: str) -> None:
     Bytes of a file name that are no UTF-8 become escapes.
     """
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+        write_bytes(temporary, text.encode(errors="backslashreplace"))
+
+
+def write_bytes(path: Path | str, content: bytes) -> None:
+    """Write a file in place: a process that is killed may leave a part of it."""
+    with naming(path), Sink(path) as sink:
+        sink.write(content)
+
+
+class Sink(io.RawIOBase):
+    """A new file, or the new content of one, in which a write is whole or raises."""
+
+    def __init__(self, path: Path | str, flags: int = os.O_TRUNC) -> None:
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flags, 0o666)
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def fileno(self) -> int:
+        """The descriptor."""
+        return self._descriptor
+
+    def write(self, data: Any) -> int:
+        """Write all of the data; the system may take it in several pieces."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while left:
+            left = left[os.write(self._descriptor, left) :]
+        return size
+
+    def close(self) -> None:
+        """Close the file, without a flush to the disk."""
+        if not self.closed:
+            super().close()
+            os.close(self._descriptor)
 
 
 def fsync(path: Path | str) -> None:

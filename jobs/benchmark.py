@@ -114,7 +114,7 @@ def _evaluate(
     wanted = config.benchmark.pictures * config.dataset.repeat
     passes = manifest.repeated(ceil(wanted / len(manifest.items)))
     passes = replace(passes, items=passes.items[:wanted])
-    identity = execution.run_identity(model, passes)
+    identity = execution.run_identity(model, passes, config.eval.protocol)
     task = EvaluationTask(passes, truth, model, there.plan, scratch, identity, style, item_work)
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()

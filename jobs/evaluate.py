@@ -25,7 +25,7 @@ def main(config: Config, output: Path, started: float) -> int:
     model = execution.find_model(config, output)
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth).repeated(config.dataset.repeat)
-    identity = execution.run_identity(model, manifest)
+    identity = execution.run_identity(model, manifest, config.eval.protocol)
     check_identity(output / JOURNAL, identity)
     phases.end("checks")
     with execution.start(config, [model], feeds_pictures=True) as there:

@@ -140,7 +140,11 @@ def test_the_fingerprint_is_that_of_what_decides_the_detections(compose, spec):
     assert fingerprint(options={"streams": 2, "providers": ["CPUExecutionProvider"]}) == (
         fingerprint()
     )
-    assert execution.run_identity(model, manifest) == RunIdentity(fingerprint(), "openvino")
+    identity = execution.run_identity(model, manifest)
+    assert identity == RunIdentity(fingerprint(), "openvino")
+    assert identity.parts["pictures"] == 3
+    assert identity.parts["model.nms"] == model.spec.nms
+    assert execution.run_identity(model, manifest, "guide") != identity
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,18 @@ from pathlib import Path
 import pytest
 
 from cfdist import files
+from cfdist.errors import DiskFullError, UserError
 from cfdist.files import (
+    Sink,
     atomic_write,
     check_is_file,
+    disk_as_user_error,
     expanded,
     read_file,
+    remove_remains,
     removed_on_failure,
     sha256_of,
+    write_bytes,
     write_text,
 )
 
@@ -125,3 +130,33 @@ def test_new_folders_go_with_what_failed(tmp_path):
         (new.parent / "kept").touch()
         raise KeyError
     assert [path.name for path in new.parent.iterdir()] == ["kept"]
+
+
+def test_a_write_is_whole_or_raises(tmp_path, monkeypatch):
+    real = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real(descriptor, data[:3]))
+    with Sink(tmp_path / "f") as sink:
+        assert sink.write(b"0123456789") == 10
+    assert (tmp_path / "f").read_bytes() == b"0123456789"
+
+    def full(*_):
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    monkeypatch.setattr(os, "write", full)
+    with (
+        pytest.raises(DiskFullError, match=r"f: cannot be written \(Disk quota.*free some space"),
+        disk_as_user_error(tmp_path),
+    ):
+        write_bytes(tmp_path / "f", b"0")
+    with pytest.raises(UserError, match="see to that disk") as other, disk_as_user_error(tmp_path):
+        raise OSError(errno.EIO, "broken")
+    assert not isinstance(other.value, DiskFullError)
+
+
+def test_what_killed_processes_left_is_removed(tmp_path):
+    for name in (".results.json.0a.partial", "results.json", ".lock"):
+        (tmp_path / name).touch()
+    (tmp_path / ".predictions.partial").mkdir()
+    remove_remains(tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"results.json", ".lock", ".predictions.partial"}

@@ -19,11 +19,13 @@ from cfdist.files import (
     CONFIG,
     JOURNAL,
     JOURNAL_IDENTITY,
+    JOURNAL_SEGMENTS,
     LOG,
     PARQUET,
     PREDICTIONS,
     RESULTS,
     SWEEP_FILES,
+    remove_remains,
     write_text,
 )
 
@@ -146,6 +148,7 @@ def _locked(folder: Path, refusals: _Refusals) -> Iterator[None]:
         except OSError:  # no locks here
             until_end.enter_context(_holding(folder))
         _refuse(folder, refusals)  # again: another run may have ended here meanwhile
+        remove_remains(folder)
         yield
 
 
@@ -182,7 +185,7 @@ def _holding(folder: Path) -> Iterator[None]:
 def _refuse(folder: Path, refusals: _Refusals) -> None:
     """Refuse a folder that holds one of the refused names, or files that no run has written."""
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    is_interrupted = (folder / JOURNAL / JOURNAL_IDENTITY).is_file()
+    is_interrupted = is_begun(folder)
     foreign: tuple[str, ...] = () if is_interrupted else _OF_INTERRUPTED_RUN
     if _LOCK not in present and not is_interrupted:
         foreign = tuple(present)
@@ -190,6 +193,16 @@ def _refuse(folder: Path, refusals: _Refusals) -> None:
         for name in names:
             if name in present:
                 raise UserError(f"output_dir={folder}: {reason.format(name)}")
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a folder holds a journal, or the empty place of one that a killed process left."""
+    journal = folder / JOURNAL
+    if not journal.is_dir():
+        return False
+    names = {path.name for path in journal.iterdir() if path.suffix != ".partial"}
+    is_journal = JOURNAL_IDENTITY in names or any(journal.glob(JOURNAL_SEGMENTS))
+    return is_journal or (not names and (folder / _LOCK).exists())
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cfdist.errors import UserError
+from cfdist.errors import DiskFullError, UserError
 
 
 def is_death(error: Exception) -> bool:
@@ -27,8 +27,14 @@ def user_error(error: Exception) -> Exception:
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, UserError):
-            # Its class may be one that Ray made; the message is what counts.
-            return UserError(str(cause.args[0] if cause.args else cause))
+            # Its class may be one that Ray made.
+            kind = DiskFullError if isinstance(cause, DiskFullError) else UserError
+            return kind(str(cause.args[0] if cause.args else cause))
+        if isinstance(cause, ray.exceptions.OutOfDiskError):
+            return DiskFullError(
+                "Ray's object store: the disk of Ray's temporary folder is full; make room there, "
+                "or name another folder: RAY_TMPDIR=..."
+            )
         if isinstance(cause, ray.exceptions.OutOfMemoryError):
             return UserError(
                 "out of memory: Ray ended a process because its machine has hardly any memory "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import shutil
 import threading
@@ -14,8 +16,17 @@ import numpy as np
 import pyarrow as pa
 
 from cfdist.detections import Detections, from_arrow, to_arrow
-from cfdist.distributed.journal import Journal, RunIdentity
-from cfdist.files import JOURNAL, PARQUET, PREDICTIONS, atomic_write
+from cfdist.distributed.journal import Cut, Journal, RunIdentity
+from cfdist.files import (
+    DISK_IS_FULL,
+    JOURNAL,
+    PARQUET,
+    PREDICTIONS,
+    Sink,
+    atomic_write,
+    disk_as_user_error,
+    write_bytes,
+)
 from cfdist.machine import peak_memory, reset_peak_memory
 from cfdist.widerface.ground_truth import PictureTruth
 from cfdist.widerface.manifest import picture_and_pass
@@ -27,6 +38,8 @@ _ROW_GROUP = 512
 
 # The folder of further passes among the prediction files.
 _THROWN_AWAY = ".further_passes"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,6 +53,7 @@ class Evaluation:
         seconds: What the evaluation and the last files took.
         peak_memory: Most resident memory that the process had, bytes.
         reach: How far the detections reach; `None` if nobody asked.
+        cuts: What the journal had to drop when the run went on.
     """
 
     ap: dict[str, dict[str, float]]
@@ -48,6 +62,7 @@ class Evaluation:
     seconds: float
     peak_memory: int
     reach: Reach | None = None
+    cuts: tuple[Cut, ...] = ()
 
 
 class Reducer:
@@ -76,7 +91,7 @@ class Reducer:
         `STYLES`; boxes are rounded as they are written before they are scored.
 
         Raises:
-            UserError: the journal is that of another run.
+            UserError: the journal is that of another run, or the disk is full or does not work.
         """
         reset_peak_memory()
         self._truth = truth
@@ -90,9 +105,15 @@ class Reducer:
         self._lock = threading.Lock()
         self._partial = output / f".{PREDICTIONS}.partial"
         self._folders: set[Path] = set()
-        self._journal = Journal(output / JOURNAL, identity)
-        for table in self._journal.read():
-            self._take_in(from_arrow(table))
+        self._unwritten: dict[str, Detections] = {}
+        with disk_as_user_error(output):
+            self._journal = Journal(output / JOURNAL, identity)
+            for cut in self._journal.cuts:
+                log.warning("%s", cut)
+            if self._partial.exists():  # its files may be of pictures that were dropped
+                shutil.rmtree(self._partial)
+            for table in self._journal.read():
+                self._take_in(from_arrow(table))
         self._take_in(from_arrow(to_arrow([])))  # imports now what would be imported late
         return self.done
 
@@ -101,12 +122,32 @@ class Reducer:
 
         A picture is done when the journal holds it, it is scored, and its file is written. A
         picture that cannot be scored has failed. The ids are keys of work items.
+
+        Raises:
+            UserError: the disk is full or does not work.
         """
-        with self._lock:
-            found = [_scorable(one) for one in from_arrow(detections) if one.id not in self.done]
+        with self._lock, disk_as_user_error(self._output):
+            known = self.done | self._unwritten.keys()
+            found: dict[str, Detections] = {}
+            for one in from_arrow(detections):
+                if one.id not in known:
+                    found.setdefault(one.id, _scorable(one))
             if found:
-                self._journal.append(to_arrow(found))
-                self._take_in(found)
+                self._append(to_arrow([*found.values()]))
+            # What the journal holds counts, should the devices find something else next time.
+            self._unwritten |= found
+            self._take_in([*self._unwritten.values()])
+            self._unwritten.clear()
+
+    def _append(self, table: pa.Table) -> None:
+        """Append to the journal; a disk that fails once gets a second try, in a new segment."""
+        try:
+            self._journal.append(table)
+        except OSError as error:
+            if error.errno in DISK_IS_FULL:
+                raise
+            log.warning("the journal failed once: %s", error)
+            self._journal.append(table)
 
     def _take_in(self, detections: list[Detections]) -> None:
         """Score pictures that the journal holds, and write their files."""
@@ -136,8 +177,7 @@ class Reducer:
             if event not in self._folders:
                 event.mkdir(parents=True, exist_ok=True)
                 self._folders.add(event)
-            with open(f"{folder}/{id}.txt", "wb") as file:
-                file.write(prediction_text(id, table, self._style).encode())
+            write_bytes(f"{folder}/{id}.txt", prediction_text(id, table, self._style).encode())
         # Last: the metric takes a picture once, while files can be written again.
         metric.update_many(
             [self._truth[id] for id in tables],
@@ -149,20 +189,26 @@ class Reducer:
         """Compute the APs and bring the final files into place.
 
         The journal stays until the results are written: a run that is killed in between goes on.
+
+        Raises:
+            UserError: the disk is full or does not work, or it has damaged the journal meanwhile.
         """
         start = time.perf_counter()
-        self._journal.close()
-        self._write_parquet()
-        shutil.rmtree(self._output / PREDICTIONS, ignore_errors=True)
-        shutil.rmtree(self._partial / _THROWN_AWAY, ignore_errors=True)
-        self._partial.mkdir(parents=True, exist_ok=True)
-        os.replace(self._partial, self._output / PREDICTIONS)
+        with disk_as_user_error(self._output):
+            self._journal.close()
+            self._write_parquet()
+            self._partial.mkdir(parents=True, exist_ok=True)
+            for folder in (self._partial / _THROWN_AWAY, self._output / PREDICTIONS):
+                if folder.exists():
+                    shutil.rmtree(folder)
+            os.replace(self._partial, self._output / PREDICTIONS)
         ap, reach = self._metric.compute(), self._metric.reach()
         failures, damaged = (
             tuple(sorted(found.items())) for found in (self._failures, self._damaged)
         )
         seconds = time.perf_counter() - start
-        return Evaluation(ap, failures, damaged, seconds, peak_memory(), reach)
+        cuts = tuple(self._journal.cuts)
+        return Evaluation(ap, failures, damaged, seconds, peak_memory(), reach, cuts)
 
     def _write_parquet(self) -> None:
         """Write all pictures in order, from the journal."""
@@ -172,10 +218,14 @@ class Reducer:
         table = pa.concat_tables([to_arrow([]), *self._journal.read()])
         # The first row counts of a picture that is there twice.
         places = {key: row for row, key in reversed([*enumerate(table.column("id").to_pylist())])}
+        if lost := self.done - places.keys():
+            reason = f"the journal has lost {len(lost)} pictures while the run went on"
+            raise OSError(errno.EIO, reason, str(self._output / JOURNAL))
         found = [places[id] for id in self._order if id in places]
         with (
             atomic_write(self._output / PARQUET) as temporary,
-            pq.ParquetWriter(temporary, table.schema, compression="zstd") as writer,
+            Sink(temporary) as sink,
+            pq.ParquetWriter(pa.PythonFile(sink), table.schema, compression="zstd") as writer,
         ):
             for start in range(0, len(found), _ROW_GROUP):
                 group = [table.slice(row, 1) for row in found[start : start + _ROW_GROUP]]

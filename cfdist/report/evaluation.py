@@ -152,6 +152,7 @@ def _notes(
             f"{kept} {pictures} were not decoded again but taken from Ray's object store "
             "(preprocess.cache)",
         ),
+        *((True, str(cut)) for cut in report.evaluation.cuts),
         *((True, note) for note in replacement_notes(report.lost)),
         *((True, note) for note in damage_notes(config, report.evaluation.damaged)),
         (report.evaluation.failures, "failed pictures are left out of the AP"),

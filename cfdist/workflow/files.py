@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from cfdist.decode import STRIDE, HeadMaps
 from cfdist.errors import UserError
-from cfdist.files import read_file, write_text
+from cfdist.files import disk_as_user_error, read_file, write_text
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract
 from cfdist.widerface.manifest import WorkItem
@@ -99,22 +99,6 @@ def output_shapes(spec: ModelSpec) -> tuple[tuple[int, int, int], ...]:
 def output_bytes(spec: ModelSpec) -> tuple[int, ...]:
     """Bytes of each of the four files of a raw output."""
     return tuple(prod(shape) * np.dtype(np.float32).itemsize for shape in output_shapes(spec))
-
-
-@contextlib.contextmanager
-def disk_as_user_error(path: Path) -> Iterator[None]:
-    """Name the file that the disk does not take in the `with` block.
-
-    Raises:
-        UserError: in place of an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); free some space or choose "
-            "another folder, and run the job again"
-        ) from None
 
 
 def write_raw(path: Path, array: NDArray[Any]) -> None:

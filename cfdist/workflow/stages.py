@@ -29,7 +29,7 @@ from cfdist.distributed.work import (
     sources_of,
 )
 from cfdist.errors import UserError
-from cfdist.files import atomic_write
+from cfdist.files import atomic_write, disk_as_user_error
 from cfdist.model import ModelSpec
 from cfdist.preprocess import (
     InputContract,
@@ -44,7 +44,6 @@ from cfdist.widerface.predictions import STYLES, prediction_text, rows
 from cfdist.workflow.files import (
     Failures,
     RawOutput,
-    disk_as_user_error,
     input_name,
     partial_folder,
     read_output,

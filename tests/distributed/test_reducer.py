@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from cfdist.decode import HeadMaps, decode_detections, select_peaks
 from cfdist.detections import Detections, from_arrow, to_arrow
 from cfdist.distributed.journal import RunIdentity
 from cfdist.distributed.reducer import Reducer
+from cfdist.errors import DiskFullError, UserError
 from cfdist.widerface.ground_truth import GroundTruth, PictureTruth
 from cfdist.widerface.manifest import WorkItem
 from cfdist.widerface.metric import WiderFaceMetric
@@ -199,15 +202,64 @@ def test_a_picture_is_not_done_before_its_file_is_written(table, tmp_path, monke
     with monkeypatch.context() as patch:
 
         def refuse(*_):
-            raise OSError("no space left")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
         patch.setattr("cfdist.distributed.reducer.prediction_text", refuse)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(DiskFullError, match=f"{tmp_path}: .*No space left"):
             reducer.add(table([0]))
     assert reducer.done == set()
-    reducer.add(table([0]))  # tried again
+    reducer.add(table([0], number=2))  # tried again
+    assert reducer.done == {ORDER[0], key_of(0, 2)}
+    again = new_reducer(tmp_path)
+    assert again.done == reducer.done
+    rows = [id for one in again._journal.read() for id in one.column("id").to_pylist()]
+    assert rows == [ORDER[0], key_of(0, 2)]  # each once
+
+
+def test_a_disk_that_fails_once_gets_a_second_try(table, tmp_path, monkeypatch):
+    reducer = new_reducer(tmp_path)
+    real, failures = os.fsync, [errno.EIO]
+
+    def fsync(descriptor):
+        if failures:
+            number = failures.pop()
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    reducer.add(table([0]))
+    assert new_reducer(tmp_path).done == {ORDER[0]}
+    failures += [errno.EIO, errno.EIO]
+    with pytest.raises(UserError, match=r"journal: cannot be written \(Input/output error\)") as no:
+        reducer.add(table([1]))
+    assert not isinstance(no.value, DiskFullError)
     assert reducer.done == {ORDER[0]}
-    assert new_reducer(tmp_path).done == {ORDER[0]}  # the journal holds it twice
+
+
+def test_a_journal_that_is_damaged_during_the_run_ends_it(table, tmp_path):
+    reducer = new_reducer(tmp_path)
+    reducer.add(table([0]))
+    reducer.add(table([1]))
+    (segment,) = (tmp_path / "journal").glob("segment-*")
+    content = bytearray(segment.read_bytes())
+    content[-1] ^= 1
+    segment.write_bytes(content)
+    with pytest.raises(UserError, match=r"journal: .*has lost 1 pictures"):
+        reducer.finish()
+    again = new_reducer(tmp_path)
+    assert again.done == {ORDER[0]}
+    (cut,) = again.finish().cuts
+    assert cut.dropped > 0
+
+
+def test_no_file_of_a_dropped_picture_stays(table, tmp_path):
+    new_reducer(tmp_path).add(table([0, 1]))
+    (segment,) = (tmp_path / "journal").glob("segment-*")
+    segment.write_bytes(segment.read_bytes()[:-1])
+    again = new_reducer(tmp_path)
+    again.add(to_arrow([Detections(ORDER[1], error="broken")]))
+    again.finish()
+    assert [path.name for path in (tmp_path / "predictions").rglob("*.txt")] == []
 
 
 def test_damage_is_told_of_the_first_pass_and_after_an_interruption(tmp_path):
