@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -24,14 +25,8 @@ from cfdist.devices.memory import needed_bytes, refuse_too_large, stream_bytes
 from cfdist.devices.reader import Size
 from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, chosen
 from cfdist.distributed.journal import RunIdentity, begun_identity
-from cfdist.distributed.plan import (
-    DevicePlan,
-    Devices,
-    cluster_resources,
-    cores_of,
-    plan_devices,
-    refuse_crowd,
-)
+from cfdist.distributed.nodes import Node, cluster_nodes
+from cfdist.distributed.plan import DevicePlan, Devices, plan_devices, refuse_crowd
 from cfdist.distributed.rounds import MakeWork
 from cfdist.distributed.session import session, shared_session
 from cfdist.distributed.work import (
@@ -165,8 +160,10 @@ def start(
     _refuse_device_numbers(config, kind)
     notes = _npu_notes(config.devices) if is_here and kind == "npu" else ()
 
-    def plan_on(resources: Mapping[str, float], shares_cpus: bool = False) -> DevicePlan:
-        """The devices on a cluster with these resources."""
+    def plan_on(nodes: Sequence[Node], shares_cpus: bool = False) -> DevicePlan:
+        """The devices on these nodes."""
+        if is_here:  # what Ray notes is only a part of it
+            nodes = [replace(node, memory=available_memory()) for node in nodes]
         plan = plan_devices(
             kind,
             config.devices,
@@ -174,21 +171,24 @@ def start(
             config.backend.streams if streams is None else streams,
             stream_bytes(models[0]),
             shares_cpus,
-            resources,
+            nodes,
         )
-        refuse_crowd(plan, config.devices, cores_of(resources), models[0].capabilities)
-        if is_here:
-            refuse_too_large(models, plan.count, plan.streams, plan.threads)
+        cores = int(sum(node.cpus for node in nodes))
+        refuse_crowd(plan, config.devices, max(1, cores), models[0].capabilities)
+        for node in nodes:
+            host = "" if is_here else node.host
+            devices = plan.room(node)
+            refuse_too_large(models, devices, plan.streams, plan.threads, node.memory, host)
         return plan
 
     if is_here:
         refuse_too_large(models)
         if kind == "cpu":  # what the cluster will have is known before it starts
-            plan_on({"CPU": available_cores()})
+            plan_on([Node(socket.gethostname(), available_cores())])
     cluster = config.cluster
     with session(cluster.address, cluster.dashboard, kind, config.devices) as dashboard:
         on_cluster = feeds_pictures and _letterboxes_on_cluster(config.preprocess.where, kind)
-        plan = plan_on(cluster_resources(), on_cluster)
+        plan = plan_on(cluster_nodes(kind), on_cluster)
         yield Execution(tuple(models), plan, dashboard, on_cluster, notes)
 
 
@@ -228,14 +228,9 @@ def _letterboxes_on_cluster(where: str, kind: str) -> bool:
     """
     if where != "auto":
         return where == "cluster"
-    resource = ACCELERATOR_RESOURCE[kind]
-    if resource is None:
+    if ACCELERATOR_RESOURCE[kind] is None:
         return False
-    import ray
-
-    listed = ray.nodes()  # type: ignore[no-untyped-call]
-    nodes = [node["Resources"] for node in listed if node["Alive"]]
-    return any(node.get("CPU", 0) >= 1 and not node.get(resource) for node in nodes)
+    return any(node.cpus >= 1 and not node.accelerators for node in cluster_nodes(kind))
 
 
 @dataclass(frozen=True)

@@ -57,21 +57,35 @@ def stream_bytes(model: BackendModel) -> int:
 
 
 def refuse_too_large(
-    models: Sequence[BackendModel], count: int = 1, streams: int = 1, threads: int = 1
+    models: Sequence[BackendModel],
+    count: int = 1,
+    streams: int = 1,
+    threads: int = 1,
+    free: int | None = None,
+    host: str = "",
 ) -> None:
-    """Refuse a batch that this machine's free memory cannot hold; each device runs all models.
+    """Refuse a batch that the free memory of a machine cannot hold; each device runs all models.
+
+    Args:
+        models: What each device runs.
+        count: Devices on that machine.
+        streams: Of each device.
+        threads: Of each device.
+        free: The machine's memory, bytes; `None`: what is free on this one.
+        host: The machine's name in the message; empty: this one.
 
     Raises:
         UserError: it says what is needed and what is free.
     """
     needed = sum(needed_bytes(model, count, streams, threads) for model in models)
-    free = available_memory()
+    free = available_memory() if free is None else free
     if needed > free:
         devices = f"{count} device{'s' if count > 1 else ''}"
+        where = f" on {host}" if host else ""
         raise UserError(
             f"model.batch={models[0].spec.batch}: {devices} with {streams} of these batches at "
-            f"once need about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free; "
-            "choose a smaller model.batch, fewer devices or backend.streams=1"
+            f"once need about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are "
+            f"free{where}; choose a smaller model.batch, fewer devices or backend.streams=1"
         )
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from cfdist.backends.base import Capabilities, DeviceSettings
 from cfdist.devices.base import AHEAD
 from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, VISIBLE_DEVICES
+from cfdist.distributed.nodes import UNIT, Node, cluster_nodes, largest_share, named
 from cfdist.errors import UserError
-from cfdist.machine import available_memory
 
 CORES_PER_AUTO_DEVICE = 8
+
+# Larger devices may leave this part of the cluster's cores without work: they share more.
+_USED_CORES = 0.9
 
 # More of these than this for each core only wait for each other; each device is a process, and each
 # of those takes memory. A simulated device does not compute.
@@ -35,6 +38,7 @@ class DevicePlan:
         streams: Inferences that each device takes at once.
         readers: Reader threads of each device.
         cpus: Ray's CPUs that each actor takes.
+        share: Ten-thousandths of a CPU that each device has, whether or not its actor takes them.
     """
 
     kind: str
@@ -43,6 +47,11 @@ class DevicePlan:
     streams: int
     readers: int
     cpus: float
+    share: int = 0
+
+    def room(self, node: Node) -> int:
+        """How many of the devices may lie on a node."""
+        return min(self.count, node.room(self.kind, self.share))
 
     @property
     def max_in_flight(self) -> int:
@@ -72,61 +81,74 @@ def plan_devices(
     streams: int | Auto = 1,
     stream_bytes: int = 1,
     shares_cpus: bool = False,
-    resources: Mapping[str, float] | None = None,
+    nodes: Sequence[Node] | None = None,
 ) -> DevicePlan:
-    """Share the cluster's cores between the devices.
+    """Share the cores of each node between the devices that lie on it.
 
     Args:
         kind: "cpu", "gpu" or "npu".
-        devices: A number, a list with one entry a device, or "auto": every accelerator, or one CPU
-            device for each 8 cores.
+        devices: A number, a list with one entry a device, or "auto": every accelerator, or about
+            one CPU device for each 8 cores.
         readers: Reader threads of each device, or "auto": its share of the cores.
         streams: Inferences that a device takes at once, or "auto": a CPU device takes as many as
-            it has threads, as far as half of the free memory goes, any other device one.
+            it has threads, as far as half of its node's memory goes, any other device one.
         stream_bytes: What one more stream takes, bytes, see `cfdist.devices.memory`.
         shares_cpus: Whether other tasks need the CPUs while the devices run.
-        resources: What the cluster has, by Ray's names; `None`: Ray, which is connected, says it.
+        nodes: Those of the cluster; `None`: Ray, which is connected, says it.
 
     Raises:
-        UserError: the cluster has fewer accelerators than asked for.
+        UserError: the cluster has fewer accelerators than asked for, or no CPU.
     """
-    if resources is None:
-        resources = cluster_resources()
-    cores = cores_of(resources)
-    resource = ACCELERATOR_RESOURCE[kind]
-    accelerators = int(resources.get(resource, 0)) if resource else 0
+    if nodes is None:
+        nodes = cluster_nodes(kind)
     if devices == "auto":
-        count = accelerators if resource else max(1, cores // CORES_PER_AUTO_DEVICE)
+        count = _auto_count(kind, nodes)
     else:
         count = len(devices) if isinstance(devices, list) else devices
-    if (resource and count > accelerators) or count == 0:
-        visible = os.environ.get(VISIBLE_DEVICES.get(kind, ""))
-        allotment = "" if visible is None else f" ({VISIBLE_DEVICES[kind]}={visible} here)"
+    _refuse_too_many(kind, devices, count, nodes)
+    share = largest_share(nodes, kind, count)
+    if not share and kind == "cpu":
         raise UserError(
-            f"devices={devices}: Ray sees {accelerators} {resource} on this cluster{allotment}; "
-            "ask for at most that many, or choose a CPU backend (backend=openvino)"
+            f"devices={devices}: no node of the cluster has a CPU ({named(nodes, kind)}); start "
+            "one with CPUs: ray start --address=... --num-cpus=N"
         )
-    threads = max(1, cores // count)
+    threads = max(1, share // UNIT)
     if streams == "auto":
-        streams = streams_in_memory(threads, count, stream_bytes) if kind == "cpu" else 1
+        streams = streams_in_memory(threads, kind, share, stream_bytes, nodes)
     if readers == "auto":
         readers = threads
-    # Ray counts in ten-thousandths.
-    cpus = int(min(cores / count, threads) * 10_000) / 10_000
-    return DevicePlan(kind, count, threads, streams, readers, 0 if shares_cpus else cpus)
+    cpus = 0.0 if shares_cpus else min(share / UNIT, threads)
+    return DevicePlan(kind, count, threads, streams, readers, cpus, share)
 
 
-def cluster_resources() -> dict[str, float]:
-    """What the cluster to which Ray is connected has."""
-    import ray
+def _auto_count(kind: str, nodes: Sequence[Node]) -> int:
+    """Every accelerator; on CPUs the fewest devices that leave hardly a core of any node idle."""
+    if ACCELERATOR_RESOURCE[kind]:
+        return sum(node.accelerators for node in nodes)
+    cores = [int(node.cpus) for node in nodes if node.cpus >= 1]
+    if not cores:
+        return 1
+    # The threads that a device has if its node is alone.
+    sizes = sorted({one // max(1, one // CORES_PER_AUTO_DEVICE) for one in cores}, reverse=True)
+    used = {size: size * sum(one // size for one in cores) for size in sizes}
+    enough = _USED_CORES * sum(cores)
+    size = next((size for size in sizes if used[size] >= enough), max(sizes, key=used.__getitem__))
+    return used[size] // size
 
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return found
 
-
-def cores_of(resources: Mapping[str, float]) -> int:
-    """The CPUs that a cluster has, at least one."""
-    return max(1, int(resources.get("CPU", 1)))
+def _refuse_too_many(kind: str, devices: Devices, count: int, nodes: Sequence[Node]) -> None:
+    """Refuse more devices than there are accelerators; a `UserError` says how many, and where."""
+    resource = ACCELERATOR_RESOURCE[kind]
+    there = sum(node.accelerators for node in nodes)
+    if resource is None or 0 < count <= there:
+        return
+    visible = os.environ.get(VISIBLE_DEVICES[kind])
+    allotment = "" if visible is None else f" ({VISIBLE_DEVICES[kind]}={visible} here)"
+    hosts = f": {named([node for node in nodes if node.accelerators], kind)}" if there else ""
+    raise UserError(
+        f"devices={devices}: Ray sees {there} {resource} on this cluster{hosts}{allotment}; "
+        "ask for at most that many, or choose a CPU backend (backend=openvino)"
+    )
 
 
 def refuse_crowd(plan: DevicePlan, devices: Devices, cores: int, of: Capabilities) -> None:
@@ -174,6 +196,14 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def streams_in_memory(threads: int, count: int, stream_bytes: int) -> int:
-    """One stream a thread, as far as half of the free memory goes; at least one."""
-    return max(1, min(threads, available_memory() // 2 // count // stream_bytes))
+def streams_in_memory(
+    threads: int, kind: str, share: int, stream_bytes: int, nodes: Sequence[Node]
+) -> int:
+    """One stream a thread, as far as half of each node's memory goes; at least one.
+
+    Devices of accelerators take one.
+    """
+    if kind != "cpu":
+        return 1
+    each = [node.memory // 2 // node.room(kind, share) for node in nodes if node.room(kind, share)]
+    return max(1, min(threads, min(each) // stream_bytes))

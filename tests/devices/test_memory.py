@@ -7,7 +7,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from cfdist.backends.model import BackendModel
 from cfdist.devices import memory
-from cfdist.distributed import plan as planning
+from cfdist.distributed.nodes import UNIT, Node
+from cfdist.distributed.plan import streams_in_memory
 from cfdist.errors import UserError
 
 GPU = {"providers": ["CUDAExecutionProvider"]}
@@ -40,15 +41,14 @@ def test_openvino_computes_as_many_pictures_at_once_as_a_stream_has_threads(spec
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize(("cores", "batch", "free"), [(16, 128, 24e9), (64, 64, 64e9), (2, 1, 2e9)])
-def test_streams_chosen_by_memory_are_not_refused(spec, monkeypatch, backend, cores, batch, free):
+def test_streams_chosen_by_memory_are_not_refused(spec, backend, cores, batch, free):
     model = BackendModel(backend, spec(batch=batch), CPU)
-    for module in (memory, planning):
-        monkeypatch.setattr(module, "available_memory", lambda: int(free))
     one = memory.stream_bytes(model)
-    streams = planning.streams_in_memory(cores, 1, one)
+    node = Node("host", cores, memory=int(free))
+    streams = streams_in_memory(cores, "cpu", cores * UNIT, one, [node])
     assert streams == max(1, min(cores, int(free) // 2 // one))
     if memory.needed_bytes(model, 1, 1, 1) < free / 2:
-        memory.refuse_too_large([model], 1, streams, cores)
+        memory.refuse_too_large([model], 1, streams, cores, node.memory)
 
 
 def test_simulated_devices_only_need_their_buffers(spec):
@@ -64,6 +64,9 @@ def test_too_large_a_batch_is_the_user_s_error(spec, monkeypatch):
         memory.refuse_too_large([large], count=2)
     with pytest.raises(UserError, match=r"about 30.7 GB"):  # two models beside each other
         memory.refuse_too_large([large, large])
+    memory.refuse_too_large([large], free=40_000_000_000)
+    with pytest.raises(UserError, match=r"need about 15.3 GB of memory, 9.0 GB are free on east;"):
+        memory.refuse_too_large([large], free=9_000_000_000, host="east")
 
 
 @pytest.mark.parametrize(

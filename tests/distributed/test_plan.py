@@ -1,24 +1,34 @@
-"""The cores and accelerators of a real Ray, shared between devices."""
+"""The cores, memory and accelerators of each node, shared between its devices."""
 
 from __future__ import annotations
 
 import pytest
 
 from cfdist.backends.base import Capabilities
-from cfdist.distributed import plan as planning
-from cfdist.distributed.plan import plan_devices, refuse_crowd
+from cfdist.distributed.nodes import UNIT, Node
+from cfdist.distributed.plan import CORES_PER_AUTO_DEVICE, plan_devices, refuse_crowd
 from cfdist.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("ray_session")
+
+def nodes_of(*cores: float, accelerators: int = 8) -> list[Node]:
+    return [Node(f"h{i}", one, accelerators) for i, one in enumerate(cores)]
 
 
-def test_more_accelerators_than_there_are_is_the_user_s_error():
-    with pytest.raises(UserError, match="devices=2: Ray sees 0 NPU"):
-        plan_devices("npu", 2)
-    with pytest.raises(UserError, match="devices=auto: Ray sees 0 GPU"):
-        plan_devices("gpu", "auto")
+def test_more_accelerators_than_there_are_is_the_user_s_error(monkeypatch):
+    monkeypatch.setenv("ASCEND_RT_VISIBLE_DEVICES", "4,5")
+    there = [Node("east", 8, 2), Node("middle", 8, 0), Node("west", 4, 1)]
+    with pytest.raises(UserError) as refused:
+        plan_devices("npu", 4, nodes=there)
+    assert str(refused.value) == (
+        "devices=4: Ray sees 3 NPU on this cluster: east 2 NPU and 8 CPU, west 1 NPU and 4 CPU "
+        "(ASCEND_RT_VISIBLE_DEVICES=4,5 here); ask for at most that many, or choose a CPU backend "
+        "(backend=openvino)"
+    )
+    with pytest.raises(UserError, match="devices=auto: Ray sees 0 GPU on this cluster; ask"):
+        plan_devices("gpu", "auto", nodes=nodes_of(8, accelerators=0))
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_cores_are_shared_between_cpu_devices():
     import ray
 
@@ -33,9 +43,53 @@ def test_cores_are_shared_between_cpu_devices():
     assert crowded.streams == 1
 
 
+@pytest.mark.parametrize("cores", range(1, 200))
+def test_auto_on_one_node_is_a_device_for_each_eight_cores(cores):
+    plan = plan_devices("cpu", "auto", nodes=nodes_of(cores))
+    assert plan.count == max(1, cores // CORES_PER_AUTO_DEVICE)
+    assert plan.threads == plan.cpus == cores // plan.count
+
+
+@pytest.mark.parametrize(
+    ("cores", "devices", "expected"),
+    [
+        # cores of the nodes; devices asked for -> how many, CPUs of each
+        ((1, 1), 1, (1, 1)),
+        ((1, 1), "auto", (2, 1)),
+        ((3, 3), 1, (1, 3)),
+        ((3, 3), "auto", (2, 3)),
+        ((3, 3), 4, (4, 1)),
+        ((3, 3), 9, (9, 0.6)),
+        ((0, 4), 2, (2, 2)),
+        ((1, 64), "auto", (8, 8)),
+        ((4, 4, 8), "auto", (4, 4)),
+        ((6, 6, 6, 6, 8), "auto", (5, 6)),
+        ((0, 0.5), "auto", (1, 0.5)),
+    ],
+)
+def test_a_device_lies_on_one_node(cores, devices, expected):
+    plan = plan_devices("cpu", devices, nodes=nodes_of(*cores))
+    assert (plan.count, plan.cpus) == expected
+    assert plan.threads == max(1, int(plan.cpus))
+    assert sum(plan.room(node) for node in nodes_of(*cores)) >= plan.count
+
+
+def test_accelerators_share_the_cores_of_their_own_node():
+    nodes = [Node("east", 16, 8), Node("west", 64, 2)]
+    plan = plan_devices("npu", "auto", nodes=nodes)
+    assert (plan.count, plan.threads, plan.cpus) == (10, 2, 2)
+    assert plan_devices("npu", 2, nodes=nodes).threads == 32
+    bare = plan_devices("npu", 2, nodes=[Node("east", 0, 2)])
+    assert (bare.threads, bare.cpus, bare.room(Node("east", 0, 2))) == (1, 0, 2)
+
+
+def test_a_cluster_without_a_cpu_is_refused():
+    with pytest.raises(UserError, match=r"devices=2: no node .* a CPU \(h0 0 CPU, h1 0 CPU\); st"):
+        plan_devices("cpu", 2, nodes=nodes_of(0, 0))
+
+
 def planned(devices, cores, kind="cpu", **options) -> tuple:
-    resources = {"CPU": cores, "GPU": 8, "NPU": 8}
-    return plan_devices(kind, devices, resources=resources, **options), devices, cores
+    return plan_devices(kind, devices, nodes=nodes_of(cores), **options), devices, cores
 
 
 REAL, SIMULATED = Capabilities(streams_need_threads=True), Capabilities(is_simulated=True)
@@ -74,11 +128,13 @@ def test_what_the_cores_can_serve_is_not(plan, of):
 
 
 def test_devices_leave_the_cores_to_a_stage_that_letterboxes():
-    plan = plan_devices("cpu", 1, shares_cpus=True)
+    plan = plan_devices("cpu", 1, shares_cpus=True, nodes=nodes_of(4))
     assert plan.actor_options["num_cpus"] == 0
+    assert plan.share == 4 * UNIT
 
 
 @pytest.mark.parametrize(("free", "expected"), [(1000, 5), (100, 1), (10, 1), (10**6, 8)])
-def test_streams_take_half_of_the_free_memory(monkeypatch, free, expected):
-    monkeypatch.setattr(planning, "available_memory", lambda: free)
-    assert planning.streams_in_memory(threads=8, count=2, stream_bytes=50) == expected
+def test_streams_take_half_of_the_memory_of_the_node_that_has_least(free, expected):
+    nodes = [Node("east", 16, memory=free), Node("west", 16, memory=10**9), Node("head", 0)]
+    plan = plan_devices("cpu", 4, streams="auto", stream_bytes=50, nodes=nodes)
+    assert (plan.threads, plan.streams) == (8, expected)

@@ -1,0 +1,78 @@
+"""The nodes of a cluster: what each has, and how many devices of a run find room there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE
+
+# Ray counts CPUs in ten-thousandths.
+UNIT = 10_000
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster to which Ray is connected, or this machine before Ray is there.
+
+    Attributes:
+        cpus: Ray's CPUs.
+        accelerators: Those of the run's kind.
+        memory: What the devices may take there, bytes.
+        id: Ray's.
+    """
+
+    host: str
+    cpus: float
+    accelerators: int = 0
+    memory: int = 0
+    id: str = ""
+
+    def room(self, kind: str, share: int) -> int:
+        """How many devices of a kind fit, each with `share` ten-thousandths of a CPU."""
+        is_accelerated = ACCELERATOR_RESOURCE[kind] is not None
+        if not share:
+            return self.accelerators if is_accelerated else 0
+        room = int(self.cpus * UNIT) // share
+        return min(room, self.accelerators) if is_accelerated else room
+
+
+def cluster_nodes(kind: str) -> list[Node]:
+    """The living nodes of the cluster; `kind`, "cpu", "gpu" or "npu", is that of the devices."""
+    import ray
+
+    found = []
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        has = node["Resources"]
+        if node["Alive"]:
+            accelerators = int(has.get(ACCELERATOR_RESOURCE[kind], 0))
+            memory = int(has.get("memory", 0))
+            host = node["NodeManagerHostname"]
+            found.append(Node(host, has.get("CPU", 0.0), accelerators, memory, node["NodeID"]))
+    return found
+
+
+def largest_share(nodes: Sequence[Node], kind: str, count: int) -> int:
+    """The most of a CPU that each of `count` devices can have, ten-thousandths.
+
+    A device lies on one node: two nodes of 3 CPUs have no room for a device of 4. 0 if there is no
+    room for so many devices, however little each has.
+    """
+    sizes = {int(node.cpus * UNIT) for node in nodes}
+    shares = {size // number for size in sizes for number in range(1, count + 1)} - {0}
+    for share in sorted(shares, reverse=True):
+        if sum(node.room(kind, share) for node in nodes) >= count:
+            return share
+    return 0
+
+
+def named(nodes: Sequence[Node], kind: str) -> str:
+    """What each node has, for a message: "a 4 CPU, b 8 CPU"."""
+    resource = ACCELERATOR_RESOURCE[kind]
+    counts = [f"{node.accelerators} {resource}" if resource else "" for node in nodes]
+    cpus = [f"{node.cpus:g} CPU" for node in nodes]
+    parts = [
+        f"{node.host} {' and '.join(filter(None, both))}"
+        for node, *both in zip(nodes, counts, cpus, strict=True)
+    ]
+    return ", ".join(parts) or "no node"
