@@ -162,8 +162,9 @@ def test_the_fingerprint_is_that_of_what_decides_the_detections(compose, spec):
 def test_pictures_are_letterboxed_where_cores_are_idle(monkeypatch, where, kind, nodes, expected):
     import ray
 
-    listed = [{"Resources": resources, "Alive": True} for resources in nodes]
-    listed.append({"Resources": {"CPU": 64}, "Alive": False})
+    names = {"NodeManagerHostname": "h", "NodeID": "0"}
+    listed = [{"Resources": resources, "Alive": True, **names} for resources in nodes]
+    listed.append({"Resources": {"CPU": 64}, "Alive": False, **names})
     monkeypatch.setattr(ray, "nodes", lambda: listed)
     assert execution._letterboxes_on_cluster(where, kind) is expected
 

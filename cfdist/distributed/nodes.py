@@ -43,12 +43,13 @@ def cluster_nodes(kind: str) -> list[Node]:
 
     found = []
     for node in ray.nodes():  # type: ignore[no-untyped-call]
-        has = node["Resources"]
         if node["Alive"]:
+            has = node["Resources"]
             accelerators = int(has.get(ACCELERATOR_RESOURCE[kind], 0))
-            memory = int(has.get("memory", 0))
-            host = node["NodeManagerHostname"]
-            found.append(Node(host, has.get("CPU", 0.0), accelerators, memory, node["NodeID"]))
+            host, id = node["NodeManagerHostname"], node["NodeID"]
+            found.append(
+                Node(host, has.get("CPU", 0.0), accelerators, int(has.get("memory", 0)), id)
+            )
     return found
 
 
