@@ -22,6 +22,7 @@ from cfdist.distributed.actors import (
     leave_actors,
     take_actor,
 )
+from cfdist.distributed.events import Events
 from cfdist.distributed.failures import is_death, user_error
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.scheduler import Scheduler, chunk_for_rate
@@ -117,6 +118,7 @@ class DevicePool(Generic[Result]):
         actors: Device name -> its actor.
         reports: Device name -> its last report.
         lost: Names of devices that died, one entry each time.
+        events: What happened to the devices.
     """
 
     def __init__(
@@ -140,6 +142,7 @@ class DevicePool(Generic[Result]):
         self.actors: dict[str, Actor] = {}
         self.reports: dict[str, DeviceReport] = {}
         self.lost: list[str] = []
+        self.events = Events()
         self._loading: dict[str, Ref] = {}
         self._places: dict[str, Place] = {}
 
@@ -233,7 +236,10 @@ class DevicePool(Generic[Result]):
     def _lose(self, name: str, error: Exception) -> None:
         log.warning("%s was lost: %s", name, error)
         self.lost.append(name)
-        self._places.pop(name, None)
+        place = self._places.pop(name, None)
+        host, chip = (place.host, place.chip) if place else (None, None)
+        where = f" ({host}{f', chip {chip}' if chip else ''})" if host else ""
+        self.events.note("device_lost", f"{name}{where} died", name, host, chip)
         # The actor may only be out of reach, and two cannot have one name.
         kill_actors({name: self.actors.pop(name)})
 

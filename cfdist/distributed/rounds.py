@@ -12,6 +12,7 @@ from cfdist.backends.model import BackendModel
 from cfdist.devices.base import ChunkReport, DeviceReport
 from cfdist.devices.detector import Detector
 from cfdist.distributed.actors import kill_actors, leave_actors, take_actor
+from cfdist.distributed.events import Event
 from cfdist.distributed.failures import user_error
 from cfdist.distributed.journal import RunIdentity
 from cfdist.distributed.plan import DevicePlan
@@ -172,7 +173,7 @@ class EvaluationReport:
     Attributes:
         devices: Device name -> its report.
         resumed: Work items that an earlier, interrupted run had done.
-        lost: Names of devices that died and were replaced, one entry each time.
+        events: What happened to the devices and pictures.
         cpu_seconds: Processor time of this process and all that it has started, from the first to
             the last picture, without a Ray cluster that ran before.
     """
@@ -181,7 +182,7 @@ class EvaluationReport:
     devices: dict[str, DeviceReport]
     timeline: Timeline
     resumed: int
-    lost: tuple[str, ...]
+    events: Sequence[Event]
     cpu_seconds: float
 
 
@@ -236,6 +237,4 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
             raise user_error(error) from error
         raise
     leave_actors({REDUCER: reducer}, Reducer, options)
-    return EvaluationReport(
-        evaluation, pool.reports, timeline, len(done), tuple(pool.lost), cpu_seconds
-    )
+    return EvaluationReport(evaluation, pool.reports, timeline, len(done), pool.events, cpu_seconds)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cfdist.backends.simulated import PUBLISHED_INPUT
 from cfdist.config import Config
+from cfdist.distributed.events import event_notes
 from cfdist.distributed.reducer import Evaluation
 from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
 from cfdist.execution import PictureSupply
-from cfdist.files import LOG, PREDICTIONS
+from cfdist.files import PREDICTIONS
 from cfdist.machine import peak_memory
 from cfdist.report.accuracy import accuracy_notes, expected_notes
 from cfdist.report.results import (
@@ -81,6 +81,7 @@ def evaluation_results(
         config=config.model_dump(),
         simulated=model.is_simulated,
         notes=notes,
+        events=report.events,
         extra={
             "start_up_seconds": start_up | {"first_chunk": timeline.first_seconds},
             "pictures_decoded": _decoded(report),
@@ -153,7 +154,7 @@ def _notes(
             "(preprocess.cache)",
         ),
         *((True, str(cut)) for cut in report.evaluation.cuts),
-        *((True, note) for note in replacement_notes(report.lost)),
+        *((True, note) for note in event_notes(report.events)),
         *((True, note) for note in damage_notes(config, report.evaluation.damaged)),
         (report.evaluation.failures, "failed pictures are left out of the AP"),
     ]
@@ -170,17 +171,4 @@ def preset_notes(config: Config) -> list[str]:
     return [
         f"the times of backend.preset={config.backend.preset} are those of an input of "
         f"{rows}x{columns}, whatever this run's; set backend.latency_ms for another"
-    ]
-
-
-def replacement_notes(lost: Sequence[str]) -> list[str]:
-    """A sentence for each device that died.
-
-    Args:
-        lost: Names of devices; a name stands there as many times as its device died.
-    """
-    return [
-        f"{name} died {lost.count(name)} time{'s' if lost.count(name) > 1 else ''} and was "
-        f"replaced (see {LOG}); its figures are those of the last one"
-        for name in sorted(set(lost))
     ]

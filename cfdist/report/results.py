@@ -8,7 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from cfdist import backends
 from cfdist.config import Config
 from cfdist.config.installation import CHECKOUT
 from cfdist.devices.base import DeviceReport
+from cfdist.distributed.events import Event
 from cfdist.errors import ExitCode, UserError
 from cfdist.files import RESULTS, write_text
 from cfdist.machine import available_cores, cpu_model
@@ -119,6 +120,8 @@ class Results:
             the data set's name and the number of pictures that count.
         config: The resolved configuration.
         notes: What a reader should know, a sentence each.
+        events: What happened to devices, nodes, the reducer and pictures, see
+            `cfdist.distributed.events`.
         expected: What the AP should be, see `expected_ap`.
         extra: Sections that only one job has: name -> content.
     """
@@ -142,6 +145,7 @@ class Results:
     provenance: dict[str, Any] = field(default_factory=provenance)
     config: dict[str, Any]
     notes: Sequence[str] = ()
+    events: Sequence[Event] = ()
     expected: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -161,6 +165,7 @@ class Results:
             content["provenance"] = {"dataset": dataset, "pictures": self.done} | self.provenance
         for name in ("failures", "damaged"):
             content[name] = [{"picture": id, "reason": why} for id, why in getattr(self, name)]
+        content["events"] = [asdict(event) for event in self.events]
         return content | self.extra
 
     def write(self, folder: Path) -> Path:

@@ -8,11 +8,12 @@ from typing import Any
 
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config
+from cfdist.distributed.events import event_notes
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
 from cfdist.distributed.work import item_work
 from cfdist.execution import PictureSupply
-from cfdist.report.evaluation import evaluation_results, preset_notes, replacement_notes
+from cfdist.report.evaluation import evaluation_results, preset_notes
 from cfdist.report.results import (
     START_UP,
     Phases,
@@ -89,6 +90,7 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
         notes=(preset_notes(config) if is_simulated else [])
         + _notes(config, figures)
         + damage_notes(config, whole.damaged if whole else ()),
+        events=whole.events if whole else (),
         extra={
             **(whole.extra if whole else {}),
             "benchmark": {
@@ -204,4 +206,4 @@ def _notes(config: Config, figures: Figures) -> list[str]:
         notes.append("too few pictures for a steady rate; raise benchmark.pictures")
     if config.cluster.address is not None:
         notes.append("the processor time of a cluster that ran before is not known")
-    return notes + replacement_notes(report.lost)
+    return notes + event_notes(report.events)

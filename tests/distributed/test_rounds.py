@@ -98,7 +98,7 @@ def test_a_lost_device_changes_nothing_but_the_time(run, whole, tmp_path):
     outcome = run(tmp_path, on_done=kill_one)
 
     assert killed
-    assert outcome.lost == ("device:1",)
+    assert [(event.what, event.device) for event in outcome.events] == [("device_lost", "device:1")]
     assert outcome.timeline.points[-1][1] == 40  # all pictures are accounted for
     assert outcome.evaluation.ap == whole[0].evaluation.ap
     assert same_files(tmp_path, whole[1])

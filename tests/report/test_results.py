@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfdist.devices.base import DeviceReport
+from cfdist.distributed.events import Event
 from cfdist.errors import UserError
 from cfdist.report.results import (
     Phases,
@@ -82,11 +83,24 @@ def test_the_keys_are_a_promise(tmp_path):
         "schema_version", "job", "ap", "pictures", "failures", "damaged", "throughput", "seconds",
         "devices", "model", "backend", "batch", "simulated", "fingerprint", "passes", "versions",
         "provenance",
-        "config", "notes", "expected", "own",
+        "config", "notes", "events", "expected", "own",
     ]  # fmt: skip
     assert written["pictures"] == {"total": 2, "done": 1, "failed": 1}
     assert written["failures"] == [{"picture": "e/a", "reason": "broken"}]
     assert written["damaged"] == []
+    assert written["events"] == []
+    happened = Event("device_set_aside", "device:1 is out", "device:1", "node", "3", "2026-01-01")
+    written = json.loads(results(events=[happened]).write(tmp_path).read_text())
+    assert written["events"] == [
+        {
+            "what": "device_set_aside",
+            "text": "device:1 is out",
+            "device": "device:1",
+            "host": "node",
+            "chip": "3",
+            "time": "2026-01-01",
+        }
+    ]
     assert {"python", "cfdist", "numpy"} <= set(written["versions"])
 
 

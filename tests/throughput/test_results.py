@@ -10,6 +10,7 @@ import pytest
 
 from cfdist.backends.model import BackendModel
 from cfdist.devices.base import DeviceReport
+from cfdist.distributed.events import Event
 from cfdist.distributed.journal import RunIdentity
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.reducer import Evaluation
@@ -54,7 +55,7 @@ def figures(spec) -> Figures:
         {"device:0": DeviceReport(pictures=8, decoded=8, busy_seconds=1.0)},
         timeline,
         resumed=0,
-        lost=("device:0",),
+        events=[Event("device_lost", "device:0 died")],
         cpu_seconds=0.8,
     )
     loops = LoopReport(np.array([[1.0, 2.0], [2.0, 4.0]]), ())
@@ -98,7 +99,7 @@ def test_all_parts(compose, figures, phases):
     )
     notes = " ".join(results.notes)
     for words in (
-        "repeated to make 300", "none of the host's rates", "too few pictures", "device:0 died 1",
+        "repeated to make 300", "none of the host's rates", "too few pictures", "device:0 died",
     ):  # fmt: skip
         assert words in notes
     assert "AP" not in notes
