@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import time
 from enum import IntEnum
-
-# What an interrupted process may take to end: it writes its journal and ends Ray.
-_SECONDS_TO_END = 15
-
-_interrupted_at: float | None = None  # on the monotonic clock
 
 
 class UserError(Exception):
@@ -32,23 +24,8 @@ class TerminatedError(KeyboardInterrupt):
     """The process was asked to end (SIGTERM); it ends as it does on Ctrl-C."""
 
 
-def raise_interruption(number: int, _frame: object) -> None:
-    """A signal handler for Ctrl-C and SIGTERM: ends the process by an exception, once.
-
-    While the process ends, more of them change nothing. If it hangs there, one that comes later
-    ends it at once.
-    """
-    global _interrupted_at
-    now = time.monotonic()
-    if _interrupted_at is None:
-        _interrupted_at = now
-        raise TerminatedError if number == signal.SIGTERM else KeyboardInterrupt
-    if now - _interrupted_at > _SECONDS_TO_END:
-        os._exit(128 + number)
-
-
-def ignore_signal(*_: object) -> None:
-    """A signal handler that does nothing, and that child processes do not inherit."""
+class HungUpError(KeyboardInterrupt):
+    """The process's terminal has gone (SIGHUP); it ends as it does on Ctrl-C."""
 
 
 class ExitCode(IntEnum):
@@ -73,5 +50,6 @@ class ExitCode(IntEnum):
     PAST_TOLERANCE = 4, "job=compare past a tolerance"
     GATE_MISSED = 5, "eval.gate missed"
     DISK_FULL = 6, "the disk is full"
+    HUNG_UP = 129, "interrupted: the terminal has gone (SIGHUP)"
     INTERRUPTED = 130, "interrupted (Ctrl-C)"
     TERMINATED = 143, "terminated (SIGTERM)"

@@ -22,11 +22,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cfdist import __version__, config
+from cfdist.command import interruptions
 from cfdist.command.arguments import Question, asked, prepare_arguments, settings_of
 from cfdist.command.run_folder import claim, finished_results
 from cfdist.config.installation import CONFIG_FOLDER, load_job
 from cfdist.config.messages import HELP_WIDTH
-from cfdist.errors import ExitCode, TerminatedError, UserError
+from cfdist.distributed.guard import guarded
+from cfdist.errors import ExitCode, UserError
 from cfdist.files import LOG, expanded
 from cfdist.machine import process_age
 
@@ -78,9 +80,7 @@ def main() -> int:
             return ExitCode.DONE
         with held:
             run(run_job)()
-    except (
-        *(KeyboardInterrupt, UserError, HydraException, OmegaConfBaseException, OSError),
-    ) as error:
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
         return fail(*explain(error))
     return max((outcome.exit_code for outcome in outcomes), default=ExitCode.DONE)
 
@@ -115,11 +115,10 @@ def run_job(composed: DictConfig) -> None:
         folder = expanded(checked.output_dir).absolute()
         output = folder if number is None else folder / str(number)
         checked.output_dir = str(output)
+        guarded()
+        interruptions.note_how_to_go_on(f"output_dir={folder} goes on where this stopped")
         composed.output_dir = config.literal(checked.output_dir)
         code, reason = _run(checked, OmegaConf.to_yaml(composed, resolve=True), output, started)
-    except KeyboardInterrupt as interruption:
-        where = f"; output_dir={folder} goes on where this stopped" if folder else ""
-        raise type(interruption)(f"interrupted{where}") from None
     except Exception as error:
         code, reason = explain(error, output)
         if code == ExitCode.INTERNAL:
@@ -162,12 +161,13 @@ def explain(error: BaseException, output: str | Path | None = None) -> tuple[Exi
     Args:
         error: What was raised.
         output: The run's folder, which is named if an `OSError` names no file.
+
+    Raises:
+        KeyboardInterrupt: the error came of an interruption that was lost in what it hit.
     """
+    if interruption := interruptions.pending():
+        raise interruption from None
     match error:
-        case KeyboardInterrupt():
-            is_terminated = isinstance(error, TerminatedError)
-            code = ExitCode.TERMINATED if is_terminated else ExitCode.INTERRUPTED
-            return code, str(error) or "interrupted"
         case UserError():
             return ExitCode.BAD_INPUT, str(error)
         case HydraException() | OmegaConfBaseException():

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable
 from typing import TextIO
 
-from cfdist.errors import ExitCode, ignore_signal, raise_interruption
+from cfdist.command import interruptions
+from cfdist.distributed.guard import end_guard
+from cfdist.errors import ExitCode
 
 _STANDARD = (0, 1, 2)  # the descriptors of input, output and error messages
 
@@ -18,15 +19,21 @@ _STANDARD = (0, 1, 2)  # the descriptors of input, output and error messages
 def main() -> int:
     """Run the command line; returns the process's exit code."""
     guard_screen()
-    catch_interruptions(raise_interruption)
+    interruptions.catch()
+    code: int = ExitCode.BAD_INPUT
     try:
-        run = _import()
-        return ExitCode.BAD_INPUT if run is None else run()
-    except KeyboardInterrupt:  # while importing
-        print("cfdist: interrupted", file=sys.stderr)
-        return ExitCode.INTERRUPTED
+        if run := _import():
+            code = run()
+    except BaseException as error:
+        # An error that came of the interruption, in whatever it hit, is none of its own.
+        interruption = interruptions.pending() or error
+        if not isinstance(interruption, KeyboardInterrupt):
+            raise
+        code = interruptions.say(interruption)
     finally:
-        catch_interruptions(ignore_signal)
+        interruptions.finish(code)
+        end_guard()
+    return code
 
 
 def _import() -> Callable[[], int] | None:
@@ -47,13 +54,6 @@ def _import() -> Callable[[], int] | None:
         )
         return None
     return main
-
-
-def catch_interruptions(handler: object) -> None:
-    """Set the handler of Ctrl-C and SIGTERM; one that the caller wants ignored stays ignored."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, handler)  # type: ignore[arg-type]
 
 
 def guard_screen() -> None:

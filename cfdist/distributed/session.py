@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from cfdist.distributed.accelerators import chosen, only_visible, resources
 from cfdist.distributed.joining import join_ray
 from cfdist.distributed.plan import Auto, Devices
-from cfdist.distributed.starting import prepare_environment, start_ray
-from cfdist.errors import UserError, raise_interruption
+from cfdist.distributed.starting import interruptible, prepare_environment, start_ray
+from cfdist.errors import UserError
 
 if TYPE_CHECKING:
     from cfdist.distributed.work import KeptPictures
@@ -121,10 +119,8 @@ def own_session(
             wants_dashboard = sys.stdout.isatty() if dashboard == "auto" else dashboard
             context = start_ray(wants_dashboard, resources(kind, names))
         else:
-            context = join_ray(address)
-        # Ray has put its own handler in place, which ends in a crash report.
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, raise_interruption)
+            with interruptible():
+                context = join_ray(address)
         try:
             yield f"http://{context.dashboard_url}" if context.dashboard_url else None
         finally:

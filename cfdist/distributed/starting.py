@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 
+from cfdist.distributed.guard import clear_dead, guarded
 from cfdist.errors import UserError
 from cfdist.machine import available_cores, available_memory
 
@@ -48,11 +49,13 @@ _ENVIRONMENT = {
     "RAY_agent_register_timeout_ms": "180000",
     "RAY_raylet_start_wait_time_s": "180",
     "RAY_worker_register_timeout_seconds": "180",
+    # Ray's own handlers of SIGTERM print a crash report in place of what the signal asks for.
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
 }
 
 # A Unix socket's path has at most 107 bytes. This is the longest that Ray puts into its folder.
 _SOCKET_BYTES = 107
-_SOCKET_NAME = "/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_SOCKET_NAME = "/cfdist-a1b2c3/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
 _LEAST_FREE_BYTES = 64 << 20  # for Ray's logs
 _LEAST_STORE_BYTES = 80 << 20  # Ray refuses less
 
@@ -85,22 +88,25 @@ def start_ray(dashboard: bool, accelerators: Mapping[str, Any]) -> Any:
         UserError: this machine does not let Ray start.
     """
     check_loopback()
-    folder = ray_folder()
+    base = ray_folder()
     options = {
         "address": "local",
         "num_cpus": available_cores(),
         "include_dashboard": dashboard,
         "labels": dict(PRIVATE_LABEL),
-        "_temp_dir": str(folder),
         "logging_level": logging.ERROR,
         "log_to_driver": False,
         **_memory_options(),
         **accelerators,
     }
-    with _loopback_only(), one_start_at_a_time(folder):
+    with _loopback_only(), interruptible(), _own_sessions(), one_start_at_a_time(base):
+        clear_dead(base)
+        folder = guarded().make_folder(base)
         ensure_token(folder)
         _forget_token()
-        return _init(options, folder)
+        context = _init({**options, "_temp_dir": str(folder)}, folder)
+        folder.chmod(0o700)  # Ray lets all users write to it
+        return context
 
 
 def check_loopback() -> None:
@@ -126,18 +132,15 @@ def check_loopback() -> None:
 
 
 def ray_folder() -> Path:
-    """The folder for Ray's sessions: in the user's temporary folder, or a short one that works.
+    """Where the command's folder for Ray goes: the user's temporary folder, or one that works.
 
     Raises:
         UserError: none works.
     """
     name = next((name for name in ("RAY_TMPDIR", "TMPDIR") if os.environ.get(name)), "")
-    own = f"ray_{os.getuid()}"  # another user's `ray` may not be writable
-    asked = [Path(os.path.abspath(os.environ[name]), "ray")] if name else []
+    asked = [os.path.abspath(os.environ[name])] if name else []
     reasons: dict[Path, str] = {}
-    for folder in dict.fromkeys(
-        [*asked, *map(Path, ("/tmp/ray", f"/tmp/{own}", f"/var/tmp/{own}"))]
-    ):
+    for folder in map(Path, dict.fromkeys([*asked, "/tmp", "/var/tmp"])):
         reason = unusable(folder)
         if reason is None:
             for other, why in reasons.items():
@@ -153,14 +156,10 @@ def ray_folder() -> Path:
 
 
 def unusable(folder: Path) -> str | None:
-    """Why Ray cannot have its files in a folder, which is made if its parent is there."""
+    """Why Ray cannot have its files in a command's folder in this one."""
     if len(os.fsencode(folder)) + len(_SOCKET_NAME) > _SOCKET_BYTES:
         return "its path is too long for sockets"
     try:
-        if not folder.is_dir():
-            folder.mkdir()
-            with contextlib.suppress(OSError):
-                folder.chmod(0o777)  # as Ray does, for the machine's other users
         with tempfile.TemporaryDirectory(prefix="s", dir=folder) as inner:
             with socket.socket(socket.AF_UNIX) as server:
                 server.bind(str(Path(inner, "s")))
@@ -252,6 +251,40 @@ def _loopback_only() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Keep this process's handling of SIGTERM while Ray, in the `with` block, sets its own."""
+    from ray._private import utils
+
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
+
+
+@contextlib.contextmanager
+def _own_sessions() -> Iterator[None]:
+    """Give the processes that Ray starts in the `with` block sessions and groups of their own.
+
+    What is signalled to this process's group, or by its terminal, would end them before this
+    process has ended what it does with them.
+    """
+    from ray._private import services
+
+    class Started(services.ConsolePopen):
+        def __init__(self, *command: Any, **options: Any) -> None:
+            super().__init__(*command, **options, start_new_session=True)
+
+    before = services.ConsolePopen
+    services.ConsolePopen = Started  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before  # type: ignore[misc]
+
+
+@contextlib.contextmanager
 def one_start_at_a_time(folder: Path) -> Iterator[None]:
     """Wait until no other command of this machine is starting Ray, or `_LONGEST_WAIT` has passed.
 
@@ -259,8 +292,8 @@ def one_start_at_a_time(folder: Path) -> Iterator[None]:
     at once on two cores none ends in time.
     """
     with contextlib.ExitStack() as until_end:
-        with contextlib.suppress(OSError):  # another user's file, or no locks here
-            lock = os.open(folder / ".cfdist_start", os.O_RDWR | os.O_CREAT, 0o666)
+        with contextlib.suppress(OSError):  # no locks here
+            lock = os.open(folder, os.O_RDONLY)
             until_end.callback(os.close, lock)
             deadline = time.monotonic() + _LONGEST_WAIT
             while time.monotonic() < deadline:
@@ -304,6 +337,7 @@ def _init(options: Mapping[str, Any], folder: Path) -> Any:
             cause = _cause(error, folder)
             log.warning("Ray did not start (attempt %d): %s", attempt, cause, exc_info=error)
             _end_what_was_started(before)
+    guarded().keep_folder()
     raise UserError(
         f"Ray does not start on this machine: {cause}; its logs are in {_own_logs(folder)}"
     )

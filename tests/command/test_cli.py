@@ -156,11 +156,17 @@ def test_settings_are_shown_as_a_run_would_take_them(monkeypatch):
         cli.answer(Question("settings"))
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, TerminatedError])
-def test_an_interruption_ends_the_sweep(run_member, tmp_path, kind):
-    with pytest.raises(kind) as end:
-        run_member(kind())
-    assert cli.explain(end.value)[1] == (
-        f"interrupted; output_dir={tmp_path} goes on where this stopped"
-    )
+def test_an_interruption_ends_the_sweep_and_says_how_to_go_on(run_member, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(cli.interruptions, "note_how_to_go_on", told.append)
+    with pytest.raises(TerminatedError):
+        run_member(TerminatedError())
+    assert told == [f"output_dir={tmp_path} goes on where this stopped"]
+    assert cli.outcomes == []
+
+
+def test_an_error_that_came_of_an_interruption_is_no_error_of_its_own(run_member, monkeypatch):
+    monkeypatch.setattr(cli.interruptions, "_first", TerminatedError())
+    with pytest.raises(TerminatedError):
+        run_member(RuntimeError("the actor has died"))
     assert cli.outcomes == []

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 
 import pytest
 
-from cfdist.command import start
 from tests.conftest import PROJECT
 
 # Prints, lets the screen go, prints more, opens a file: its descriptor's number is the exit code.
@@ -70,15 +68,3 @@ def test_what_the_screen_cannot_show_is_an_escape(environment):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"caf\\udce9 ")
     assert done.stderr == b"\\udce9\n"
-
-
-def test_interruptions_that_the_caller_ignores_stay_ignored():
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        start.catch_interruptions(start.raise_interruption)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        assert signal.getsignal(signal.SIGTERM) is start.raise_interruption
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,197 @@
+"""Ends what a command has started and removes its folder, however the command itself ends.
+
+The guard is a process of its own that waits for the end of the command's process, which the kernel
+tells it by closing a pipe; SIGKILL, a crash and an orderly end are one to it. It belongs to no
+process group or parent that anybody signals, and ignores what ends the command in order. It knows
+the command's processes by a variable of their environment, and so finds those that have left their
+parents, groups and sessions, as Ray's agents have.
+
+This file runs as a script with the standard library alone, in 20 ms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+# In the environment of all processes of a command; its value is the command's mark.
+VARIABLE = "CFDIST_COMMAND"
+
+# Of the folder's name; the command's mark follows.
+PREFIX = "cfdist-"
+
+_LONGEST_KILL = 5.0  # seconds until the guard lets go of processes that the kernel does not end
+_LONGEST_WAIT = 4.0  # seconds that a command's end waits for its guard
+
+_PROCESSES = Path("/proc")
+
+
+class Guard:
+    """This process's side of its guard.
+
+    Attributes:
+        mark: Tells this command's processes from those of others.
+        folder: The command's folder, once it has one.
+    """
+
+    def __init__(self) -> None:
+        """Mark the processes that start from now on, and start the guard.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        self.mark = secrets.token_hex(3)
+        self.folder: Path | None = None
+        # Ray's workers write their titles over their environment otherwise.
+        os.environ |= {VARIABLE: self.mark, "SPT_NOENV": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-IS", __file__, self.mark],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={},
+            cwd="/",
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._to, self._from = process.stdin, process.stdout
+        process.wait()  # it leaves a child that is nobody's
+
+    def make_folder(self, base: Path) -> Path:
+        """The command's own folder in `base`, which others may see but not change.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        while self.folder is None:
+            folder = base / f"{PREFIX}{self.mark}"
+            folder.mkdir(mode=0o700)
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):
+                hold(folder)
+                self.folder = folder
+        self._tell(str(self.folder))
+        return self.folder
+
+    def keep_folder(self) -> None:
+        """Leave the folder to the person, until a later command clears it."""
+        self._tell("")
+
+    def end(self) -> None:
+        """Let the guard do its work now, and wait until it has."""
+        with contextlib.suppress(OSError):
+            self._to.close()
+        select.select([self._from], [], [], _LONGEST_WAIT)
+
+    def _tell(self, line: str) -> None:
+        with contextlib.suppress(OSError):
+            self._to.write(os.fsencode(line) + b"\n")
+            self._to.flush()
+
+
+_guard: Guard | None = None
+
+
+def guarded() -> Guard:
+    """The guard of this process, started at the first call."""
+    global _guard
+    if _guard is None:
+        _guard = Guard()
+    return _guard
+
+
+def end_guard() -> None:
+    """End what is left of this command, if it has a guard."""
+    global _guard
+    guard, _guard = _guard, None
+    if guard is not None:
+        guard.end()
+
+
+def hold(folder: Path, is_alone: bool = False) -> int:
+    """Lock a command's folder until this process ends, or the descriptor returned is closed.
+
+    The command and its guard hold it together; whoever can hold it alone knows that it is dead.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it is not there or no folder, or cannot be locked.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        kind = fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def clear_dead(base: Path) -> None:
+    """Remove what this user's dead commands have left in `base`: their folders and processes.
+
+    The folders of living commands stay, and those of other users and of other programs.
+    """
+    for folder in base.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if folder.lstat().st_uid != os.geteuid():
+                continue
+            held = hold(folder, is_alone=True)
+            try:
+                clean(folder.name.removeprefix(PREFIX), folder)
+            finally:
+                os.close(held)
+
+
+def clean(mark: str, folder: Path | None) -> None:
+    """Kill the processes with a mark, and remove a folder."""
+    deadline = time.monotonic() + _LONGEST_KILL
+    empty = 0  # looks in a row that found none; one may have been about to start another
+    while empty < 2 and time.monotonic() < deadline:
+        found = list(_marked(mark))
+        for process in found:
+            with contextlib.suppress(OSError):
+                os.kill(process, signal.SIGKILL)
+        empty = 0 if found else empty + 1
+        time.sleep(0.02 if found else 0)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _marked(mark: str) -> Iterator[int]:
+    """The processes with a mark; none on a system that shows no environments."""
+    wanted = f"{VARIABLE}={mark}".encode()
+    names = os.listdir(_PROCESSES) if _PROCESSES.is_dir() else []
+    for name in filter(str.isdigit, names):
+        with contextlib.suppress(OSError):  # it has ended, or is another user's
+            if wanted in (_PROCESSES / name / "environ").read_bytes().split(b"\0"):
+                yield int(name)
+
+
+def _main(mark: str) -> None:
+    """Wait for the command's end; the last line that it writes is the folder to remove, if any."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_IGN)
+    if os.fork():
+        os._exit(0)  # nobody's child: whoever ends the command's children leaves it
+    folder = None
+    for line in sys.stdin.buffer:
+        folder = Path(os.fsdecode(line[:-1])) if line.strip() else None
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                hold(folder)
+    clean(mark, folder)
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

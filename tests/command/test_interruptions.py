@@ -1,0 +1,87 @@
+"""The first signal ends the process in order, a later one at once, and a lost one in time."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import PROJECT
+
+# Does what it is told when a signal comes, and says so.
+PROCESS = """
+import signal, sys, time
+from cfdist.command import interruptions
+interruptions.catch()
+interruptions.note_how_to_go_on("go on")
+print("ready", flush=True)
+
+while True:
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt as error:
+        {reaction}
+"""
+IN_ORDER = "sys.exit(interruptions.say(error))"
+LOST = "pass"
+IN_A_LIBRARY = "import ctypes; ctypes.CDLL(None).sleep(60)"
+DONE = "interruptions.finish(7)"
+
+
+def start(reaction: str, *prefix: str) -> subprocess.Popen:
+    process = subprocess.Popen(
+        [*prefix, sys.executable, "-c", PROCESS.format(reaction=reaction)],
+        cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize("reaction", [IN_ORDER, LOST, IN_A_LIBRARY])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_a_signal_ends_a_process_whatever_becomes_of_its_exception(reaction, number, code):
+    process = start(reaction)
+    began = time.monotonic()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < 5
+    assert (process.returncode, errors) == (code, "cfdist: interrupted; go on\n")
+
+
+@pytest.mark.parametrize("reaction", [LOST, IN_A_LIBRARY])
+def test_the_second_ends_it_at_once_unless_it_is_the_first_one_s_twin(reaction):
+    process = start(reaction)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert time.monotonic() - began < 2
+    assert (process.returncode, errors) == (143, "cfdist: interrupted; go on\n")
+
+
+def test_a_signal_after_the_end_changes_nothing_but_the_time():
+    process = start(DONE)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (7, "")
+
+
+def test_what_the_caller_ignores_stays_ignored():
+    process = start(IN_ORDER, "nohup")
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
+    process.communicate()
