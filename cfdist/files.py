@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterator
@@ -37,6 +38,13 @@ MAX_READ_BYTES = 1 << 30
 
 # Errors of a disk without room: no blocks or inodes are left, or none of the user's share.
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
+# "scheme://user:password@", and "?secret_key=..." in a query.
+_SECRET_IN_URI = re.compile(
+    r"""(\b[a-z][a-z0-9+.-]*://[^/\s:@"']*:)[^/\s@"']+(@)"""
+    r"""|([?&][\w.-]*(?:key|token|secret|passw|sig)[\w.-]*=)[^&\s"']+""",
+    re.IGNORECASE,
+)
+_LEAST_TOKEN = 8  # characters; a shorter text may be part of any word
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -60,16 +68,16 @@ def check_is_file(path: Path | str) -> os.stat_result:
     return status
 
 
-def read_file(path: Path | str) -> bytes:
+def read_file(path: Path | str, limit: int = MAX_READ_BYTES) -> bytes:
     """The content of a file.
 
     Raises:
-        OSError: it cannot be read, is no file, or has more than `MAX_READ_BYTES`; `strerror` says
+        OSError: it cannot be read, is no file, or has more bytes than the limit; `strerror` says
             why.
     """
     size = check_is_file(path).st_size
-    if size > MAX_READ_BYTES:
-        reason = f"{size} bytes are more than the {MAX_READ_BYTES} that are read at once"
+    if size > limit:
+        reason = f"{size} bytes are more than the {limit} that are read at once"
         raise OSError(errno.EFBIG, reason, str(path))
     with open(path, "rb") as file:
         return file.read()
@@ -156,11 +164,19 @@ def removed_on_failure(folder: Path) -> Iterator[None]:
         raise
 
 
+def redacted(text: str) -> str:
+    """A text for people without the secrets in it: keys in URIs, and Ray's token."""
+    text = _SECRET_IN_URI.sub(r"\1\3***\2", text)
+    token = os.environ.get("RAY_AUTH_TOKEN", "").strip()
+    return text.replace(token, "***") if len(token) >= _LEAST_TOKEN else text
+
+
 def write_text(path: Path | str, text: str) -> None:
-    """Write `text` (UTF-8) to `path`, whole or not at all.
+    """Write `text` (UTF-8) to `path`, whole or not at all, and without secrets (`redacted`).
 
     Bytes of a file name that are no UTF-8 become escapes.
     """
+    text = redacted(text)
     with atomic_write(path) as temporary:
         write_bytes(temporary, text.encode(errors="backslashreplace"))
 

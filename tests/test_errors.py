@@ -21,6 +21,7 @@ def test_exit_codes_are_those_of_the_readme():
         "PICTURES_FAILED": 3,
         "PAST_TOLERANCE": 4,
         "GATE_MISSED": 5,
+        "DISK_FULL": 6,
         "HUNG_UP": 129,
         "INTERRUPTED": 130,
         "TERMINATED": 143,

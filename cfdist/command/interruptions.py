@@ -15,6 +15,7 @@ import threading
 import time
 
 from cfdist.errors import ExitCode, HungUpError, TerminatedError
+from cfdist.files import redacted
 
 # How long an orderly end may take. `ray job stop` kills after 3 s.
 _SECONDS_TO_END = 2.5
@@ -73,7 +74,7 @@ def say(interruption: KeyboardInterrupt) -> ExitCode:
     if not _is_said:
         _is_said = True
         parts = ["cfdist: interrupted", *filter(None, [_how_to_go_on])]
-        line = "; ".join(parts).encode(errors="backslashreplace")
+        line = redacted("; ".join(parts)).encode(errors="backslashreplace")
         # Not by `print`: the signal may have come while that was at work.
         with contextlib.suppress(OSError):
             os.write(2, line + b"\n")

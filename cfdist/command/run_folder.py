@@ -26,6 +26,7 @@ from cfdist.files import (
     RESULTS,
     SWEEP_FILES,
     remove_remains,
+    redacted,
     write_text,
 )
 
@@ -106,7 +107,9 @@ def finished_results(folder: Path, config_yaml: str) -> dict[str, Any] | None:
     """
     written = folder / CONFIG
     has_both = (folder / RESULTS).is_file() and written.is_file()
-    is_same = has_both and written.read_bytes() == config_yaml.encode(errors="backslashreplace")
+    is_same = has_both and written.read_bytes() == redacted(config_yaml).encode(
+        errors="backslashreplace"
+    )
     return read_results(folder) if is_same else None
 
 
@@ -205,10 +208,15 @@ def is_begun(folder: Path) -> bool:
     return is_journal or (not names and (folder / _LOCK).exists())
 
 
+class _Redacting(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
+
+
 @contextlib.contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
     handler = logging.FileHandler(path, encoding="utf-8", delay=True, errors="backslashreplace")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -12,6 +12,7 @@ from typing import TextIO
 from cfdist.command import interruptions
 from cfdist.distributed.guard import end_guard
 from cfdist.errors import ExitCode
+from cfdist.files import redacted
 
 _STANDARD = (0, 1, 2)  # the descriptors of input, output and error messages
 
@@ -82,13 +83,15 @@ class _Screen(io.FileIO):
 
     def write(self, data: object) -> int:
         """Write bytes, or drop them."""
-        text = bytes(data)  # type: ignore[call-overload]
+        taken: bytes = bytes(data)  # type: ignore[call-overload]
+        text = redacted(taken.decode("latin-1")).encode("latin-1")
         if _Screen.waits:
             with contextlib.suppress(OSError):
                 os.write(1, b"\r\x1b[K")
         _Screen.waits = text.endswith(b"...\r")
         try:
-            return super().write(text) or 0
+            written = super().write(text) or 0
+            return written if text == taken else len(taken)
         except BlockingIOError:  # it will take more
             raise
         except OSError:
@@ -96,7 +99,7 @@ class _Screen(io.FileIO):
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, self.fileno())
                 os.close(nowhere)
-            return len(text)
+            return len(taken)
 
 
 def _guarded(number: int, stream: TextIO | None) -> io.TextIOWrapper:

@@ -28,8 +28,8 @@ FACES_FILE = "wider_face_val.mat"
 DIFFICULTY_FILES = tuple(f"wider_{difficulty}_val.mat" for difficulty in DIFFICULTIES)
 GROUND_TRUTH_FILES = (FACES_FILE, *DIFFICULTY_FILES)
 
-# "<event>/<stem>", neither of which is "." or "..".
-_NAME = re.compile(r"(?!\.{1,2}/)[^/\\\0]+/(?!\.{1,2}$)[^/\\\0]+")
+# "<event>/<stem>", neither of which is "." or ".."; a line of a prediction file holds them.
+_NAME = re.compile(r"(?!\.{1,2}/)[^/\\\0-\x1f\x7f]+/(?!\.{1,2}\Z)[^/\\\0-\x1f\x7f]+")
 
 
 @dataclass(frozen=True, eq=False)

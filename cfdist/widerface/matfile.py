@@ -39,8 +39,12 @@ _CELL, _CHAR = 1, 4
 _NUMERIC = range(6, 16)
 _IS_COMPLEX = 0x0800
 
-MAX_VARIABLE_BYTES = 1 << 27  # of one variable, inflated; WIDER FACE's have less than 4 MB
+MAX_VARIABLE_BYTES = 1 << 25  # of one variable, inflated; WIDER FACE's have less than 4 MB
 MAX_DEPTH = 8  # of cells in cells; WIDER FACE has two
+
+
+# One for all empty matrices: in a file each takes 8 bytes, as an array of its own over 100.
+_EMPTY = np.zeros((0, 0))
 
 
 class MatError(ValueError):
@@ -87,6 +91,8 @@ def read_variables(content: bytes, names: Collection[str]) -> dict[str, NDArray[
         raise MatError(f"format version {version:#06x}{newer}")
     found: dict[str, NDArray[Any]] = {}
     for data in _variables(content, order):
+        if len(data) > MAX_VARIABLE_BYTES:
+            raise MatError(f"a variable of {len(data)} bytes")
         file = _File(data, order)
         matrix = file.element(0, len(data))
         if matrix.kind != _MATRIX or matrix.next < len(data):
@@ -167,7 +173,7 @@ class _File:
     def value(self, matrix: _Element, depth: int) -> NDArray[Any]:
         """The array in a matrix that is inside of `depth` cells."""
         if matrix.start == matrix.stop:
-            return np.zeros((0, 0))
+            return _EMPTY
         flags, shape, name = self.head(matrix)
         kind = flags & 0xFF
         if kind == _CELL:

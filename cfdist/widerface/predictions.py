@@ -28,6 +28,9 @@ COLUMNS = 5  # x y w h score
 # No coordinate and no score of a picture comes near; areas of boxes beyond lose their sums.
 TOO_LARGE = 1e9
 
+# Larger files are not read: some 400,000 faces in one picture.
+MAX_PREDICTION_BYTES = 1 << 24
+
 # What stands after a picture's name in the name of its prediction file.
 _SUFFIX = ".txt"
 _PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -111,7 +114,7 @@ def read_predictions_file(path: Path | str) -> tuple[NDArray[np.float64], NDArra
     """
     try:
         # The header may be in any encoding; the numbers are ASCII.
-        text = read_file(path).decode("latin-1")
+        text = read_file(path, MAX_PREDICTION_BYTES).decode("latin-1")
     except OSError as error:
         raise UserError(f"cannot read prediction file {path}: {error.strerror}") from error
     lines = text.rstrip().split("\n")

@@ -38,6 +38,8 @@ SUFFIX = ".bin"
 # Of raw outputs; in a folder that has several, the first one counts: text may be anything.
 OUTPUT_SUFFIXES = (SUFFIX, ".npy", ".txt")
 OUTPUTS = len(HeadMaps.CHANNELS)
+# Of a number in text, with what stands between it and the next one.
+_MAX_DIGITS = 64
 # dtype of an input tensor -> the name of its form in the configuration and in records.
 FORMS = {"float32": "f32", "uint8": "u8"}
 
@@ -135,9 +137,11 @@ def read_output(paths: Sequence[Path | str], spec: ModelSpec) -> HeadMaps:
     for path, array in zip(paths, maps, strict=True):
         match Path(path).suffix:
             case ".npy":
-                with open(path, "rb") as file:
-                    _fill(array, np.lib.format.read_array(file, allow_pickle=False), path)
+                # Mapped: what a header claims takes no memory before `_fill` has looked at it.
+                _fill(array, np.lib.format.open_memmap(path, mode="r"), path)
             case ".txt":
+                if os.path.getsize(path) > array.size * _MAX_DIGITS:
+                    raise ValueError(f"{path} holds more text than {array.size} numbers take")
                 _fill(array, _read_text(path), path)
             case _:
                 read_raw_into(path, array)
