@@ -25,8 +25,8 @@ from cfdist.files import (
     PREDICTIONS,
     RESULTS,
     SWEEP_FILES,
-    remove_remains,
     redacted,
+    remove_remains,
     write_text,
 )
 
