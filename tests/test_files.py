@@ -160,3 +160,22 @@ def test_what_killed_processes_left_is_removed(tmp_path):
     remove_remains(tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"results.json", ".lock", ".predictions.partial"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("at s3://key:secret@host/b, s3://k:s2@h", "at s3://key:***@host/b, s3://k:***@h"),
+        ("s3://b?region=eu&secret_key=a/b&x=1", "s3://b?region=eu&secret_key=***&x=1"),
+        ("'abfs://c?sig=abc'", "'abfs://c?sig=***'"),
+        ("token-of-ray is it", "*** is it"),
+        ("http://127.0.0.1:8265 a@b", "http://127.0.0.1:8265 a@b"),
+        ("https://host/a?tokens", "https://host/a?tokens"),
+        ("/a/b:c@d", "/a/b:c@d"),
+    ],
+)
+def test_secrets_are_not_for_people(tmp_path, monkeypatch, text, expected):
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "token-of-ray")
+    assert files.redacted(text) == expected
+    files.write_text(tmp_path / "file", text)
+    assert (tmp_path / "file").read_text() == expected

@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from cfdist.distributed.starting import PRIVATE_LABEL
+from cfdist.distributed.starting import PRIVATE_LABEL, interruptible
 from cfdist.errors import UserError
 
 _ADDRESS = re.compile(r"(?P<client>ray://)?(?P<host>\[[^]\s]+\]|[^\s/:]+):(?P<port>\d{1,5})")
@@ -41,7 +41,8 @@ def join_ray(address: str) -> Any:
     named = f"cluster.address={address}" + (f" ({found})" if found != address else "")
     knock(found, named, is_automatic=address == "auto")
     try:
-        context = ray.init(address=found, logging_level=logging.ERROR, log_to_driver=False)
+        with interruptible():
+            context = ray.init(address=found, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         with contextlib.suppress(Exception):
             ray.shutdown()

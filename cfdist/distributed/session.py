@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cfdist.distributed.accelerators import chosen, only_visible, resources
 from cfdist.distributed.joining import join_ray
 from cfdist.distributed.plan import Auto, Devices
-from cfdist.distributed.starting import interruptible, prepare_environment, start_ray
+from cfdist.distributed.starting import prepare_environment, start_ray
 from cfdist.errors import UserError
 
 if TYPE_CHECKING:
@@ -119,8 +119,7 @@ def own_session(
             wants_dashboard = sys.stdout.isatty() if dashboard == "auto" else dashboard
             context = start_ray(wants_dashboard, resources(kind, names))
         else:
-            with interruptible():
-                context = join_ray(address)
+            context = join_ray(address)
         try:
             yield f"http://{context.dashboard_url}" if context.dashboard_url else None
         finally:

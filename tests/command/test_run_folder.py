@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -181,3 +182,13 @@ def test_a_folder_with_the_log_of_a_tool_that_failed_takes_the_next_try(tmp_path
     assert "atc_bs1.log" in names(folder)
     with claim(folder, "job: convert\n"):
         pass
+
+
+def test_a_run_s_files_hold_no_secrets_and_it_is_known_again(tmp_path):
+    text = "dataset:\n  root: s3://key:secret@b\n"
+    with claim(tmp_path / "out", text):
+        logging.getLogger("x").warning("cannot read %s", "s3://key:secret@b")
+    (tmp_path / "out" / "results.json").write_text("{}")
+    for name in ("config.yaml", "run.log"):
+        assert "s3://key:***@b" in (tmp_path / "out" / name).read_text()
+    assert finished_results(tmp_path / "out", text) == {}

@@ -68,3 +68,14 @@ def test_what_the_screen_cannot_show_is_an_escape(environment):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"caf\\udce9 ")
     assert done.stderr == b"\\udce9\n"
+
+
+def test_secrets_do_not_reach_the_screen():
+    code = (
+        "import sys; from cfdist.command.start import guard_screen; guard_screen();"
+        "print('s3://key:secret@b', 'x' * 5000); print('a token-of-ray', file=sys.stderr)"
+    )
+    done = run(code, RAY_AUTH_TOKEN="token-of-ray")
+    assert done.returncode == 0
+    assert done.stdout == b"s3://key:***@b " + b"x" * 5000 + b"\n"
+    assert done.stderr == b"a ***\n"

@@ -36,7 +36,6 @@ def seen(monkeypatch) -> list[dict]:
     monkeypatch.setattr(sessions, "end_autoscaler", lambda: None)
     monkeypatch.setattr(accelerators, "list_npus", lambda: ["chip"] * 8)
     monkeypatch.setattr(accelerators, "count_accelerators", lambda kind: 8)
-    monkeypatch.setattr(sessions.signal, "signal", lambda *_: None)
     for name in (CUDA, ASCEND):
         monkeypatch.delenv(name, raising=False)
     return started

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -67,8 +68,8 @@ def test_the_user_s_folder_is_taken_if_it_works(tmp_path, monkeypatch, name):
     folder = short(tmp_path)
     try:
         monkeypatch.setenv(name, str(folder))
-        assert starting.ray_folder() == folder / "ray"
-        assert list((folder / "ray").iterdir()) == []
+        assert starting.ray_folder() == folder
+        assert list(folder.iterdir()) == []
     finally:
         folder.unlink()
 
@@ -76,7 +77,7 @@ def test_the_user_s_folder_is_taken_if_it_works(tmp_path, monkeypatch, name):
 def test_a_relative_folder_is_made_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir("/tmp")
     monkeypatch.setenv("TMPDIR", ".")
-    assert starting.ray_folder() == Path("/tmp/ray")
+    assert starting.ray_folder() == Path("/tmp")
 
 
 @pytest.mark.parametrize("case", ["long", "missing", "file"])
@@ -89,7 +90,7 @@ def test_a_short_folder_is_taken_in_place_of_one_that_does_not_work(tmp_path, mo
     if case == "long":
         bad[case].mkdir()
     monkeypatch.setenv("TMPDIR", str(bad[case]))
-    assert starting.ray_folder() in (Path("/tmp/ray"), Path(f"/tmp/ray_{os.getuid()}"))
+    assert starting.ray_folder() in (Path("/tmp"), Path("/var/tmp"))
 
 
 def test_a_path_of_the_longest_name_fits_a_socket(tmp_path):
@@ -98,6 +99,7 @@ def test_a_path_of_the_longest_name_fits_a_socket(tmp_path):
     folder = Path("/tmp", "y" * (longest - len("/tmp/")))
     assert len(str(folder)) + len(name) == 107
     assert starting.unusable(Path(f"{folder}y")) == "its path is too long for sockets"
+    folder.mkdir()
     try:
         assert starting.unusable(folder) is None
     finally:
@@ -240,7 +242,7 @@ def test_a_start_that_fails_once_is_tried_again(ray, tmp_path):
     assert starting._init({}, tmp_path) == "context"
 
 
-def test_a_start_that_fails_twice_says_why_in_one_line(ray, tmp_path):
+def test_a_start_that_fails_twice_says_why_in_one_line(ray, tmp_path, monkeypatch):
     logs = tmp_path / f"session_2026-01-01_00-00-00_0_{os.getpid()}" / "logs"
     logs.mkdir(parents=True)
     (logs / "raylet.out").write_text(
@@ -248,12 +250,17 @@ def test_a_start_that_fails_twice_says_why_in_one_line(ray, tmp_path):
         "[2026-01-01 00:00:01,000 E 1 1] (raylet) agent.cc:7: the agent did not answer\n"
         "[2026-01-01 00:00:01,000 I 1 1] (raylet) main.cc:2: ending\n"
     )
+    kept = []
+    monkeypatch.setattr(
+        starting, "guarded", lambda: SimpleNamespace(keep_folder=lambda: kept.append(1))
+    )
     ray += [RuntimeError("one"), RuntimeError("\ntimed out\n\nmore\nno port\n")]
     with pytest.raises(UserError) as error:
         starting._init({}, tmp_path)
     expected = "Ray does not start on this machine: timed out no port (the agent did not answer); "
     assert str(error.value).startswith(expected)
     assert str(logs) in str(error.value)
+    assert kept == [1]  # else the logs would go with the command
 
 
 def test_what_a_failed_start_leaves_is_ended_and_nothing_else(ray):
@@ -265,3 +272,16 @@ def test_what_a_failed_start_leaves_is_ended_and_nothing_else(ray):
             assert not psutil.pid_exists(left.pid)
         assert own.poll() is None
         own.kill()
+
+
+def test_ray_sets_no_handlers_and_its_processes_have_sessions_of_their_own():
+    from ray._private import services, utils
+
+    before = utils.set_sigterm_handler, services.ConsolePopen, signal.getsignal(signal.SIGTERM)
+    with starting.interruptible(), starting._own_sessions():
+        utils.set_sigterm_handler(lambda *_: None)
+        assert signal.getsignal(signal.SIGTERM) is before[2]
+        with services.ConsolePopen(["sleep", "60"]) as process:
+            assert os.getsid(process.pid) == process.pid
+            process.kill()
+    assert (utils.set_sigterm_handler, services.ConsolePopen) == before[:2]

@@ -7,9 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -248,17 +246,7 @@ def test_a_sweep_whose_runs_are_all_refused_leaves_nothing(command, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture
-def ray_folder(monkeypatch) -> Iterator[Path]:
-    """Where Ray keeps a folder for each of its sessions; short, as socket names have to be."""
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
-        monkeypatch.setenv("RAY_TMPDIR", folder)
-        yield Path(folder)
-
-
-def test_one_run_reads_the_pictures_for_the_further_ones_and_no_byte_differs(
-    command, tmp_path, ray_folder
-):
+def test_one_run_reads_the_pictures_for_the_further_ones_and_no_byte_differs(command, tmp_path):
     result = command(
         *("-m", "preprocess.cache=false,auto", "model.batch=1,4", "backend=openvino"),
         *("model.height=256", "model.width=256", "dataset.limit=24", "output_dir=out"),
@@ -278,7 +266,6 @@ def test_one_run_reads_the_pictures_for_the_further_ones_and_no_byte_differs(
     assert len(found[0]) == 25
     assert all(one == found[0] for one in found)
     # One Ray session: the further runs start nothing.
-    sessions = [path for path in ray_folder.glob("ray/session_*") if not path.is_symlink()]
-    assert len(sessions) == 1
-    assert runs[0]["start_up_seconds"]["ray"] > runs[1]["start_up_seconds"]["ray"]
+    first, *further = [run["start_up_seconds"]["ray"] for run in runs]
+    assert max(further) < first / 4
     assert (tmp_path / "out" / "throughput.png").is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -131,3 +132,23 @@ def test_cells_in_cells_have_a_limit():
     assert read_variables(saved(x=value), ["x"])["x"].shape == (1, 1)
     with pytest.raises(MatError, match="deep"):
         read_variables(saved(x=cell(value)), ["x"])
+
+
+def test_what_is_not_compressed_has_the_same_limit(monkeypatch):
+    monkeypatch.setattr(matfile, "MAX_VARIABLE_BYTES", 1000)
+    with pytest.raises(MatError, match="a variable of"):
+        read_variables(saved(False, x=np.zeros(2000)), ["x"])
+
+
+def test_the_largest_variable_of_empty_cells_takes_little_memory():
+    count = (matfile.MAX_VARIABLE_BYTES - 1000) // 8
+    cells = struct.pack("<II", 14, 0) * count
+    head = struct.pack("<IIIIIIii", 6, 8, 1, 0, 5, 8, 1, count) + struct.pack("<HH4s", 1, 1, b"x")
+    matrix = head + cells
+    content = bytes(124) + b"\x00\x01IM" + struct.pack("<II", 14, len(matrix)) + matrix
+    tracemalloc.start()
+    try:
+        assert read_variables(content, ["x"])["x"].shape == (1, count)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(content)
+    finally:
+        tracemalloc.stop()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cfdist.errors import UserError
 from cfdist.widerface.predictions import (
+    MAX_PREDICTION_BYTES,
     STYLES,
     TOO_LARGE,
     Style,
@@ -382,3 +383,11 @@ def test_a_pipe_in_place_of_a_file_is_refused_without_waiting(tmp_path: Path):
     os.mkfifo(tmp_path / "x.txt")
     with pytest.raises(UserError, match=r"cannot read .*x\.txt: is a named pipe, not a file"):
         read_predictions_file(tmp_path / "x.txt")
+
+
+def test_a_file_of_endless_lines_is_refused_by_its_size(tmp_path: Path):
+    file = tmp_path / "p.txt"
+    file.write_text("p\n999999999\n1 2 3 4 0.5\n")
+    os.truncate(file, MAX_PREDICTION_BYTES + 1)
+    with pytest.raises(UserError, match="are more than the"):
+        read_predictions_file(file)

@@ -308,6 +308,26 @@ def test_other_numbers_than_a_head_s_are_refused(tmp_path, small, suffix, wrong)
             read_output(paths, small)
 
 
+def test_what_a_file_claims_takes_no_memory(tmp_path, small):
+    paths = [tmp_path / f"a_{k}.npy" for k in range(4)]
+    for path, shape in zip(paths, output_shapes(small), strict=True):
+        save(path, np.zeros(shape, np.float32))
+    claim = {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)}
+    with paths[0].open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, claim)
+    with pytest.raises(ValueError):
+        read_output(paths, small)
+    paths[0].unlink()
+    np.save(paths[0], np.array([{}], object))
+    with pytest.raises(ValueError, match="Python objects"):
+        read_output(paths, small)
+    paths[0] = tmp_path / "a_0.txt"
+    paths[0].touch()
+    os.truncate(paths[0], 1 << 40)
+    with pytest.raises(ValueError, match="more text than 128 numbers take"):
+        read_output(paths, small)
+
+
 def test_a_record_refuses_other_settings(tmp_path, spec, small):
     folder = tmp_path / "bins"
     record = input_record(folder, input_contract(small, "f32"), 3, "abc")
