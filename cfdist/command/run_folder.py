@@ -233,4 +233,5 @@ def _remove(folder: Path, names: tuple[str, ...]) -> None:
         (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
-        folder.parent.rmdir()  # "outputs", where this would have been the first run
+        if folder.parent.name == "outputs":  # this would have been the first run there
+            folder.parent.rmdir()
