@@ -17,10 +17,10 @@ import signal, sys, time
 from cfdist.command import interruptions
 interruptions.catch()
 interruptions.note_how_to_go_on("go on")
-print("ready", flush=True)
 
 while True:
     try:
+        print("ready", flush=True)
         time.sleep(60)
     except KeyboardInterrupt as error:
         {reaction}
