@@ -134,11 +134,13 @@ def interrupt(folder: Path, phase: str, number: int, to_group: bool) -> tuple[st
     latency = () if "latency" in arguments[-1] else ("backend.latency_ms=1",)
     command = Command(folder, *arguments, *latency)
     command.wait_until(happens)
-    time.sleep(random.Random(f"{phase} {number} {to_group}").uniform(0, 0.2))
+    time.sleep(random.Random(f"{phase} {number} {to_group}").uniform(0.1, 0.4))
     command.signal(number, to_group)
     seconds = command.seconds_to_end()
     code, lines = command.process.returncode, command.errors.read_text().splitlines()
     is_done = phase == "finishing" and code == 0 and (folder / "out/results.json").is_file()
+    # In its first moments, while Python reads its files, the process is like any other.
+    is_done |= phase == "imports" and code == -number and not lines
     problems = [
         f"it took {seconds:.1f} s" if seconds > SECONDS_TO_END else "",
         "" if is_done or code == CODES[signal.Signals(number)] else f"exit code {code}",
