@@ -276,7 +276,7 @@ def _kept_pictures(config: Config, manifest: Manifest, size: Size) -> KeptPictur
     missing = sum(item.id not in kept.rows for item in manifest.pictures)
     if cache == "auto":
         cache = shared is not None and fits_store(missing, size)
-    if not cache:
+    if not cache or (shared is None and manifest.passes == 1):  # nobody would come back for them
         return None
     if shared:
         shared.pictures = kept

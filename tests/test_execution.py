@@ -195,10 +195,13 @@ def supplied(monkeypatch, compose, spec):
     manifest = inputs.find_pictures(config.dataset, inputs.find_ground_truth(config.dataset))
     monkeypatch.setattr(execution, "fits_store", lambda missing, size: missing <= 3)
 
-    def supply(*overrides: str, height: int = 800, on_cluster: bool = False):
+    def supply(
+        *overrides: str, height: int = 800, on_cluster: bool = False, passes: int = 1
+    ) -> execution.PictureSupply:
         model = BackendModel("simulated", spec(height=height), {})
         there = SimpleNamespace(models=(model,), letterboxes_on_cluster=on_cluster)
-        return execution.supply_pictures(compose(*overrides), there, manifest)
+        pictures = manifest.repeated(passes)
+        return execution.supply_pictures(compose(*overrides), there, pictures)
 
     supply.items = manifest.items
     return supply
@@ -208,7 +211,9 @@ def test_a_single_run_reads_beside_its_devices_or_by_a_stage_and_keeps_nothing(s
     assert supplied().make_work is item_work
     assert supplied().origin == "device"
     assert supplied(on_cluster=True).origin == "cluster"
-    assert supplied("preprocess.cache=true").make_work is not item_work  # for its passes
+    assert supplied("preprocess.cache=true").make_work is item_work
+    assert supplied("preprocess.cache=true", passes=2).make_work is not item_work
+    assert supplied(passes=2).make_work is item_work
 
 
 @pytest.mark.parametrize("on_cluster", [False, True])
