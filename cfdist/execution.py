@@ -95,7 +95,7 @@ def _backend_model(config: Config, folder: Path | None) -> BackendModel:
     begun = begun_identity(folder / JOURNAL) if folder and name == backends.AUTO else None
     if begun:
         name = begun.backend
-    elif backends.is_cpu_auto(name) and config.cluster.address is None:
+    elif backends.is_cpu_auto(name) and config.cluster.joined is None:
         return _faster_cpu_model(model_spec(config.model), config.backend.model_dump())
     return model_on_backend(config, name)
 
@@ -154,7 +154,7 @@ def start(
     Raises:
         UserError: the devices are not there, or do not fit this machine, or no cluster answers.
     """
-    is_here = config.cluster.address is None
+    is_here = config.cluster.joined is None
     # Models of two kinds run beside the rarer kind of device.
     kind = min((model.kind for model in models), key=("npu", "gpu", "cpu").index)
     _refuse_device_numbers(config, kind)
@@ -186,7 +186,7 @@ def start(
         if kind == "cpu":  # what the cluster will have is known before it starts
             plan_on([Node(socket.gethostname(), available_cores())])
     cluster = config.cluster
-    with session(cluster.address, cluster.dashboard, kind, config.devices) as dashboard:
+    with session(cluster.joined, cluster.dashboard, kind, config.devices) as dashboard:
         on_cluster = feeds_pictures and _letterboxes_on_cluster(config.preprocess.where, kind)
         plan = plan_on(cluster_nodes(kind), on_cluster)
         yield Execution(tuple(models), plan, dashboard, on_cluster, notes)
@@ -212,10 +212,10 @@ def _refuse_device_numbers(config: Config, kind: str) -> None:
         raise UserError(
             f"devices={devices}: CPU devices have no numbers; say how many, devices={len(devices)}"
         )
-    if config.cluster.address is not None:
+    if config.cluster.joined is not None:
         raise UserError(
             f"devices={devices}: a cluster that is running gives its devices out itself; say how "
-            f"many, devices={len(devices)}, or leave cluster.address out"
+            f"many, devices={len(devices)}, or take cluster.address=local"
         )
     chosen(kind, devices)
 

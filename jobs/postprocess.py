@@ -36,7 +36,7 @@ def main(config: Config, output: Path, started: float) -> int:
     remedy = "name the folder that job=infer left, and the dataset it was made from"
     usable, failures = files.match_outputs(found, manifest.items, spec, f"{KEY}={source}", remedy)
 
-    with session(config.cluster.address, config.cluster.dashboard) as dashboard:
+    with session(config.cluster.joined, config.cluster.dashboard) as dashboard:
         screen.print_dashboard(dashboard)
         ready = time.time()
         with screen.PictureProgress(len(usable)) as progress:

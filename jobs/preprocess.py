@@ -30,7 +30,7 @@ def main(config: Config, output: Path, started: float) -> int:
     missing = files.without_input(manifest.items, folder, contract)
     files.check_space(folder, len(missing) * files.input_bytes(contract), KEY)
 
-    with session(config.cluster.address, config.cluster.dashboard) as dashboard:
+    with session(config.cluster.joined, config.cluster.dashboard) as dashboard:
         screen.console.print(
             f"{total} pictures of dataset={config.dataset.name} to {config.preprocess.input} input "
             f"tensors in {folder}",

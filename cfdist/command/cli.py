@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from cfdist import __version__, config
 from cfdist.command import interruptions
 from cfdist.command.arguments import Question, asked, prepare_arguments, settings_of
-from cfdist.command.run_folder import claim, finished_results
+from cfdist.command.run_folder import claim, finished_results, refuse_package_folder
 from cfdist.config.installation import CONFIG_FOLDER, load_job
 from cfdist.config.messages import HELP_WIDTH
 from cfdist.distributed.guard import guarded
@@ -112,6 +112,7 @@ def run_job(composed: DictConfig) -> None:
     folder, output = None, None
     try:
         checked = config.load(composed, config.typed_keys(sys.argv[1:]))
+        refuse_package_folder(checked)
         folder = expanded(checked.output_dir).absolute()
         output = folder if number is None else folder / str(number)
         checked.output_dir = str(output)

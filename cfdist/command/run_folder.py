@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from cfdist.config import Config
 from cfdist.errors import UserError
 from cfdist.files import (
     CONFIG,
@@ -25,6 +26,7 @@ from cfdist.files import (
     PREDICTIONS,
     RESULTS,
     SWEEP_FILES,
+    expanded,
     redacted,
     remove_remains,
     write_text,
@@ -33,6 +35,7 @@ from cfdist.files import (
 _LOCK = ".lock"
 _HOLDER = ".holder"  # beside it, where the file system has no locks
 _HYDRA_RECORD = "multirun.yaml"  # Hydra writes it into every sweep's folder
+_OF_PACKAGES = "working_dir_files"  # what Ray calls its folder of submitted working folders
 _OF_SWEEP = (_LOCK, _HOLDER, _HYDRA_RECORD)
 _OF_INTERRUPTED_RUN = (PREDICTIONS, PARQUET, JOURNAL)
 
@@ -50,6 +53,24 @@ _TO_SWEEP: _Refusals = {
         *(RESULTS, *_OF_INTERRUPTED_RUN),
     ),
 }
+
+
+def refuse_package_folder(config: Config) -> None:
+    """Refuse to write into the folder of a submitted job, which Ray removes when the job has ended.
+
+    Raises:
+        UserError: it names the key.
+    """
+    outputs = {
+        "output_dir": config.output_dir,
+        f"{config.job}.output": getattr(getattr(config, config.job, None), "output", None),
+    }
+    for key, value in outputs.items():
+        if value is not None and _OF_PACKAGES in expanded(value).resolve().parts:
+            raise UserError(
+                f"{key}={value}: is in the folder of this job's package, which Ray removes after "
+                f"the job; give a path from the root: {key}=/..."
+            )
 
 
 @contextlib.contextmanager

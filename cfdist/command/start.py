@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shlex
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TextIO
 
 from cfdist.command import interruptions
@@ -48,6 +50,8 @@ def _import() -> Callable[[], int] | None:
         # A checkout whose own packages are missing, or a Python that is too old for them.
         if (error.name or "").partition(".")[0] in ("cfdist", "jobs"):
             raise
+        if (python := python_of_ray()) and python != sys.executable:
+            os.execv(python, [python, *sys.argv])
         print(
             f"cfdist: {sys.executable} cannot import what is needed ({error}); call ./run.sh in "
             "place of main.py, which makes an environment of its own with all of it",
@@ -55,6 +59,23 @@ def _import() -> Callable[[], int] | None:
         )
         return None
     return main
+
+
+def python_of_ray() -> str | None:
+    """The Python of the Ray node that runs this command as a submitted job; `None` if none does.
+
+    Such a command's `python` is the one on the node's PATH; Ray may have been started from an
+    environment that is not on it.
+    """
+    process = os.getppid()
+    with contextlib.suppress(OSError, ValueError):
+        while process > 1:
+            folder = Path("/proc", str(process))
+            for argument in (folder / "cmdline").read_text(errors="replace").split("\0"):
+                if argument.startswith("--python_worker_command="):
+                    return shlex.split(argument.partition("=")[2])[0]
+            process = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+    return None
 
 
 def guard_screen() -> None:

@@ -431,13 +431,18 @@ class ClusterConfig(Section):
     used: ClassVar[Uses] = uses.RAY
 
     address: str | None = None
-    """a running Ray cluster: host:port, or auto (RAY_ADDRESS, or that of `ray start` here); null:
-    one on this machine for this run"""
+    """a running Ray cluster: host:port, or auto (RAY_ADDRESS, or that of `ray start` here); local:
+    one on this machine for this run; null: local, but in a command of `ray job submit` auto"""
     dashboard: Annotated[Literal["auto"] | StrictBool, uses.also(uses.RAY, uses.OWN_CLUSTER)] = (
         "auto"
     )
     """start Ray's dashboard with the run's own cluster, which takes about two seconds: true, false,
     or auto: if the command runs in a terminal"""
+
+    @property
+    def joined(self) -> str | None:
+        """The address of the cluster that the run joins; `None`: it has one of its own."""
+        return uses.joined_cluster(self.address)
 
 
 class PipelineConfig(Section):

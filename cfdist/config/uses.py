@@ -6,6 +6,7 @@ schema carries its `Use`s, which were read from the code of the jobs.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -22,6 +23,9 @@ Job = Literal[
     "postprocess",
 ]
 JOBS: tuple[str, ...] = get_args(Job)
+
+# Ray sets it in the environment of a submitted job's command alone.
+SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 # Backends of this project; another one may read any of the backends' keys.
 BACKENDS = ("openvino", "onnxruntime", "torch", "om", "simulated")
@@ -67,6 +71,16 @@ class Uses(tuple[Use, ...]):
     def __add__(self, other: tuple[Any, ...]) -> Uses:
         """Also those of another."""
         return Uses((*self, *other))
+
+
+def joined_cluster(address: str | None) -> str | None:
+    """The address of the cluster that a run with this `cluster.address` joins; `None`: its own.
+
+    A driver that was submitted to a cluster (`ray job submit`) runs there unless told otherwise.
+    """
+    if address is None and SUBMITTED_JOB in os.environ:
+        return "auto"
+    return None if address == "local" else address
 
 
 def given(key: str, example: str) -> When:
@@ -132,7 +146,9 @@ EXPECTS_AP = When(
     ),
 )
 WIDER = equal("dataset.kind", "wider", "wider (dataset=wider_val)")
-OWN_CLUSTER = missing("cluster.address")
+OWN_CLUSTER = When(
+    "cluster.address=local", lambda run: joined_cluster(run.values["cluster.address"]) is None
+)
 NOT_BY_TOOL, BY_TOOL = equal("infer.cli", False, "false"), equal("infer.cli", True, "true")
 CALIBRATION = given("convert.calibration", "N")
 

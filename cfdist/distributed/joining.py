@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from cfdist.distributed.starting import PRIVATE_LABEL, interruptible
 from cfdist.errors import UserError
 
 _ADDRESS = re.compile(r"(?P<client>ray://)?(?P<host>\[[^]\s]+\]|[^\s/:]+):(?P<port>\d{1,5})")
-_TIMEOUT_SECONDS = 5.0
+_TIMEOUT_SECONDS = 4.0
 
 # Where `ray start` notes the address of the cluster, in the folder of its sessions.
 _NOTED_ADDRESS = "ray_current_cluster"
@@ -33,7 +35,8 @@ def join_ray(address: str) -> Any:
         What `ray.init` does.
 
     Raises:
-        UserError: no cluster answers there, it asks for a token, or it is another command's own.
+        UserError: no cluster answers there, it asks for a token, it is another command's own, it
+            runs other versions, or this machine is none of its nodes.
     """
     import ray
 
@@ -41,6 +44,7 @@ def join_ray(address: str) -> Any:
     named = f"cluster.address={address}" + (f" ({found})" if found != address else "")
     knock(found, named, is_automatic=address == "auto")
     try:
+        _refuse_unfit(found, named)
         with interruptible():
             context = ray.init(address=found, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
@@ -64,21 +68,37 @@ def find_address(address: str) -> str:
     if address == "auto":
         named = os.environ.get("RAY_ADDRESS", "")
         if named in ("", "auto", "local"):
-            named = _noted_address()
+            named = _started_here()
         if not named:
             raise UserError(
                 "cluster.address=auto: nobody has started a Ray cluster here (RAY_ADDRESS is not "
                 "set, and there is none of `ray start`); start one with `ray start --head`, or "
-                "leave cluster.address out"
+                "take cluster.address=local"
             )
-        if is_address(named):
-            return named
-        raise UserError(f"RAY_ADDRESS={named}: not an address; give host:port")
-    if is_address(address):
+        if not is_address(named):
+            raise UserError(f"RAY_ADDRESS={named}: not an address; give host:port")
+        return _refuse_client(f"RAY_ADDRESS={named}", named)
+    if not is_address(address):
+        raise UserError(
+            f"cluster.address={address}: not an address; give auto or host:port, or local for a "
+            "cluster of the run's own"
+        )
+    return _refuse_client(f"cluster.address={address}", address)
+
+
+def _refuse_client(named: str, address: str) -> str:
+    """The address, unless it is Ray Client's.
+
+    Its driver runs on no node of the cluster: results would be written on the head, to a folder
+    that the person has named for this machine.
+    """
+    if not address.startswith("ray://"):
         return address
+    host = address.removeprefix("ray://").rpartition(":")[0]
     raise UserError(
-        f"cluster.address={address}: not an address; give auto or host:port, or leave it out for "
-        "a cluster of the run's own"
+        f"{named}: Ray Client would leave the results on the cluster's head, not here; run the "
+        f"command on a host of the cluster with cluster.address=auto, or submit it: `ray job "
+        f"submit --address http://{host}:8265 --working-dir . -- python main.py ...`"
     )
 
 
@@ -86,6 +106,30 @@ def is_address(text: str) -> bool:
     """Whether a text is `host:port`, `[IPv6]:port`, or one of these after `ray://`."""
     found = _ADDRESS.fullmatch(text)
     return found is not None and 0 < int(found["port"]) < 1 << 16
+
+
+def _started_here() -> str:
+    """The cluster of the last `ray start` on this machine that is alive; empty without one.
+
+    A `ray start --temp-dir` notes it in that folder, which nobody knows here; its process says it.
+
+    Raises:
+        UserError: there are several.
+    """
+    from ray._private.services import find_gcs_addresses
+
+    noted = _noted_address()
+    alive: frozenset[str] = find_gcs_addresses()  # type: ignore[no-untyped-call]
+    if noted in alive or not alive:
+        return noted
+    # A session that serves one command listens on the loopback interface.
+    others = sorted(one for one in alive if not one.startswith(("127.", "[::1]")))
+    if len(others) > 1:
+        raise UserError(
+            f"cluster.address=auto: there are several Ray clusters here ({', '.join(others)}); "
+            "name one, cluster.address=host:port"
+        )
+    return others[0] if others else noted
 
 
 def _noted_address() -> str:
@@ -117,8 +161,8 @@ def knock(address: str, named: str, is_automatic: bool) -> None:
         socket.create_connection((host, int(parts["port"])), timeout=_TIMEOUT_SECONDS).close()
     except (OSError, ValueError) as error:
         raise _no_cluster(named, error) from None
-    if parts["client"] or os.environ.get("RAY_USE_TLS", "0") != "0":
-        return  # these speak otherwise
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return  # speaks otherwise
     shows_token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
     answer = _answer(address, own_token() if shows_token else "")
     if answer == "UNAUTHENTICATED" and is_automatic and not shows_token and own_token():
@@ -136,6 +180,40 @@ def knock(address: str, named: str, is_automatic: bool) -> None:
     if answer != "OK":
         raise _no_cluster(named, RuntimeError(f"what listens there says {answer}"))
     _refuse_loopback_only(host, int(parts["port"]), named)
+
+
+def _refuse_unfit(address: str, named: str) -> None:
+    """Refuse a cluster of other versions, or one of which this machine is no node.
+
+    Ray would say the first over many lines, and wait a minute for the second.
+    """
+    from ray._common.usage.usage_constants import CLUSTER_METADATA_KEY
+    from ray._private import ray_constants, services
+    from ray._private.utils import compute_version_info
+    from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+    client = GcsClient(address=address)
+    noted = client.internal_kv_get(
+        CLUSTER_METADATA_KEY, namespace=ray_constants.KV_NAMESPACE_CLUSTER, timeout=_TIMEOUT_SECONDS
+    )
+    if noted:
+        theirs = json.loads(noted)
+        there = (theirs["ray_version"], theirs["python_version"])
+        here: tuple[str, str] = compute_version_info()  # type: ignore[no-untyped-call]
+        if there != here:
+            raise UserError(
+                f"{named}: the cluster runs Ray {there[0]} and Python {there[1]}, this command Ray "
+                f"{here[0]} and Python {here[1]}; start both from the same environment, here: "
+                f"`{Path(sys.executable).with_name('ray')} start`"
+            )
+    try:
+        services.get_node_to_connect_for_driver(client, timeout_seconds=2)
+    except RuntimeError:
+        raise UserError(
+            f"{named}: this machine is no node of that cluster; make it one (`ray start "
+            f"--address={address}`), run the command on one of its hosts, or submit it: `ray job "
+            "submit --working-dir . -- python main.py ...`"
+        ) from None
 
 
 def own_token() -> str:
@@ -180,7 +258,7 @@ def _answer(address: str, token: str) -> str:
 def _private(named: str) -> UserError:
     return UserError(
         f"{named}: that Ray session belongs to another cfdist command and ends with it; start a "
-        "cluster with `ray start --head`, or leave cluster.address out"
+        "cluster with `ray start --head`, or take cluster.address=local"
     )
 
 
@@ -189,5 +267,5 @@ def _no_cluster(named: str, error: Exception) -> UserError:
     return UserError(
         f"{named}: no Ray cluster answers there "
         f"({reason[0] if reason else type(error).__name__}); start one with `ray start --head`, "
-        "or leave cluster.address out"
+        "or take cluster.address=local"
     )

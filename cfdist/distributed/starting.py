@@ -24,6 +24,7 @@ from typing import Any
 
 import psutil
 
+from cfdist.config.uses import SUBMITTED_JOB
 from cfdist.distributed.guard import clear_dead, guarded
 from cfdist.errors import UserError
 from cfdist.machine import available_cores, available_memory
@@ -87,6 +88,8 @@ def start_ray(dashboard: bool, accelerators: Mapping[str, Any]) -> Any:
     Raises:
         UserError: this machine does not let Ray start.
     """
+    # Of a submitted job: Ray would look for its package on this cluster.
+    os.environ.pop(SUBMITTED_JOB, None)
     check_loopback()
     base = ray_folder()
     options = {

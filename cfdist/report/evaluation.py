@@ -47,7 +47,7 @@ def evaluation_results(
     total_seconds = sum(phases.seconds.values())
     timeline, run_seconds = report.timeline, report.timeline.seconds
     finished = timeline.points[-1][1] if timeline.points else 0
-    is_measured = finished and config.cluster.address is None
+    is_measured = finished and config.cluster.joined is None
     of_model: dict[str, Any] = {}
     notes = _notes(config, task, report, supply)
     if not model.is_simulated:

@@ -204,6 +204,6 @@ def _notes(config: Config, figures: Figures) -> list[str]:
     _, report = figures.end_to_end
     if report.timeline.steady_rate is None:
         notes.append("too few pictures for a steady rate; raise benchmark.pictures")
-    if config.cluster.address is not None:
+    if config.cluster.joined is not None:
         notes.append("the processor time of a cluster that ran before is not known")
     return notes + event_notes(report.events)

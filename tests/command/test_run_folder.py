@@ -192,3 +192,32 @@ def test_a_run_s_files_hold_no_secrets_and_it_is_known_again(tmp_path):
     for name in ("config.yaml", "run.log"):
         assert "s3://key:***@b" in (tmp_path / "out" / name).read_text()
     assert finished_results(tmp_path / "out", text) == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        (["job=evaluate"], "output_dir"),
+        (["job=evaluate", "output_dir=here"], "output_dir"),
+        (["job=export", "output_dir=/out", "export.output=a.onnx"], "export.output"),
+        (["job=convert", "output_dir=/out"], "convert.output"),
+        (["job=preprocess", "output_dir=/out", "preprocess.output=../b"], "preprocess.output"),
+        (["job=evaluate", "output_dir=/out"], None),
+        (["job=preprocess", "output_dir=/out"], None),
+        (["job=preprocess", "output_dir=/out", "preprocess.output=/b"], None),
+    ],
+)
+def test_nothing_is_written_into_a_submitted_job_s_package(
+    tmp_path, monkeypatch, compose, settings, key
+):
+    package = tmp_path / "working_dir_files" / "_ray_pkg_1" / "jobs"
+    package.mkdir(parents=True)
+    monkeypatch.chdir(package)
+    config = compose(*settings)
+    if key is None:
+        assert run_folder.refuse_package_folder(config) is None
+    else:
+        with pytest.raises(UserError, match=rf"^{key}=.*package.*{key}=/\.\.\."):
+            run_folder.refuse_package_folder(config)
+    monkeypatch.chdir(tmp_path)
+    assert run_folder.refuse_package_folder(compose("output_dir=here")) is None

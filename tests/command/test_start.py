@@ -79,3 +79,14 @@ def test_secrets_do_not_reach_the_screen():
     assert done.returncode == 0
     assert done.stdout == b"s3://key:***@b " + b"x" * 5000 + b"\n"
     assert done.stderr == b"a ***\n"
+
+
+def test_the_python_of_ray_is_that_of_the_node_above_this_process(tmp_path):
+    python = str(tmp_path / "the python")
+    child = "from cfdist.command.start import python_of_ray; print(python_of_ray())"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    flag = f'--python_worker_command="{python}" /x/worker.py --node'
+    for arguments, expected in (([flag], python), ([], "None")):
+        command = [sys.executable, "-c", parent, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=True)
+        assert done.stdout.strip() == expected

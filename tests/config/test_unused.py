@@ -173,7 +173,7 @@ def test_each_key_is_read_by_the_job_or_refused(job):
         (["job=preprocess", "preprocess.input=u8", "model.color=RGB"], "color: .*preprocess.input"),
         (["job=export", "model.top_k=9"], "model.top_k: .* only with export.peaks=true"),
         (["job=convert", "model.batch=9"], "model.batch: .* in the model file's name"),
-        (["cluster.address=auto", "cluster.dashboard=true"], "dashboard: .*cluster.address=null"),
+        (["cluster.address=auto", "cluster.dashboard=true"], "dashboard: .*cluster.address=local"),
     ],
 )
 def test_what_has_no_effect_is_refused_with_what_would_give_it_one(settings, refusal):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,11 +27,15 @@ def no_settings(monkeypatch, tmp_path):
     for name in ("RAY_TMPDIR", "TMPDIR"):
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setattr(joining, "_NOTED_ADDRESS", "noted_in_a_test")
+    alive(monkeypatch)
 
 
-@pytest.mark.parametrize(
-    "address", ["10.0.0.1:6379", "head.example:1", "[::1]:6379", "ray://head:10001", "h:65535"]
-)
+def alive(monkeypatch, *addresses: str) -> None:
+    """Ray clusters of which this machine is a node."""
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", lambda: frozenset(addresses))
+
+
+@pytest.mark.parametrize("address", ["10.0.0.1:6379", "head.example:1", "[::1]:6379", "h:65535"])
 def test_addresses(address):
     assert joining.is_address(address)
     assert joining.find_address(address) == address
@@ -47,11 +54,11 @@ def test_what_is_no_address_is_refused(address):
 @given(st.text(max_size=12), st.integers(-10, 70000))
 def test_any_text_is_an_address_or_refused(host, port):
     text = f"{host}:{port}"
-    if joining.is_address(text):
+    if joining.is_address(text) and not text.startswith("ray://"):
         assert 0 < port < 65536
         assert joining.find_address(text) == text
     elif text != "auto":
-        with pytest.raises(UserError, match="not an address"):
+        with pytest.raises(UserError, match=r"not an address|Ray Client"):
             joining.find_address(text)
 
 
@@ -68,6 +75,63 @@ def test_auto_is_what_a_person_has_named_or_started(monkeypatch, tmp_path):
     assert joining.find_address("auto") == "head:1234"
     monkeypatch.setenv("RAY_ADDRESS", "head")
     with pytest.raises(UserError, match="RAY_ADDRESS=head: not an address"):
+        joining.find_address("auto")
+
+
+def test_auto_is_the_one_cluster_that_lives_here(monkeypatch, tmp_path):
+    alive(monkeypatch, "127.0.0.1:5000")  # a command's own session
+    with pytest.raises(UserError, match=r"cluster.address=auto: nobody has started"):
+        joining.find_address("auto")
+    alive(monkeypatch, "127.0.0.1:5000", "10.0.0.3:7000")  # by `ray start --temp-dir`
+    assert joining.find_address("auto") == "10.0.0.3:7000"
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "noted_in_a_test").write_text("10.0.0.2:6379")  # of one that has died
+    assert joining.find_address("auto") == "10.0.0.3:7000"
+    alive(monkeypatch, "10.0.0.2:6379", "10.0.0.3:7000")
+    assert joining.find_address("auto") == "10.0.0.2:6379"
+    alive(monkeypatch, "10.0.0.4:1", "10.0.0.3:7000")
+    with pytest.raises(UserError, match=r"several Ray clusters here \(10.0.0.3:7000, 10.0.0.4:1\)"):
+        joining.find_address("auto")
+
+
+class Gcs:
+    """What a cluster's head knows, asked as Ray's own client asks."""
+
+    metadata: dict | None = None
+
+    def __init__(self, address: str) -> None:
+        assert address == "h:1"
+
+    def internal_kv_get(self, key, namespace, timeout):
+        return self.metadata and json.dumps(self.metadata).encode()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "refusal"),
+    [
+        ({"ray_version": "2.9.0"}, r"x: the cluster runs Ray 2.9.0 and Python {python}, this"),
+        ({"python_version": "3.9.1"}, r"x: the cluster runs Ray {ray} and Python 3.9.1, this"),
+        ({}, r"x: this machine is no node of that cluster; .*`ray start --address=h:1`.*submit"),
+        (None, r"x: this machine is no node"),  # a head that has noted no versions
+    ],
+)
+def test_a_cluster_that_this_process_does_not_fit_is_refused(monkeypatch, theirs, refusal):
+    here = {"ray_version": ray.__version__, "python_version": platform.python_version()}
+    monkeypatch.setattr(Gcs, "metadata", None if theirs is None else here | theirs)
+    monkeypatch.setattr("ray._raylet.GcsClient", Gcs)
+    monkeypatch.setattr("ray._private.services.find_node_ids", frozenset)  # no raylet runs here
+    expected = refusal.format(ray=ray.__version__, python=platform.python_version())
+    start = time.monotonic()
+    with pytest.raises(UserError, match=expected):
+        joining._refuse_unfit("h:1", "x")
+    assert time.monotonic() - start < 5
+
+
+def test_ray_client_is_refused_with_what_to_do(monkeypatch):
+    with pytest.raises(UserError, match=r"=ray://head:10001: .*job submit --address http://head:8"):
+        joining.find_address("ray://head:10001")
+    monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
+    with pytest.raises(UserError, match=r"RAY_ADDRESS=ray://head:10001: Ray Client"):
         joining.find_address("auto")
 
 
