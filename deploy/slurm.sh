@@ -32,10 +32,20 @@ options+=("${further[@]}")
 # This host is the first of the allocation, and Ray knows by which address the others reach it.
 ip=$("$python" -c 'import ray; print(ray.util.get_node_ip_address())')
 address=$ip:$((20000 + SLURM_JOB_ID % 10000))
+folder=/tmp/ray_$SLURM_JOB_ID
 
-trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
+# At the end the hosts' processes go, and Ray's files; after a failure its logs stay.
+finish() {
+  local code=$?
+  # shellcheck disable=SC2046  # a word for each process
+  kill $(jobs -p) 2>/dev/null || true
+  wait
+  [ "$code" != 0 ] || srun --overlap --nodes="$nodes" --ntasks="$nodes" rm -rf "$folder"
+}
+trap finish EXIT
+
 "${on_head[@]}" "$ray" start --head --node-ip-address="$ip" --port="${address##*:}" \
-  --temp-dir="/tmp/ray_$SLURM_JOB_ID" --include-dashboard=false "${options[@]}" >&2 &
+  --temp-dir="$folder" --include-dashboard=false "${options[@]}" >&2 &
 if [ "$nodes" -gt 1 ]; then
   # `ray start` gives up on a head that is not there within seconds; on a busy host it needs longer.
   RAY_gcs_server_port_wait_time_s=120 srun --overlap --nodes=$((nodes - 1)) --ntasks=$((nodes - 1)) \
