@@ -112,7 +112,6 @@ def run_job(composed: DictConfig) -> None:
     folder, output = None, None
     try:
         checked = config.load(composed, config.typed_keys(sys.argv[1:]))
-        refuse_package_folder(checked)
         folder = expanded(checked.output_dir).absolute()
         output = folder if number is None else folder / str(number)
         checked.output_dir = str(output)
@@ -139,6 +138,7 @@ def _run(
 
         print(f"{output}: done by an earlier command")
         return verdict(results)[0], None
+    refuse_package_folder(checked)
     with claim(output, config_yaml):
         try:
             return load_job(checked.job).main(checked, output, started), None

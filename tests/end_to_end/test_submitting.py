@@ -67,7 +67,8 @@ def cluster() -> Iterator[Cluster]:
     python = str(folder / "venv" / "bin" / "python")
     packages = [path for path in sys.path if Path(path).name == "site-packages"]
     place = next((folder / "venv").glob("lib/python3*/site-packages"))
-    (place / "others.pth").write_text(f"import site; [site.addsitedir(p) for p in {packages}]\n")
+    lines = [f"import site; site.addsitedir({path!r})\n" for path in packages]
+    (place / "others.pth").write_text("".join(lines))
     bare = folder / "bin"
     bare.mkdir()
     (bare / "python").symlink_to(Path(sys.base_prefix, "bin", "python3"))
