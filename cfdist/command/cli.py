@@ -116,7 +116,8 @@ def run_job(composed: DictConfig) -> None:
         output = folder if number is None else folder / str(number)
         checked.output_dir = str(output)
         guarded()
-        interruptions.note_how_to_go_on(f"output_dir={folder} goes on where this stopped")
+        where = f"; output_dir={folder} goes on where this stopped"
+        interruptions.note_how_to_go_on(lambda: where)
         composed.output_dir = config.literal(checked.output_dir)
         code, reason = _run(checked, OmegaConf.to_yaml(composed, resolve=True), output, started)
     except Exception as error:

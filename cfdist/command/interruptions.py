@@ -13,6 +13,7 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 from cfdist.errors import ExitCode, HungUpError, TerminatedError
 from cfdist.files import redacted
@@ -36,7 +37,7 @@ _CODES = {
 
 _first: KeyboardInterrupt | None = None  # what the first signal raised
 _last_code: int | None = None  # the exit code, once it is certain
-_how_to_go_on = ""
+_how_to_go_on: Callable[[], str] = str
 _is_said = False
 
 
@@ -62,8 +63,8 @@ def pending() -> KeyboardInterrupt | None:
     return _first
 
 
-def note_how_to_go_on(text: str) -> None:
-    """Note what a person is told after "interrupted" if a signal comes from now on."""
+def note_how_to_go_on(text: Callable[[], str]) -> None:
+    """Note what gives the text that follows "interrupted" if a signal comes from now on."""
     global _how_to_go_on
     _how_to_go_on = text
 
@@ -71,13 +72,15 @@ def note_how_to_go_on(text: str) -> None:
 def say(interruption: KeyboardInterrupt) -> ExitCode:
     """Say on one line, and once, that the run was interrupted; returns the exit code."""
     global _is_said
+    how = ""
+    with contextlib.suppress(Exception):
+        how = _how_to_go_on()
+    line = redacted(f"cfdist: interrupted{how}\n").encode(errors="backslashreplace")
     if not _is_said:
         _is_said = True
-        parts = ["cfdist: interrupted", *filter(None, [_how_to_go_on])]
-        line = redacted("; ".join(parts)).encode(errors="backslashreplace")
         # Not by `print`: the signal may have come while that was at work.
         with contextlib.suppress(OSError):
-            os.write(2, line + b"\n")
+            os.write(2, line)
     return _CODES[type(interruption)]
 
 

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # In the environment of all processes of a command; its value is the command's mark.
-VARIABLE = "CFDIST_COMMAND"
+VARIABLE = "CFDIST_MARK"
 
 # Of the folder's name; the command's mark follows.
 PREFIX = "cfdist-"

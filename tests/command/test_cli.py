@@ -161,7 +161,8 @@ def test_an_interruption_ends_the_sweep_and_says_how_to_go_on(run_member, tmp_pa
     monkeypatch.setattr(cli.interruptions, "note_how_to_go_on", told.append)
     with pytest.raises(TerminatedError):
         run_member(TerminatedError())
-    assert told == [f"output_dir={tmp_path} goes on where this stopped"]
+    (how_to_go_on,) = told
+    assert how_to_go_on() == f"; output_dir={tmp_path} goes on where this stopped"
     assert cli.outcomes == []
 
 

@@ -16,7 +16,7 @@ PROCESS = """
 import signal, sys, time
 from cfdist.command import interruptions
 interruptions.catch()
-interruptions.note_how_to_go_on("go on")
+interruptions.note_how_to_go_on(lambda: "; go on")
 
 while True:
     try:

@@ -72,9 +72,15 @@ class Command:
             assert time.monotonic() < deadline, self.errors.read_text()
             time.sleep(0.01)
 
-    def signal(self, number: int, to_group: bool) -> None:
+    def signal(self, number: int, to: str = "process") -> None:
+        """Signal the process, its group, or all that it has started and then the process."""
+        if to == "all":  # as `systemctl stop` and `ray job stop` do, in the worst order
+            for one in self.processes():
+                if one != self.process.pid:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(one, number)
         with contextlib.suppress(ProcessLookupError):
-            (os.killpg if to_group else os.kill)(self.process.pid, number)
+            (os.killpg if to == "group" else os.kill)(self.process.pid, number)
 
     def seconds_to_end(self) -> float:
         began = time.monotonic()
@@ -89,12 +95,18 @@ class Command:
         shutil.rmtree(self.temporary)
         return found
 
-    def _left(self) -> Iterator[str]:
+    def processes(self) -> Iterator[int]:
+        """The command's process and all that it has started."""
         mark = f"{MARK}={self.mark}".encode()
         for process in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
                 if mark in Path("/proc", process, "environ").read_bytes().split(b"\0"):
-                    yield f"{process}: {Path('/proc', process, 'cmdline').read_text()}"
+                    yield int(process)
+
+    def _left(self) -> Iterator[str]:
+        for process in self.processes():
+            with contextlib.suppress(OSError):
+                yield f"{process}: {Path('/proc', str(process), 'cmdline').read_text()}"
         yield from (str(path) for path in self.temporary.iterdir())
 
 
@@ -128,14 +140,14 @@ PHASES = {
 }
 
 
-def interrupt(folder: Path, phase: str, number: int, to_group: bool) -> tuple[str, float]:
+def interrupt(folder: Path, phase: str, number: int, to: str) -> tuple[str, float]:
     """What is wrong with how a command ended (nothing: empty), and in how many seconds it did."""
     happens, arguments = PHASES[phase]
     latency = () if "latency" in arguments[-1] else ("backend.latency_ms=1",)
     command = Command(folder, *arguments, *latency)
     command.wait_until(happens)
-    time.sleep(random.Random(f"{phase} {number} {to_group}").uniform(0.1, 0.4))
-    command.signal(number, to_group)
+    time.sleep(random.Random(f"{phase} {number} {to}").uniform(0.1, 0.4))
+    command.signal(number, to)
     seconds = command.seconds_to_end()
     code, lines = command.process.returncode, command.errors.read_text().splitlines()
     is_done = phase == "finishing" and code == 0 and (folder / "out/results.json").is_file()
@@ -152,11 +164,13 @@ def interrupt(folder: Path, phase: str, number: int, to_group: bool) -> tuple[st
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_each_signal_ends_a_command_within_seconds(tmp_path, phase):
-    cases = [(number, to_group) for number in CODES for to_group in (False, True)]
+    cases = [(number, to) for number in CODES for to in ("process", "group")]
     if phase in ("imports", "loading") and TIMES == 1:
-        cases = [(signal.SIGINT, False), (signal.SIGTERM, True)]
+        cases = [(signal.SIGINT, "process"), (signal.SIGTERM, "group")]
+    if phase == "running":
+        cases.append((signal.SIGTERM, "all"))
 
-    def run(case: tuple[int, tuple[int, bool]]) -> tuple[str, float]:
+    def run(case: tuple[int, tuple[int, str]]) -> tuple[str, float]:
         return interrupt(tmp_path / str(case[0]), phase, *case[1])
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -190,7 +204,7 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(tmp_path):
     for _ in range(kills):
         command = Command(folder, *REAL)
         time.sleep(moments.uniform(0, usual))
-        command.signal(signal.SIGKILL, to_group=moments.random() < 0.5)
+        command.signal(signal.SIGKILL, moments.choice(("process", "group")))
         command.process.wait(timeout=60)
         assert command.left() == []
         if (folder / "out" / "results.json").is_file():
@@ -207,7 +221,7 @@ def test_a_second_ctrl_c_ends_at_once_and_many_print_one_line(tmp_path):
     command = Command(tmp_path / "run", *SIMULATED, "backend.latency_ms=500")
     command.wait_until(is_running)
     for _ in range(4):
-        command.signal(signal.SIGINT, to_group=True)
+        command.signal(signal.SIGINT, "group")
         time.sleep(0.15)
     assert command.seconds_to_end() < 1
     assert command.process.returncode == 130
@@ -219,7 +233,7 @@ def test_a_second_ctrl_c_ends_at_once_and_many_print_one_line(tmp_path):
 def test_nohup_keeps_a_run_from_ending_with_its_terminal(tmp_path):
     command = Command(tmp_path / "run", *SIMULATED, "backend.latency_ms=20", nohup=True)
     command.wait_until(is_running)
-    command.signal(signal.SIGHUP, to_group=True)
+    command.signal(signal.SIGHUP, "group")
     assert command.process.wait(timeout=120) == 0, command.errors.read_text()
     assert command.left() == []
 
@@ -237,7 +251,7 @@ def test_atc_and_its_compilers_end_with_the_command(tmp_path, number):
         PATH=f"{atc.parent}:{os.environ['PATH']}",
     )
     command.wait_until(lambda _: (tmp_path / "started").exists())
-    command.signal(number, to_group=False)
+    command.signal(number)
     assert command.seconds_to_end() < SECONDS_TO_END, command.errors.read_text()
     assert command.process.returncode in (143, -signal.SIGKILL), command.errors.read_text()
     assert command.left() == []
