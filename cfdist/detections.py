@@ -27,6 +27,7 @@ class Detections:
         height: The picture's height, likewise.
         error: Why the picture failed; `None` if it did not.
         damage: What is wrong with the picture's file, whether or not the picture failed for that.
+        is_doubtful: The device may be the reason of the error: another one should try.
 
     Without arrays, there are no faces:
 
@@ -43,6 +44,7 @@ class Detections:
     height: int = 0
     error: str | None = None
     damage: str | None = None
+    is_doubtful: bool = False
 
 
 def to_arrow(detections: Sequence[Detections]) -> pa.Table:

@@ -44,7 +44,7 @@ class ExitCode(IntEnum):
         return member
 
     DONE = 0, "done"
-    INTERNAL = 1, "internal error (see the run's log)"
+    INTERNAL = 1, "internal error, or no device is left (see the run's log)"
     BAD_INPUT = 2, "bad input"
     PICTURES_FAILED = 3, "some pictures failed (listed in results.json)"
     PAST_TOLERANCE = 4, "job=compare past a tolerance"
@@ -53,3 +53,15 @@ class ExitCode(IntEnum):
     HUNG_UP = 129, "interrupted: the terminal has gone (SIGHUP)"
     INTERRUPTED = 130, "interrupted (Ctrl-C)"
     TERMINATED = 143, "terminated (SIGTERM)"
+
+
+class StoppedError(Exception):
+    """A run that ended early and goes on when the command is given again; one line says why.
+
+    Attributes:
+        exit_code: The process's.
+    """
+
+    def __init__(self, message: str, exit_code: ExitCode) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

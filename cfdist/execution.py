@@ -189,7 +189,20 @@ def start(
     with session(cluster.joined, cluster.dashboard, kind, config.devices) as dashboard:
         on_cluster = feeds_pictures and _letterboxes_on_cluster(config.preprocess.where, kind)
         plan = plan_on(cluster_nodes(kind), on_cluster)
-        yield Execution(tuple(models), plan, dashboard, on_cluster, notes)
+        yield Execution(
+            tuple(models), _with_limits(plan, config, models), dashboard, on_cluster, notes
+        )
+
+
+def _with_limits(plan: DevicePlan, config: Config, models: Sequence[BackendModel]) -> DevicePlan:
+    """A plan with the devices' time limits, and with what ends the run."""
+    limit = config.device.timeout
+    return replace(
+        plan,
+        timeout=None if limit == "auto" else limit,
+        first_seconds=max(model.first_seconds for model in models),
+        fails_fast=config.on_error == "fail",
+    )
 
 
 def _npu_notes(devices: Devices) -> tuple[str, ...]:

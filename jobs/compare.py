@@ -12,6 +12,7 @@ from cfdist.compare.device import SIDES, ComparedChunk, ComparingDevice
 from cfdist.compare.tables import print_comparison
 from cfdist.compare.tally import Tally
 from cfdist.config import Config, refuse_unused
+from cfdist.distributed.events import Events, event_notes
 from cfdist.errors import UserError
 from cfdist.execution import Execution
 from cfdist.model.formats import format_of
@@ -31,7 +32,7 @@ def main(config: Config, output: Path, started: float) -> int:
         screen.print_plan(config, there, manifest)
         ready = time.time()
         with screen.PictureProgress(len(manifest.items)) as progress:
-            _run(there, manifest, tally, progress)
+            events = _run(there, manifest, tally, progress)
     ran = time.time()
 
     comparison = tally.summary(config.compare)
@@ -47,7 +48,8 @@ def main(config: Config, output: Path, started: float) -> int:
         seconds=phase_seconds(started, ready, ran, time.time()),
         batch=models[0].spec.batch,
         config=config.model_dump(),
-        notes=damage_notes(config, tally.damaged),
+        notes=[*event_notes(events), *damage_notes(config, tally.damaged)],
+        events=events,
         extra={"comparison": comparison},
     )
     print_comparison(comparison)
@@ -83,8 +85,8 @@ def find_side(config: Config, side: str) -> BackendModel:
 
 def _run(
     there: Execution, manifest: Manifest, tally: Tally, progress: screen.PictureProgress
-) -> None:
-    """Run the pictures through the comparing devices; raises what a device ran into."""
+) -> Events:
+    """Run the pictures through the comparing devices; returns what happened to these."""
     from cfdist.distributed.pool import DevicePool
     from cfdist.distributed.rounds import run_rounds
     from cfdist.distributed.work import item_work
@@ -98,7 +100,12 @@ def _run(
         progress.advance(len(chunk.reference), tally.add(chunk))
         return [found.id for found in chunk.reference]
 
+    def give_up(given_up: dict[str, str]) -> None:
+        tally.failures |= given_up
+        progress.advance(len(given_up), len(given_up))
+
     group = max(model.capabilities.group for model in there.models)
     pool: DevicePool[ComparedChunk] = DevicePool(plan, make_device, reference.spec.batch, group)
     with pool:
-        run_rounds(pool, manifest.items, item_work, lambda: progress.start(0), take)
+        run_rounds(pool, manifest.items, item_work, lambda: progress.start(0), take, give_up)
+    return pool.events

@@ -13,6 +13,7 @@ from cfdist.ascend import AIS_BENCH_OWN, check_options
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config
 from cfdist.distributed.accelerators import allotted, chosen
+from cfdist.distributed.events import Event, event_notes
 from cfdist.errors import UserError
 from cfdist.files import expanded, write_text
 from cfdist.report import screen
@@ -41,12 +42,14 @@ class Run:
         failures: (stem, reason) of the input tensors without raw output.
         ready_at: Wall clock when the first input tensor was handed out.
         devices: The results' entries of the devices.
+        events: What happened to them.
     """
 
     summary: dict[str, Any] | None = None
     failures: Failures = field(default_factory=list)
     ready_at: float = 0.0
     devices: list[dict[str, Any]] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
 
 
 def main(config: Config, output: Path, started: float) -> int:
@@ -84,7 +87,8 @@ def main(config: Config, output: Path, started: float) -> int:
         backend="ais_bench" if config.infer.cli else model.backend,
         batch=model.spec.batch,
         config=config.model_dump(),
-        notes=["job=postprocess makes prediction files of these"],
+        notes=[*event_notes(run.events), "job=postprocess makes prediction files of these"],
+        events=run.events,
     )
     path = results.write(output)
     line = f"{done} raw outputs in {folder}"
@@ -122,7 +126,7 @@ def _run_devices(config: Config, model: BackendModel, tensors: InputFiles, folde
         screen.print_devices(there)
         task = InferenceTask(tensors.items, tensors.contract, model, there.plan, partial)
         with screen.PictureProgress(len(tensors.items)) as progress:
-            reports, run.failures = infer_files(
+            reports, run.failures, run.events = infer_files(
                 task,
                 on_ready,
                 lambda report: progress.advance(len(report.keys), len(report.failures)),

@@ -50,6 +50,7 @@ class DeviceSettings:
         index: The device's index as the actor's process sees it.
         options: The backend's own settings (`conf/backend/<name>.yaml`).
         number: The device's number in the run.
+        starts: How often the device was started before in the run.
     """
 
     threads: int = 1
@@ -57,6 +58,7 @@ class DeviceSettings:
     index: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     number: int = 0
+    starts: int = 0
 
 
 class Backend(ABC):
@@ -91,6 +93,14 @@ class Backend(ABC):
     def device_kind(cls, options: Mapping[str, Any]) -> str:
         """What a device actor needs: "cpu", "gpu" or "npu"."""
         return "cpu"
+
+    @classmethod
+    def first_seconds(cls, batch: int, options: Mapping[str, Any]) -> float:
+        """What loading the model, or the first work of a device, takes at most, seconds.
+
+        A device that takes longer hangs.
+        """
+        return 600.0
 
     @classmethod
     def pictures_at_once(cls, batch: int, threads: int) -> int:

@@ -44,6 +44,11 @@ class BackendModel:
         return self.backend_class.device_kind(self.options)
 
     @property
+    def first_seconds(self) -> float:
+        """See `Backend.first_seconds`."""
+        return self.backend_class.first_seconds(self.spec.batch, self.options)
+
+    @property
     def is_simulated(self) -> bool:
         """Whether no model runs."""
         return self.capabilities.is_simulated

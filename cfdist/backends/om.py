@@ -58,7 +58,7 @@ class OmBackend(Backend):
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
         inspect_om(spec.path)
-        self.runs_on = f"NPU {settings.index}"
+        self.runs_on = f"NPU {physical_chip(settings.index)}"
         # An ACL context belongs to the thread that made it; callers need not care.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="npu")
         self._session: Any = None
@@ -331,11 +331,16 @@ def _open(path: Path, index: int) -> Any:
     except ImportError as error:
         raise _unusable(f"{error}; is set_env.sh sourced?") from None
     except RuntimeError as error:
-        visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES")
         raise RuntimeError(
-            f"NPU {index} (ASCEND_RT_VISIBLE_DEVICES={visible or 'not set'}): "
-            f"{path} could not be loaded: {error}"
+            f"NPU {physical_chip(index)}: {path} could not be loaded: {error}"
         ) from error
+
+
+def physical_chip(index: int) -> str:
+    """The number on this host of the chip that a process sees under an index."""
+    visible = os.environ.get("ASCEND_RT_VISIBLE_DEVICES", "").split(",")
+    is_listed = index < len(visible) and visible[index].strip()
+    return visible[index].strip() if is_listed else str(index)
 
 
 def _take_times(session: Any) -> list[float]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Mapping
@@ -26,6 +28,9 @@ PUBLISHED_INPUT = (800, 800)  # rows and columns of that table's input
 # What a broken chip may give: the heat map's value in up to three cells, and all box sizes.
 FAULTS = {"nan": (np.nan, 0.0), "inf": (0.9, np.inf), "inf_scores": (np.inf, 0.0)}
 
+# What loading takes at most, seconds, beside a few batches.
+_LOADING_SECONDS, _FIRST_BATCHES = 20.0, 60
+
 
 class SimulatedBackend(Backend):
     """Waits for each batch as long as a chip would, then returns head maps without a face.
@@ -34,8 +39,9 @@ class SimulatedBackend(Backend):
     of a batch as for a whole one.
 
     Options: `latency_ms`, milliseconds a batch (0: instant), or `None` for those of `preset`, a
-    key of `PUBLISHED_RATES`; `fault` and `fault_device`, see `faulty_heads`: the device with that
-    number in the run, or every device (`None`), gives such head maps.
+    key of `PUBLISHED_RATES`; `fault`, see `faulty_heads` and `break_down`; `fault_device`: the
+    number of the only device that has it, `None`: all have; `fault_after`, the batches that the
+    device does before; `fault_once`: a device that is started again does not have it.
     """
 
     capabilities: ClassVar[Capabilities] = Capabilities(has_fixed_batch=True, is_simulated=True)
@@ -45,11 +51,22 @@ class SimulatedBackend(Backend):
         self.contract = InputContract(spec.height, spec.width, spec.batch)
         self.streams = settings.streams
         self._seconds = batch_milliseconds(spec.batch, settings.options) / 1000
-        is_faulty = settings.options.get("fault_device") in (None, settings.number)
-        fault = settings.options.get("fault") if is_faulty else None
-        heads = faulty_heads(fault, spec.height // STRIDE, spec.width // STRIDE)
-        # One picture's maps, seen as those of a whole batch.
-        self._heads = [np.broadcast_to(maps, (spec.batch, *maps.shape)) for maps in heads]
+        options = settings.options
+        is_faulty = options.get("fault_device") in (None, settings.number)
+        is_faulty &= not (options.get("fault_once") and settings.starts)
+        self._fault = options.get("fault") if is_faulty else None
+        if self._fault is not None and self._fault.endswith("_opening"):
+            break_down(self._fault.removesuffix("_opening"))
+        # The first batch of each stream warms it up.
+        self._sound = self.streams + (options.get("fault_after") or 0)
+        # One picture's maps, seen as those of a whole batch: the sound ones, and the device's own.
+        self._heads = [
+            [
+                np.broadcast_to(maps, (spec.batch, *maps.shape))
+                for maps in faulty_heads(fault, spec.height // STRIDE, spec.width // STRIDE)
+            ]
+            for fault in (None, self._fault)
+        ]
         self._times_ms: list[float] = []
         self._lock = threading.Lock()
 
@@ -58,6 +75,11 @@ class SimulatedBackend(Backend):
         """See `Backend.check`; a latency or a preset has to be given."""
         batch_milliseconds(spec.batch, options)
 
+    @classmethod
+    def first_seconds(cls, batch: int, options: Mapping[str, Any]) -> float:
+        """See `Backend.first_seconds`; a simulated device is there at once."""
+        return _LOADING_SECONDS + _FIRST_BATCHES * batch_milliseconds(batch, options) / 1000
+
     def infer(self, inputs: NDArray[np.generic]) -> HeadMaps:
         """See `Backend.infer`; inputs are (n, H, W, 3) u8, BGR, and are not looked at."""
         start = time.perf_counter()
@@ -65,7 +87,11 @@ class SimulatedBackend(Backend):
             time.sleep(self._seconds)
         with self._lock:
             self._times_ms.append((time.perf_counter() - start) * 1000)
-        return HeadMaps(*(maps[: len(inputs)] for maps in self._heads))
+            self._sound -= 1
+            is_sound = self._sound >= 0
+        if not is_sound and self._fault is not None:
+            break_down(self._fault)
+        return HeadMaps(*(maps[: len(inputs)] for maps in self._heads[not is_sound]))
 
     def device_times_ms(self) -> list[float]:
         """See `Backend.device_times_ms`."""
@@ -74,11 +100,24 @@ class SimulatedBackend(Backend):
         return times
 
 
+def break_down(fault: str) -> None:
+    """End, stop or hang this process as a broken chip or host does; other faults do nothing."""
+    match fault:
+        case "fail":
+            raise RuntimeError("simulated fault, error code 507033")
+        case "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "hang":
+            threading.Event().wait()
+
+
 def faulty_heads(fault: str | None, rows: int, columns: int) -> list[NDArray[np.float32]]:
     """The head maps of a picture without a face, or what a broken chip could make of them.
 
     Args:
-        fault: A key of `FAULTS`; `None`: zeros everywhere.
+        fault: A key of `FAULTS`; any other: zeros everywhere.
         rows: Of the output maps.
         columns: Of the output maps.
 
@@ -86,7 +125,7 @@ def faulty_heads(fault: str | None, rows: int, columns: int) -> list[NDArray[np.
         In the order of `HeadMaps`, (channels, rows, columns) float32 each.
     """
     heads = [np.zeros((channels, rows, columns), np.float32) for channels in HeadMaps.CHANNELS]
-    if fault is not None:
+    if fault in FAULTS:
         heads[0][0, ::2, 0].flat[:3], heads[1][...] = FAULTS[fault]
     return heads
 

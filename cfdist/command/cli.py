@@ -28,8 +28,8 @@ from cfdist.command.run_folder import claim, finished_results, refuse_package_fo
 from cfdist.config.installation import CONFIG_FOLDER, load_job
 from cfdist.config.messages import HELP_WIDTH
 from cfdist.distributed.guard import guarded
-from cfdist.errors import ExitCode, UserError
-from cfdist.files import LOG, expanded
+from cfdist.errors import ExitCode, StoppedError, UserError
+from cfdist.files import JOURNAL, LOG, expanded
 from cfdist.machine import process_age
 
 # Set by run.sh: when the command began, its installation left out.
@@ -122,7 +122,7 @@ def run_job(composed: DictConfig) -> None:
         code, reason = _run(checked, OmegaConf.to_yaml(composed, resolve=True), output, started)
     except Exception as error:
         code, reason = explain(error, output)
-        if code == ExitCode.INTERNAL:
+        if code == ExitCode.INTERNAL and not isinstance(error, StoppedError):
             traceback.print_exc()
     # What is wrong with all runs of a sweep is said once.
     if reason is not None and reason not in {one.reason for one in outcomes}:
@@ -143,7 +143,7 @@ def _run(
     with claim(output, config_yaml):
         try:
             return load_job(checked.job).main(checked, output, started), None
-        except UserError:
+        except (UserError, StoppedError):
             raise
         except Exception as error:
             log.exception("the job failed")
@@ -170,6 +170,10 @@ def explain(error: BaseException, output: str | Path | None = None) -> tuple[Exi
     if interruption := interruptions.pending():
         raise interruption from None
     match error:
+        case StoppedError():
+            goes_on = output is not None and (Path(output) / JOURNAL).is_dir()
+            again = f"; output_dir={output} goes on where this stopped" if goes_on else ""
+            return error.exit_code, f"{error}{again}"
         case UserError():
             return ExitCode.BAD_INPUT, str(error)
         case HydraException() | OmegaConfBaseException():

@@ -28,11 +28,14 @@ class ComparedChunk:
         candidate: The candidate's, of the same pictures in the same order.
         heads: Head name -> difference of the maps, over the pictures whose maps are finite in both
             models; empty if a graph gives peaks only.
+        doubtful: (id, reason) of the pictures whose outputs were not finite; the others are in the
+            lists.
     """
 
     reference: list[Detections]
     candidate: list[Detections]
     heads: dict[str, HeadDifference]
+    doubtful: tuple[tuple[str, str], ...] = ()
 
 
 class ComparingDevice:
@@ -72,7 +75,17 @@ class ComparingDevice:
             decode_pictures(pictures, inferred, model.spec)
             for inferred, model in zip(both, self._models, strict=True)
         )
-        return ComparedChunk(reference, candidate, _compare_outputs(*both))
+        pairs = [*zip(reference, candidate, strict=True)]
+        doubtful = {
+            one.id: str(one.error) for pair in pairs for one in pair[::-1] if one.is_doubtful
+        }
+        sound = [pair for pair in pairs if pair[0].id not in doubtful]
+        return ComparedChunk(
+            [one for one, _ in sound],
+            [one for _, one in sound],
+            _compare_outputs(*both),
+            tuple(doubtful.items()),
+        )
 
     def report(self) -> DeviceReport:
         """See `Device.report`; the figures are the reference's."""

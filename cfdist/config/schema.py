@@ -272,15 +272,40 @@ class BackendConfig(Section):
     ] = None
     """simulated: the chip whose published times are taken"""
     fault: Annotated[
-        Annotated[Literal["nan", "inf", "inf_scores"], BeforeValidator(_word)] | None,
+        Annotated[
+            Literal[
+                "nan",
+                "inf",
+                "inf_scores",
+                "fail",
+                "die",
+                "stop",
+                "hang",
+                "fail_opening",
+                "die_opening",
+                "stop_opening",
+                "hang_opening",
+            ],
+            BeforeValidator(_word),
+        ]
+        | None,
         uses.backend_key("simulated"),
     ] = None
-    """simulated: the fault in the devices' head maps, to try how a run deals with it"""
+    """simulated: a fault, to try how a run deals with it: what is in the head maps, or what the
+    device does in a batch or while it opens"""
     fault_device: Annotated[
         Natural | None,
         uses.backend_key("simulated", when=(uses.given("backend.fault", "nan"),)),
     ] = None
     """simulated: the number of the only faulty device; null: all are faulty"""
+    fault_after: Annotated[
+        Natural, uses.backend_key("simulated", when=(uses.given("backend.fault", "nan"),))
+    ] = 0
+    """simulated: sound batches of the device before the fault"""
+    fault_once: Annotated[
+        StrictBool, uses.backend_key("simulated", when=(uses.given("backend.fault", "nan"),))
+    ] = False
+    """simulated: the device is sound once it was started again"""
 
 
 class EvalConfig(Section):
@@ -445,6 +470,16 @@ class ClusterConfig(Section):
         return uses.joined_cluster(self.address)
 
 
+class DeviceConfig(Section):
+    """When a device is given up."""
+
+    timeout: Annotated[
+        Literal["auto"] | Annotated[Real, _between(1, 604_800, "a number")], uses.ON_DEVICES
+    ] = "auto"
+    """seconds that a device may take to load the model, or for what it holds; one that takes longer
+    is ended, and others do its work; auto: by the device's own pace, see docs/reliability.md"""
+
+
 class PipelineConfig(Section):
     """How each device gets its pictures."""
 
@@ -472,6 +507,9 @@ class Config(Section):
     ] = "auto"
     """device actors: a number, a list such as [0,1] (counted within CUDA_VISIBLE_DEVICES or
     ASCEND_RT_VISIBLE_DEVICES), or auto (every accelerator; on CPUs one for each 8 cores)"""
+    on_error: Annotated[Literal["report", "fail"], uses.ON_PICTURES] = "report"
+    """a picture that fails: report, it is listed and the others are done; fail, it ends the run,
+    which can go on later"""
     output_dir: PathText
     """folder for results.json, predictions and the run's log"""
     predictions: Annotated[PathText | None, uses.only("score")] = None
@@ -495,6 +533,7 @@ class Config(Section):
     infer: InferConfig
     postprocess: PostprocessConfig
     cluster: ClusterConfig
+    device: DeviceConfig
     pipeline: PipelineConfig
 
 

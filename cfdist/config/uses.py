@@ -170,6 +170,22 @@ RAY = Uses(
 )
 
 
+ON_DEVICES = Uses(
+    [
+        Use(("evaluate", "compare")),
+        Use(("benchmark",), (DEVICES,)),
+        Use(("infer",), (NOT_BY_TOOL,)),
+    ]
+)
+ON_PICTURES = Uses(
+    [
+        Use(("evaluate", "compare")),
+        Use(("benchmark",), (END_TO_END,)),
+        Use(("infer",), (NOT_BY_TOOL,)),
+    ]
+)
+
+
 def only(*jobs: str, when: tuple[When, ...] = ()) -> Uses:
     """These jobs under these conditions."""
     return Uses([Use(jobs, when)])

@@ -54,19 +54,21 @@ class DeviceReport:
 
 @dataclass(frozen=True)
 class ChunkReport:
-    """What became of a chunk whose results are on disk.
+    """What became of a chunk.
 
     Attributes:
         done: Keys of the work items that have a result.
-        failures: (key, reason) of the others.
+        failures: (key, reason) of those that failed.
+        doubtful: (key, reason) of those whose outputs were not finite; they are tried again.
     """
 
     done: tuple[str, ...]
-    failures: tuple[tuple[str, str], ...]
+    failures: tuple[tuple[str, str], ...] = ()
+    doubtful: tuple[tuple[str, str], ...] = ()
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys of all work items of the chunk."""
+        """The keys of the work items that are done or have failed."""
         return (*self.done, *(key for key, _ in self.failures))
 
 

@@ -84,7 +84,7 @@ def decode_pictures(
         for one in decode_detections(pictures.keys, pictures.sizes, peaks, spec)
     ]
     for i in np.flatnonzero(~inferred.is_finite):
-        found[i] = Detections(pictures.keys[i], error=inferred.error)
+        found[i] = Detections(pictures.keys[i], error=inferred.error, is_doubtful=True)
     return found + [
         Detections(key, error=reason, damage=pictures.damages.get(key))
         for key, reason in pictures.failures

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.decode import Outputs, finite_pictures
-from cfdist.devices.base import DeviceReport, device_name
+from cfdist.devices.base import DeviceReport
 from cfdist.devices.memory import memory_as_user_error
 from cfdist.machine import peak_memory
 from cfdist.preprocess import to_model_input
@@ -28,7 +28,7 @@ class Inferred:
     Attributes:
         outputs: Head maps or peaks, one entry a batch.
         is_finite: (n,) bool: the picture's outputs hold no NaN and no infinite value.
-        error: Why the other pictures failed; it names the device.
+        error: What is wrong with the others.
     """
 
     outputs: list[Outputs]
@@ -47,7 +47,6 @@ class Runner:
         """
         self._spec = model.spec
         self._kind = model.kind
-        self._name = device_name(settings.number)
         with memory_as_user_error(self._spec.batch):
             self.backend = model.load(settings)
             self._streams = threading.BoundedSemaphore(self.backend.streams)
@@ -118,7 +117,7 @@ class Runner:
         return Inferred(
             outputs,
             np.concatenate(is_finite),
-            f"the model's outputs hold NaN or infinite values ({self._name})",
+            "the model's outputs hold NaN or infinite values",
         )
 
     def _timed(self, batches: Sequence[NDArray[np.generic]]) -> tuple[list[Outputs], list[float]]:

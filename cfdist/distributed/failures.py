@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from cfdist.errors import DiskFullError, UserError
+
+_MOST_CHARACTERS = 300  # of what a device says
 
 
 def is_death(error: Exception) -> bool:
@@ -15,6 +19,29 @@ def is_death(error: Exception) -> bool:
     # Ray's error for a process that it ended to save memory is no `RayActorError`.
     deaths = ray.exceptions.RayActorError | ray.exceptions.OutOfMemoryError
     return isinstance(error, deaths) and not isinstance(error, ray.exceptions.RayTaskError)
+
+
+def is_lost_block(error: Exception) -> bool:
+    """Whether a block of the work is gone, as when its node is; the device is fine."""
+    import ray
+
+    cause = getattr(error, "cause", None) or error
+    return isinstance(cause, ray.exceptions.ObjectLostError)
+
+
+def words_of(error: Exception) -> str:
+    """What a device says of its failure, on one line."""
+    import ray
+
+    if is_death(error):
+        if isinstance(error, ray.exceptions.OutOfMemoryError):
+            return str(user_error(error))
+        found = re.search(r"exit code (\d+)|signal \w+", str(error), re.IGNORECASE)
+        return f"its process died{f' ({found[0]})' if found else ''}"
+    cause = getattr(error, "cause", None) or error
+    text = " ".join(str(cause).split())[:_MOST_CHARACTERS]
+    is_plain = isinstance(cause, UserError | TimeoutError | ValueError) and text
+    return text if is_plain else f"{type(cause).__name__}: {text}"
 
 
 def user_error(error: Exception) -> Exception:

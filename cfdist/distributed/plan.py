@@ -38,6 +38,9 @@ class DevicePlan:
         streams: Inferences that each device takes at once.
         readers: Reader threads of each device.
         cpus: Ray's CPUs that each actor takes.
+        timeout: The limit of each device's work, seconds; `None`: from the device's history.
+        first_seconds: What loading, or a device's first work, may take.
+        fails_fast: The first picture that fails ends the run.
         share: Ten-thousandths of a CPU that each device has, whether or not its actor takes them.
     """
 
@@ -47,6 +50,9 @@ class DevicePlan:
     streams: int
     readers: int
     cpus: float
+    timeout: float | None = None
+    first_seconds: float = 600.0
+    fails_fast: bool = False
     share: int = 0
 
     def room(self, node: Node) -> int:

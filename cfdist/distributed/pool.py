@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, TypeVar, cast
@@ -22,22 +23,30 @@ from cfdist.distributed.actors import (
     leave_actors,
     take_actor,
 )
-from cfdist.distributed.events import Events
-from cfdist.distributed.failures import is_death, user_error
+from cfdist.distributed.events import Events, What
+from cfdist.distributed.failures import is_death, is_lost_block, user_error, words_of
+from cfdist.distributed.limits import Clock, TimeLimits
 from cfdist.distributed.plan import DevicePlan
+from cfdist.distributed.retries import Retries, Row
 from cfdist.distributed.scheduler import Scheduler, chunk_for_rate
 from cfdist.distributed.work import Slice, Work, letterbox_items, sources_of
-from cfdist.errors import UserError
+from cfdist.errors import ExitCode, StoppedError, UserError
 from cfdist.machine import reset_peak_memory
 from cfdist.widerface.manifest import WorkItem
 
 log = logging.getLogger(__name__)
 
-# A device that dies is started again at once, this often in a run, all devices together.
-MAX_RESTARTS = 3
-
-# How often the driver looks for new blocks while none is there, seconds.
+# How often the driver looks for new blocks while none is there, and for devices that are late,
+# seconds.
 _POLL_SECONDS = 0.02
+_WATCH_SECONDS = 0.5
+
+# Once a device is ready, the others get this many times as long, or so many seconds, before the
+# run begins without them; they join it when they are ready.
+_WAIT_TIMES, _WAIT_SECONDS = 3, 10.0
+
+# What a device may take to say what it has done, when the run is over.
+_CLOSE_SECONDS = 20.0
 
 REDUCER = "reducer"  # the name of the reducer's actor
 
@@ -48,37 +57,49 @@ Result = TypeVar("Result")
 class DeviceActor:
     """Hosts a device in a process of its own; in a sweep, one after the other."""
 
-    def warm_up(self, device: Device, kind: str, reducer: Actor | None) -> Place:
-        """Load a device, see `Device.warm_up`; its detections go to the reducer, if there is one.
-
-        Returns:
-            Where the device is.
+    def settle(self, kind: str) -> Place:
+        """Take the accelerator that Ray gave; returns where the device is.
 
         Raises:
-            UserError: the device refuses the model, or Ray gave it no accelerator of its own.
+            UserError: Ray gave it no accelerator of its own.
         """
         self._place = settle(kind)
-        reset_peak_memory()
-        self._device = device
-        self._reducer = reducer
-        device.warm_up()
-        to_arrow([])  # imports pyarrow before the first chunk
         return self._place
 
-    def process(self, slices: Sequence[Slice], *blocks: pa.Table) -> Any:
+    def warm_up(self, device: Device, place: Place, is_reduced: bool) -> Place:
+        """Load a device where it has settled, see `Device.warm_up`.
+
+        If a reducer gathers its detections, each chunk gives a report and their table.
+
+        Returns:
+            `place`.
+
+        Raises:
+            UserError: the device refuses the model.
+        """
+        reset_peak_memory()
+        self._device = device
+        self._is_reduced = is_reduced
+        device.warm_up()
+        to_arrow([])  # imports pyarrow before the first chunk
+        return place
+
+    def process(self, slices: Sequence[Slice], *blocks: pa.Table) -> tuple[Any, pa.Table | None]:
         """`Device.process` for rows of blocks; a slice and its block have the same position.
 
         Returns:
-            The device's result, or a `ChunkReport` once the reducer has the detections on disk.
+            The device's result, or a `ChunkReport` and the detections for the reducer.
         """
         found = self._device.process(sources_of(slices, blocks))
-        if self._reducer is None:
-            return found
-        import ray
-
-        ray.get(self._reducer.add.remote(to_arrow(found)))
-        failures = tuple((one.id, one.error) for one in found if one.error is not None)
-        return ChunkReport(tuple(one.id for one in found if one.error is None), failures)
+        if not self._is_reduced:
+            return found, None
+        sound = [one for one in found if not one.is_doubtful]
+        report = ChunkReport(
+            tuple(one.id for one in sound if one.error is None),
+            tuple((one.id, one.error) for one in sound if one.error is not None),
+            tuple((one.id, one.error) for one in found if one.is_doubtful),
+        )
+        return report, to_arrow(sound)
 
     def letterbox(self, items: Sequence[WorkItem], size: Size, threads: int) -> pa.Table:
         """A block of the items' letterboxed pictures, see `letterbox_block`."""
@@ -96,29 +117,68 @@ class DeviceActor:
         return replace(report, host=self._place.host, chip=self._place.chip)
 
 
-@dataclass(frozen=True)
-class _Handed:
-    """The rows of a chunk that a device is working on, and the device's name and actor."""
+@dataclass
+class _Opening:
+    """A device that loads its model.
+
+    Attributes:
+        placed: The call that says where it is; what comes before is not the device's doing.
+        since: When it was placed, on the pool's clock.
+    """
 
     name: str
     actor: Actor
-    slices: list[Slice]
+    placed: Ref
+    since: float | None = None
+
+
+@dataclass(frozen=True)
+class _Handed:
+    """A chunk that a device works on, or whose detections are on their way to the disk.
+
+    Attributes:
+        rows: The chunk's, as they are handed out again if the device fails.
+        slices: The same rows as the device gets them.
+        fresh: How many of them were not tried before.
+        is_alone: The device gets nothing else meanwhile.
+        since: When the device got it, on the pool's clock.
+        batches: What the device held then, this chunk included.
+        table: The detections, where there is a reducer.
+    """
+
+    name: str
+    actor: Actor
+    rows: Sequence[Row]
+    slices: Sequence[Slice]
+    fresh: int
+    is_alone: bool
+    since: float
+    batches: int
+    table: Ref
 
     @property
-    def size(self) -> int:
-        """How many rows."""
-        return sum(map(len, self.slices))
+    def keys(self) -> set[str]:
+        """Those of the rows."""
+        return {row.key for row in self.rows}
 
 
 class DevicePool(Generic[Result]):
     """The device actors of a run; at the end of a `with` block they end, whatever they are doing.
 
+    A device that fails is started again; one that is at fault by the rules of `Retries` is set
+    aside, and the others do its work.
+
     Attributes:
         least: Pictures that a device should be given at once.
-        actors: Device name -> its actor.
+        actors: Device name -> its actor, of the devices that are ready.
+        opening: Call that loads a device -> the device.
+        aside: Names of the devices that were set aside.
         reports: Device name -> its last report.
-        lost: Names of devices that died, one entry each time.
-        events: What happened to the devices.
+        events: What happened to the devices and pictures.
+        retries: What is tried again.
+        clock: For the time limits.
+        limits: The time limits.
+        was_doubted: The only device was started again for outputs that were not finite.
     """
 
     def __init__(
@@ -131,20 +191,27 @@ class DevicePool(Generic[Result]):
     ) -> None:
         """Plan the actors; `start` starts them.
 
-        A device should be given `group` batches at once. If there is a reducer actor, the devices
-        send their detections to it.
+        A device should be given `group` batches at once. If there is a reducer actor, it gets the
+        devices' detections.
         """
         self.plan = plan
         self._make_device = make_device
-        self._reducer = reducer
+        self.reducer = reducer
         self.batch = batch
         self.least = batch * group
         self.actors: dict[str, Actor] = {}
+        self.opening: dict[Ref, _Opening] = {}
+        self.aside: set[str] = set()
         self.reports: dict[str, DeviceReport] = {}
-        self.lost: list[str] = []
         self.events = Events()
-        self._loading: dict[str, Ref] = {}
+        self.retries = Retries()
+        self.clock = Clock()
+        self.limits = TimeLimits(plan.timeout, plan.first_seconds)
         self._places: dict[str, Place] = {}
+        self._starts: Counter[str] = Counter()
+        self.was_doubted = False
+        self._refusals: dict[str, UserError] = {}
+        self._last_words: Exception = RuntimeError("no device was started")
 
     def __enter__(self) -> DevicePool[Result]:
         """The pool; its actors are not started yet."""
@@ -152,80 +219,218 @@ class DevicePool(Generic[Result]):
 
     def __exit__(self, *error: object) -> None:
         """End the actors, whatever they are doing."""
-        kill_actors(self.actors)
-        self.actors = {}
+        kill_actors({one.name: one.actor for one in self.opening.values()} | self.actors)
+        self.actors, self.opening = {}, {}
+
+    @property
+    def names(self) -> list[str]:
+        """The devices that were not set aside."""
+        names = map(device_name, range(self.plan.count))
+        return [name for name in names if name not in self.aside]
 
     def begin(self) -> None:
         """Start the actors that are not there, and let each load its model."""
-        names = [device_name(number) for number in range(self.plan.count)]
-        end_idle_actors({*names, REDUCER})
-        for number, name in enumerate(names):
-            if name not in self.actors:
-                device = self._make_device(self.plan.settings(number))
-                self.actors[name] = take_actor(name, DeviceActor, self.plan.actor_options)
-                self._loading[name] = self.actors[name].warm_up.remote(
-                    device, self.plan.kind, self._reducer
-                )
+        end_idle_actors({*self.names, REDUCER})
+        there = {*self.actors, *(one.name for one in self.opening.values())}
+        for number in range(self.plan.count):
+            name = device_name(number)
+            if name in there or name in self.aside or name in self._refusals:
+                continue
+            settings = replace(self.plan.settings(number), starts=self._starts[name])
+            self._starts[name] += 1
+            device = self._make_device(settings)
+            actor = take_actor(name, DeviceActor, self.plan.actor_options)
+            placed = actor.settle.remote(self.plan.kind)
+            loaded = actor.warm_up.remote(device, placed, self.reducer is not None)
+            self.opening[loaded] = _Opening(name, actor, placed)
 
     def start(self) -> None:
-        """Start the actors that are not there, and wait until each has run its model once.
+        """Start the actors that are not there; wait until they have run their model once.
 
-        A device that dies meanwhile is started again. Once a run is under way it goes on without
-        the devices that die too often.
+        A device that fails meanwhile is started again. One that takes far longer than the others
+        joins them later.
 
         Raises:
-            UserError: a device refuses the model, or two devices have one accelerator.
-            Exception: what else loading it ran into.
+            UserError: all devices refuse the model, or two have one accelerator.
+            StoppedError: no device gets ready.
         """
         import ray
 
-        is_under_way = bool(self.reports)
+        began = time.monotonic()
+        ready_at: float | None = None
         self.begin()
-        while self._loading:
-            name, ref = self._loading.popitem()
+        while self.opening:
+            self.watch(ray.wait([*self.opening], num_returns=1, timeout=_WATCH_SECONDS)[0])
+            now = time.monotonic()
+            if self.actors and ready_at is None:
+                ready_at = now
+            if ready_at and now > ready_at + max(_WAIT_SECONDS, _WAIT_TIMES * (ready_at - began)):
+                break
+        self.refuse_without_devices()
+
+    def watch(self, ended: Iterable[Ref]) -> None:
+        """Take in the devices that have ended loading, and end those that take too long."""
+        import ray
+
+        self.clock.tick()
+        for ref in [ref for ref in ended if ref in self.opening]:
+            one = self.opening.pop(ref)
             try:
                 place = cast(Place, ray.get(ref))
-                self._note_place(name, place)
-                self.reports.setdefault(name, DeviceReport(host=place.host, chip=place.chip))
             except ray.exceptions.RayError as error:
-                if not is_death(error):
-                    raise user_error(error) from None
-                self._lose(name, error)
-                if len(self.lost) <= MAX_RESTARTS:
-                    self.begin()
-                elif not (is_under_way and self.actors):
-                    raise user_error(error) from None
+                self._take_in_refusal(one, error)
+                continue
+            self._note_place(one.name, place)
+            self.actors[one.name] = one.actor
+            self.reports.setdefault(one.name, DeviceReport(host=place.host, chip=place.chip))
+        for ref, one in [*self.opening.items()]:
+            if one.since is None and ray.wait([one.placed], timeout=0)[0]:
+                one.since = self.clock.now
+            seconds = 0.0 if one.since is None else self.clock.now - one.since
+            if seconds > self.limits.opening and not ray.wait([ref], timeout=0)[0]:
+                del self.opening[ref]
+                self._find_place(one)
+                late = TimeoutError(f"has not loaded its model within {seconds:.0f} s")
+                self.replace(one.name, one.actor, "device_timeout", late)
 
-    def run_round(self, work: Work, on_done: Callable[[str, Result], None]) -> list[Exception]:
-        """Hand all work out, each device as fast as it asks.
+    def _take_in_refusal(self, one: _Opening, error: Exception) -> None:
+        """Note a device that could not be opened; all that refuse the model end the run."""
+        self._find_place(one)
+        problem = user_error(error)
+        if isinstance(problem, UserError) and not is_death(error) and not self.reports:
+            self._refusals[one.name] = problem
+            kill_actors({one.name: one.actor})
+            self._last_words = problem
+        else:
+            what: What = "device_lost" if is_death(error) else "device_failed"
+            self.replace(one.name, one.actor, what, error)
 
-        A device gets its next chunk when it finishes one. (Ray's `streaming_split` deals rows out
-        evenly ahead of time, so that a run waits for its slowest device.) `on_done` is called with
-        the device's name and what its `process` returned for a chunk.
+    def refuse_without_devices(self) -> None:
+        """Raise what the last device said if none is left."""
+        if self.opening or self.actors:
+            for name, refusal in [*self._refusals.items()]:
+                self._set_aside(name, str(refusal))
+            self._refusals = {}
+            return
+        problem = user_error(self._last_words)
+        if isinstance(problem, UserError):
+            raise problem
+        raise StoppedError(f"no device is left; the last one, {problem}", ExitCode.INTERNAL)
 
-        Returns:
-            What went wrong.
+    def await_call(self, name: str, call: Ref, batches: int) -> Any:
+        """What a call to a device returns that nobody else can do.
 
         Raises:
-            UserError: a device refuses its work, or a block cannot be made; the rest of the work
-                would end in the same way.
+            UserError: the device refuses it.
+            StoppedError: the device failed, or took too long for so many batches.
         """
-        try:
-            return _Round(self, work, on_done).run()
-        finally:
-            work.close()
+        import ray
 
-    def restart(self, name: str, actor: Actor, error: Exception) -> None:
-        """Replace a dead actor, unless another of its chunks has had it replaced already."""
-        if self.actors.get(name) is actor:
-            self._lose(name, error)
-            if len(self.lost) <= MAX_RESTARTS:
-                self.start()
+        limit = self.plan.timeout or self.plan.first_seconds * max(1, batches)
+        try:
+            return ray.get(call, timeout=limit)
+        except ray.exceptions.RayError as error:
+            problem = user_error(error)
+            if isinstance(problem, UserError):
+                raise problem from None
+            log.error("%s failed", name, exc_info=error)
+            text = f"{self.label(name)}: {words_of(error)}"
+            raise StoppedError(text, ExitCode.INTERNAL) from None
+
+    def replace(
+        self,
+        name: str,
+        actor: Actor,
+        what: What,
+        error: Exception,
+        rows: Collection[Row] = (),
+    ) -> None:
+        """End a device that has failed with some pictures in hand; start it again, if it may be.
+
+        Args:
+            name: The device's.
+            actor: That of the device that failed, which may be replaced already.
+            what: How the results name it.
+            error: What it ran into.
+            rows: What may have been the cause.
+        """
+        if self.actors.get(name, actor) is not actor:
+            self.retries.put_back(rows)
+            return
+        log.error("%s failed", name, exc_info=error)
+        words = words_of(error)
+        self._last_words = (
+            error
+            if isinstance(user_error(error), UserError)
+            else StoppedError(f"{self.label(name)}: {words}", ExitCode.INTERNAL)
+        )
+        self.note(what, name, f"{words}; its work was handed out again")
+        before = {*self.retries.given_up}
+        self.retries.fail(name, rows, words)
+        self.note_given_up(before)
+        self.restart(name, actor)
+
+    def restart(self, name: str, actor: Actor) -> None:
+        """End a device's process, and start another, unless the device is at fault."""
+        self.actors.pop(name, None)
+        # The actor may only be out of reach, and two cannot have one name.
+        kill_actors({name: actor})
+        if self.retries.is_at_fault(name):
+            self.retries.forget(name)
+            self._set_aside(name, "it failed again")
+        else:
+            self.begin()
+        self._places.pop(name, None)
+
+    def note(self, what: What, name: str, text: str) -> None:
+        """Add an event of a device, which its text names first."""
+        place = self._places.get(name)
+        host, chip = (place.host, place.chip) if place else (None, None)
+        self.events.note(what, f"{self.label(name)}: {text}", name, host, chip)
+
+    def note_given_up(self, before: Collection[str]) -> None:
+        """Add an event for each picture that was given up since, or raise if that ends the run.
+
+        Raises:
+            StoppedError: on_error=fail.
+        """
+        for key in [key for key in self.retries.given_up if key not in before]:
+            reason = self.retries.given_up[key]
+            self.events.note("picture_failed", f"{key}: {reason}")
+            self.refuse_failures([(key, reason)])
+
+    def refuse_failures(self, failures: Sequence[tuple[str, str]]) -> None:
+        """Raise a `StoppedError` that names the first picture that failed, with on_error=fail."""
+        if failures and self.plan.fails_fast:
+            key, reason = failures[0]
+            raise StoppedError(f"{key}: {reason} (on_error=fail)", ExitCode.PICTURES_FAILED)
+
+    def label(self, name: str) -> str:
+        """A device with its host and its chip there, for messages."""
+        place = self._places.get(name)
+        if place is None:
+            return name
+        chip = f", {ACCELERATOR_RESOURCE[self.plan.kind]} {place.chip}" if place.chip else ""
+        return f"{name} ({place.host}{chip})"
+
+    def _set_aside(self, name: str, why: str) -> None:
+        self.aside.add(name)
+        self.note("device_set_aside", name, f"set aside: {why}; the other devices do its work")
+
+    def _find_place(self, one: _Opening) -> None:
+        """Note where a device is that did not open, if its process came that far."""
+        import ray
+
+        if ray.wait([one.placed], timeout=0)[0]:
+            try:
+                self._places[one.name] = cast(Place, ray.get(one.placed))
+            except ray.exceptions.RayError:
+                return
 
     def _note_place(self, name: str, place: Place) -> None:
         """Note where a device is; raise a `UserError` if another has the same accelerator."""
         for other, its_place in self._places.items():
-            if place.chip is not None and place == its_place:
+            if other != name and place.chip is not None and place == its_place:
                 what = f"{ACCELERATOR_RESOURCE[self.plan.kind]} {place.chip} of {place.host}"
                 raise UserError(
                     f"{other} and {name} have the same accelerator, {what}; name each one once, "
@@ -233,27 +438,46 @@ class DevicePool(Generic[Result]):
                 )
         self._places[name] = place
 
-    def _lose(self, name: str, error: Exception) -> None:
-        log.warning("%s was lost: %s", name, error)
-        self.lost.append(name)
-        place = self._places.pop(name, None)
-        host, chip = (place.host, place.chip) if place else (None, None)
-        where = f" ({host}{f', chip {chip}' if chip else ''})" if host else ""
-        self.events.note("device_lost", f"{name}{where} died", name, host, chip)
-        # The actor may only be out of reach, and two cannot have one name.
-        kill_actors({name: self.actors.pop(name)})
+    def run_round(
+        self, work: Work, keys: Sequence[str], on_done: Callable[[str, Result], None]
+    ) -> Exception | None:
+        """Hand all work out, each device as fast as it asks, and again what a device failed with.
+
+        A device gets its next chunk when it finishes one. (Ray's `streaming_split` deals rows out
+        evenly ahead of time, so that a run waits for its slowest device.)
+
+        Args:
+            work: What there is to do.
+            keys: Those of the work items, in the order of the work's rows.
+            on_done: Called with the device's name and what its `process` returned for a chunk.
+
+        Returns:
+            Why rows are left, if a block was lost; `retries.given_up` has the pictures that failed.
+
+        Raises:
+            UserError: a device refuses its work, or a block cannot be made; the rest of the work
+                would end in the same way.
+            StoppedError: no device is left, or a picture failed with on_error=fail.
+        """
+        try:
+            return _Round(self, work, keys, on_done).run()
+        finally:
+            work.close()
 
     def close(self) -> None:
         """Collect the devices' reports; a sweep's next run gets the processes, else they end."""
         import ray
 
+        for one in self.opening.values():
+            self._find_place(one)
+            self.note("device_failed", one.name, "was not ready when the run ended")
         closed = {}
         for name, actor in self.actors.items():
             try:
-                self.reports[name] = ray.get(actor.close.remote())
+                self.reports[name] = ray.get(actor.close.remote(), timeout=_CLOSE_SECONDS)
                 closed[name] = actor
             except ray.exceptions.RayError as error:
-                log.warning("%s gave no report: %s", name, error)
+                self.note("device_failed", name, f"gave no report: {words_of(error)}")
         leave_actors(closed, DeviceActor, self.plan.actor_options)
         self.actors = {name: self.actors[name] for name in self.actors.keys() - closed.keys()}
         self.__exit__()
@@ -263,85 +487,202 @@ class _Round(Generic[Result]):
     """One round of a pool over some work."""
 
     def __init__(
-        self, pool: DevicePool[Result], work: Work, on_done: Callable[[str, Result], None]
+        self,
+        pool: DevicePool[Result],
+        work: Work,
+        keys: Sequence[str],
+        on_done: Callable[[str, Result], None],
     ) -> None:
         self._pool = pool
         self._work = work
+        self._keys = iter(keys)
         self._on_done = on_done
         self._size = pool.least
-        self._scheduler = Scheduler(work, pool.actors, pool.plan.streams, pool.batch)
+        self._scheduler = Scheduler(work, pool.names, pool.plan.streams, pool.batch)
         self._running: dict[Ref, _Handed] = {}
-        self._problems: list[Exception] = []
+        self._adding: dict[Ref, tuple[_Handed, Result]] = {}  # on their way to the disk
+        self._lost: Exception | None = None
         self._started = time.perf_counter()
         self._finished = 0
 
-    def run(self) -> list[Exception]:
+    def run(self) -> Exception | None:
         """See `DevicePool.run_round`."""
         import ray
 
+        pool = self._pool
         self._fill()
-        refusal: UserError | None = None
-        while self._running:
-            timeout = _POLL_SECONDS if self._work.is_waiting else None
-            ended, _ = ray.wait(list(self._running), num_returns=1, timeout=timeout)
+        while self._running or self._adding or self._scheduler.left or pool.retries.is_waiting:
+            pool.refuse_without_devices()
+            timeout = _POLL_SECONDS if self._work.is_waiting else _WATCH_SECONDS
+            refs = [*self._running, *self._adding, *pool.opening]
+            ended, _ = ray.wait(refs, num_returns=1, timeout=timeout)
+            pool.watch(ended)
             for ref in ended:
-                refusal = self._take_in(ref) or refusal
-            if refusal is None:
-                self._fill()
-        if refusal is not None:
-            raise refusal
-        return self._problems
+                if ref in self._adding:
+                    self._take_in_added(ref)
+                elif ref in self._running:
+                    self._take_in(ref)
+            self._end_late()
+            self._fill()
+        return self._lost
 
-    def _take_in(self, ref: Ref) -> UserError | None:
-        """Note a chunk that has ended; returns the error if the device refuses its work."""
+    def _take_in(self, ref: Ref) -> None:
+        """Note a chunk that a device has ended."""
         import ray
 
         handed = self._running.pop(ref)
+        pool = self._pool
         try:
             result = cast(Result, ray.get(ref))
         except ray.exceptions.RayError as error:
-            return self._take_in_failure(handed, error)
-        self._scheduler.give_back(handed.name, handed.size, is_finished=True)
-        self._work.settle(handed.slices, is_finished=True)
+            self._take_in_failure(handed, error)
+            return
+        pool.limits.note(handed.name, handed.batches, pool.clock.now - handed.since)
+        doubtful = dict(getattr(result, "doubtful", ()))
+        accused = pool.retries.finish(handed.name, handed.keys - doubtful.keys())
+        self._doubt(handed, doubtful)
+        for name in accused & pool.actors.keys():
+            wrong = ValueError("it gave outputs that hold NaN or infinite values")
+            self._replace(name, pool.actors[name], "device_failed", wrong, ())
+        if pool.reducer is None:
+            self._finish(handed, result)
+            return
+        pool.refuse_failures(getattr(result, "failures", ()))
+        self._adding[pool.reducer.add.remote(handed.table)] = (handed, result)
+
+    def _doubt(self, handed: _Handed, doubtful: dict[str, str]) -> None:
+        """Try pictures again whose outputs were not finite."""
+        pool = self._pool
+        before = {*pool.retries.given_up}
+        for row in handed.rows:
+            if row.key in doubtful:
+                pool.retries.doubt(handed.name, row, doubtful[row.key])
+        pool.note_given_up(before)
+        # Nobody else can say whether it is the picture or the device: that is started again, once.
+        is_only_one = pool.actors.keys() == {handed.name} and not pool.opening
+        if doubtful and is_only_one and not pool.was_doubted:
+            pool.was_doubted = True
+            wrong = next(iter(doubtful.values()))
+            pool.note("device_failed", handed.name, f"{wrong}; it was started again")
+            self._take_back(handed.actor)
+            pool.restart(handed.name, handed.actor)
+
+    def _take_in_added(self, ref: Ref) -> None:
+        """Note a chunk whose detections are on the disk."""
+        import ray
+
+        handed, result = self._adding.pop(ref)
+        try:
+            ray.get(ref)
+        except ray.exceptions.RayError as error:
+            raise user_error(error) from None
+        self._finish(handed, result)
+
+    def _finish(self, handed: _Handed, result: Result) -> None:
+        self._give_back(handed, is_finished=True)
         self._on_done(handed.name, result)
-        self._finished += handed.size
+        self._finished += len(handed.rows)
         seconds = max(time.perf_counter() - self._started, 1e-3)
         rate = self._finished / seconds / self._pool.plan.count
         self._size = chunk_for_rate(self._pool.least, rate)
-        return None
 
-    def _take_in_failure(self, handed: _Handed, error: Exception) -> UserError | None:
-        self._scheduler.give_back(handed.name, handed.size, is_finished=False)
-        self._work.settle(handed.slices, is_finished=False)
+    def _take_in_failure(self, handed: _Handed, error: Exception) -> None:
         problem = user_error(error)
-        self._problems.append(problem)
-        log.error("%s failed", handed.name, exc_info=error)
-        if is_death(error):
-            self._pool.restart(handed.name, handed.actor, error)
-            if handed.name not in self._pool.actors:
-                self._scheduler.leave_out(handed.name)
-            return None
-        return problem if isinstance(problem, UserError) else None
+        if isinstance(problem, UserError) and not is_death(error):
+            raise problem
+        self._give_back(handed)
+        if is_lost_block(error):
+            log.error("a block was lost", exc_info=error)
+            self._lost = problem
+        elif is_death(error):
+            rows = [*handed.rows, *self._take_back(handed.actor)]
+            self._replace(handed.name, handed.actor, "device_lost", error, rows)
+        else:
+            self._replace(handed.name, handed.actor, "device_failed", error, handed.rows)
+
+    def _end_late(self) -> None:
+        """End the devices that take too long for what they hold."""
+        import ray
+
+        pool = self._pool
+        for ref, handed in [*self._running.items()]:
+            limit = pool.limits.limit(handed.name, handed.batches)
+            seconds = pool.clock.now - handed.since
+            if seconds <= limit or ref not in self._running or ray.wait([ref], timeout=0)[0]:
+                continue
+            del self._running[ref]
+            self._give_back(handed)
+            late = TimeoutError(
+                f"has not ended {len(handed.rows)} pictures within {seconds:.0f} s (device.timeout)"
+            )
+            self._replace(handed.name, handed.actor, "device_timeout", late, handed.rows)
+
+    def _replace(
+        self, name: str, actor: Actor, what: What, error: Exception, rows: Collection[Row]
+    ) -> None:
+        """`DevicePool.replace`; what the device has in hand beside these rows is tried again."""
+        self._pool.retries.put_back(self._take_back(actor))
+        self._pool.replace(name, actor, what, error, rows)
+        if name in self._pool.aside:
+            self._scheduler.leave_out(name)
+
+    def _give_back(self, handed: _Handed, is_finished: bool = False) -> None:
+        """Note that a device has a chunk no longer, finished or not."""
+        self._scheduler.give_back(handed.name, handed.fresh, is_finished)
+        self._work.settle([*handed.slices], is_finished)
+
+    def _take_back(self, actor: Actor) -> list[Row]:
+        """The rows of all chunks that an actor works on; they count as not handed out."""
+        rows: list[Row] = []
+        for ref in [ref for ref, handed in self._running.items() if handed.actor is actor]:
+            handed = self._running.pop(ref)
+            self._give_back(handed)
+            rows += handed.rows
+        return rows
 
     def _fill(self) -> None:
         """Hand out chunks, one to each device in turn; wait for work if nothing else is left."""
-        if not self._running:
+        pool = self._pool
+        if not (self._running or self._adding or pool.opening or pool.retries.is_waiting):
             self._work.wait()
-        hungry = list(self._pool.actors)
+        hungry = list(pool.actors)
         while hungry:
             hungry = [name for name in hungry if self._hand_out(name)]
 
     def _hand_out(self, name: str) -> bool:
         """Give a device a chunk, if it may hold one more and there is one for it."""
-        actor = self._pool.actors[name]
-        held = sum(handed.actor is actor for handed in self._running.values())
-        if held == self._pool.plan.max_in_flight:
+        pool, actor = self._pool, self._pool.actors[name]
+        added = (handed for handed, _ in self._adding.values())
+        held = [one for one in (*self._running.values(), *added) if one.actor is actor]
+        if len(held) >= pool.plan.max_in_flight or any(one.is_alone for one in held):
             return False
-        slices = self._scheduler.next_chunk(name, self._size)
-        if slices:
-            letterbox = partial(actor.letterbox.remote, threads=self._pool.plan.readers)
+        slices, rows, fresh = self._next(name, is_idle=not held)
+        if rows:
+            letterbox = partial(actor.letterbox.remote, threads=pool.plan.readers)
             slices = self._work.letterbox(slices, letterbox)
-            rows = [replace(one, block=None) for one in slices]
-            ref = actor.process.remote(rows, *(one.block for one in slices))
-            self._running[ref] = _Handed(name, actor, slices)
-        return bool(slices)
+            batches = sum(-(-len(one.rows) // pool.batch) for one in held)
+            call = actor.process.options(num_returns=2)
+            ref, table = call.remote(
+                [replace(one, block=None) for one in slices], *(one.block for one in slices)
+            )
+            self._running[ref] = _Handed(
+                *(name, actor, rows, slices, fresh, pool.retries.is_alone(rows), pool.clock.now),
+                batches + -(-len(rows) // pool.batch),
+                table,
+            )
+        return bool(rows)
+
+    def _next(self, name: str, is_idle: bool) -> tuple[list[Slice], list[Row], int]:
+        """The next chunk of a device: slices, their rows, and how many of these are new."""
+        pool = self._pool
+        rows = pool.retries.take_first(name, pool.batch)
+        if not rows and (slices := self._scheduler.next_chunk(name, self._size)):
+            places = [
+                replace(one, start=row, stop=row + 1)
+                for one in slices
+                for row in range(one.start, one.stop)
+            ]
+            rows = [Row(next(self._keys), place) for place in places]
+            return slices, rows, len(rows)
+        rows = rows or pool.retries.take_last(name, pool.actors, pool.batch, is_idle)
+        return [row.slice for row in rows], rows, 0

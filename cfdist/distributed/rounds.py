@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cfdist.backends.model import BackendModel
+from cfdist.detections import Detections, to_arrow
 from cfdist.devices.base import ChunkReport, DeviceReport
 from cfdist.devices.detector import Detector
 from cfdist.distributed.actors import kill_actors, leave_actors, take_actor
@@ -25,7 +26,7 @@ from cfdist.widerface.manifest import Manifest, WorkItem
 
 log = logging.getLogger(__name__)
 
-# At most this many rounds; what a round could not do is tried again in the next one.
+# At most this many rounds; there is a second one if blocks of the work were lost with their node.
 MAX_ROUNDS = 3
 
 # A steady rate needs at least this much time, seconds.
@@ -40,16 +41,23 @@ def run_rounds(
     make_work: MakeWork,
     on_ready: Callable[[], None],
     on_done: Callable[[str, Result], Iterable[str]],
+    on_given_up: Callable[[dict[str, str]], None],
 ) -> None:
-    """Run work items through the devices of a pool until each is done.
+    """Run work items through the devices of a pool until each is done or has failed.
 
-    A chunk whose device dies before it reports is done again. `on_ready` is called once the
-    devices are warm. `on_done` is called with the device's name and its result for each chunk, and
-    returns the keys of the chunk's work items.
+    Args:
+        pool: The devices.
+        items: The work items.
+        make_work: Makes the work of some of them.
+        on_ready: Called once devices are warm.
+        on_done: Called with the device's name and its result for each chunk; returns the keys of
+            the work items that are done with it.
+        on_given_up: Called at the end with key -> reason of the work items on which devices failed.
 
     Raises:
-        UserError: a device refuses the model or its work, or a block cannot be made.
-        Exception: what the devices ran into, when a round brought nothing forward.
+        UserError: the devices refuse the model or the work, or a block cannot be made.
+        StoppedError: no device is left, or a picture failed with on_error=fail.
+        Exception: blocks of the work were lost again and again.
     """
     left = {item.key: item for item in items}
 
@@ -62,14 +70,16 @@ def run_rounds(
     pool.start()
     on_ready()
     for number in range(1, MAX_ROUNDS + 1):
-        before = len(left)
-        problems = pool.run_round(work, take_in)
-        if not left:
+        problem = pool.run_round(work, [*left], take_in)
+        given_up = {key: reason for key, reason in pool.retries.given_up.items() if key in left}
+        if len(given_up) == len(left):
+            if given_up:
+                on_given_up(given_up)
             return
-        if len(left) == before or number == MAX_ROUNDS:
-            raise problems[0]
+        if number == MAX_ROUNDS and problem is not None:
+            raise problem
         log.warning("round %d: %d pictures left", number + 1, len(left))
-        work = make_work(list(left.values()))
+        work = make_work([item for key, item in left.items() if key not in given_up])
         pool.start()
 
 
@@ -191,7 +201,7 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
 
     Raises:
         UserError: a device refuses the model or its work.
-        Exception: what the devices ran into, when a round brought nothing forward.
+        StoppedError: no device is left, or a picture failed with on_error=fail.
     """
     import ray
 
@@ -219,6 +229,11 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
         listener.on_done(report)
         return report.keys
 
+    def give_up(given_up: dict[str, str]) -> None:
+        failed = [Detections(key, error=reason) for key, reason in given_up.items()]
+        ray.get(reducer.add.remote(to_arrow(failed)))
+        listener.on_done(ChunkReport((), tuple(given_up.items())))
+
     try:
         with pool:
             order = tuple(item.id for item in task.manifest.pictures)
@@ -227,7 +242,7 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
             pool.begin()
             done = ray.get(opened)
             missing = [item for item in task.manifest.items if item.key not in done]
-            run_rounds(pool, missing, task.make_work, on_ready, on_done)
+            run_rounds(pool, missing, task.make_work, on_ready, on_done, give_up)
             cpu_seconds = seconds_between(cpu_before, process_times())
             pool.close()
             evaluation = ray.get(reducer.finish.remote())

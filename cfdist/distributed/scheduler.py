@@ -39,6 +39,11 @@ class Scheduler:
         self._streams = len(self._held) * streams
         self._batch = batch
 
+    @property
+    def left(self) -> int:
+        """Rows that nobody has been given yet."""
+        return self._left
+
     def next_chunk(self, device: str, size: int) -> list[Slice]:
         """The next rows for a device, `size` or fewer; empty if it should get none now."""
         share = ceil(self._left / (4 * self._streams) / self._batch) * self._batch

@@ -36,6 +36,8 @@ PRIVATE_LABEL = {"cfdist.session": "private"}
 
 # The environment of Ray's processes; what the user has set stays.
 _ENVIRONMENT = {
+    # Of a call with two results that fails, only one is asked for; Ray would print the other.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     # The device actors decide themselves which devices they see.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",

@@ -157,7 +157,7 @@ def loop_devices(
 
     Raises:
         UserError: the model does not fit a device.
-        Exception: what else a device ran into.
+        StoppedError: a device failed, or took too long.
     """
     import ray
 
@@ -171,7 +171,7 @@ def loop_devices(
             calls = {
                 name: actor.process_directly.remote(loops) for name, actor in pool.actors.items()
             }
-            reports = {name: ray.get(call) for name, call in calls.items()}
+            reports = {name: pool.await_call(name, call, loops) for name, call in calls.items()}
             pool.close()
     except ray.exceptions.RayError as error:
         raise user_error(error) from None

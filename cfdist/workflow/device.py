@@ -19,6 +19,7 @@ from cfdist.decode import HeadMaps
 from cfdist.devices.base import ChunkReport, DeviceReport
 from cfdist.devices.memory import memory_as_user_error
 from cfdist.devices.runner import Runner
+from cfdist.distributed.events import Events
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.pool import DevicePool
 from cfdist.distributed.rounds import run_rounds
@@ -86,6 +87,7 @@ class FileDevice:
         size = self.model.spec.batch
         done: list[str] = []
         failures: Failures = []
+        doubtful: Failures = []
         for start in range(0, len(chunk), self._rows):
             buffer = self._buffers.get()
             try:
@@ -106,8 +108,8 @@ class FileDevice:
                         write_raw(self.folder / name, maps[i % size])
                     done.append(item.id)
                 else:
-                    failures.append((item.id, inferred.error))
-        return ChunkReport(tuple(done), tuple(failures))
+                    doubtful.append((item.id, inferred.error))
+        return ChunkReport(tuple(done), tuple(failures), tuple(doubtful))
 
     def _read(
         self, items: Sequence[WorkItem], buffer: NDArray[Any], failures: Failures
@@ -166,7 +168,7 @@ def infer_files(
     task: InferenceTask,
     on_ready: Callable[[], None],
     on_done: Callable[[ChunkReport], None],
-) -> tuple[dict[str, DeviceReport], Failures]:
+) -> tuple[dict[str, DeviceReport], Failures, Events]:
     """Run input tensors through the devices until the raw output of each is on the disk.
 
     Args:
@@ -175,17 +177,21 @@ def infer_files(
         on_done: Called for each chunk that is on the disk.
 
     Returns:
-        Each device's report, and (id, reason) of the input tensors that failed.
+        Each device's report, (id, reason) of the input tensors that failed, and what happened to
+        the devices.
 
     Raises:
         UserError: the model does not fit the input tensors, or the disk is full.
-        Exception: what the devices ran into, when a round brought nothing forward.
+        StoppedError: no device is left, or an input tensor failed with on_error=fail.
     """
     model = task.model
     failures: Failures = []
 
     def make_device(settings: DeviceSettings) -> FileDevice:
         return FileDevice(model, settings, task.contract, task.folder)
+
+    def give_up(given_up: dict[str, str]) -> None:
+        take_in("", ChunkReport((), tuple(given_up.items())))
 
     def take_in(_: str, report: ChunkReport) -> tuple[str, ...]:
         failures.extend(report.failures)
@@ -195,6 +201,6 @@ def infer_files(
     with DevicePool[ChunkReport](
         task.plan, make_device, model.spec.batch, model.capabilities.group
     ) as pool:
-        run_rounds(pool, task.items, item_work, on_ready, take_in)
+        run_rounds(pool, task.items, item_work, on_ready, take_in, give_up)
         pool.close()
-    return pool.reports, failures
+    return pool.reports, failures, pool.events

@@ -112,7 +112,11 @@ JOBS = "evaluate, score, benchmark, export, convert, compare, preprocess, infer 
         ),
         ("backend.latency_ms", ["-1", "nan", "abc"], "a number from 0 to 3600000 or null"),
         ("backend.preset", ["910"], "310P3 or null"),
-        ("backend.fault", ["none", "1", "true"], "nan, inf, inf_scores or null"),
+        (
+            "backend.fault",
+            ["none", "1", "true"],
+            "nan, inf, inf_scores, fail, die, stop, hang, fail_opening",
+        ),
         ("backend.fault_device", ["-1", "nan"], "a whole number from 0 up or null"),
         (
             "benchmark.parts",

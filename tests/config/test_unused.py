@@ -24,7 +24,8 @@ FILES = {"path", "sha256", "weights.path", "weights.size", "weights.sha256"}
 EXPECTED = {f"expected.{name}" for name in ("easy", "medium", "hard", "protocol", "tolerance")}
 SIZE = {"name", "height", "width"}
 BACKEND = {"name", "streams", "precision", "providers", "device", "latency_ms", "preset"}
-BACKEND |= {"fault", "fault_device"}
+BACKEND |= {"fault", "fault_device", "fault_after", "fault_once"}
+POOL = {"device.timeout", "on_error"}
 RAY = {"cluster.address", "cluster.dashboard"}
 READ_BY = {
     "evaluate": {
@@ -38,7 +39,7 @@ READ_BY = {
         "backend": BACKEND,
         "eval": {"protocol", "gate"},
         "preprocess": {"where", "cache"},
-        "": RAY | {"devices", "pipeline.readers"},
+        "": RAY | {"devices", "pipeline.readers"} | POOL,
     },
     "score": {
         "dataset": DATASET,
@@ -52,7 +53,7 @@ READ_BY = {
         "backend": BACKEND,
         "eval": {"protocol"},
         "benchmark": {"parts", "loops", "input", "readers", "pictures"},
-        "": RAY | {"devices", "pipeline.readers"},
+        "": RAY | {"devices", "pipeline.readers"} | POOL,
     },
     "export": {
         "dataset": DATASET,
@@ -71,7 +72,7 @@ READ_BY = {
         "backend": {"precision", "providers", "device"},
         "eval": {"protocol"},
         "compare": {"ap", "boxes", "cosine"},
-        "": RAY | {"reference", "candidate", "devices", "pipeline.readers"},
+        "": RAY | {"reference", "candidate", "devices", "pipeline.readers"} | POOL,
     },
     "preprocess": {
         "dataset": DATASET,
@@ -83,7 +84,7 @@ READ_BY = {
         "model": SIZE | NETWORK | FILES | {"checkpoint", "batch", "outputs"},
         "backend": BACKEND,
         "infer": {"input", "output", "name", "cli", "cli_args"},
-        "": RAY | {"devices"},
+        "": RAY | {"devices"} | POOL,
     },
     "postprocess": {
         "dataset": DATASET,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cfdist.devices.base import DeviceReport
 from cfdist.distributed.plan import plan_devices
-from cfdist.distributed.pool import MAX_RESTARTS, DevicePool
+from cfdist.distributed.pool import DevicePool
 from cfdist.distributed.work import item_work
-from cfdist.errors import UserError
+from cfdist.errors import StoppedError, UserError
 from cfdist.widerface.manifest import WorkItem
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -65,35 +67,115 @@ def classes_by_value():
     cloudpickle.unregister_pickle_by_value(module)
 
 
-def pool_of(device: DyingDevice) -> DevicePool:
-    return DevicePool(plan_devices("cpu", 1, readers=1), lambda settings: device, 2)
+def pool_of(device: DyingDevice, count: int = 1, **limits) -> DevicePool:
+    plan = replace(plan_devices("cpu", count, readers=1), **limits)
+    return DevicePool(plan, lambda settings: device, 2)
+
+
+def run(pool: DevicePool, count: int, on_done=lambda *_: None):
+    items = items_of(count)
+    return pool.run_round(item_work(items), [item.key for item in items], on_done)
+
+
+def whats(pool: DevicePool) -> list[str]:
+    return [event.what for event in pool.events]
 
 
 def test_a_refused_chunk_ends_the_round(tmp_path):
     with pool_of(RefusingDevice(tmp_path, 0)) as pool:
         pool.start()
         with pytest.raises(UserError, match="does not fit the device's memory"):
-            pool.run_round(item_work(items_of(200)), lambda *_: None)
+            run(pool, 200)
     # Only the chunks that were on their way.
     assert len(list(tmp_path.iterdir())) <= pool.plan.max_in_flight
-    assert pool.lost == []
+    assert pool.events == []
 
 
 def test_a_device_that_dies_while_loading_is_started_again(tmp_path):
     found = []
-    with pool_of(DyingDevice(tmp_path, deaths=2)) as pool:
+    with pool_of(DyingDevice(tmp_path, deaths=1)) as pool:
         pool.start()
-        work = item_work(items_of(5))
-        assert pool.run_round(work, lambda name, ids: found.extend((name, id) for id in ids)) == []
+        assert run(pool, 5, lambda name, ids: found.extend((name, id) for id in ids)) is None
     assert sorted(found) == [("device:0", f"e/{i}") for i in range(5)]
-    assert pool.lost == ["device:0", "device:0"]
+    assert whats(pool) == ["device_lost"]
 
 
-def test_a_device_that_always_dies_while_loading_ends_the_run(tmp_path):
-    import ray
-
+def test_a_device_that_always_dies_while_loading_ends_the_run_with_its_words(tmp_path):
     with pool_of(DyingDevice(tmp_path, deaths=100)) as pool:
-        with pytest.raises(ray.exceptions.RayActorError):
+        with pytest.raises(StoppedError, match=r"no device is left.* device:0 .*died") as stopped:
             pool.start()
-        assert len(pool.lost) == MAX_RESTARTS + 1
+        assert whats(pool) == ["device_lost", "device_lost", "device_set_aside"]
+    assert stopped.value.exit_code == 1
     assert pool.actors == {}
+
+
+class RefusingModel(DyingDevice):
+    """A device whose model is refused."""
+
+    def warm_up(self) -> None:
+        raise UserError("model net.om: not an OM file")
+
+
+def test_a_model_that_all_devices_refuse_is_bad_input_at_once(tmp_path):
+    with pool_of(RefusingModel(tmp_path, 0), count=2) as pool:
+        with pytest.raises(UserError, match="not an OM file"):
+            pool.start()
+        assert pool.events == []
+
+
+class PoisonedDevice(DyingDevice):
+    """A device that a picture kills, stops or makes raise, whichever device has it."""
+
+    poison = "e/7"
+
+    def process(self, chunk):
+        if self.poison in [item.id for item in chunk]:
+            self.break_down()
+        return super().process(chunk)
+
+    def break_down(self) -> None:
+        os._exit(1)
+
+
+class RaisingDevice(PoisonedDevice):
+    """The picture makes it raise."""
+
+    def break_down(self) -> None:
+        raise RuntimeError("507033")
+
+
+class StoppingDevice(PoisonedDevice):
+    """The picture stops all of its threads."""
+
+    def break_down(self) -> None:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("device", [PoisonedDevice, RaisingDevice, StoppingDevice])
+def test_a_picture_that_breaks_every_device_has_failed_and_no_device(tmp_path, device, count):
+    found = []
+    with pool_of(device(tmp_path, 0), count, timeout=3.0) as pool:
+        pool.start()
+        assert run(pool, 30, lambda name, ids: found.extend(ids)) is None
+        assert len(pool.actors) + len(pool.opening) == count
+    assert sorted(found) == sorted(f"e/{i}" for i in range(30) if i != 7)
+    assert [*pool.retries.given_up] == ["e/7"]
+    assert "killed the device 3 times" in pool.retries.given_up["e/7"]
+    assert whats(pool)[-1] == "picture_failed"
+    assert len(pool.events) == 4
+
+
+class SlowReport(DyingDevice):
+    """A device that does not come to its end."""
+
+    def report(self) -> DeviceReport:
+        raise RuntimeError("no report")
+
+
+def test_a_device_that_gives_no_report_is_named(tmp_path):
+    with pool_of(SlowReport(tmp_path, 0)) as pool:
+        pool.start()
+        pool.close()
+    assert whats(pool) == ["device_failed"]
+    assert "no report" in pool.events[0].text

@@ -1,0 +1,139 @@
+"""Whether a device or a picture is at fault, in every order: nothing is lost, all of it ends."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfdist.distributed.retries import MAX_FAILURES, Retries, Row
+from cfdist.distributed.work import Slice
+
+
+def rows_of(*keys: str) -> list[Row]:
+    return [Row(key, Slice(None, 0, 1)) for key in keys]
+
+
+def keys_of(rows: list[Row]) -> list[str]:
+    return [row.key for row in rows]
+
+
+def test_what_a_device_failed_with_goes_to_another_first():
+    retries = Retries()
+    retries.fail("a", rows_of("p", "q", "r"), "died")
+    assert retries.take_first("a", 4) == []
+    assert retries.take_last("a", {"a", "b"}, 4, is_idle=True) == []
+    assert keys_of(retries.take_first("b", 2)) == ["p", "q"]
+    assert keys_of(retries.take_last("a", {"a"}, 4, is_idle=False)) == ["r"]
+    assert not retries.is_waiting
+
+
+def test_two_failures_without_a_common_picture_are_the_device_s():
+    retries = Retries()
+    retries.fail("a", rows_of("p"), "died")
+    assert not retries.is_at_fault("a")
+    retries.fail("a", rows_of("q"), "died")
+    assert retries.is_at_fault("a")
+    assert not retries.is_at_fault("b")
+
+
+def test_a_device_that_cannot_be_opened_is_tried_once_more():
+    retries = Retries()
+    retries.fail("a", [], "507033")
+    assert not retries.is_at_fault("a")
+    retries.fail("a", [], "507033")
+    assert retries.is_at_fault("a")
+
+
+def test_failures_whose_pictures_were_done_elsewhere_are_the_device_s():
+    retries = Retries()
+    for key in ("p", "q"):
+        retries.fail("a", rows_of(key), "died")
+        retries.finish("a", ["another"])
+    assert not retries.is_at_fault("a")
+    retries.finish("b", ["p", "q"])
+    assert retries.is_at_fault("a")
+
+
+def test_a_picture_is_done_alone_and_then_given_up():
+    retries = Retries()
+    retries.fail("a", rows_of("p", "q"), "died")
+    retries.fail("b", retries.take_first("b", 9), "died")
+    ready = {"a", "b"}
+    assert retries.take_last("a", ready, 9, is_idle=False) == []
+    alone = retries.take_last("a", ready, 9, is_idle=True)
+    assert keys_of(alone) == ["p"]
+    assert retries.is_alone(alone)
+    retries.fail("a", alone, "died")
+    assert retries.given_up == {"p": "killed the device 3 times (a, b, a): died"}
+    assert not retries.is_at_fault("a")
+    retries.finish("b", keys_of(retries.take_last("b", ready, 9, is_idle=True)))
+    assert not retries.is_waiting
+    assert not retries.is_at_fault("b")
+
+
+def test_a_device_at_fault_accuses_no_picture():
+    retries = Retries()
+    for _ in range(MAX_FAILURES):
+        retries.fail("a", rows_of("p"), "died")
+    assert "p" in retries.given_up
+    retries.forget("a")
+    assert retries.given_up == {}
+    assert keys_of(retries.take_first("b", 1)) == ["p"]
+
+
+def test_outputs_that_are_finite_elsewhere_accuse_the_device():
+    retries = Retries()
+    for row in rows_of("p", "q"):
+        retries.doubt("a", row, "NaN")
+    assert retries.take_first("a", 9) == []
+    assert keys_of(retries.take_first("b", 1)) == ["p"]
+    assert retries.finish("b", ["p"]) == {"a"}
+    assert keys_of(retries.take_first("a", 9)) == ["q"]  # it was started again since
+
+
+def test_outputs_that_are_finite_nowhere_are_the_picture_s():
+    retries = Retries()
+    (row,) = rows_of("p")
+    retries.doubt("a", row, "NaN")
+    retries.doubt("b", *retries.take_first("b", 1), "NaN")
+    assert retries.given_up == {"p": "NaN (a, b)"}
+    assert not retries.is_at_fault("a")
+
+
+@given(
+    count=st.integers(1, 12),
+    deadly=st.sets(st.integers(0, 11), max_size=2),
+    broken=st.sets(st.sampled_from("abc"), max_size=2),
+    size=st.integers(1, 5),
+)
+def test_every_picture_is_done_or_named_in_a_bounded_number_of_failures(
+    count, deadly, broken, size
+):
+    """Devices a, b and c; the broken ones fail always, the deadly pictures kill any device."""
+    retries, done, aside, failures = Retries(), set(), set(), 0
+    retries.put_back(rows_of(*map(str, range(count))))
+    turn = 0
+    while retries.is_waiting and len(aside) < 3:
+        device = "abc"[turn % 3]
+        turn += 1
+        assert turn < 1000
+        if device in aside:
+            continue
+        ready = {*"abc"} - aside
+        rows = retries.take_first(device, size)
+        rows = rows or retries.take_last(device, ready, size, is_idle=True)
+        if not rows:
+            continue
+        if device in broken or deadly & {int(row.key) for row in rows}:
+            failures += 1
+            retries.fail(device, rows, "died")
+            if retries.is_at_fault(device):
+                retries.forget(device)
+                aside.add(device)
+        else:
+            done |= {row.key for row in rows}
+            retries.finish(device, keys_of(rows))
+    if len(aside) < 3:
+        assert done | retries.given_up.keys() == {str(n) for n in range(count)}
+        assert done.isdisjoint(retries.given_up)
+    assert failures <= 3 * count + 15
