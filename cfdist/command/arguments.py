@@ -36,14 +36,22 @@ class Question:
 
 
 def asked(arguments: list[str]) -> Question | None:
-    """What a command line asks for, if it does not ask for a run."""
-    options = {argument.partition("=")[0] for argument in arguments}
-    jobs = [one.removeprefix("job=") for one in arguments if one.startswith("job=")]
-    if not options.isdisjoint(_HELP):
-        return Question("help", jobs[-1] if jobs else None)
-    if not options.isdisjoint(_VERSION):
-        return Question("version")
-    return None if options.isdisjoint(_SHOW) else Question("settings")
+    """What a command line asks for, if it does not ask for a run.
+
+    Raises:
+        UserError: beside the question stands what has no part in it.
+    """
+    for option in (*_HELP, *_VERSION):
+        if option in arguments:
+            is_help = option in _HELP
+            jobs = [one for one in arguments if is_help and one.startswith("job=")][:1]
+            if rest := [one for one in arguments if one not in (option, *jobs)]:
+                with_job = " or with job=NAME" if is_help else ""
+                raise UserError(f"{option}: stands alone{with_job}; leave {' '.join(rest)} out")
+            job = jobs[0].removeprefix("job=") if jobs else None
+            return Question("help" if is_help else "version", job)
+    shows = any(argument.partition("=")[0] in _SHOW for argument in arguments)
+    return Question("settings") if shows else None
 
 
 def settings_of(arguments: list[str]) -> list[str]:
@@ -68,7 +76,8 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     """Arguments as Hydra wants them: with quotes, which a person need not type.
 
     Raises:
-        UserError: an option that does not exist, a key to delete, or one of Hydra's own.
+        UserError: an option that does not exist, a key to delete, one of Hydra's own, or a key that
+            is given two values.
     """
     is_multirun = any(map(_asks_for_multirun, arguments))
     prepared = []
@@ -89,6 +98,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         if problem:
             raise UserError(f"{argument}: {problem}{config.SEE_HELP}")
         prepared.append(config.prepare_override(argument, is_multirun=is_multirun))
+    config.refuse_twice(dict(zip(prepared, arguments, strict=True)))
     # Hydra's parser refuses settings that follow an option which itself follows a setting.
     return sorted(prepared, key=lambda argument: argument not in _MULTIRUN)
 

@@ -74,8 +74,9 @@ def main() -> int:
     config.register()
     run = hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
     try:
+        question = asked(sys.argv[1:])
         sys.argv[1:] = prepare_arguments(sys.argv[1:])
-        if question := asked(sys.argv[1:]):
+        if question:
             print(answer(question))
             return ExitCode.DONE
         with held:

@@ -1,11 +1,13 @@
-"""Keys that the person has typed and the run does not read: refused, for they have no effect."""
+"""Keys that the person has typed in vain: the run does not read them, or another one wins."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 
 from cfdist.config.schema import Config, all_fields, all_uses
 from cfdist.config.uses import BACKENDS, Situation
@@ -21,13 +23,32 @@ def typed_keys(arguments: Iterable[str]) -> frozenset[str]:
     Args:
         arguments: As Hydra's parser takes them; options are left out.
     """
-    parser = OverridesParser.create()
-    overrides = [
-        parser.parse_override(argument)
-        for argument in arguments
-        if "=" in argument and not argument.startswith("-")
-    ]
-    return frozenset(key for one in overrides for key in _inner_keys(one.key_or_group, one.value()))
+    return frozenset(key for argument in arguments for key, _ in _typed(argument))
+
+
+def refuse_twice(arguments: Mapping[str, str]) -> None:
+    """Refuse a key that is given two values: Hydra would take the last.
+
+    Args:
+        arguments: See `typed_keys`, each with what the person has typed for it.
+
+    Raises:
+        UserError: it names the key and both settings.
+    """
+    seen: dict[str, tuple[Any, str]] = {}
+    for argument, as_typed in arguments.items():
+        with contextlib.suppress(HydraException):  # Hydra itself says what it cannot read
+            for key, value in _typed(argument):
+                first, where = seen.setdefault(key, (value, as_typed))
+                if (type(first), first) != (type(value), value):
+                    raise UserError(f"{key}: given twice, {where} and {as_typed}; leave one out")
+
+
+def _typed(argument: str) -> Iterator[tuple[str, Any]]:
+    """The keys that an argument sets, each with its value; none if it is an option."""
+    if "=" in argument and not argument.startswith("-"):
+        override = OverridesParser.create().parse_override(argument)
+        yield from _inner_keys(override.key_or_group, override.value())
 
 
 def refuse_unused(config: Config, backends: Iterable[str] | None = None) -> None:
@@ -97,12 +118,12 @@ def _key_of(typed: str) -> str:
     return next((key for key in (typed, *choices) if key in all_fields()), typed)
 
 
-def _inner_keys(key: str, value: Any) -> Iterator[str]:
+def _inner_keys(key: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _inner_keys(f"{key}.{name}", inner)
     else:
-        yield key
+        yield key, value
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

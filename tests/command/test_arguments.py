@@ -64,7 +64,7 @@ def test_what_hydra_would_not_explain_is_refused_before(argument, line):
         (["-m", "model.batch=1,2"], None),
         (["--help"], Question("help")),
         (["job=convert", "-h"], Question("help", "convert")),
-        (["--help", "job=score", "--version"], Question("help", "score")),
+        (["--help", "job=score"], Question("help", "score")),
         (["--version"], Question("version")),
         (["--cfg", "job"], Question("settings")),
         (["-c=job"], Question("settings")),
@@ -72,6 +72,58 @@ def test_what_hydra_would_not_explain_is_refused_before(argument, line):
 )
 def test_what_a_command_line_asks_for(arguments, question):
     assert asked(arguments) == question
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--version", "foo"], "--version: stands alone; leave foo out"),
+        (["--version", "job=score"], "--version: stands alone; leave job=score out"),
+        (["a=1", "--help", "job=convert"], "--help: stands alone or with job=NAME; leave a=1 out"),
+        (["-h", "-m", "--version"], "-h: stands alone or with job=NAME; leave -m --version out"),
+    ],
+)
+def test_a_question_beside_something_else_is_refused(arguments, line):
+    with pytest.raises(UserError) as refused:
+        asked(arguments)
+    assert str(refused.value) == line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["model.batch=4", "model.batch=8"], "model.batch: given twice, model.batch=4 and model.b"),
+        (["devices=1", "-m", "++devices=2"], "devices: given twice, devices=1 and ++devices=2;"),
+        (["backend=torch", "backend=openvino"], "backend: given twice, backend=torch and backend="),
+        (["job=score", "job=convert"], "job: given twice"),
+        (["-m", "model.batch=1,2", "model.batch=1,4"], "model.batch: given twice"),
+        (["model={batch: 4}", "model.batch=8"], "model.batch: given twice, model={batch: 4} and"),
+        (["model.mean=[1,2,3]", "model.mean=[1,2,4]"], "model.mean: given twice"),
+        (["predictions=a", "predictions='b'"], "predictions: given twice, predictions=a and"),
+        (["dataset.limit=1", "dataset.limit=true"], "dataset.limit: given twice"),
+        (["experiment=published_table", "experiment=null"], "experiment: given twice"),
+        (["hydra.mode=RUN", "hydra.mode=MULTIRUN"], "hydra.mode: given twice"),
+    ],
+)
+def test_a_key_with_two_values_is_refused(arguments, line):
+    with pytest.raises(UserError) as refused:
+        prepare_arguments(arguments)
+    assert str(refused.value).startswith(line)
+    assert str(refused.value).endswith("; leave one out")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["model.batch=4", "+model.batch=4"],
+        ["predictions=a", "predictions='a'"],
+        ["experiment=published_table", "model.batch=8"],
+        ["model=centerface", "model.name=mine", "model={batch: 4, expected: {easy: 1}}"],
+        ["model.expected={easy: 1}", "model.expected={hard: 1}"],
+    ],
+)
+def test_a_key_may_be_said_again_and_a_preset_overridden(arguments):
+    assert len(prepare_arguments(arguments)) == len(arguments)
 
 
 def test_the_settings_that_are_shown():

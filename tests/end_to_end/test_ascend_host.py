@@ -15,7 +15,7 @@ import pytest
 from tests.fakes.ascend import install_atc, install_double, install_npu_smi
 
 SIZE = ("model.height=64", "model.width=64")
-CONVERT = ("job=convert", "convert.batches=[1,4]", "convert.output=om", "output_dir=out", *SIZE)
+CONVERT = ("job=convert", "convert.batches=[1,4]", "convert.output=om", *SIZE)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_calibration_input_for_int8(command, tmp_path):
     from cfdist.inputs import find_ground_truth, find_pictures
     from cfdist.preprocess import read_into
 
-    done = command(*CONVERT, "convert.calibration=3")
+    done = command(*CALIBRATE, "convert.calibration=3")
     assert done.returncode == 0, done.stderr
     (path,) = (tmp_path / "om").rglob("*.bin")
     found = np.fromfile(path, "<f4").reshape(3, 3, 64, 64)
@@ -119,7 +119,7 @@ def test_calibration_input_for_int8(command, tmp_path):
     for item, tensor in zip(items[:3], found, strict=True):
         read_into(item.path, row)
         np.testing.assert_array_equal(tensor, row[..., ::-1].transpose(2, 0, 1))
-    message = refused(command(*CONVERT, "convert.calibration=100000", "output_dir=many"))
+    message = refused(command(*CALIBRATE, "convert.calibration=100000"))
     assert f"has {len(items)} pictures here" in message
 
 
@@ -195,7 +195,8 @@ def test_the_command_line_of_ais_bench(command, tmp_path, bins, host, monkeypatc
 
     message = refused(command(*static, "infer.cli_args=[--dev=1]"))
     assert "infer.cli_args: --dev=1 is --device of ais_bench" in message
-    message = refused(command(*static, "infer.cli=false", "infer.cli_args=[--loop=2]"))
+    by_backend = [one for one in static if one != "infer.cli=true"]
+    message = refused(command(*by_backend, "infer.cli_args=[--loop=2]"))
     assert "infer.cli_args: has no effect on this run" in message
 
 

@@ -45,7 +45,7 @@ def assert_refused(result, *words: str) -> None:
         # No experiment is what a command has anyway: what is wrong is the next setting.
         (["experiment=null", "model.batch=0"], ["model.batch=0"]),
         (["-m", "experiment=null", "model.batch=0"], ["model.batch=0"]),
-        (["experiment=published_table", "experiment=null", "devices=0"], ["devices=0"]),
+        (["experiment=published_table", "experiment=null"], ["experiment: given twice"]),
         (
             ["model.batch=1024", "model.height=8192", "model.width=8192"],
             ["model.batch=1024", "GB of memory", "GB are free; choose"],

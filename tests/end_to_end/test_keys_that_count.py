@@ -26,6 +26,9 @@ import cfdist
         (["--cfg", "job", "model.batch=0"], ["model.batch=0: must be"]),
         (["convert.batches=[1,1]", "job=convert"], ["convert.batches=[1, 1]: must be"]),
         (["--help", "job=conv"], ["job=conv: must be evaluate"]),
+        (["--help", "job=convert", "foo=1"], ["leave foo=1 out"]),
+        (["--version", "foo"], ["--version: stands alone; leave foo out"]),
+        (["model.batch=4", "++model.batch=8"], ["model.batch: given twice, model.batch=4 and ++"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
