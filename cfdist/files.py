@@ -10,7 +10,7 @@ import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,16 +151,26 @@ def disk_as_user_error(path: Path | str) -> Iterator[None]:
         ) from None
 
 
+def missing_folders(folder: Path) -> list[Path]:
+    """The folder and those above it that are not there, the innermost first."""
+    return [one for one in (folder, *folder.parents) if not one.exists()]
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove the folders that are empty, the innermost first."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
 @contextlib.contextmanager
 def removed_on_failure(folder: Path) -> Iterator[None]:
     """If the `with` block fails, remove the folder and those above it that are new and empty."""
-    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    new = missing_folders(folder)
     try:
         yield
     except BaseException:
-        for one in new:
-            with contextlib.suppress(OSError):
-                one.rmdir()
+        remove_empty(new)
         raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from cfdist.ascend.npu_smi import soc_version
 from cfdist.backends.onnx_file import load_onnx, takes_u8
 from cfdist.backends.onnx_operators import odd_parts, quantised_operators
 from cfdist.config import Config
-from cfdist.errors import UserError
+from cfdist.errors import ExitCode, UserError
 from cfdist.files import expanded, removed_on_failure
 from cfdist.model import ModelSpec
 from cfdist.report import screen
@@ -37,8 +38,9 @@ def main(config: Config, output: Path, started: float) -> int:
     call = atc.AtcCall(output, config.convert.limit_s, _say)
     made = atc.convert(model, folder, config.convert.batches, dry_run, config.convert.dynamic, call)
     if dry_run:
-        for line in (*_unwritten_files(spec, model, folder), *(one.command for one in made)):
+        for line in _dry_run_lines(spec, model, made):
             _say(line)
+        return ExitCode.DONE
     results = Results(
         job="convert",
         seconds=phase_seconds(started, ready, time.time()),
@@ -75,14 +77,18 @@ def _write_calibration(
     path = folder / f"{spec.path.stem}_calibration_{count}" / "calibration.bin"
     check_space(path.parent, count * input_bytes(contract), "convert.output")
     ready = time.time()
-    if not config.convert.dry_run:
-        with removed_on_failure(path.parent):
-            write_calibration(manifest.items[:count], contract, path)
-        _say(f"{path}: {count} pictures, float32 ({count}, 3, {spec.height}, {spec.width})")
+    what = f"{count} pictures, float32 ({count}, 3, {spec.height}, {spec.width})"
     amct = ["amct_onnx", "calibration", "--model", str(spec.path), "--data_types", "float32"]
     amct += ["--input_shape", f"{name}:{count},3,{spec.height},{spec.width}"]
     amct += ["--data_dir", str(path.parent), "--save_path", str(folder / spec.path.stem)]
-    _say(f"# {shlex.join(amct)}")
+    if config.convert.dry_run:
+        _say(f"# {path}: {what}; written by this command without convert.dry_run")
+        _say(shlex.join(amct))
+        return ExitCode.DONE
+    with removed_on_failure(path.parent):
+        write_calibration(manifest.items[:count], contract, path)
+    _say(f"{path}: {what}")
+    _say(shlex.join(amct))
     results = Results(
         job="convert",
         total=count,
@@ -98,18 +104,19 @@ def _write_calibration(
     return results.exit_code
 
 
-def _unwritten_files(spec: ModelSpec, model: atc.AtcModel, folder: Path) -> list[str]:
-    """Comment lines on the files that the commands name and that a dry run does not write."""
-    lines = []
+def _dry_run_lines(
+    spec: ModelSpec, model: atc.AtcModel, made: Sequence[atc.ConvertResult]
+) -> Iterator[str]:
+    """What a dry run prints, for a shell: comments on what it has written, then the commands."""
+    folder = made[0].om.parent
     if model.onnx != spec.path:
-        lines.append(
-            f"{model.onnx}: {spec.path} with its input declared as (batch, 3, {spec.height}, "
-            f"{spec.width})"
-        )
+        size = f"(batch, 3, {spec.height}, {spec.width})"
+        yield f"# {model.onnx}: written, {spec.path} with its input declared as {size}"
     if model.aipp is not None:
-        lines.append(f"{model.aipp_path(folder)}:")
-        lines += [f"  {line}" for line in model.aipp.splitlines()]
-    return [f"# {line}" for line in lines]
+        yield f"# {model.aipp_path(folder)}: written"
+    yield f"cd {shlex.quote(str(folder.absolute()))}"
+    for one in made:
+        yield one.command
 
 
 def atc_model(config: Config, spec: ModelSpec, folder: Path) -> atc.AtcModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 from cfdist.errors import UserError
 
@@ -31,12 +32,19 @@ _ERROR = re.compile(r"\[ERROR\]")
 CALLERS_PYTHONPATH = "CFDIST_PYTHONPATH"
 
 
+class Limit(NamedTuple):
+    """The seconds that a tool may take, and what a person can do where they are too few."""
+
+    seconds: float
+    advice: str
+
+
 def call_tool(
     what: str,
     command: Sequence[str],
     advice: str,
     folder: Path | None = None,
-    limit_s: float | None = None,
+    limit: Limit | None = None,
     log: Path | None = None,
     on_wait: Callable[[float], None] | None = None,
 ) -> str:
@@ -47,7 +55,7 @@ def call_tool(
         command: The program and its arguments.
         advice: What the person can do about a failure, which ends an error message.
         folder: The current folder of the tool; `None`: this process's.
-        limit_s: Seconds after which the tool is killed; `None`: no limit.
+        limit: After which time the tool is killed; `None`: no limit.
         log: A file for all that the tool prints, which stays; `None`: none.
         on_wait: Called now and then with the seconds that the tool has worked.
 
@@ -60,14 +68,15 @@ def call_tool(
         OSError: the log cannot be written.
     """
     whole = f"; all that it printed: {log}" if log else ""
+    seconds, remedy = limit or (math.inf, advice)
     with open(log, "w+b") if log else tempfile.TemporaryFile() as output:
         try:
-            status = _run(command, folder, output, limit_s, on_wait)
+            status = _run(command, folder, output, seconds, on_wait)
         except subprocess.TimeoutExpired:
             said = _printed(output).split("\n")[-1]
             at = f" (it last said: {said[:_MOST_CHARACTERS]})" if said and log else ""
             raise UserError(
-                f"{what}: no answer within {limit_s:g} s{at}; {advice}{whole}"
+                f"{what}: no answer within {seconds:g} s{at}; {remedy}{whole}"
             ) from None
         except OSError as error:
             raise UserError(f"{what}: {command[0]} cannot be run ({error.strerror})") from None
@@ -81,7 +90,7 @@ def _run(
     command: Sequence[str],
     folder: Path | None,
     output: IO[bytes],
-    limit_s: float | None,
+    limit_s: float,
     on_wait: Callable[[float], None] | None,
 ) -> int:
     """Run a command in a process group of its own; returns its status, as `subprocess` counts."""
@@ -97,13 +106,11 @@ def _run(
     started = time.monotonic()
     try:
         while True:
-            spent = time.monotonic() - started
-            left = None if limit_s is None else limit_s - spent
             try:
-                return process.wait(left if left is not None and left < _WAIT_S else _WAIT_S)
+                return process.wait(min(started + limit_s - time.monotonic(), _WAIT_S))
             except subprocess.TimeoutExpired:
                 spent = time.monotonic() - started
-                if limit_s is not None and spent >= limit_s:
+                if spent >= limit_s:
                     raise
                 if on_wait is not None:
                     on_wait(spent)

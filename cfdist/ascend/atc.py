@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 import shlex
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cfdist import __version__
-from cfdist.ascend import call_tool, reason_of
+from cfdist.ascend import Limit, call_tool, reason_of
 from cfdist.errors import UserError
 from cfdist.files import atomic_write, fsync, removed_on_failure, sha256_of, write_text
 from cfdist.model import ModelSpec, model_sha256
@@ -83,12 +84,12 @@ class AtcCall:
 
     Attributes:
         log_folder: Gets a file of all that ATC prints for each OM; `None`: none.
-        limit_s: Seconds that ATC may take for an OM; `None`: any.
+        limit_s: Seconds that ATC may take for an OM.
         say: Gets a line on each OM when ATC begins, works and ends.
     """
 
     log_folder: Path | None = None
-    limit_s: float | None = None
+    limit_s: float = math.inf
     say: Callable[[str], None] = lambda line: None
 
 
@@ -188,7 +189,7 @@ def convert(
         model: What to convert.
         out_dir: Where the OM files go.
         batches: Batch sizes.
-        dry_run: Only return the command lines; nothing is written.
+        dry_run: Only return the command lines, and write the files that they name.
         dynamic: Make one OM that takes any of the batch sizes.
         call: How ATC is called.
 
@@ -208,7 +209,7 @@ def convert(
             command = atc_command(model, om, batch)
             job = _Job(model, om, command, f"{om} ({len(results) + 1} of {len(wanted)})", name)
             try:
-                made = not dry_run and job.make(call or AtcCall())
+                made = job.write_inputs() if dry_run else job.make(call or AtcCall())
             except OSError as error:
                 raise UserError(
                     f"convert: {error.filename or om} cannot be read or written ({error.strerror})"
@@ -333,7 +334,7 @@ class _Job:
                 "convert: `atc` is not on PATH; source set_env.sh of the Ascend toolkit (CANN) "
                 "first, or see the commands with convert.dry_run=true"
             )
-        self._write_inputs()
+        self.write_inputs()
         call.say(f"{self.title}: ATC works on it")
         log = call.log_folder and call.log_folder / f"atc_{self.name}.log"
         # ATC also leaves kernel_meta and fusion_result.json in the current folder.
@@ -341,9 +342,9 @@ class _Job:
             printed = call_tool(
                 f"convert: atc for {self.om.name}",
                 [tool, *self.command[1:]],
-                "convert.dry_run=true shows its command, convert.limit_s sets its limit",
+                "convert.dry_run=true shows its command",
                 Path(folder),
-                call.limit_s,
+                Limit(call.limit_s, "convert.limit_s=SECONDS gives it longer"),
                 log,
                 lambda seconds: call.say(f"{self.title}: ATC still works, {seconds:.0f} s"),
             )
@@ -352,14 +353,15 @@ class _Job:
             made.replace(self.om)
             fsync(self.om.parent)
 
-    def _write_inputs(self) -> None:
-        """Write what ATC is given and is not the person's own."""
+    def write_inputs(self) -> bool:
+        """Write what ATC is given and is not the person's own; no OM is made by that."""
         self.om.parent.mkdir(parents=True, exist_ok=True)
         if self.model.content is not None:
             with atomic_write(self.model.onnx) as temporary:
                 temporary.write_bytes(self.model.content)
         if self.model.aipp is not None:
             write_text(self.model.aipp_path(self.om.parent), self.model.aipp)
+        return False
 
     def _found(self, folder: Path, printed: str) -> Path:
         """The OM that ATC has left in a folder.

@@ -7,11 +7,11 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cfdist.ascend import call_tool
+from cfdist.ascend import Limit, call_tool
 from cfdist.errors import UserError
 
-_TIMEOUT_S = 60  # the driver answers within seconds; a chip that is being reset keeps it waiting
 _ADVICE = "check the driver, and that this user may use the chips (group HwHiAiUser)"
+_LIMIT = Limit(60, _ADVICE)  # it answers in seconds, but waits for a chip that is being reset
 _BUS_ID = re.compile(r"[0-9A-Fa-f]{4}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]")
 
 _HEALTHY = "OK"
@@ -73,7 +73,7 @@ def read_npus() -> list[Npu]:
     tool = shutil.which("npu-smi")
     if tool is None:
         return []
-    return parse_npu_smi(call_tool("npu-smi info", [tool, "info"], _ADVICE, limit_s=_TIMEOUT_S))
+    return parse_npu_smi(call_tool("npu-smi info", [tool, "info"], _ADVICE, limit=_LIMIT))
 
 
 def list_npus() -> list[str]:
@@ -164,7 +164,7 @@ def _full_name(chip: Npu) -> str:
     for which in ([], ["-c", str(chip.chip)]):
         command = [tool, "info", "-t", "board", "-i", str(chip.card), *which]
         try:
-            text = call_tool("npu-smi info -t board", command, _ADVICE, limit_s=_TIMEOUT_S)
+            text = call_tool("npu-smi info -t board", command, _ADVICE, limit=_LIMIT)
         except UserError as error:
             why = str(error)
         else:

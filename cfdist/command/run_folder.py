@@ -27,7 +27,9 @@ from cfdist.files import (
     RESULTS,
     SWEEP_FILES,
     expanded,
+    missing_folders,
     redacted,
+    remove_empty,
     remove_remains,
     write_text,
 )
@@ -77,14 +79,14 @@ def refuse_package_folder(config: Config) -> None:
 def claim(folder: Path, config_yaml: str) -> Iterator[None]:
     """Hold a run's folder for the `with` block, with its configuration and log in it.
 
-    A folder that was made for a run which is then refused is removed again, unless a tool's log is
-    in it.
+    A folder that was made for a run which is then refused, or leaves nothing, is removed again,
+    unless a tool's log is in it.
 
     Raises:
         UserError: the folder cannot be made, is in use, or holds a finished run or other files.
         OSError: the configuration cannot be written.
     """
-    is_new = not folder.exists()
+    new = missing_folders(folder)
     with _locked(folder, _TO_RUN):
         try:
             try:
@@ -96,10 +98,9 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
             with _logging_to(folder / LOG):
                 yield
         except (UserError, OSError):
-            own = (CONFIG, LOG, _LOCK, _HOLDER)
-            if is_new and {path.name for path in folder.iterdir()} <= set(own):
-                _remove(folder, own)
+            _remove(new, (CONFIG, LOG, _LOCK, _HOLDER))
             raise
+        _remove(new, (CONFIG, _LOCK, _HOLDER))
 
 
 @contextlib.contextmanager
@@ -111,13 +112,12 @@ def claim_sweep(folder: Path) -> Iterator[None]:
     Raises:
         UserError: the folder cannot be made, is in use, or holds a finished sweep or a single run.
     """
-    is_new = not folder.exists()
+    new = missing_folders(folder)
     with _locked(folder, _TO_SWEEP):
         try:
             yield
         finally:
-            if is_new and {path.name for path in folder.iterdir()} <= set(_OF_SWEEP):
-                _remove(folder, _OF_SWEEP)
+            _remove(new, _OF_SWEEP)
 
 
 def finished_results(folder: Path, config_yaml: str) -> dict[str, Any] | None:
@@ -248,11 +248,9 @@ def _logging_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _remove(folder: Path, names: tuple[str, ...]) -> None:
-    """Remove what a refused run left in the folder that was made for it."""
-    for name in names:
-        (folder / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        folder.rmdir()
-        if folder.parent.name == "outputs":  # this would have been the first run there
-            folder.parent.rmdir()
+def _remove(new: list[Path], names: tuple[str, ...]) -> None:
+    """Remove the folders that were made for a run, unless the innermost holds further names."""
+    if new and {path.name for path in new[0].iterdir()} <= set(names):
+        for name in names:
+            (new[0] / name).unlink(missing_ok=True)
+        remove_empty(new)

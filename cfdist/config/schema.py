@@ -364,9 +364,9 @@ class ExportConfig(Section):
 class ConvertConfig(Section):
     """`job=convert`: ONNX (model.path) to OM, through ATC."""
 
-    used: ClassVar[Uses] = uses.only("convert")
+    used: ClassVar[Uses] = uses.only("convert", when=(uses.TO_OM,))
 
-    output: PathText = "models"
+    output: Annotated[PathText, uses.only("convert")] = "models"
     """folder for the OM files"""
     batches: Annotated[list[UpTo1024], NotEmpty, Different] = [1, 4, 8, 16, 32]
     """batch sizes, one OM each"""
@@ -378,16 +378,20 @@ class ConvertConfig(Section):
     """normalise on the chip: the OM takes u8 NHWC"""
     extra: OptionList = []
     """further options for ATC, as in [--precision_mode=force_fp16]"""
-    calibration: Positive | None = None
+    calibration: Annotated[Positive | None, uses.only("convert")] = None
     """write the first N pictures as AMCT's input for an int8 calibration, and convert nothing"""
-    limit_s: Annotated[Real, _between(1, 604_800, "a number")] = 3600
+    limit_s: Annotated[
+        Real,
+        _between(1, 604_800, "a number"),
+        uses.only("convert", when=(uses.TO_OM, uses.NOT_DRY)),
+    ] = 3600
     """seconds after which an ATC that has not made its OM is killed"""
     log: Annotated[Literal["debug", "info", "warning", "error", "null"], BeforeValidator(_word)] = (
         "error"
     )
     """ATC's log level"""
-    dry_run: bool = False
-    """only print the command lines"""
+    dry_run: Annotated[bool, uses.only("convert")] = False
+    """only print the command lines, and write the files that they name"""
 
 
 class CompareConfig(Section):

@@ -150,7 +150,8 @@ OWN_CLUSTER = When(
     "cluster.address=local", lambda run: joined_cluster(run.values["cluster.address"]) is None
 )
 NOT_BY_TOOL, BY_TOOL = equal("infer.cli", False, "false"), equal("infer.cli", True, "true")
-CALIBRATION = given("convert.calibration", "N")
+CALIBRATION, TO_OM = given("convert.calibration", "N"), missing("convert.calibration")
+NOT_DRY = equal("convert.dry_run", False, "false")
 
 ALWAYS = Uses([Use(JOBS)])
 DATA_SET = Uses(

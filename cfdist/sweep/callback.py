@@ -15,6 +15,7 @@ from cfdist.command.run_folder import claim_sweep, read_results
 from cfdist.config import literal, prepare_override
 from cfdist.distributed import session
 from cfdist.errors import ExitCode, UserError
+from cfdist.files import RESULTS
 from cfdist.sweep.runs import RunSummary, summarise_run
 
 
@@ -90,10 +91,15 @@ def finished_runs() -> list[RunSummary]:
             outcome.exit_code,
             outcome.reason,
             # A run with a reason has no results, and the file may be an earlier run's.
-            read_results(outcome.folder) if outcome.folder and outcome.reason is None else None,
+            None if outcome.reason else _results(outcome.folder),
         )
         for number, outcome in enumerate(cli.outcomes)
     ]
+
+
+def _results(folder: Path | None) -> dict[str, Any] | None:
+    """A run's results; `None` for a dry run, which leaves none."""
+    return read_results(folder) if folder and (folder / RESULTS).is_file() else None
 
 
 def overrides_by_key(overrides: tuple[str, ...]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from cfdist import ascend
 from cfdist.ascend import (
     AIS_BENCH_OWN,
     CALLERS_PYTHONPATH,
+    Limit,
     call_tool,
     check_options,
     reason_of,
@@ -55,12 +56,12 @@ def test_what_the_tool_prints_comes_back(tmp_path):
         ("kill -SEGV $$", "tool was killed by SIGSEGV: it printed nothing; try again"),
         ("seq 9; exit 3", "tool failed with exit code 3: 5 | 6 | 7 | 8 | 9; try again"),
         ("exit 1", "tool failed with exit code 1: it printed nothing; try again"),
-        ("exec sleep 30", "tool: no answer within 2 s; try again"),
+        ("exec sleep 30", "tool: no answer within 2 s; give it longer"),
     ],
 )
 def test_a_failure_is_one_line(script, message):
     with pytest.raises(UserError) as failure:
-        call_tool("tool", ["sh", "-c", script], "try again", limit_s=2)
+        call_tool("tool", ["sh", "-c", script], "try again", limit=Limit(2, "give it longer"))
     assert str(failure.value) == message
 
 
@@ -101,10 +102,9 @@ def is_alive(pid: int) -> bool:
 def test_a_tool_that_hangs_is_killed_with_its_children(tmp_path):
     script = f"echo started; sleep 300 & echo $! >{tmp_path}/child; wait"
     waited: list[float] = []
-    with pytest.raises(UserError, match=r"no answer within 1 s \(it last said: started\).*log"):
-        call_tool(
-            "tool", ["sh", "-c", script], "", limit_s=1, log=tmp_path / "log", on_wait=waited.append
-        )
+    with pytest.raises(UserError, match=r"within 1 s \(it last said: started\); longer; .*log"):
+        limit, log = Limit(1, "longer"), tmp_path / "log"
+        call_tool("tool", ["sh", "-c", script], "no", limit=limit, log=log, on_wait=waited.append)
     assert (tmp_path / "log").read_text() == "started\n"
     child = int((tmp_path / "child").read_text())
     until = time.monotonic() + 10

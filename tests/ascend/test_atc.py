@@ -206,9 +206,10 @@ def test_unknown_toolkit_version(monkeypatch, tmp_path):
     assert toolkit_version() is None
 
 
-def test_dry_run_says_the_command_and_writes_nothing(model, aipp_model, tmp_path, calls):
+def test_dry_run_says_the_command_and_writes_what_it_names(model, aipp_model, tmp_path, calls):
     dry = convert(aipp_model, tmp_path / "om", [16], dry_run=True)
-    assert not (tmp_path / "om").exists()
+    assert not dry[0].made
+    assert [path.name for path in (tmp_path / "om").iterdir()] == ["CenterFace.aippconfig"]
     assert number_of_calls(calls) == 0
     assert dry[0].command == (
         f"atc --framework=5 --model={model.onnx} --input_format=NCHW "

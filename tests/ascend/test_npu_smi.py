@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfdist.ascend import npu_smi
+from cfdist.ascend import Limit, npu_smi
 from cfdist.ascend.npu_smi import (
     Npu,
     board_name,
@@ -233,6 +233,6 @@ def test_tool_that_fails(tool):
 
 def test_tool_that_hangs(tool, monkeypatch):
     tool(TWO_CARDS, seconds=2)
-    monkeypatch.setattr(npu_smi, "_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(npu_smi, "_LIMIT", Limit(0.2, "look"))
     with pytest.raises(UserError, match="no answer"):
         list_npus()

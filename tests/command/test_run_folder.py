@@ -75,6 +75,26 @@ def test_a_stranger_s_folder_is_refused_and_left_as_it_is(tmp_path, name, hold):
     assert (tmp_path / name).read_text() == "mine"
 
 
+def test_only_folders_that_were_made_for_a_run_are_removed(tmp_path):
+    with pytest.raises(UserError), claim(tmp_path / "mine" / "a" / "b", ""):
+        raise UserError("no")
+    assert names(tmp_path) == set()
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(UserError), claim(tmp_path / "mine" / "a" / "b", ""):
+        raise UserError("no")
+    assert names(tmp_path) == {"mine"}
+    assert names(tmp_path / "mine") == set()
+
+
+def test_a_run_that_leaves_nothing_leaves_no_folder(tmp_path):
+    with claim(tmp_path / "out", "a"):
+        pass
+    assert names(tmp_path) == set()
+    with claim(tmp_path / "out", "a"):
+        (tmp_path / "out" / "results.json").touch()
+    assert "config.yaml" in names(tmp_path / "out")
+
+
 def test_a_run_that_failed_may_be_run_again_in_its_folder(tmp_path):
     with pytest.raises(RuntimeError), claim(tmp_path / "out", "a"):
         raise RuntimeError
@@ -102,7 +122,7 @@ def no_locks(request, monkeypatch):
 
 
 def test_without_locks_a_folder_is_held_by_one_process(tmp_path, no_locks):
-    folder = tmp_path / "out"
+    folder = tmp_path
     with claim(folder, "a"):
         refused = pytest.raises(UserError, match=rf"another run .*process {os.getpid()} on")
         with refused, claim(folder, "b"):
@@ -124,7 +144,7 @@ def test_without_locks_a_refused_run_leaves_no_folder(tmp_path, no_locks):
 def test_without_locks_a_dead_process_of_this_host_holds_nothing(tmp_path, no_locks):
     with subprocess.Popen(["true"]) as dead:
         pass
-    folder = tmp_path / "out"
+    folder = tmp_path
     with claim(folder, "a"):
         pass
     (folder / ".holder").write_text(f"{socket.gethostname()} {dead.pid}")

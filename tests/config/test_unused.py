@@ -174,6 +174,14 @@ def test_each_key_is_read_by_the_job_or_refused(job):
         (["job=preprocess", "preprocess.input=u8", "model.color=RGB"], "color: .*preprocess.input"),
         (["job=export", "model.top_k=9"], "model.top_k: .* only with export.peaks=true"),
         (["job=convert", "model.batch=9"], "model.batch: .* in the model file's name"),
+        (
+            ["job=convert", "convert.dry_run=true", "convert.limit_s=9"],
+            "convert.limit_s: .* only with convert.dry_run=false",
+        ),
+        (
+            ["job=convert", "convert.calibration=3", "convert.batches=[1]"],
+            "convert.batches: .* only with convert.calibration=null",
+        ),
         (["cluster.address=auto", "cluster.dashboard=true"], "dashboard: .*cluster.address=local"),
     ],
 )

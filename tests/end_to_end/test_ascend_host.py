@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ import pytest
 from tests.fakes.ascend import install_atc, install_double, install_npu_smi
 
 SIZE = ("model.height=64", "model.width=64")
-CONVERT = ("job=convert", "convert.batches=[1,4]", "convert.output=om", *SIZE)
+CALIBRATE = ("job=convert", "convert.output=om", *SIZE)
+CONVERT = (*CALIBRATE, "convert.batches=[1,4]")
 
 
 @pytest.fixture
@@ -49,8 +51,9 @@ for i in 1 2 3 4 5 6; do echo "        [Frame$i] internal"; done; exit 255"""
 
 def test_an_atc_that_fails_says_why_and_leaves_its_log_alone(command, tmp_path, host):
     replace_tool(host, "atc", E10001)
-    message = refused(command(*CONVERT))
+    message = refused(command(*CONVERT, "output_dir=out"))
     assert "E10001: " in message
+    assert "limit_s" not in message
     assert "Value [-1] for parameter [image]" in message
     assert "Solution: Try again with a valid argument." in message
     assert "Frame" not in message
@@ -60,7 +63,7 @@ def test_an_atc_that_fails_says_why_and_leaves_its_log_alone(command, tmp_path, 
     assert not (tmp_path / "om").exists()
     # The same folder takes the next try.
     install_atc(pytest.MonkeyPatch(), host)
-    done = command(*CONVERT)
+    done = command(*CONVERT, "output_dir=out")
     assert done.returncode == 0, done.stderr
     assert "(2 of 2): made in " in done.stdout
 
@@ -69,6 +72,7 @@ def test_an_atc_that_hangs_ends_with_its_children(command, tmp_path, host):
     replace_tool(host, "atc", f"sleep 300 & echo $! >{tmp_path}/child; wait")
     message = refused(command(*CONVERT, "convert.limit_s=1", timeout=60))
     assert "no answer within 1 s" in message
+    assert "convert.limit_s=SECONDS gives it longer" in message
     child = Path("/proc") / (tmp_path / "child").read_text().strip() / "stat"
     assert not child.exists() or child.read_text().split()[2] == "Z"
     assert not (tmp_path / "om").exists()
@@ -101,6 +105,27 @@ def test_bare_chips_of_an_atlas_a3(command, tmp_path, host):
     replace_tool(host, "npu-smi", f"{answer}\nprintf '{board}'")
     done = command(*CONVERT, "convert.dry_run=true")
     assert done.stdout.count("--soc_version=Ascend910_9391") == 2, done.stderr
+
+
+def test_what_a_dry_run_prints_makes_the_oms_in_a_shell(command, tmp_path, host):
+    dry = command(*CONVERT, "convert.aipp=true", "convert.dry_run=true")
+    assert dry.returncode == 0, dry.stderr
+    # The authors' file declares another size, so that ATC is given a copy.
+    assert {path.name for path in tmp_path.iterdir()} == {"bin", "om"}
+    assert {path.suffix for path in (tmp_path / "om").iterdir()} == {".onnx", ".aippconfig"}
+    subprocess.run(["bash", "-e", "-c", dry.stdout], cwd=tmp_path, check=True, timeout=60)
+    made = {path.name for path in (tmp_path / "om").glob("*.om")}
+    assert made == {"centerface_bs1_aipp.om", "centerface_bs4_aipp.om"}
+
+    sweep = command(
+        "-m", *CONVERT, "convert.aipp=true,false", "convert.dry_run=true", "output_dir=sweep"
+    )
+    assert sweep.returncode == 0, sweep.stderr
+    assert sweep.stdout.count("\natc ") == 4
+    assert not (tmp_path / "sweep").exists()
+    calibration = command(*CALIBRATE, "convert.calibration=3", "convert.dry_run=true")
+    assert "written by this command without convert.dry_run\namct_onnx " in calibration.stdout
+    assert not list((tmp_path / "om").rglob("*.bin"))
 
 
 def test_calibration_input_for_int8(command, tmp_path):

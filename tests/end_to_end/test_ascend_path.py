@@ -97,11 +97,12 @@ def test_a_dry_run_prints_the_command_and_needs_no_atc(command, tmp_path):
         "convert.batches=[1,16]",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    note, first, second = done.stdout.splitlines()
+    note, folder, first, second = done.stdout.splitlines()
     assert note.startswith("# ")
+    assert folder == f"cd {tmp_path / 'models'}"
     assert first.startswith("atc --framework=5 --model=")
     assert "--input_shape=input.1:16,3,800,800 --output=centerface_bs16 " in second
-    assert not (tmp_path / "models").exists()
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["centerface.onnx"]
 
 
 @pytest.mark.parametrize("ascend_host", ["later"], indirect=True)
