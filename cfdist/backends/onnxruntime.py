@@ -5,13 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidGraph, InvalidProtobuf
-from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NotImplemented_
 
 from cfdist.backends.base import Backend, Capabilities, DeviceSettings
 from cfdist.backends.onnx_file import load_onnx, takes_u8
@@ -22,6 +19,9 @@ from cfdist.decode import HeadMaps, Peaks
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract
+
+if TYPE_CHECKING:
+    import onnxruntime as ort  # the driver runs no model, and the import takes its time
 
 CPU_PROVIDER = "CPUExecutionProvider"
 
@@ -59,6 +59,8 @@ class OnnxRuntimeBackend(Backend):
     )
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
+        import onnxruntime as ort
+
         super().__init__(spec, settings)
         model = load_onnx(spec)
         bytes_contract = InputContract(spec.height, spec.width, None)
@@ -113,9 +115,12 @@ def graph_errors_as_user_error(spec: ModelSpec) -> Iterator[None]:
     Raises:
         UserError: in place of ONNX Runtime's own error.
     """
+    import onnxruntime as ort
+    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
     try:
         yield
-    except (InvalidGraph, InvalidProtobuf, NotImplemented_) as error:
+    except (errors.InvalidGraph, errors.InvalidProtobuf, errors.NotImplemented) as error:
         reason = str(error).rpartition("] : ")[2] or str(error)
         raise UserError(
             f"model {spec.path}: ONNX Runtime {ort.__version__} cannot run it ({reason[:300]}); "
@@ -127,6 +132,10 @@ def check_providers(providers: Sequence[str]) -> None:
     """Raise a `UserError` for providers that the installed ONNX Runtime does not have or use."""
     if not providers:
         raise UserError(f"backend.providers=[]: name at least one, such as {CPU_PROVIDER}")
+    if list(providers) == [CPU_PROVIDER]:  # every ONNX Runtime has it
+        return
+    import onnxruntime as ort
+
     available = ort.get_available_providers()
     for name in providers:
         if name not in available:
@@ -154,6 +163,8 @@ def used_providers(session: ort.InferenceSession, wanted: Sequence[str]) -> str:
     Raises:
         UserError: a wanted provider could not be initialised, or the first one runs no node.
     """
+    import onnxruntime as ort
+
     there = session.get_providers()
     if lost := [name for name in wanted if name not in there]:
         raise UserError(

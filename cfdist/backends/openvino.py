@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import onnx
-import openvino as ov
 from numpy.typing import NDArray
-from openvino.preprocess import PrePostProcessor
 
 from cfdist.backends.base import Backend, Capabilities, DeviceSettings
 from cfdist.backends.onnx_file import load_onnx
@@ -21,6 +19,9 @@ from cfdist.decode import HeadMaps, Peaks
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract
+
+if TYPE_CHECKING:
+    import openvino as ov  # the driver runs no model, and the import takes its time
 
 
 class OpenVINOBackend(Backend):
@@ -101,6 +102,9 @@ def picture_model(network: onnx.ModelProto, spec: ModelSpec, batch: int) -> ov.M
 
 
 def _picture_model(network: onnx.ModelProto, spec: ModelSpec, batch: int) -> ov.Model:
+    import openvino as ov
+    from openvino.preprocess import PrePostProcessor
+
     model = ov.Core().read_model(standard_operators(network).SerializeToString())
     pictures: int | tuple[int, int] = batch if batch == 1 else (1, batch)
     if model.input().element_type == ov.Type.u8:
@@ -123,6 +127,8 @@ def _picture_model(network: onnx.ModelProto, spec: ModelSpec, batch: int) -> ov.
 
 def compile_model(model: ov.Model, threads: int, streams: int, precision: str) -> ov.CompiledModel:
     """Compile for the CPU, for streams that share the threads; the precision is f32 or bf16."""
+    import openvino as ov
+
     return ov.Core().compile_model(
         model,
         "CPU",
@@ -159,5 +165,7 @@ def run(
     request: ov.InferRequest, inputs: Sequence[NDArray[np.generic]]
 ) -> list[NDArray[np.float32]]:
     """The outputs for C-contiguous inputs: the request's own memory, valid until its next run."""
+    import openvino as ov
+
     request.infer([ov.Tensor(each, shared_memory=True) for each in inputs], share_outputs=True)
     return [tensor.data for tensor in request.output_tensors]

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from cfdist.config.installation import COMMAND, group_choices
-from cfdist.config.schema import Different, all_fields, sections
+from cfdist.config.schema import Different, all_fields, help_texts, sections
 from cfdist.config.unused import conditions
 from cfdist.config.uses import JOBS
 from cfdist.errors import ExitCode, UserError
@@ -73,7 +73,9 @@ def help_text(job: str | None = None, width: int = HELP_WIDTH) -> str:
         told = {key: field for key, field in fields.items() if _is_for(key, job)}
         if told:
             lines += (inspect.getdoc(section) or "").partition("\n\nAttributes:")[0].split("\n")
-            lines += [_key_help(key, field, job) for key, field in told.items()]
+            texts = help_texts(section)
+            for key, field in told.items():
+                lines.append(_key_help(key, texts[key.rpartition(".")[2]], field, job))
             lines.append("")
     return "\n".join(part for line in lines for part in _wrapped(line, min(width, HELP_WIDTH)))
 
@@ -82,8 +84,7 @@ def _is_for(key: str, job: str | None) -> bool:
     return job is None or conditions(key, job) is not None
 
 
-def _key_help(key: str, field: FieldInfo, job: str | None) -> str:
-    meaning = " ".join((field.description or "").split())
+def _key_help(key: str, meaning: str, field: FieldInfo, job: str | None) -> str:
     default = "" if field.is_required() else f"; default {shown(field.default)}"
     needed = conditions(key, job) if job else None
     when = f" (only with {' and '.join(needed)})" if needed else ""

@@ -6,9 +6,12 @@ and `--help` prints the text below each key.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
 from pydantic.fields import FieldInfo
@@ -101,7 +104,7 @@ class Section(BaseModel):
         used: What reads those keys of the section that do not say it themselves.
     """
 
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid")
     used: ClassVar[Uses] = uses.ALWAYS
     _typed: frozenset[str] = PrivateAttr(frozenset())
 
@@ -551,6 +554,23 @@ def sections(
     yield section, {key: field for key, field in fields.items() if key not in inner}
     for key, kind in inner.items():
         yield from sections(kind, f"{key}.")
+
+
+def help_texts(section: type[Section]) -> dict[str, str]:
+    """The text below each key of a section, by its name in the section.
+
+    pydantic would read the source of every section for them whenever the program starts.
+    """
+    (tree,) = ast.parse(inspect.getsource(section)).body
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in pairwise(cast(ast.ClassDef, tree).body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
 
 
 def all_fields() -> dict[str, FieldInfo]:

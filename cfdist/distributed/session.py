@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cfdist.distributed.accelerators import chosen, only_visible, resources
 from cfdist.distributed.joining import join_ray
 from cfdist.distributed.plan import Auto, Devices
-from cfdist.distributed.starting import prepare_environment, start_ray
+from cfdist.distributed.starting import check_loopback, prepare_environment, ray_folder, start_ray
 from cfdist.errors import UserError
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _announce(address: str | None) -> None:
     """Say that Ray is started here, which takes a second and more, unless it is there already.
 
     Raises:
-        UserError: Ray will not take this process's command line.
+        UserError: Ray will not take this process's command line, or cannot start here.
     """
     for argument in sys.argv:
         try:
@@ -143,8 +143,11 @@ def _announce(address: str | None) -> None:
                 "rename the file or folder, or name a link to it"
             ) from None
     # A cluster that is there may not answer, and a refusal is one line.
-    if address is None and "ray" not in sys.modules:
-        print("starting Ray ...", flush=True)
+    if address is None:
+        check_loopback()
+        ray_folder()
+        if "ray" not in sys.modules:
+            print("starting Ray ...", flush=True)
 
 
 def end_autoscaler() -> None:

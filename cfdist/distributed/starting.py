@@ -92,7 +92,6 @@ def start_ray(dashboard: bool, accelerators: Mapping[str, Any]) -> Any:
     """
     # Of a submitted job: Ray would look for its package on this cluster.
     os.environ.pop(SUBMITTED_JOB, None)
-    check_loopback()
     base = ray_folder()
     options = {
         "address": "local",

@@ -11,7 +11,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import scipy.io
 from numpy.typing import NDArray
 
 from cfdist.errors import UserError
@@ -153,6 +152,8 @@ def _cell(items: Sequence[NDArray[Any]]) -> NDArray[np.object_]:
 def _mat(variables: dict[str, NDArray[np.object_]]) -> bytes:
     """A MATLAB 5 file without the date and platform that scipy writes into its header."""
     buffer = io.BytesIO()
+    import scipy.io  # its import takes long, and a sample set is made once
+
     scipy.io.savemat(buffer, variables, do_compression=True)
     header = b"MATLAB 5.0 MAT-file, the sample set of cfdist".ljust(_MAT_HEADER_BYTES)
     return header + buffer.getvalue()[_MAT_HEADER_BYTES:]

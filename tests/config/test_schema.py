@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from cfdist.config.schema import Config, all_fields
+from cfdist.config.schema import Config, all_fields, help_texts, sections
 
 
 def test_every_key_has_a_meaning():
     keys = all_fields()
     assert len(keys) > 60
     assert {"devices", "model.batch", "preprocess.where", "backend.fault"} <= keys.keys()
-    assert all(field.description for field in keys.values())
+    for section, fields in sections():
+        assert {key.rpartition(".")[2] for key in fields} <= help_texts(section).keys()
 
 
 def test_the_checked_configuration_is_that_of_a_command(compose):

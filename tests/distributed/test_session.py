@@ -167,6 +167,18 @@ def test_a_command_line_that_ray_cannot_take_is_refused_before_it_starts(seen, m
     assert seen == []
 
 
+def test_what_ray_cannot_start_on_is_refused_before_it_is_announced(seen, monkeypatch, capsys):
+    def is_down() -> None:
+        raise UserError("this machine's loopback interface does not work")
+
+    monkeypatch.delitem(sys.modules, "ray")
+    monkeypatch.setattr(sessions, "check_loopback", is_down)
+    with pytest.raises(UserError, match="loopback"):
+        sessions.own_session(None, False, "cpu", "auto").__enter__()
+    assert capsys.readouterr().out == ""
+    assert seen == []
+
+
 def test_ray_s_start_is_announced_once(seen, monkeypatch, capsys):
     sessions._announce(None)  # there already
     monkeypatch.delitem(sys.modules, "ray")

@@ -87,6 +87,29 @@ def test_a_pipe_that_closes_loses_no_results(tmp_path):
         assert not (folder / "journal").exists()
 
 
+UP_TO_THE_FIRST_LINE = """
+import os, sys, time
+from cfdist import config, execution, inputs
+import jobs.evaluate
+checked = config.compose("backend=auto", "model.height=128", "model.width=128")
+execution.find_model(checked)
+inputs.find_pictures(checked.dataset, inputs.find_ground_truth(checked.dataset))
+heavy = {"ray", "openvino", "onnxruntime", "torch", "scipy", "pandas", "matplotlib"}
+print(sorted(heavy & sys.modules.keys()), time.process_time())
+"""
+
+
+def test_what_takes_long_to_import_waits_for_the_first_line(tmp_path):
+    done = shell(f"$MAIN {' '.join(RUN[:2])} devices=[0]", tmp_path)  # measures the runtimes once
+    assert done.returncode == 2, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", UP_TO_THE_FIRST_LINE], cwd=PROJECT, capture_output=True, timeout=60
+    )
+    loaded, _, seconds = done.stdout.decode().strip().rpartition(" ")
+    assert loaded == "[]", done.stderr
+    assert float(seconds) < 3, "on an idle machine this takes a second"
+
+
 def test_a_page_that_is_cut_short_is_no_error(tmp_path):
     done = shell("$MAIN --help | head -1", tmp_path)
     assert done.returncode == 0
