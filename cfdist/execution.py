@@ -43,7 +43,7 @@ from cfdist.model import ModelSpec, locate_model, verify_model
 from cfdist.widerface.manifest import Manifest
 
 _NORMALISATION = ("model.color", "model.mean", "model.scale", "model.std")
-_NO_CONVENTIONS = {"path", "sha256", "needs_outputs"}
+_NO_CONVENTIONS = {"path", "sha256", "needs_outputs", "typed_normalisation"}
 
 log = logging.getLogger(__name__)
 
@@ -79,15 +79,15 @@ def find_model(config: Config, folder: Path | None = None) -> BackendModel:
     refuse_unused(config, [model.backend])
     # job=infer gets the pictures' bytes back from its files with these keys, whatever the model.
     typed = [key for key in _NORMALISATION if key in config.typed() and config.job != "infer"]
-    if typed and model.spec.path.suffix.lower() == ".onnx":
+    if not typed:
+        return model
+    spec = replace(model.spec, typed_normalisation=typed[0])
+    if spec.path.suffix.lower() == ".onnx":
         from cfdist.backends import onnx_file  # takes its time, and few runs need it here
 
-        if onnx_file.takes_u8(onnx_file.load_onnx(model.spec)):
-            raise UserError(
-                f"{typed[0]}: has no effect on this run; model {model.spec.path} takes the "
-                "pictures' bytes and normalises them in its own graph"
-            )
-    return model
+        if onnx_file.takes_u8(onnx_file.load_onnx(spec)):
+            spec.refuse_typed_normalisation("in its own graph")
+    return replace(model, spec=spec)
 
 
 def _backend_model(config: Config, folder: Path | None) -> BackendModel:
@@ -342,7 +342,7 @@ def run_identity(
     size.
     """
     spec = asdict(model.spec)
-    for key in ("path", "batch", "needs_outputs"):
+    for key in ("path", "batch", "needs_outputs", "typed_normalisation"):
         del spec[key]
     parts = {
         "cfdist": __version__,

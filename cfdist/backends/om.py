@@ -254,6 +254,7 @@ def input_contract(inputs: Sequence[Any], spec: ModelSpec) -> InputContract:
         case ("float32", (batch, 3, height, width)):
             contract = replace(spec.float_contract(), batch=spec.batch)
         case ("uint8", (batch, height, width, 3)):
+            spec.refuse_typed_normalisation("on the chip")
             contract = InputContract(spec.height, spec.width, spec.batch)
         case _:
             raise UserError(

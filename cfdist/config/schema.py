@@ -316,8 +316,7 @@ class EvalConfig(Section):
 
     protocol: Annotated[
         Protocol,
-        uses.only("evaluate", "score", "compare", "postprocess"),
-        uses.only("benchmark", when=(uses.END_TO_END,)),
+        uses.with_model("score", "compare", "postprocess", parts=uses.END_TO_END),
     ]
     """official: IoU 0.5, boxes written and scored as the detector gives them; guide: IoU 0.4, boxes
     and scores rounded as the CenterFace script does. Both IoUs are always computed"""

@@ -40,6 +40,8 @@ class ModelSpec:
         top_k: Peaks kept per picture.
         nms: IoU threshold of the suppression after decoding; `None`: no suppression.
         needs_outputs: Whether the file must have `outputs`; else another file's own order is taken.
+        typed_normalisation: The first key of colours, scale, mean and std that the person has
+            typed: a model that normalises the pictures' bytes itself is then refused.
     """
 
     name: str
@@ -57,6 +59,19 @@ class ModelSpec:
     top_k: int
     nms: float | None
     needs_outputs: bool = False
+    typed_normalisation: str | None = None
+
+    def refuse_typed_normalisation(self, where: str) -> None:
+        """Called for a model that takes bytes and normalises them itself, `where` says.
+
+        Raises:
+            UserError: the person has typed a key that would change nothing.
+        """
+        if self.typed_normalisation:
+            raise UserError(
+                f"{self.typed_normalisation}: has no effect on this run; model {self.path} takes "
+                f"the pictures' bytes and normalises them {where}"
+            )
 
     def float_contract(self) -> InputContract:
         """The network's own input: float32 NCHW, normalised on the host."""

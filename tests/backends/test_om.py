@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -266,6 +267,15 @@ def test_outputs_in_another_order_are_found_by_name(make, load):
     session = ort.InferenceSession(network, providers=["CPUExecutionProvider"])
     feed = to_model_input(letterboxed(2), backend.contract)
     assert_heads(found, session.run(list(OUTPUT_NAMES), {"image": feed}))
+
+
+def test_a_typed_normalisation_is_refused_where_the_chip_normalises(make, load):
+    typed = {"typed_normalisation": "model.mean"}
+    with pytest.raises(
+        UserError, match=r"^model\.mean: has no effect .* normalises them on the ch"
+    ):
+        load(replace(make(aipp=True), **typed))
+    assert load(replace(make(), **typed)).contract.dtype == "float32"
 
 
 @pytest.mark.parametrize("aipp", [False, True])

@@ -157,6 +157,8 @@ def test_each_key_is_read_by_the_job_or_refused(job):
         ),
         (["backend=simulated", "backend.fault_device=1"], "fault_device: .* with backend.fault="),
         (["backend=simulated", "model.nms=0.3"], "model.nms: .* a backend that runs the model"),
+        (["backend=simulated", "eval=guide"], "eval: .* only with a backend that runs the model"),
+        (["job=benchmark", "backend=simulated", "eval.protocol=guide"], "eval.protocol: .* a back"),
         (["model.expected.easy=0.9"], "model.expected.easy: .* dataset.kind=wider"),
         (
             ["dataset=wider_val", "model.expected.tolerance=0.1"],
@@ -199,6 +201,7 @@ def test_what_has_no_effect_is_refused_with_what_would_give_it_one(settings, ref
         ["backend=simulated", "backend.fault=nan", "backend.fault_device=1"],
         ["backend=simulated", "backend.latency_ms=0"],
         ["experiment=published_table", "model.batch=8"],
+        ["experiment=published_table", "backend=simulated"],  # the preset chooses the protocol
         ["job=compare", "reference=a", "candidate=b", "backend.precision=bf16"],
         ["job=convert", "model.path=m_{batch}.onnx", "model.batch=4", "convert.aipp=true",
          "model.mean=[0,0,0]"],

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cfdist.devices.base import DeviceReport
+from cfdist.distributed.accelerators import Place
 from cfdist.distributed.plan import plan_devices
 from cfdist.distributed.pool import DevicePool
 from cfdist.distributed.work import item_work
@@ -98,6 +99,18 @@ def test_a_device_that_dies_while_loading_is_started_again(tmp_path):
         assert run(pool, 5, lambda name, ids: found.extend((name, id) for id in ids)) is None
     assert sorted(found) == [("device:0", f"e/{i}") for i in range(5)]
     assert whats(pool) == ["device_lost"]
+
+
+def test_two_devices_on_one_chip_are_refused():
+    plan = replace(plan_devices("cpu", 1, readers=1), kind="gpu")
+    pool = DevicePool(plan, lambda settings: None, 2)
+    pool._note_place("device:0", Place("host", "10.0.0.1", "0"))
+    pool._note_place("device:1", Place("host", "10.0.0.2", "0"))  # another host of this name
+    message = r"^device:1 and device:2 have the same accelerator, GPU 0 of host; name each one once"
+    with pytest.raises(UserError, match=message):
+        pool._note_place("device:2", Place("host", "10.0.0.2", "0"))
+    for name in ("cpu:0", "cpu:1"):  # devices without a chip share their host
+        pool._note_place(name, Place("host", "10.0.0.3", None))
 
 
 def test_a_device_that_always_dies_while_loading_ends_the_run_with_its_words(tmp_path):

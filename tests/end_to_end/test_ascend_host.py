@@ -166,6 +166,8 @@ def test_one_om_runs_at_each_of_its_batches(command, tmp_path, host):
     rate = sum(1000 * 4 / mean for mean in means)
     assert inference["device_time_pictures_per_second"] == pytest.approx(rate)
     assert f"by the devices' own time alone {rate:.1f} pictures/s" in done.stdout
+    typed = command("job=benchmark", *run, "model.batch=4", "model.mean=[1,2,3]")
+    assert "model.mean: has no effect on this run" in refused(typed)
     message = refused(command("job=benchmark", *run, "model.batch=2", "output_dir=two"))
     assert "model.batch=2 is none of them" in message
 
