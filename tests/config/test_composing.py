@@ -71,3 +71,8 @@ def test_every_job_has_its_module():
 
     for job in get_args(Job):
         assert callable(load_job(job).main)
+
+
+def test_a_group_on_the_command_line_wins_over_the_experiment_s(compose):
+    assert compose("experiment=published_table").eval.protocol == "guide"
+    assert compose("experiment=published_table", "eval=official").eval.protocol == "official"

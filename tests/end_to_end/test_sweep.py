@@ -103,14 +103,14 @@ def test_the_published_table_in_one_word(command, tmp_path):
 
 def test_settings_on_the_command_line_win_over_the_experiment_s(command, tmp_path):
     result = command(
-        *("experiment=published_table", "model.batch=3", "eval=official", "devices=1,2"),
+        *("experiment=published_table", "model.batch=3", "devices=1,2"),
         *("backend.latency_ms=0", "dataset.limit=8", *SIMULATED),
     )
     assert result.returncode == 0, result.stderr
     rows = table_of(tmp_path / "out")
     assert [(row["batch"], row["devices"], row["protocol"]) for row in rows] == [
-        ("3", "1", "official"),
-        ("3", "2", "official"),
+        ("3", "1", "guide"),
+        ("3", "2", "guide"),
     ]
     assert "model.batch" not in rows[0]
 
