@@ -4,5 +4,5 @@ import os
 
 __version__ = "0.1.0"
 
-# ONNX Runtime leaves a file in the temporary folder, and tells its maker, as soon as it is imported.
+# Once imported, ONNX Runtime tells its maker of it and leaves a file in the temporary folder.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import onnxruntime as ort
 import pytest
 
@@ -103,3 +107,14 @@ def test_a_provider_behind_the_cpu_is_refused(monkeypatch):
 )
 def test_the_first_provider_says_what_a_device_is(providers, kind):
     assert OnnxRuntimeBackend.device_kind({"providers": providers}) == kind
+
+
+def test_onnx_runtime_tells_nobody_and_leaves_nothing(tmp_path):
+    subprocess.run(
+        [sys.executable, "-c", "import cfdist.backends.onnxruntime"],
+        env={key: os.environ[key] for key in os.environ if not key.startswith("ORT_")}
+        | {"TMPDIR": str(tmp_path)},
+        check=True,
+        timeout=120,
+    )
+    assert list(tmp_path.iterdir()) == []

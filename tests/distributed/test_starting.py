@@ -285,14 +285,3 @@ def test_ray_sets_no_handlers_and_its_processes_have_sessions_of_their_own():
             assert os.getsid(process.pid) == process.pid
             process.kill()
     assert (utils.set_sigterm_handler, services.ConsolePopen) == before[:2]
-
-
-def test_onnx_runtime_tells_nobody_and_leaves_nothing(tmp_path):
-    subprocess.run(
-        [sys.executable, "-c", "import cfdist.backends.onnxruntime"],
-        env={key: os.environ[key] for key in os.environ if not key.startswith("ORT_")}
-        | {"TMPDIR": str(tmp_path)},
-        check=True,
-        timeout=120,
-    )
-    assert list(tmp_path.iterdir()) == []
