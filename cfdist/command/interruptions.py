@@ -11,6 +11,7 @@ import contextlib
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -46,6 +47,7 @@ def catch() -> None:
     signals, written = os.pipe()
     os.set_blocking(written, False)
     signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    sys.unraisablehook = _report_lost
     threading.Thread(target=_watch, args=(signals,), daemon=True).start()
     for number in _RAISED:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -82,6 +84,15 @@ def say(interruption: KeyboardInterrupt) -> ExitCode:
         with contextlib.suppress(OSError):
             os.write(2, line)
     return _CODES[type(interruption)]
+
+
+def _report_lost(lost: sys.UnraisableHookArgs) -> None:
+    """Report an exception that nothing can catch, unless it is the interruption: `_watch` ends it.
+
+    It may have come while a fork's handlers, a destructor or a callback ran.
+    """
+    if _first is None or lost.exc_value is not _first:
+        sys.__unraisablehook__(lost)
 
 
 def _interrupt(number: int, _frame: object) -> None:

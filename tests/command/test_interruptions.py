@@ -25,6 +25,7 @@ while True:
     except KeyboardInterrupt as error:
         {reaction}
 """
+IN_A_DESTRUCTOR = "type('A', (), {'__del__': lambda _: time.sleep(60)})()"
 IN_ORDER = "sys.exit(interruptions.say(error))"
 LOST = "pass"
 IN_A_LIBRARY = "import ctypes; ctypes.CDLL(None).sleep(60)"
@@ -85,3 +86,16 @@ def test_what_the_caller_ignores_stays_ignored():
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 143
     process.communicate()
+
+
+def test_an_interruption_that_nothing_can_catch_is_no_traceback():
+    code = PROCESS.format(reaction=LOST).replace("time.sleep(60)", IN_A_DESTRUCTOR)
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=PROJECT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (143, "cfdist: interrupted; go on\n")
