@@ -27,12 +27,14 @@ from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, chosen
 from cfdist.distributed.journal import RunIdentity, begun_identity
 from cfdist.distributed.nodes import Node, cluster_nodes
 from cfdist.distributed.plan import DevicePlan, Devices, plan_devices, refuse_crowd
+from cfdist.distributed.preflight import NodeCheck, check_nodes
 from cfdist.distributed.rounds import MakeWork
 from cfdist.distributed.session import session, shared_session
 from cfdist.distributed.work import (
     KeptPictures,
     fits_store,
     item_work,
+    keep_off,
     kept_work,
     letterboxing_work,
 )
@@ -40,7 +42,7 @@ from cfdist.errors import UserError
 from cfdist.files import JOURNAL
 from cfdist.machine import available_cores, available_memory
 from cfdist.model import ModelSpec, locate_model, verify_model
-from cfdist.widerface.manifest import Manifest
+from cfdist.widerface.manifest import Manifest, WorkItem
 
 _NORMALISATION = ("model.color", "model.mean", "model.scale", "model.std")
 _NO_CONVENTIONS = {"path", "sha256", "needs_outputs", "typed_normalisation"}
@@ -58,6 +60,7 @@ class Execution:
         letterboxes_on_cluster: Whether a stage of a Ray Dataset letterboxes the pictures; else
             each device does.
         notes: What a person should know of the devices, a sentence each.
+        checks: The nodes of a cluster that was joined.
     """
 
     models: tuple[BackendModel, ...]
@@ -65,6 +68,7 @@ class Execution:
     dashboard: str | None
     letterboxes_on_cluster: bool = False
     notes: tuple[str, ...] = ()
+    checks: tuple[NodeCheck, ...] = ()
 
 
 def find_model(config: Config, folder: Path | None = None) -> BackendModel:
@@ -144,12 +148,14 @@ def start(
     readers: int | None = None,
     streams: int | None = None,
     feeds_pictures: bool = False,
+    pictures: Sequence[WorkItem] = (),
 ) -> Iterator[Execution]:
     """Connect to Ray and plan the devices; the session is there for the `with` block.
 
     Each device runs all models, with reader threads and streams as configured unless they are
     given. If the devices' work are the data set's pictures (`feeds_pictures`), these may be
-    letterboxed elsewhere.
+    letterboxed elsewhere. Nodes of a cluster that do not have the models, or `pictures`, are left
+    out.
 
     Raises:
         UserError: the devices are not there, or do not fit this machine, or no cluster answers.
@@ -188,10 +194,14 @@ def start(
     cluster = config.cluster
     with session(cluster.joined, cluster.dashboard, kind, config.devices) as dashboard:
         on_cluster = feeds_pictures and _letterboxes_on_cluster(config.preprocess.where, kind)
-        plan = plan_on(cluster_nodes(kind), on_cluster)
-        yield Execution(
-            tuple(models), _with_limits(plan, config, models), dashboard, on_cluster, notes
-        )
+        checks = () if is_here else check_nodes(models, pictures, kind)
+        without = tuple(check.node.id for check in checks if check.faults)
+        if checks:
+            keep_off(without)
+        nodes = [node for node in cluster_nodes(kind) if node.id not in without]
+        plan = replace(plan_on(nodes, on_cluster), without=without)
+        plan = _with_limits(plan, config, models)
+        yield Execution(tuple(models), plan, dashboard, on_cluster, notes, checks)
 
 
 def _with_limits(plan: DevicePlan, config: Config, models: Sequence[BackendModel]) -> DevicePlan:

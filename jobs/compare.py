@@ -28,7 +28,7 @@ def main(config: Config, output: Path, started: float) -> int:
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth)
     tally = Tally(truth, config.eval.protocol)
-    with execution.start(config, models, streams=1) as there:
+    with execution.start(config, models, streams=1, pictures=manifest.items) as there:
         screen.print_plan(config, there, manifest)
         ready = time.time()
         with screen.PictureProgress(len(manifest.items)) as progress:

@@ -28,7 +28,7 @@ def main(config: Config, output: Path, started: float) -> int:
     identity = execution.run_identity(model, manifest, config.eval.protocol)
     check_identity(output / JOURNAL, identity)
     phases.end("checks")
-    with execution.start(config, [model], feeds_pictures=True) as there:
+    with execution.start(config, [model], feeds_pictures=True, pictures=manifest.pictures) as there:
         phases.end("ray")
         screen.print_plan(config, there, manifest)
         supply = execution.supply_pictures(config, there, manifest)

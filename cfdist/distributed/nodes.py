@@ -53,6 +53,11 @@ def cluster_nodes(kind: str) -> list[Node]:
     return found
 
 
+def all_but(ids: Sequence[str]) -> dict[str, str]:
+    """Ray's label selector of the nodes that are none of these; empty for all nodes."""
+    return {"ray.io/node-id": f"!in({','.join(ids)})"} if ids else {}
+
+
 def largest_share(nodes: Sequence[Node], kind: str, count: int) -> int:
     """The most of a CPU that each of `count` devices can have, ten-thousandths.
 

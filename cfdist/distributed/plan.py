@@ -10,7 +10,7 @@ from typing import Any, Literal
 from cfdist.backends.base import Capabilities, DeviceSettings
 from cfdist.devices.base import AHEAD
 from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, VISIBLE_DEVICES
-from cfdist.distributed.nodes import UNIT, Node, cluster_nodes, largest_share, named
+from cfdist.distributed.nodes import UNIT, Node, all_but, cluster_nodes, largest_share, named
 from cfdist.errors import UserError
 
 CORES_PER_AUTO_DEVICE = 8
@@ -42,6 +42,7 @@ class DevicePlan:
         first_seconds: What loading, or a device's first work, may take.
         fails_fast: The first picture that fails ends the run.
         share: Ten-thousandths of a CPU that each device has, whether or not its actor takes them.
+        without: Ray's ids of the nodes that have none of the devices.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class DevicePlan:
     first_seconds: float = 600.0
     fails_fast: bool = False
     share: int = 0
+    without: tuple[str, ...] = ()
 
     def room(self, node: Node) -> int:
         """How many of the devices may lie on a node."""
@@ -73,6 +75,7 @@ class DevicePlan:
         """Ray's options of each device actor."""
         resource = ACCELERATOR_RESOURCE[self.kind]
         return {
+            **({"label_selector": all_but(self.without)} if self.without else {}),
             "num_cpus": self.cpus,
             "num_gpus": 1 if resource == "GPU" else 0,
             "resources": {"NPU": 1} if resource == "NPU" else None,

@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from cfdist.devices.reader import LetterboxedPicture, Size, Source, fill_row
 from cfdist.distributed.failures import user_error
+from cfdist.distributed.nodes import all_but
 from cfdist.errors import UserError
 from cfdist.machine import available_memory
 from cfdist.preprocess import PictureError
@@ -356,6 +357,14 @@ def item_dataset(items: Sequence[Any], rows: int) -> Any:
     return ray.data.from_items(
         [asdict(item) for item in items], override_num_blocks=ceil(len(items) / rows)
     )
+
+
+def keep_off(nodes: Sequence[str]) -> None:
+    """Run no stage of a Dataset on nodes with these ids, from now on."""
+    import ray.data
+
+    options = ray.data.DataContext.get_current().execution_options
+    options.label_selector = all_but(nodes) or None
 
 
 def map_blocks(dataset: Any, function: Callable[..., pa.Table], **settings: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ from cfdist.widerface.metric import PROTOCOLS
 if TYPE_CHECKING:
     from cfdist.config import Config
     from cfdist.distributed.plan import DevicePlan
+    from cfdist.distributed.preflight import NodeCheck
     from cfdist.distributed.rounds import Listener
     from cfdist.execution import Execution
     from cfdist.widerface.manifest import Manifest
@@ -207,9 +208,39 @@ def print_plan(config: Config, there: Execution, manifest: Manifest | None) -> N
 
 def print_devices(there: Execution) -> None:
     """What is to be known of the devices, and where to watch the run."""
+    print_nodes(there.checks)
     for note in there.notes:
         console.print(f"note: {note}", markup=False)
     print_dashboard(there.dashboard)
+
+
+def print_nodes(checks: Sequence[NodeCheck]) -> None:
+    """The nodes of a cluster, on a line if all can have devices; else each with what it lacks."""
+    if not any(check.faults for check in checks):
+        if len(checks) > 1:
+            hosts = ", ".join(sorted({check.node.host for check in checks}))
+            line = f"{len(checks)} nodes ({hosts}): same versions, model and pictures"
+            console.print(line, markup=False)
+        return
+    table = Table(box=SIMPLE_HEAD, title="nodes of the cluster", title_justify="left")
+    for title in (
+        "host",
+        "Ray",
+        "Python",
+        "cfdist",
+        "free memory",
+        "free disk",
+        "left out, for it",
+    ):
+        table.add_column(title)
+    for check in checks:
+        cells = ["?"] * 5
+        if check.answer:
+            sizes = (check.answer.memory, check.answer.disk)
+            cells = [*check.answer.versions, *(f"{size / 1e9:.1f} GB" for size in sizes)]
+        faults = escape("; ".join(check.faults)) or "-"
+        table.add_row(escape(check.node.host), *cells, faults)
+    console.print(table)
 
 
 def on_devices(plan: DevicePlan) -> str:
