@@ -41,7 +41,7 @@ def test_a_node_names_what_it_lacks(picture, model, monkeypatch):
     larger = replace(picture, size=6)
     monkeypatch.setattr(preflight, "count_accelerators", lambda kind: 1)
     faults = inspect_node(Wanted((other,), (missing,), "npu"), 2).faults
-    assert [text.split(" (")[0] for text in faults][0] == f"cannot read {missing.path}"
+    assert faults[0].startswith(f"cannot read {missing.path} (")
     assert "is another one on host" in faults[1]
     assert faults[2] == "has 1 NPU, and was started with 2"
     (fault,) = inspect_node(Wanted((model,), (picture, larger), "cpu"), 0).faults
@@ -80,7 +80,7 @@ def test_every_node_is_asked(ray_session, picture, model, monkeypatch):
     (check,) = check_nodes([model], [picture], "cpu")
     assert check.faults == ()
     assert check.answer.versions == versions()
-    # A picture that is not readable here either is no node's fault; one that only the nodes lack is.
+    # A picture that is not readable here either is no node's fault.
     missing = replace(picture, path=picture.path + "x")
     (check,) = check_nodes([model], [missing], "cpu")
     assert check.faults == ()
