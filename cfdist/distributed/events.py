@@ -66,7 +66,10 @@ class Events(list[Event]):
 
 
 def event_notes(events: Sequence[Event]) -> list[str]:
-    """The events as notes for a reader; equal ones are one note, and the first few will do."""
-    texts = list(dict.fromkeys(event.text for event in events))
+    """The events as notes for a reader; equal ones are one note, and the first few will do.
+
+    The pictures that failed are shown as such.
+    """
+    texts = list(dict.fromkeys(one.text for one in events if one.what != "picture_failed"))
     more = [f"{len(texts) - _MOST_NOTES} more events: see events in results.json, and {LOG}"]
     return texts[:_MOST_NOTES] + (more if len(texts) > _MOST_NOTES else [])

@@ -72,7 +72,7 @@ class Retries:
             if len(devices) < MAX_FAILURES:
                 self._waiting[row.key] = row
             else:
-                why = f"killed the device {len(devices)} times ({', '.join(devices)}): {words}"
+                why = f"killed the device {len(devices)} times ({', '.join(sorted({*devices}))}): {words}"
                 self._give_up(row, why)
 
     def doubt(self, device: str, row: Row, reason: str) -> None:
@@ -82,7 +82,7 @@ class Retries:
         if len(devices) < 2:
             self._waiting[row.key] = row
         else:
-            self._give_up(row, f"{reason} ({', '.join(dict.fromkeys(devices))})")
+            self._give_up(row, f"{reason} ({', '.join(sorted({*devices}))})")
 
     def _give_up(self, row: Row, reason: str) -> None:
         self.given_up[row.key], self._rows[row.key] = reason, row

@@ -23,6 +23,7 @@ def test_notes_say_each_thing_once_and_not_too_many():
     assert event_notes(events) == []
     for number in [0, 0, *range(11)]:
         events.note("device_failed", f"device:{number} failed")
+    events.note("picture_failed", "e/1: killed the device 3 times")
     notes = event_notes(events)
     assert notes[:2] == ["device:0 failed", "device:1 failed"]
     assert len(notes) == 9

@@ -64,7 +64,7 @@ def test_a_picture_is_done_alone_and_then_given_up():
     assert keys_of(alone) == ["p"]
     assert retries.is_alone(alone)
     retries.fail("a", alone, "died")
-    assert retries.given_up == {"p": "killed the device 3 times (a, b, a): died"}
+    assert retries.given_up == {"p": "killed the device 3 times (a, b): died"}
     assert not retries.is_at_fault("a")
     retries.finish("b", keys_of(retries.take_last("b", ready, 9, is_idle=True)))
     assert not retries.is_waiting
