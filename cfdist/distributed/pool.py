@@ -364,7 +364,7 @@ class DevicePool(Generic[Result]):
             if isinstance(user_error(error), UserError)
             else StoppedError(f"{self.label(name)}: {words}", ExitCode.INTERNAL)
         )
-        self.note(what, name, f"{words}; its work was handed out again")
+        self.note(what, name, words + ("; its work was handed out again" if rows else ""))
         before = {*self.retries.given_up}
         self.retries.fail(name, rows, words)
         self.note_given_up(before)

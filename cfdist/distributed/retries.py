@@ -72,7 +72,8 @@ class Retries:
             if len(devices) < MAX_FAILURES:
                 self._waiting[row.key] = row
             else:
-                why = f"killed the device {len(devices)} times ({', '.join(sorted({*devices}))}): {words}"
+                names = ", ".join(sorted({*devices}))
+                why = f"killed the device {len(devices)} times ({names}): {words}"
                 self._give_up(row, why)
 
     def doubt(self, device: str, row: Row, reason: str) -> None:
