@@ -203,7 +203,11 @@ def test_killed_again_and_again_a_run_ends_with_the_same_bytes(tmp_path):
     folder = tmp_path / "killed"
     for _ in range(kills):
         command = Command(folder, *REAL)
-        time.sleep(moments.uniform(0, usual))
+        if moments.random() < 0.5:  # most of a short command is its start
+            command.wait_until(is_running)
+            time.sleep(moments.uniform(0, 2))
+        else:
+            time.sleep(moments.uniform(0, usual))
         command.signal(signal.SIGKILL, moments.choice(("process", "group")))
         command.process.wait(timeout=60)
         assert command.left() == []
