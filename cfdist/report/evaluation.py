@@ -81,7 +81,7 @@ def evaluation_results(
         config=config.model_dump(),
         simulated=model.is_simulated,
         notes=notes,
-        events=report.events,
+        events=[*evaluation.events, *report.events],
         extra={
             "start_up_seconds": start_up | {"first_chunk": timeline.first_seconds},
             "pictures_decoded": _decoded(report),
@@ -153,8 +153,7 @@ def _notes(
             f"{kept} {pictures} were not decoded again but taken from Ray's object store "
             "(preprocess.cache)",
         ),
-        *((True, str(cut)) for cut in report.evaluation.cuts),
-        *((True, note) for note in event_notes(report.events)),
+        *((True, note) for note in event_notes([*report.evaluation.events, *report.events])),
         *((True, note) for note in damage_notes(config, report.evaluation.damaged)),
         (report.evaluation.failures, "failed pictures are left out of the AP"),
     ]

@@ -19,7 +19,8 @@ from cfdist.errors import ExitCode, TerminatedError, UserError
 
 def resolved(composed, typed):
     """In place of the checked configuration: its values as they are."""
-    return SimpleNamespace(**OmegaConf.to_container(composed, resolve=True))
+    values = OmegaConf.to_container(composed, resolve=True)
+    return SimpleNamespace(**{"resume": None, **values})
 
 
 @pytest.fixture
@@ -50,7 +51,7 @@ FULL = os.strerror(errno.ENOSPC)
 @pytest.mark.parametrize("file", [None, "/disk/run.log"])
 def test_a_file_that_cannot_be_used_is_bad_input(run_member, capsys, tmp_path, file):
     outcome = run_member(OSError(errno.ENOSPC, FULL, file))
-    assert (outcome.folder, outcome.exit_code) == (tmp_path / "3", ExitCode.BAD_INPUT)
+    assert (outcome.folder, outcome.exit_code) == (tmp_path / "3", ExitCode.DISK_FULL)
     where = file or f"output_dir={tmp_path / '3'}"
     assert outcome.reason.startswith(f"{where}: {FULL}; ")
     assert capsys.readouterr().err == f"cfdist: {outcome.reason}\n"
@@ -103,7 +104,8 @@ def test_a_job_s_file_that_cannot_be_used_is_bad_input(
     run_job, tmp_path, capsys, wrap, number, file, words
 ):
     outcome = run_job(wrap(OSError(number, os.strerror(number), file)))
-    assert outcome.exit_code == ExitCode.BAD_INPUT
+    is_full = number == errno.ENOSPC
+    assert outcome.exit_code == (ExitCode.DISK_FULL if is_full else ExitCode.BAD_INPUT)
     where = file or f"output_dir={tmp_path / 'out'}"
     assert outcome.reason.startswith(f"{where}: {os.strerror(number)}; ")
     assert words in outcome.reason
@@ -162,7 +164,10 @@ def test_an_interruption_ends_the_sweep_and_says_how_to_go_on(run_member, tmp_pa
     with pytest.raises(TerminatedError):
         run_member(TerminatedError())
     (how_to_go_on,) = told
-    assert how_to_go_on() == f"; output_dir={tmp_path} goes on where this stopped"
+    assert how_to_go_on() == ""
+    (tmp_path / "multirun.yaml").touch()
+    assert how_to_go_on().startswith("; go on with: ")
+    assert how_to_go_on().endswith(f" resume={tmp_path}")
     assert cli.outcomes == []
 
 

@@ -12,7 +12,7 @@ import subprocess
 import pytest
 
 from cfdist.command import run_folder
-from cfdist.command.run_folder import claim, claim_sweep, finished_results
+from cfdist.command.run_folder import claim, claim_sweep, finished_results, is_held
 from cfdist.errors import UserError
 
 
@@ -241,3 +241,47 @@ def test_nothing_is_written_into_a_submitted_job_s_package(
             run_folder.refuse_package_folder(config)
     monkeypatch.chdir(tmp_path)
     assert run_folder.refuse_package_folder(compose("output_dir=here")) is None
+
+
+def test_a_run_that_may_not_go_on_leaves_the_settings_of_the_one_that_began(tmp_path):
+    folder = tmp_path / "out"
+    with pytest.raises(KeyError), claim(folder, "first"):
+        (folder / "journal").mkdir()
+        (folder / "journal" / "run.json").touch()
+        raise KeyError
+    with pytest.raises(UserError), claim(folder, "other"):
+        raise UserError("another run's")
+    assert (folder / "config.yaml").read_text() == "first"
+    with claim(folder, "on more devices"):
+        pass
+    assert (folder / "config.yaml").read_text() == "on more devices"
+
+
+@pytest.mark.parametrize("names", [[], [".run.json.0a.partial"]])
+def test_a_run_that_was_killed_before_its_journal_goes_on(tmp_path, names):
+    folder = tmp_path / "out"
+    with pytest.raises(KeyError), claim(folder, "first"):
+        (folder / "journal").mkdir()
+        (folder / ".results.json.0a.partial").touch()
+        for name in names:
+            (folder / "journal" / name).touch()
+        raise KeyError
+    with claim(folder, "again"):
+        assert is_held(folder)
+        assert not (folder / ".results.json.0a.partial").exists()
+    assert not is_held(folder)
+    (folder / ".lock").unlink()
+    with pytest.raises(UserError, match=r"holds 'config\.yaml', which no run"), claim(folder, ""):
+        pass
+
+
+def test_a_disk_without_room_makes_no_noise_in_the_log(tmp_path, capsys):
+    log = logging.getLogger("somewhere")
+    with claim(tmp_path / "out", ""):
+        (tmp_path / "out" / "run.log").symlink_to("/dev/full")
+        for _ in range(3):
+            log.warning("a line")
+    with claim(tmp_path / "other", ""):
+        (tmp_path / "other" / "run.log").mkdir()  # cannot be opened
+        log.warning("a line")
+    assert capsys.readouterr().err == ""

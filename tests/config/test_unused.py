@@ -39,7 +39,7 @@ READ_BY = {
         "backend": BACKEND,
         "eval": {"protocol", "gate"},
         "preprocess": {"where", "cache"},
-        "": RAY | {"devices", "pipeline.readers"} | POOL,
+        "": RAY | {"devices", "pipeline.readers", "resume"} | POOL,
     },
     "score": {
         "dataset": DATASET,

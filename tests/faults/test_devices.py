@@ -78,7 +78,7 @@ def test_without_a_sound_device_the_run_ends_with_the_device_s_words(tmp_path, f
     assert "no device is left" in line
     assert "device:0 (" in line
     assert words[fault] in line
-    assert "goes on where this stopped" in line
+    assert "; go on with: " in line
     again = subprocess.run(
         [sys.executable, str(PROJECT / "main.py"), *RUN, "devices=1"],
         cwd=tmp_path,
@@ -116,4 +116,4 @@ def test_the_first_failed_picture_ends_the_run_if_that_is_wanted(tmp_path):
     (line,) = error.splitlines()
     assert "NaN or infinite values (device:0)" in line
     assert "on_error=fail" in line
-    assert "goes on where this stopped" in line
+    assert "; go on with: " in line

@@ -1,0 +1,273 @@
+"""Going on with a run that ended early: what a person types for it, and what is then run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
+
+from cfdist import config
+from cfdist.command.run_folder import HYDRA_RECORD, is_held, is_run_folder
+from cfdist.errors import UserError
+from cfdist.files import CONFIG, RESULTS, SWEEP_CSV, expanded, redacted
+
+# Set by run.sh: how it was called.
+COMMAND_VARIABLE = "CFDIST_COMMAND"
+
+AUTO = "auto"
+
+# What a run that goes on may have of its own.
+_OF_THE_PLACE = ("resume", "output_dir")
+
+
+def going_on(folder: Path | None) -> str:
+    """How to go on with what a folder holds, to be added to a line; empty if there is no need."""
+    return f"; go on with: {command_to_go_on(folder)}" if folder and is_unfinished(folder) else ""
+
+
+def command_to_go_on(folder: Path) -> str:
+    """The command that goes on with a folder's run or sweep, quoted for the shell."""
+    folder = folder.absolute()
+    name = str(folder)
+    if folder.is_relative_to(Path.cwd()):
+        near = str(folder.relative_to(Path.cwd()))
+        # Another name could mean something else: a home folder, or one of two words.
+        is_plain = re.fullmatch(r"\w[\w./-]*", near, re.ASCII) and near not in (AUTO, "null")
+        name = near if is_plain else name
+    return shlex.join([*_program(), f"resume={name}"])
+
+
+def _program() -> list[str]:
+    """The words by which this program was called, up to its first argument."""
+    if script := os.environ.get(COMMAND_VARIABLE):
+        return [script]
+    if sys.argv[0] in sys.orig_argv and sys.argv[0].endswith(".py"):
+        return sys.orig_argv[: sys.orig_argv.index(sys.argv[0]) + 1]
+    return [sys.argv[0]]
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether a folder holds an evaluation, or a sweep, that has not come to its end."""
+    if (folder / HYDRA_RECORD).is_file():
+        return not (folder / SWEEP_CSV).exists()
+    try:
+        return not (folder / RESULTS).exists() and bool(_settings_of(folder))
+    except UserError:
+        return False
+
+
+def sweep_to_go_on(arguments: list[str], is_multirun: bool) -> list[str]:
+    """The command line of the sweep that `resume` names; another one unchanged.
+
+    Args:
+        arguments: As Hydra takes them.
+        is_multirun: Whether they ask for a sweep themselves.
+
+    Raises:
+        UserError: `resume` names no sweep where one is typed, or one of other settings.
+    """
+    settings = {one.partition("=")[0]: one for one in arguments if not one.startswith("-")}
+    resume, output_dir = (_value(settings.get(key, "")) for key in _OF_THE_PLACE)
+    typed = {one for key, one in settings.items() if key not in (*_OF_THE_PLACE, "hydra.mode")}
+    if resume is None or (resume == AUTO and not is_multirun):
+        return arguments
+    base = expanded(output_dir).absolute() if output_dir else None
+    folder = _newest_sweep(typed, base) if resume == AUTO else expanded(resume).absolute()
+    recorded = _sweep_settings(folder)
+    if recorded is None and not is_multirun:
+        return arguments
+    if recorded is None:
+        raise UserError(f"resume={folder}: holds no sweep; leave -m out to go on with a run")
+    if new := sorted(typed.difference(recorded)):
+        raise UserError(
+            f"resume={folder}: a sweep of other settings: {new[0]} is typed, it has "
+            f"{' '.join(recorded) or 'none'}; leave out what differs"
+        )
+    if base not in (None, folder) and resume != AUTO:
+        raise UserError(f"resume={folder}: goes on in its own folder; leave output_dir out")
+    place = config.prepare_override(f"output_dir={folder}", is_multirun=False)
+    return ["--multirun", *recorded, place]
+
+
+def _newest_sweep(typed: set[str], base: Path | None) -> Path:
+    """The newest unfinished sweep with just these settings.
+
+    Raises:
+        UserError: there is none.
+    """
+    for folder in _candidates(base):
+        if set(_sweep_settings(folder) or ()) == typed and (folder / HYDRA_RECORD).exists():
+            return folder
+    raise UserError(
+        f"resume={AUTO}: no unfinished sweep with these settings in {_where(base)}; leave resume "
+        "out to begin one"
+    )
+
+
+def run_to_go_on(composed: DictConfig, typed: frozenset[str]) -> DictConfig:
+    """The settings of the run that `resume` names; without it, those that were composed.
+
+    Args:
+        composed: The settings of this command line.
+        typed: The keys that are in it.
+
+    Raises:
+        UserError: there is no such run, or what was typed differs from its settings.
+    """
+    if composed.get("resume") is None or composed.get("job") != "evaluate":
+        return composed
+    now = _flat(cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)))
+    secrets = {key: value for key, value in now.items() if _without_secrets(value) != value}
+    now = {key: _without_secrets(value) for key, value in now.items()}
+    output = expanded(str(now["output_dir"])).absolute()
+    own = {key for key in typed if key not in _OF_THE_PLACE}
+    if now["resume"] == AUTO:
+        folder = _newest(now, output if "output_dir" in typed else None, bool(own))
+    else:
+        folder = expanded(str(now["resume"])).absolute()
+    then = _settings_of(folder)
+    if "output_dir" in typed and output != folder:
+        raise UserError(f"resume={folder}: goes on in its own folder; leave output_dir out")
+    different = _different(_flat(then), now, {config.key_of(key) for key in own})
+    if different:
+        raise UserError(
+            f"resume={folder}: a run of other settings: {different}; leave out what differs"
+        )
+    settings = cast(DictConfig, OmegaConf.create(_escaped(then)))
+    # The folder has the settings without their secrets, which have to be typed again.
+    for key, value in (secrets | {"output_dir": str(folder), "resume": None}).items():
+        OmegaConf.update(settings, key, _escaped(value))
+    return settings
+
+
+def _newest(now: Mapping[str, Any], base: Path | None, has_settings: bool) -> Path:
+    """The newest unfinished run, with just these settings if there are any.
+
+    Raises:
+        UserError: there is none.
+    """
+    closest = ""
+    for folder in _candidates(base):
+        if (folder / HYDRA_RECORD).exists():
+            continue
+        different = _different(_flat(_settings_of(folder)), now, now.keys() - _OF_THE_PLACE)
+        if not different or not has_settings:
+            return folder
+        closest = closest or f"; {folder} differs: {different}"
+    raise UserError(
+        f"resume={AUTO}: no unfinished run{' with these settings' if has_settings else ''} in "
+        f"{_where(base)}{closest}; leave resume out to begin one"
+    )
+
+
+def _candidates(base: Path | None) -> list[Path]:
+    """Unfinished runs and sweeps that no process is at, the newest first."""
+    folders = [base, *_inside(base)] if base else [*_inside(Path("outputs").absolute())]
+    found = [one for one in folders if is_unfinished(one) and not is_held(one)]
+    return sorted(found, key=_age)
+
+
+def _age(folder: Path) -> tuple[int, str]:
+    record = folder / CONFIG
+    return -(record if record.exists() else folder / HYDRA_RECORD).stat().st_mtime_ns, str(folder)
+
+
+def _inside(folder: Path) -> list[Path]:
+    return [one for one in folder.iterdir() if one.is_dir()] if folder.is_dir() else []
+
+
+def _where(base: Path | None) -> str:
+    return str(base or Path("outputs").absolute())
+
+
+def _settings_of(folder: Path) -> dict[str, Any]:
+    """The settings of a folder's run.
+
+    Raises:
+        UserError: the folder holds none that can be read.
+    """
+    path = folder / CONFIG
+    try:
+        settings = yaml.safe_load(path.read_bytes())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = getattr(error, "strerror", None) or "it is damaged"
+        raise UserError(
+            f"resume={folder}: is no run's folder: {CONFIG} cannot be read ({reason})"
+        ) from None
+    if not isinstance(settings, dict) or not is_run_folder(folder):
+        raise UserError(f"resume={folder}: is no run's folder; name the folder of a run or sweep")
+    if settings.get("job") != "evaluate":
+        raise UserError(
+            f"resume={folder}: job={settings.get('job')} cannot go on, only job=evaluate can"
+        )
+    return settings
+
+
+def _sweep_settings(folder: Path) -> list[str] | None:
+    """The settings that a folder's sweep was begun with, as Hydra takes them, but for its place.
+
+    Raises:
+        UserError: the sweep's record is damaged.
+    """
+    if not (folder / HYDRA_RECORD).is_file():
+        return None
+    try:
+        record = yaml.safe_load((folder / HYDRA_RECORD).read_bytes())
+        settings = record["hydra"]["overrides"]["task"]
+        return [one for one in settings if one.partition("=")[0] not in _OF_THE_PLACE]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        raise UserError(f"resume={folder}: its {HYDRA_RECORD} is damaged") from None
+
+
+def _value(setting: str) -> str | None:
+    """The text of a prepared setting; `None` for no text."""
+    value = OverridesParser.create().parse_override(setting).value() if setting else None
+    return None if value is None else str(value)
+
+
+def _different(then: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """In what the settings differ, in words, among these keys."""
+    words = [
+        f"{key}={_written(then.get(key))} then, {_written(now.get(key))} now"
+        for key in sorted(keys)
+        if then.get(key) != now.get(key)
+    ]
+    return ", ".join(words)
+
+
+def _without_secrets(value: Any) -> Any:
+    return redacted(value) if isinstance(value, str) else value
+
+
+def _written(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _escaped(value: Any) -> Any:
+    """Settings as OmegaConf holds them: a text is no interpolation."""
+    if isinstance(value, dict):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_escaped(inner) for inner in value]
+    return config.literal(value) if isinstance(value, str) else value
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(_flat_items(values))
+
+
+def _flat_items(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat_items(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

@@ -1,0 +1,179 @@
+"""A run that ended early goes on by one command, with its own settings and no others."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from cfdist import config
+from cfdist.command import resuming
+from cfdist.command.arguments import prepare_arguments
+from cfdist.command.resuming import going_on, is_unfinished, run_to_go_on, sweep_to_go_on
+from cfdist.command.run_folder import claim
+from cfdist.errors import UserError
+
+
+def composed(*settings: str):
+    return config.compose_values(*settings)
+
+
+def interrupted(folder: Path, *settings: str, age: int = 0) -> Path:
+    """A run's folder as an interruption leaves it."""
+    values = composed(*settings)
+    values.output_dir = config.literal(str(folder))
+    with claim(folder, OmegaConf.to_yaml(values, resolve=True)):
+        (folder / "journal").mkdir()
+    then = time.time() - age
+    os.utime(folder / "config.yaml", (then, then))
+    return folder
+
+
+def resumed(*settings: str):
+    arguments = prepare_arguments(list(settings))
+    return run_to_go_on(composed(*settings), config.typed_keys(arguments))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_run_goes_on_with_its_own_settings(tmp_path):
+    folder = interrupted(tmp_path / "a${b}c", "model.batch=16", "dataset.root=x${y}", "eval=guide")
+    values = resumed(f"resume={folder}")
+    assert (values.model.batch, values.eval.protocol) == (16, "guide")
+    written = OmegaConf.to_yaml(values, resolve=True)
+    assert written == (folder / "config.yaml").read_text()
+    config.load(values, frozenset(["resume"]))
+    moved = folder.rename(tmp_path / "moved")
+    assert resumed(f"resume={moved}").output_dir == str(moved)
+    assert resumed("model.batch=16", "eval=guide", f"resume={moved}", f"output_dir={moved}")
+    assert resumed("model.batch=3").model.batch == 3  # no resume
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["model.batch=4"], "model.batch=16 then, 4 now; leave out what differs"),
+        (["model={batch: 4}"], "model.batch=16 then, 4 now"),
+        (["model=centerface_pytorch"], "model.name=centerface then, centerface_pytorch now"),
+        (["devices=2", "model.nms=null"], "devices=auto then, 2 now, model.nms=0.3 then, null now"),
+        (["output_dir=other"], "goes on in its own folder; leave output_dir out"),
+    ],
+)
+def test_what_is_typed_must_agree(tmp_path, settings, message):
+    folder = interrupted(tmp_path / "run", "model.batch=16")
+    with pytest.raises(UserError, match=message):
+        resumed(f"resume={folder}", *settings)
+
+
+def test_a_secret_is_typed_again(tmp_path):
+    root = "dataset.root=s3://key:secret@b/c"
+    folder = interrupted(tmp_path / "run", root)
+    assert resumed(f"resume={folder}", root).dataset.root == "s3://key:secret@b/c"
+    assert "secret" not in (folder / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe", b"a: [", b"- 1", b"job: evaluate"])
+def test_what_is_no_run_is_refused(tmp_path, content):
+    (tmp_path / "x").mkdir()
+    if content is not None:
+        (tmp_path / "x" / "config.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=r"resume=.*/x: is no run's folder"):
+        resumed("resume=x")
+    assert going_on(tmp_path / "x") == ""
+
+
+def test_only_evaluations_go_on(tmp_path):
+    folder = interrupted(tmp_path / "x", "job=score")
+    with pytest.raises(UserError, match="job=score cannot go on, only job=evaluate can"):
+        resumed(f"resume={folder}")
+
+
+def test_auto_takes_the_newest_run_of_these_settings(tmp_path):
+    outputs = tmp_path / "outputs"
+    with pytest.raises(UserError, match=f"no unfinished run in {outputs}; leave resume out"):
+        resumed("resume=auto")
+    interrupted(outputs / "1", "model.batch=4", age=300)
+    interrupted(outputs / "2", "model.batch=4", age=200)
+    newest = interrupted(outputs / "3", "model.batch=8", age=100)
+    finished = interrupted(outputs / "4", "model.batch=4")
+    (finished / "results.json").touch()
+    interrupted(outputs / "5", "model.batch=4").joinpath("config.yaml").write_text("a: [")
+    assert resumed("resume=auto").output_dir == str(newest)
+    assert resumed("resume=auto", "model.batch=4").output_dir == str(outputs / "2")
+    assert resumed("resume=auto", "output_dir=outputs/1").output_dir == str(outputs / "1")
+    with pytest.raises(UserError, match=r"with these settings.*/3 differs: model.batch=8 then, 5"):
+        resumed("resume=auto", "model.batch=5")
+    with (
+        claim(newest, ""),
+        pytest.raises(UserError, match=r"outputs; .*/2 differs: model.batch=4 then, 8 now"),
+    ):
+        resumed("resume=auto", "model.batch=8")
+
+
+def sweep(folder: Path, *settings: str) -> Path:
+    folder.mkdir(parents=True)
+    tasks = [one for one in prepared(*settings) if not one.startswith("-")]
+    OmegaConf.save({"hydra": {"overrides": {"task": tasks}}}, folder / "multirun.yaml")
+    return folder
+
+
+def prepared(*settings: str) -> list[str]:
+    return prepare_arguments(["-m", *settings])
+
+
+def test_a_sweep_goes_on_with_its_settings_in_their_order(tmp_path):
+    folder = sweep(tmp_path / "outputs" / "s", "model.name=b,a", "devices=1,2", "output_dir=o")
+    expected = ["--multirun", "model.name='b','a'", "devices=1,2", f"output_dir='{folder}'"]
+    assert is_unfinished(folder)
+    for typed in (["resume=outputs/s"], ["resume=auto", "devices=1,2", "model.name=b,a"]):
+        assert sweep_to_go_on(prepared(*typed), is_multirun=True) == expected
+    alone = prepare_arguments(["resume=outputs/s"])
+    assert sweep_to_go_on(alone, is_multirun=False) == expected
+    with pytest.raises(UserError, match=r"other settings: devices=1,3 is typed, it has model.name"):
+        sweep_to_go_on(prepared("resume=outputs/s", "devices=1,3"), is_multirun=True)
+    with pytest.raises(UserError, match="no unfinished sweep with these settings"):
+        sweep_to_go_on(prepared("resume=auto", "devices=1,2"), is_multirun=True)
+    with pytest.raises(UserError, match="holds no sweep; leave -m out"):
+        sweep_to_go_on(prepared("resume=outputs"), is_multirun=True)
+    (folder / "multirun.yaml").write_text("hydra: 3")
+    with pytest.raises(UserError, match=r"its multirun.yaml is damaged"):
+        sweep_to_go_on(alone, is_multirun=False)
+    (folder / "sweep.csv").touch()
+    assert not is_unfinished(folder)
+
+
+@given(name=st.text("ab /'\"\\$,=*~!;[]{}()é#&\t", min_size=1).filter(lambda text: text.strip("/")))
+def test_the_printed_command_names_the_very_folder(name):
+    folder = Path("/runs") / name.strip("/")
+    *_, last = shlex.split(resuming.command_to_go_on(folder))
+    assert config.compose_values(last).resume == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("argv", "script", "words"),
+    [
+        (["python", "main.py", "a=1"], None, "python main.py"),
+        (["python3", "-X", "dev", "my dir/main.py"], None, "python3 -X dev 'my dir/main.py'"),
+        (["/v/bin/python", "/v/bin/cfdist", "a=1"], None, "/v/bin/cfdist"),
+        (["/c/.venv/bin/python", "/c/main.py"], "./run.sh", "./run.sh"),
+    ],
+)
+def test_the_command_is_the_one_that_was_typed(tmp_path, monkeypatch, argv, script, words):
+    monkeypatch.setattr("sys.orig_argv", argv)
+    monkeypatch.setattr("sys.argv", [next(a for a in argv if a.endswith(("main.py", "cfdist")))])
+    monkeypatch.delenv("CFDIST_COMMAND", raising=False)
+    if script:
+        monkeypatch.setenv("CFDIST_COMMAND", script)
+    folder = interrupted(tmp_path / "outputs" / "1")
+    assert going_on(folder) == f"; go on with: {words} resume=outputs/1"
+    near = resuming.command_to_go_on(tmp_path / "auto")
+    assert near == f"{words} resume={tmp_path / 'auto'}"
