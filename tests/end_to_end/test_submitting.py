@@ -134,7 +134,7 @@ def test_a_submitted_run_leaves_its_results_where_they_were_asked_for(
     done = cluster.submit(*options, "--", "python", script, *settings, f"output_dir={output}")
     assert done.returncode == 0, done.stdout
     results = json.loads((output / "results.json").read_text())
-    assert (results["done"], results["failures"]) == (8, [])
+    assert (results["pictures"]["done"], results["failures"]) == (8, [])
     assert cluster.environment["RAY_AUTH_TOKEN"] not in (output / "results.json").read_text()
     if is_real:
         alone = command(*settings, "cluster.address=local", "output_dir=alone")
@@ -145,7 +145,7 @@ def test_a_submitted_run_leaves_its_results_where_they_were_asked_for(
 def test_results_in_the_job_s_package_are_refused(cluster):
     done = cluster.submit("--working-dir", ".", "--", "python", "main.py", *SIMULATED)
     assert done.returncode != 0
-    assert "cfdist: output_dir=outputs/" in done.stdout
+    assert "cfdist: output_dir=/" in done.stdout
     assert "is in the folder of this job's package" in done.stdout
     assert "exit code 2" in done.stdout
 
@@ -155,7 +155,7 @@ def test_a_cluster_of_its_own_within_a_submitted_job(cluster, tmp_path):
     settings = [*SIMULATED, "cluster.address=local", f"output_dir={output}"]
     done = cluster.submit("--working-dir", ".", "--", "python", "main.py", *settings)
     assert done.returncode == 0, done.stdout
-    assert json.loads((output / "results.json").read_text())["done"] == 8
+    assert json.loads((output / "results.json").read_text())["pictures"]["done"] == 8
 
 
 def test_auto_finds_the_cluster_and_local_leaves_it(cluster, tmp_path):
