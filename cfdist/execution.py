@@ -30,6 +30,7 @@ from cfdist.distributed.plan import DevicePlan, Devices, plan_devices, refuse_cr
 from cfdist.distributed.preflight import NodeCheck, check_nodes
 from cfdist.distributed.rounds import MakeWork
 from cfdist.distributed.session import session, shared_session
+from cfdist.distributed.shipping import reading_stage, ship_model, shipped_work
 from cfdist.distributed.work import (
     KeptPictures,
     fits_store,
@@ -161,6 +162,7 @@ def start(
         UserError: the devices are not there, or do not fit this machine, or no cluster answers.
     """
     is_here = config.cluster.joined is None
+    _refuse_unkept(config)
     # Models of two kinds run beside the rarer kind of device.
     kind = min((model.kind for model in models), key=("npu", "gpu", "cpu").index)
     _refuse_device_numbers(config, kind)
@@ -194,6 +196,8 @@ def start(
     cluster = config.cluster
     with session(cluster.joined, cluster.dashboard, kind, config.devices) as dashboard:
         on_cluster = feeds_pictures and _letterboxes_on_cluster(config.preprocess.where, kind)
+        if config.dataset.ship:
+            models, pictures = [ship_model(model) for model in models], ()
         checks = () if is_here else check_nodes(models, pictures, kind)
         without = tuple(check.node.id for check in checks if check.faults)
         if checks:
@@ -213,6 +217,16 @@ def _with_limits(plan: DevicePlan, config: Config, models: Sequence[BackendModel
         first_seconds=max(model.first_seconds for model in models),
         fails_fast=config.on_error == "fail",
     )
+
+
+def _refuse_unkept(config: Config) -> None:
+    """Refuse to keep shipped pictures that no stage letterboxes."""
+    is_kept, where = config.preprocess.cache is True, config.preprocess.where
+    if config.dataset.ship and is_kept and where != "cluster":
+        raise UserError(
+            "preprocess.cache=true: with dataset.ship=true only a stage's pictures are kept; add "
+            "preprocess.where=cluster, or leave preprocess.cache out"
+        )
 
 
 def _npu_notes(devices: Devices) -> tuple[str, ...]:
@@ -278,14 +292,27 @@ def supply_pictures(config: Config, execution: Execution, manifest: Manifest) ->
     model = execution.models[0]
     size = (model.spec.width, model.spec.height)
     least = model.spec.batch * model.capabilities.group
-    kept = _kept_pictures(config, manifest, size)
+    ship, on_cluster = config.dataset.ship, execution.letterboxes_on_cluster
+    # Devices that do not see the files cannot letterbox what is to be kept; a stage can.
+    kept = _kept_pictures(config, manifest, size) if on_cluster or not ship else None
     if kept is not None and all(item.id in kept.rows for item in manifest.pictures):
         return PictureSupply(lambda items: kept_work(items, kept), "store")
-    if execution.letterboxes_on_cluster:
-        return PictureSupply(lambda items: letterboxing_work(items, size, least, kept), "cluster")
+    if on_cluster:
+        add_reading = reading_stage if ship else None
+        return PictureSupply(
+            lambda items: letterboxing_work(items, size, least, kept, add_reading), "cluster"
+        )
     if kept is not None:
         return PictureSupply(lambda items: kept_work(items, kept), "device")
-    return PictureSupply(item_work, "device")
+    return PictureSupply(device_work(config, execution), "device")
+
+
+def device_work(config: Config, execution: Execution) -> MakeWork:
+    """Makes work whose pictures each device decodes and letterboxes."""
+    if not config.dataset.ship:
+        return item_work
+    least = max(model.spec.batch * model.capabilities.group for model in execution.models)
+    return lambda items: shipped_work(items, least)
 
 
 def _kept_pictures(config: Config, manifest: Manifest, size: Size) -> KeptPictures | None:

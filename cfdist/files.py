@@ -9,6 +9,7 @@ import io
 import os
 import re
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -89,6 +90,15 @@ def expanded(path: Path | str) -> Path:
     Without such a user the `~` is part of the name.
     """
     return Path(os.path.expanduser(path))
+
+
+def user_cache() -> Path:
+    """This user's cache folder of this program, or one for temporary files where there is none."""
+    home = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    near = next((one for one in (home, *home.parents) if one.exists()), home)
+    if home.is_absolute() and os.access(near, os.W_OK):
+        return home / "cfdist"
+    return Path(tempfile.gettempdir()) / f"cfdist-{os.getuid()}"
 
 
 @contextlib.contextmanager

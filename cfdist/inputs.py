@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
 from pathlib import Path
 
 from cfdist.config import DatasetConfig
 from cfdist.config.installation import CHECKOUT
 from cfdist.errors import UserError
-from cfdist.files import expanded
+from cfdist.files import expanded, user_cache
 from cfdist.sample import SAMPLE_VERSION, ensure_sample
 from cfdist.storage import is_uri, path_or_uri
 from cfdist.widerface.ground_truth import GROUND_TRUTH_FILES, GroundTruth, load_ground_truth
@@ -21,12 +20,7 @@ def _cache_folder() -> Path:
     """The checkout's own cache; the user's cache without a checkout that can be written to."""
     if CHECKOUT and ((CHECKOUT / ".cache").is_dir() or os.access(CHECKOUT, os.W_OK)):
         return CHECKOUT / ".cache"
-    if cache := os.environ.get("XDG_CACHE_HOME"):
-        return Path(cache) / "cfdist"
-    home = expanded("~")
-    if home.is_absolute():
-        return home / ".cache" / "cfdist"
-    return Path(tempfile.gettempdir()) / f"cfdist-{os.getuid()}"  # a user without a home folder
+    return user_cache()
 
 
 SAMPLE_FOLDER = _cache_folder() / f"sample-{SAMPLE_VERSION}"

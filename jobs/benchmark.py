@@ -12,7 +12,6 @@ from cfdist.backends.model import BackendModel
 from cfdist.config import Config
 from cfdist.distributed.plan import refuse_readers
 from cfdist.distributed.rounds import EvaluationReport, EvaluationTask, evaluate_manifest
-from cfdist.distributed.work import item_work
 from cfdist.errors import UserError
 from cfdist.execution import Execution
 from cfdist.machine import available_cores
@@ -56,7 +55,7 @@ def main(config: Config, output: Path, started: float) -> int:
                 screen.console.print(
                     f"inference: {loops} batches of {kind} in each stream of each device"
                 )
-                figures.loops = loop_devices(model, there.plan, kind, loops)
+                figures.loops = loop_devices(there.models[0], there.plan, kind, loops)
                 phases.end("inference")
             if manifest and truth and "end_to_end" in parts:
                 figures.end_to_end = _evaluate(
@@ -111,11 +110,12 @@ def _evaluate(
     Each device reads every picture in every pass.
     """
     model, style = there.models[0], config.eval.protocol
+    make_work = execution.device_work(config, there)
     wanted = config.benchmark.pictures * config.dataset.repeat
     passes = manifest.repeated(ceil(wanted / len(manifest.items)))
     passes = replace(passes, items=passes.items[:wanted])
     identity = execution.run_identity(model, passes, config.eval.protocol)
-    task = EvaluationTask(passes, truth, model, there.plan, scratch, identity, style, item_work)
+    task = EvaluationTask(passes, truth, model, there.plan, scratch, identity, style, make_work)
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:

@@ -13,6 +13,7 @@ from cfdist.compare.tables import print_comparison
 from cfdist.compare.tally import Tally
 from cfdist.config import Config, refuse_unused
 from cfdist.distributed.events import Events, event_notes
+from cfdist.distributed.rounds import MakeWork, run_rounds
 from cfdist.errors import UserError
 from cfdist.execution import Execution
 from cfdist.model.formats import format_of
@@ -32,7 +33,8 @@ def main(config: Config, output: Path, started: float) -> int:
         screen.print_plan(config, there, manifest)
         ready = time.time()
         with screen.PictureProgress(len(manifest.items)) as progress:
-            events = _run(there, manifest, tally, progress)
+            make_work = execution.device_work(config, there)
+            events = _run(there, manifest, make_work, tally, progress)
     ran = time.time()
 
     comparison = tally.summary(config.compare)
@@ -84,12 +86,14 @@ def find_side(config: Config, side: str) -> BackendModel:
 
 
 def _run(
-    there: Execution, manifest: Manifest, tally: Tally, progress: screen.PictureProgress
+    there: Execution,
+    manifest: Manifest,
+    make_work: MakeWork,
+    tally: Tally,
+    progress: screen.PictureProgress,
 ) -> Events:
     """Run the pictures through the comparing devices; returns what happened to these."""
     from cfdist.distributed.pool import DevicePool
-    from cfdist.distributed.rounds import run_rounds
-    from cfdist.distributed.work import item_work
 
     plan, (reference, candidate) = there.plan, there.models
 
@@ -107,5 +111,5 @@ def _run(
     group = max(model.capabilities.group for model in there.models)
     pool: DevicePool[ComparedChunk] = DevicePool(plan, make_device, reference.spec.batch, group)
     with pool:
-        run_rounds(pool, manifest.items, item_work, lambda: progress.start(0), take, give_up)
+        run_rounds(pool, manifest.items, make_work, lambda: progress.start(0), take, give_up)
     return pool.events

@@ -34,7 +34,7 @@ def main(config: Config, output: Path, started: float) -> int:
         supply = execution.supply_pictures(config, there, manifest)
         style, make_work = config.eval.protocol, supply.make_work
         task = EvaluationTask(
-            manifest, truth, model, there.plan, output, identity, style, make_work
+            manifest, truth, there.models[0], there.plan, output, identity, style, make_work
         )
         with screen.PictureProgress(len(manifest.items)) as progress:
             report = evaluate_manifest(task, progress.listener(phases))

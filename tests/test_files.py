@@ -7,6 +7,7 @@ import hashlib
 import os
 import socket
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -179,3 +180,14 @@ def test_secrets_are_not_for_people(tmp_path, monkeypatch, text, expected):
     assert files.redacted(text) == expected
     files.write_text(tmp_path / "file", text)
     assert (tmp_path / "file").read_text() == expected
+
+
+def test_a_user_without_a_home_folder_has_a_cache_as_well(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert files.user_cache() == tmp_path / "cache" / "cfdist"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert files.user_cache() == Path(os.path.expanduser("~/.cache/cfdist"))
+    for home in (Path, lambda _: Path("/proc/1/nowhere")):  # "~" stays as it is
+        monkeypatch.setattr(files, "expanded", home)
+        monkeypatch.setattr(files.os, "access", lambda path, _: path != Path("/proc/1"))
+        assert files.user_cache() == Path(tempfile.gettempdir()) / f"cfdist-{os.getuid()}"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
 from cfdist import inputs
@@ -57,13 +54,3 @@ def test_what_becomes_of_damaged_pictures_is_configured(compose):
     for word, used in (("fail", False), ("use", True)):
         config = compose("dataset.limit=1", f"dataset.damaged={word}").dataset
         assert [one.use_damaged for one in inputs.find_pictures(config, truth).items] == [used]
-
-
-def test_a_user_without_a_home_folder_has_a_cache_as_well(monkeypatch):
-    monkeypatch.setattr(inputs, "CHECKOUT", None)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert inputs._cache_folder() == Path(os.path.expanduser("~/.cache/cfdist"))
-    monkeypatch.setattr(inputs, "expanded", Path)  # "~" stays as it is
-    folder = inputs._cache_folder()
-    assert folder.is_absolute()
-    assert folder.name == f"cfdist-{os.getuid()}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from cfdist import backends
 from cfdist.backends.base import Backend, Capabilities, DeviceSettings
 from cfdist.model import ModelSpec, refuse_other_model
 from cfdist.model.formats import refuse_other_format
+from cfdist.model.shipped import ModelFiles, unpack
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,14 @@ class BackendModel:
         spec: The model.
         options: The backend's own settings.
         remark: Why this backend was chosen, one line; empty if the person named it.
+        fetch: Gives the model's files to devices that do not see them; `None`: they see them.
     """
 
     backend: str
     spec: ModelSpec
     options: Mapping[str, Any] = field(default_factory=dict)
     remark: str = ""
+    fetch: Callable[[], ModelFiles] | None = None
 
     @property
     def backend_class(self) -> type[Backend]:
@@ -77,6 +80,7 @@ class BackendModel:
         Raises:
             UserError: the model does not fit the device or the run, or is another one here.
         """
+        spec = self.spec if self.fetch is None else unpack(self.spec, self.fetch())
         if not self.is_simulated:
-            refuse_other_model(self.spec)
-        return self.backend_class(self.spec, replace(settings, options=self.options))
+            refuse_other_model(spec)
+        return self.backend_class(spec, replace(settings, options=self.options))

@@ -150,6 +150,12 @@ class DatasetConfig(Section):
     ] = "fail"
     """a picture whose file is damaged: fail, it counts as failed; use, it is taken as it decodes,
     and listed"""
+    ship: Annotated[
+        StrictBool,
+        uses.only("evaluate", "compare"),
+        uses.only("benchmark", when=(uses.DEVICES,)),
+    ] = False
+    """send pictures and weights through Ray's object store, to nodes that do not see the files"""
 
 
 class ExpectedConfig(Section):

@@ -9,18 +9,20 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from cfdist.preprocess import PictureError, StoredPicture, read_into
+from cfdist.preprocess import PictureError, StoredPicture, decode_into
 from cfdist.widerface.manifest import WorkItem
 
 # The longest time that a thread that returns from OpenCV waits for a thread that is busy in Python.
 # Python's own 5 ms would leave cores idle for 3 % of the time.
 SWITCH_SECONDS = 0.0005
 
+Buffer = Any  # what `bytes` takes: Python 3.10 has no type for it
 Size = tuple[int, int]  # width and height of a picture, pixels
 
 
@@ -43,8 +45,44 @@ class LetterboxedPicture:
     damage: str | None = None
     is_kept: bool = False
 
+    def fill(self, row: NDArray[np.uint8]) -> StoredPicture:
+        """Copy the pixels into their place in a batch.
 
-Source = WorkItem | LetterboxedPicture
+        Raises:
+            PictureError: the picture failed.
+        """
+        if self.error is not None:
+            raise PictureError(self.error, self.damage)
+        np.copyto(row, self.pixels.reshape(row.shape))
+        return StoredPicture(self.size, self.damage)
+
+
+@dataclass(frozen=True)
+class ShippedPicture:
+    """A picture whose file was read elsewhere.
+
+    Attributes:
+        content: The file's bytes; `None` if it cannot be read.
+        error: Why it cannot be read; `None` if it can.
+    """
+
+    item: WorkItem
+    content: Buffer | None
+    error: str | None = None
+
+    @property
+    def key(self) -> str:
+        """See `WorkItem.key`."""
+        return self.item.key
+
+    def fill(self, row: NDArray[np.uint8]) -> StoredPicture:
+        """Decode and letterbox the picture into its place in a batch, see `decode_into`."""
+        if self.content is None:
+            raise PictureError(self.error or "not read")
+        return decode_into(bytes(self.content), row, self.item.use_damaged)
+
+
+Source = WorkItem | ShippedPicture | LetterboxedPicture
 Outcome = StoredPicture | PictureError
 
 
@@ -156,13 +194,8 @@ class Reader:
 
 def fill_row(source: Source, row: NDArray[np.uint8]) -> Outcome:
     """Put a picture into its row; returns what is known of it, or why it failed."""
-    if isinstance(source, LetterboxedPicture):
-        if source.error is not None:
-            return PictureError(source.error, source.damage)
-        np.copyto(row, source.pixels.reshape(row.shape))
-        return StoredPicture(source.size, source.damage)
     try:
-        return read_into(source.path, row, source.use_damaged)
+        return source.fill(row)
     except PictureError as error:
         return error
     except MemoryError:

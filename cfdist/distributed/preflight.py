@@ -146,7 +146,7 @@ def inspect_node(wanted: Wanted, declared: int) -> NodeAnswer:
     """What this node has of what is wanted; `declared`: the accelerators it has told Ray of."""
     faults = [text for item in wanted.pictures if (text := _refusal(item))][:1]
     for model in wanted.models:
-        if not model.is_simulated:
+        if not model.is_simulated and model.fetch is None:
             try:
                 refuse_other_model(model.spec)
             except UserError as error:

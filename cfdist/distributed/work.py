@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cfdist.devices.reader import LetterboxedPicture, Size, Source, fill_row
+from cfdist.devices.reader import LetterboxedPicture, ShippedPicture, Size, Source, fill_row
 from cfdist.distributed.failures import user_error
 from cfdist.distributed.nodes import all_but
 from cfdist.errors import UserError
@@ -44,6 +44,7 @@ _STORE_SHARE, _MEMORY_SHARE = 0.6, 0.5
 _ITEM_COLUMNS = tuple(field.name for field in fields(WorkItem))
 
 Ref = Any  # Ray's reference to a block
+AddStage = Callable[[Any], Any]  # from a Ray Dataset to one with a further stage
 
 # Makes a block of work items' pictures, letterboxed to a size.
 MakeBlock = Callable[[Sequence[WorkItem], Size], Ref]
@@ -247,7 +248,11 @@ def kept_work(items: Sequence[WorkItem], kept: KeptPictures) -> Work:
 
 
 def letterboxing_work(
-    items: Sequence[WorkItem], size: Size, least: int, kept: KeptPictures | None = None
+    items: Sequence[WorkItem],
+    size: Size,
+    least: int,
+    kept: KeptPictures | None = None,
+    add_reading: AddStage | None = None,
 ) -> Work:
     """Work whose rows are letterboxed pictures, made while the devices take them.
 
@@ -258,7 +263,8 @@ def letterboxing_work(
         UserError: the object store cannot hold two blocks.
     """
     if kept is None:
-        return _StreamedWork(_letterbox(items, size, least), len(items)) if items else Work((), 0)
+        blocks = _letterbox(items, size, least, add_reading)
+        return _StreamedWork(blocks, len(items)) if items else Work((), 0)
     new: dict[str, WorkItem] = {}
     for item in items:
         if item.id not in kept.rows:
@@ -266,7 +272,7 @@ def letterboxing_work(
     if not new:
         return kept_work(items, kept)
     others = [item for item in items if new.get(item.id) is not item]
-    blocks = _letterbox([*new.values()], size, least)
+    blocks = _letterbox([*new.values()], size, least, add_reading)
     return _StreamedWork(_keep(blocks, [*new.values()], others, kept), len(items), kept)
 
 
@@ -303,7 +309,9 @@ def _joined(slices: Iterable[Slice]) -> Iterator[Slice]:
         yield last
 
 
-def _letterbox(items: Sequence[WorkItem], size: Size, least: int) -> Generator[Slice, None, None]:
+def _letterbox(
+    items: Sequence[WorkItem], size: Size, least: int, add_reading: AddStage | None
+) -> Generator[Slice, None, None]:
     """The blocks of `letterbox_stage`; refuses a store that cannot hold two of them."""
     rows = block_rows(size, least)
     needed, there = 2 * rows * picture_bytes(size), store_bytes()
@@ -314,7 +322,7 @@ def _letterbox(items: Sequence[WorkItem], size: Size, least: int) -> Generator[S
             "model.batch, preprocess.where=device, or a cluster with a larger store (ray start "
             "--head --object-store-memory=BYTES)"
         )
-    return _blocks_of(letterbox_stage(items, size, rows))
+    return _blocks_of(letterbox_stage(items, size, rows, add_reading))
 
 
 def store_bytes() -> int:
@@ -367,16 +375,23 @@ def keep_off(nodes: Sequence[str]) -> None:
     options.label_selector = all_but(nodes) or None
 
 
-def map_blocks(dataset: Any, function: Callable[..., pa.Table], **settings: Any) -> Any:
-    """Add a stage to a Dataset: on one core a block, a function of the block and some settings."""
+def map_blocks(dataset: Any, function: Callable[..., pa.Table], **options: Any) -> Any:
+    """Add a stage to a Dataset: a function of a block, with Ray's options; one core a block."""
     return dataset.map_batches(
-        function, batch_size=None, batch_format="pyarrow", fn_kwargs=settings, num_cpus=1
+        function, batch_size=None, batch_format="pyarrow", **{"num_cpus": 1, **options}
     )
 
 
-def letterbox_stage(items: Sequence[WorkItem], size: Size, rows: int) -> Any:
-    """A Ray Dataset whose blocks are those of `letterbox_block`, of `rows` pictures each."""
-    return map_blocks(item_dataset(items, rows), letterbox_block, size=size)
+def letterbox_stage(
+    items: Sequence[WorkItem], size: Size, rows: int, add_reading: AddStage | None = None
+) -> Any:
+    """A Ray Dataset whose blocks are those of `letterbox_block`, of `rows` pictures each.
+
+    The files are read where they are letterboxed, or by a stage before, which `add_reading` adds.
+    """
+    dataset = item_dataset(items, rows)
+    dataset = add_reading(dataset) if add_reading else dataset
+    return map_blocks(dataset, letterbox_block, fn_kwargs={"size": size})
 
 
 def _blocks_of(dataset: Any) -> Generator[Slice, None, None]:
@@ -404,12 +419,12 @@ def run_stage(dataset: Any) -> Iterator[pa.Table]:
 
 
 def letterbox_block(table: pa.Table, size: Size, threads: int = 1) -> pa.Table:
-    """Read and letterbox the pictures of a block of work items.
+    """Read and letterbox the pictures of a block of work items, or of their files' contents.
 
     Returns:
-        The columns of the table, which are the attributes of `WorkItem`, and width, height (int32,
-        before letterboxing), error (string, null if the picture can be used), damage (string, null
-        but for a damaged file, used or not) and pixels (binary of H * W * 3 bytes, u8 BGR).
+        The attributes of the work items as columns, and width, height (int32, before letterboxing),
+        error (string, null if the picture can be used), damage (string, null but for a damaged
+        file, used or not) and pixels (binary of H * W * 3 bytes, u8 BGR).
     """
     import cv2
 
@@ -417,7 +432,7 @@ def letterbox_block(table: pa.Table, size: Size, threads: int = 1) -> pa.Table:
     width, height = size
     pixels = np.zeros((len(table), height, width, 3), np.uint8)
     with ThreadPoolExecutor(threads) as pool:
-        outcomes = list(pool.map(fill_row, _items_of(table), pixels))
+        outcomes = list(pool.map(fill_row, _files_of(table), pixels))
     sizes = [(0, 0) if isinstance(one, PictureError) else one.size for one in outcomes]
     errors = [str(one) if isinstance(one, PictureError) else None for one in outcomes]
     columns = {
@@ -429,7 +444,8 @@ def letterbox_block(table: pa.Table, size: Size, threads: int = 1) -> pa.Table:
             pa.binary(picture_bytes(size)), len(table), [None, pa.py_buffer(pixels)]
         ),
     }
-    return pa.table(dict(zip(table.column_names, table.columns, strict=True)) | columns)
+    items = table.select(_ITEM_COLUMNS)
+    return pa.table(dict(zip(items.column_names, items.columns, strict=True)) | columns)
 
 
 def letterbox_items(items: Sequence[WorkItem], size: Size, threads: int) -> pa.Table:
@@ -441,17 +457,29 @@ def _items_of(table: pa.Table) -> list[WorkItem]:
     return [WorkItem(**row) for row in table.select(_ITEM_COLUMNS).to_pylist()]
 
 
+def _files_of(table: pa.Table) -> list[WorkItem | ShippedPicture]:
+    """The rows of a block without pixels."""
+    items = _items_of(table)
+    if "content" not in table.column_names:
+        return list(items)
+    contents = (table.column(name) for name in ("content", "content_error"))
+    return [
+        ShippedPicture(item, content.as_buffer(), error.as_py())
+        for item, content, error in zip(items, *contents, strict=True)
+    ]
+
+
 def sources_of(slices: Sequence[Slice], blocks: Sequence[pa.Table]) -> list[Source]:
     """The rows of slices, each of the block beside it, as a device reads them."""
     found: list[Source] = []
     for one, block in zip(slices, blocks, strict=True):
         part = block.slice(one.start, len(one))
+        if "pixels" not in block.column_names:
+            found += _files_of(part)
+            continue
         items = _items_of(part)
         if one.pass_number:
             items = [replace(item, pass_number=one.pass_number) for item in items]
-        if "pixels" not in block.column_names:
-            found += items
-            continue
         rows = part.select(["width", "height", "error", "damage"]).to_pylist()
         for item, row, pixels in zip(items, rows, part.column("pixels"), strict=True):
             size = (row.pop("width"), row.pop("height"))

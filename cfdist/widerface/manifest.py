@@ -8,7 +8,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cfdist.errors import UserError
+from cfdist.preprocess import StoredPicture, read_into
 from cfdist.storage import is_uri, open_store, place_of
 
 SUFFIX = ".jpg"
@@ -41,6 +45,10 @@ class WorkItem:
     def key(self) -> str:
         """The item's name in its run: the id, and from the second pass on "<id>/<pass>"."""
         return self.id if self.pass_number == 1 else f"{self.id}/{self.pass_number}"
+
+    def fill(self, row: NDArray[np.uint8]) -> StoredPicture:
+        """Read and letterbox the picture into its place in a batch, see `read_into`."""
+        return read_into(self.path, row, self.use_damaged)
 
 
 def picture_and_pass(key: str) -> tuple[str, int]:

@@ -98,6 +98,9 @@ READ_BY["convert"]["model"] -= {"convention"}
 for _job in ("evaluate", "benchmark", "compare", "preprocess", "postprocess"):
     READ_BY[_job]["dataset"] = READ_BY[_job]["dataset"] | {"damaged"}
 
+for _job in ("evaluate", "benchmark", "compare"):
+    READ_BY[_job]["dataset"] = READ_BY[_job]["dataset"] | {"ship"}
+
 
 def keys_of(job: str) -> set[str]:
     """The keys that a job reads, by the table above."""
