@@ -134,8 +134,6 @@ def ship_model(model: BackendModel) -> BackendModel:
 def reading_stage(dataset: Any) -> Any:
     """Add a stage to a Ray Dataset of work items that reads their files on the driver's node."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     here = ray.get_runtime_context().get_node_id()
-    strategy = NodeAffinitySchedulingStrategy(here, soft=False)
-    return map_blocks(dataset, read_block, scheduling_strategy=strategy, num_cpus=0)
+    return map_blocks(dataset, read_block, label_selector={"ray.io/node-id": here}, num_cpus=0)

@@ -165,7 +165,8 @@ def table_of(items):
 def test_a_device_loads_a_model_that_it_does_not_see(spec, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     own = Path(shutil.copy(spec().path, tmp_path / "m.onnx"))
-    model = ship_model(BackendModel("openvino", spec(own, height=64, width=64, batch=1)))
+    given = spec(own, height=64, width=64, batch=1)
+    model = ship_model(BackendModel("openvino", given, {"precision": "f32"}))
     own.unlink()
     backend = model.load(DeviceSettings(1, 1))
     backend.close()

