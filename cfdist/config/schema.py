@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from cfdist.config import uses
 from cfdist.config.uses import Job, Uses
+from cfdist.storage import is_uri
 
 _T = TypeVar("_T")
 
@@ -53,6 +54,12 @@ def _not_empty(text: str) -> str:
     return text
 
 
+def _local(text: str) -> str:
+    if is_uri(text):
+        raise ValueError("a URI")
+    return text
+
+
 def _between(low: int, high: int | None = None, name: str = "a whole number") -> Any:
     """A field's limits with the words for them."""
     end = "up" if high is None else f"to {high}"
@@ -60,6 +67,8 @@ def _between(low: int, high: int | None = None, name: str = "a whole number") ->
 
 
 PathText = Annotated[str, AfterValidator(_not_empty), Field(title=PATH)]
+_LOCAL = f"{PATH} on this machine; copy the files elsewhere when the run has ended"
+LocalPath = Annotated[PathText, AfterValidator(_local), Field(title=_LOCAL)]
 Name = Annotated[str, AfterValidator(_not_empty), Field(title="text")]
 OptionList = Annotated[list[str], Field(title=OPTIONS)]
 Strict = Field(strict=True)  # true is no number, 1 is not true, 4.0 is not 4
@@ -359,7 +368,7 @@ class ExportConfig(Section):
 
     used: ClassVar[Uses] = uses.only("export")
 
-    output: PathText | None = None
+    output: LocalPath | None = None
     """the ONNX file to write; null: <output_dir>/CenterFace.onnx"""
     opset: Annotated[Whole, _between(11, 17)] = 11
     """ONNX operator set; ATC of CANN 6 takes 11"""
@@ -374,7 +383,7 @@ class ConvertConfig(Section):
 
     used: ClassVar[Uses] = uses.only("convert", when=(uses.TO_OM,))
 
-    output: Annotated[PathText, uses.only("convert")] = "models"
+    output: Annotated[LocalPath, uses.only("convert")] = "models"
     """folder for the OM files"""
     batches: Annotated[list[UpTo1024], NotEmpty, Different] = [1, 4, 8, 16, 32]
     """batch sizes, one OM each"""
@@ -428,7 +437,7 @@ class PreprocessConfig(Section):
     """keep the letterboxed pictures in Ray's object store for the further runs of a sweep: auto
     (where the store holds them all), true (Ray spills what does not fit; also for the passes of
     dataset.repeat) or false"""
-    output: PathText | None = None
+    output: LocalPath | None = None
     """folder for the .bin files; null: <output_dir>/bins"""
     input: InputKind = "f32"
     """f32: normalised NCHW, as the guide; u8: NHWC BGR for an OM with AIPP"""
@@ -441,7 +450,7 @@ class InferConfig(Section):
 
     input: PathText | None = None
     """folder of .bin files, as job=preprocess leaves them"""
-    output: PathText | None = None
+    output: LocalPath | None = None
     """folder that gets <name>/ and <name>_summary.json; null: <output_dir>"""
     name: PathText | None = None
     """folder of the output files; null: dumpout_bs<batch>"""
@@ -458,7 +467,7 @@ class PostprocessConfig(Section):
 
     input: PathText | None = None
     """folder of <name>_{0..3}.bin files, flat or sorted into event folders"""
-    output: PathText | None = None
+    output: LocalPath | None = None
     """folder for the prediction files; null: <output_dir>/predictions"""
 
 
@@ -522,7 +531,7 @@ class Config(Section):
     on_error: Annotated[Literal["report", "fail"], uses.ON_PICTURES] = "report"
     """a picture that fails: report, it is listed and the others are done; fail, it ends the run,
     which can go on later"""
-    output_dir: PathText
+    output_dir: LocalPath
     """folder for results.json, predictions and the run's log"""
     resume: Annotated[PathText | None, uses.only("evaluate")] = None
     """go on with an unfinished run or sweep: its folder, which holds its settings, or auto, the

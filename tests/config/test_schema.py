@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from cfdist.config.schema import Config, all_fields, help_texts, sections
+from cfdist.errors import UserError
 
 
 def test_every_key_has_a_meaning():
@@ -41,3 +42,10 @@ def test_values_of_another_kind_or_range_are_refused(compose, section, key, valu
     values[section][key] = value
     with pytest.raises(ValidationError):
         Config.model_validate(values)
+
+
+@pytest.mark.parametrize("key", ["output_dir", "preprocess.output", "convert.output"])
+def test_what_is_written_is_not_named_by_a_uri(compose, key):
+    with pytest.raises(UserError, match=rf"^{key}=s3://b/x: must be a path on this machine; copy"):
+        compose(f"{key}=s3://b/x")
+    assert compose(f"{key}=s3:/b/x")

@@ -86,7 +86,7 @@ def test_a_stage_reads_on_the_driver_s_node(here):
     *expected, decoded = letterboxed(here)
     *found, ready = letterboxed(rows(work, 3))
     assert found == expected
-    assert (decoded, ready) == (6, 0)
+    assert (decoded, ready) == (6, 6)
 
 
 def test_no_work_is_no_work():
