@@ -57,8 +57,10 @@ class SimulatedBackend(Backend):
         self._fault = options.get("fault") if is_faulty else None
         if self._fault is not None and self._fault.endswith("_opening"):
             break_down(self._fault.removesuffix("_opening"))
-        # The first batch of each stream warms it up.
-        self._sound = self.streams + (options.get("fault_after") or 0)
+        # The first batch of each stream warms it up, and it does not break down there.
+        self._sound = (0 if self._fault in FAULTS else self.streams) + (
+            options.get("fault_after") or 0
+        )
         # One picture's maps, seen as those of a whole batch: the sound ones, and the device's own.
         self._heads = [
             [

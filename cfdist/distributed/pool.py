@@ -468,7 +468,7 @@ class DevicePool(Generic[Result]):
         """Collect the devices' reports; a sweep's next run gets the processes, else they end."""
         import ray
 
-        for one in self.opening.values():
+        for one in [one for one in self.opening.values() if one.name not in self.reports]:
             self._find_place(one)
             self.note("device_failed", one.name, "was not ready when the run ended")
         closed = {}

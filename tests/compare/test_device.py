@@ -54,8 +54,9 @@ def test_a_side_that_is_not_finite_is_named(spec, items, side, number):
     options = {"latency_ms": 0, "fault": "nan", "fault_device": None}
     sides[number] = replace(model, options=options)
     chunk = compared(*sides, items)
-    errors = {found.error for found in getattr(chunk, side)[:3]}
-    assert errors == {f"the {side}: the model's outputs hold NaN or infinite values (device:0)"}
-    other = chunk.candidate if side == "reference" else chunk.reference
-    assert {found.error for found in other[:3]} == {None}
+    reasons = {reason for _, reason in chunk.doubtful}
+    assert len(chunk.doubtful) == 3
+    assert reasons == {f"the {side}: the model's outputs hold NaN or infinite values"}
+    assert [one.id for one in chunk.reference] == [one.id for one in chunk.candidate]
+    assert not {id for id, _ in chunk.doubtful} & {one.id for one in chunk.reference}
     assert chunk.heads["hm"].count == 0

@@ -168,7 +168,7 @@ class StoppingDevice(PoisonedDevice):
 @pytest.mark.parametrize("device", [PoisonedDevice, RaisingDevice, StoppingDevice])
 def test_a_picture_that_breaks_every_device_has_failed_and_no_device(tmp_path, device, count):
     found = []
-    with pool_of(device(tmp_path, 0), count, timeout=3.0) as pool:
+    with pool_of(device(tmp_path, 0), count, timeout=10.0) as pool:
         pool.start()
         assert run(pool, 30, lambda name, ids: found.extend(ids)) is None
         assert len(pool.actors) + len(pool.opening) == count
