@@ -106,7 +106,7 @@ def test_shipping_changes_no_byte(command, tmp_path, sources):
     settings = [*FAST, *dataset(sources["archive"])]
     runs = {
         "seen": [],
-        "shipped": ["dataset.ship=true", "devices=2"],
+        "shipped": ["dataset.ship=true"],
         "stage": ["dataset.ship=true", "preprocess.where=cluster"],
     }
     for name, overrides in runs.items():
