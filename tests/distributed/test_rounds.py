@@ -156,9 +156,10 @@ def test_a_device_that_dies_leaves_no_lost_picture_to_the_next_run(run, whole, t
             killed.append(ray.get_actor("device:0"))
             ray.kill(killed[0])
 
-    assert run(tmp_path / "first", on_done=kill, kept=kept).lost == ("device:0",)
+    first = run(tmp_path / "first", on_done=kill, kept=kept)
+    assert [(event.what, event.device) for event in first.events] == [("device_lost", "device:0")]
     report = run(tmp_path / "second", kept=kept)
-    assert report.lost == ()
+    assert report.events == []
     assert sum(device.decoded for device in report.devices.values()) == 0
     for name in ("first", "second"):
         assert same_files(tmp_path / name, whole[1])
