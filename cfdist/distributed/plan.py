@@ -127,7 +127,7 @@ def plan_devices(
     if readers == "auto":
         readers = threads
     cpus = 0.0 if shares_cpus else min(share / UNIT, threads)
-    return DevicePlan(kind, count, threads, streams, readers, cpus, share)
+    return DevicePlan(kind, count, threads, streams, readers, cpus, share=share)
 
 
 def _auto_count(kind: str, nodes: Sequence[Node]) -> int:

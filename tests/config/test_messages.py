@@ -100,7 +100,11 @@ JOBS = "evaluate, score, benchmark, export, convert, compare, preprocess, infer 
         ("model.top_k", ["0", "10001"], "a whole number from 1 to 10000"),
         ("dataset.kind", ["zip"], "sample or wider"),
         ("dataset.limit", ["0", "1.5"], "a whole number from 1 up or null"),
-        ("output_dir", ["null"], "a path"),
+        (
+            "output_dir",
+            ["null"],
+            "a path on this machine; copy the files elsewhere when the run has ended",
+        ),
         ("eval.gate", ["maybe", "null", "2"], "true or false"),
         ("eval.protocol", ["both"], "official or guide"),
         ("backend.streams", ["0", "many", "null", "2.5"], "auto or a whole number from 1 up"),
@@ -115,7 +119,8 @@ JOBS = "evaluate, score, benchmark, export, convert, compare, preprocess, infer 
         (
             "backend.fault",
             ["none", "1", "true"],
-            "nan, inf, inf_scores, fail, die, stop, hang, fail_opening",
+            "nan, inf, inf_scores, fail, die, stop, hang, fail_opening, die_opening, stop_opening, "
+            "hang_opening or null",
         ),
         ("backend.fault_device", ["-1", "nan"], "a whole number from 0 up or null"),
         (
