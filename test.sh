@@ -12,8 +12,14 @@ cd "$checkout"
 "$venv/bin/python" -m ruff check .
 "$venv/bin/python" -m ruff format --check .
 "$venv/bin/python" -m mypy
-# The quick part is spread over the cores; whole commands use all of them themselves.
+# The quick part is spread over the cores. Of the whole commands of the slow part two run at a time: these wait as much
+# as they compute.
+run_tests() { "$venv/bin/python" -m pytest --dist loadfile "$@"; }
 case " $* " in
-  *" not slow "*) set -- --numprocesses auto --dist loadfile "$@" ;;
+  "  ")
+    run_tests --numprocesses auto -m "not slow"
+    run_tests --numprocesses 2 --durations 20 -m slow
+    ;;
+  *" not slow "*) run_tests --numprocesses auto "$@" ;;
+  *) run_tests --numprocesses 0 "$@" ;;
 esac
-exec "$venv/bin/python" -m pytest "$@"
