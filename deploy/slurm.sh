@@ -23,6 +23,9 @@ head=${hosts%%$'\n'*}
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 unset RAY_ADDRESS
+# Ray's own limits for a start, seconds each, are too short on a busy host.
+export RAY_raylet_start_wait_time_s=120 RAY_gcs_server_port_wait_time_s=120
+export RAY_agent_register_timeout_ms=120000 RAY_worker_register_timeout_seconds=120
 
 on_head=(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head")
 options=(--block --num-cpus="${SLURM_CPUS_ON_NODE:-1}" --min-worker-port=0 --max-worker-port=0)
@@ -47,8 +50,7 @@ trap finish EXIT
 "${on_head[@]}" "$ray" start --head --node-ip-address="$ip" --port="${address##*:}" \
   --temp-dir="$folder" --include-dashboard=false "${options[@]}" >&2 &
 if [ "$nodes" -gt 1 ]; then
-  # `ray start` gives up on a head that is not there within seconds; on a busy host it needs longer.
-  RAY_gcs_server_port_wait_time_s=120 srun --overlap --nodes=$((nodes - 1)) --ntasks=$((nodes - 1)) \
+  srun --overlap --nodes=$((nodes - 1)) --ntasks=$((nodes - 1)) \
     --exclude="$head" "$ray" start --address="$address" "${options[@]}" >&2 &
 fi
 
