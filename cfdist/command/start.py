@@ -36,6 +36,12 @@ def main() -> int:
     finally:
         interruptions.finish(code)
         end_guard()
+    if interruptions.pending():
+        # What is to run at the interpreter's exit may be of what the guard has ended: Ray's own end,
+        # if it was interrupted, would begin again, and make its folder anew.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
     return code
 
 

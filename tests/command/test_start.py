@@ -90,3 +90,21 @@ def test_the_python_of_ray_is_that_of_the_node_above_this_process(tmp_path):
         command = [sys.executable, "-c", parent, *arguments]
         done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, check=True)
         assert done.stdout.strip() == expected
+
+
+def test_once_a_command_was_interrupted_nothing_runs_at_its_exit():
+    code = """
+import atexit, os, signal, sys, time
+from cfdist.command import start
+def interrupted():
+    atexit.register(print, "at the exit")
+    sys.stdout.write("unfinished line")
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+start._import = lambda: interrupted
+sys.exit(start.main())
+"""
+    done = run(code)
+    assert done.returncode == 143
+    assert done.stdout == b"unfinished line"
+    assert done.stderr == b"cfdist: interrupted\n"
