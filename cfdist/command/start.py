@@ -37,8 +37,8 @@ def main() -> int:
         interruptions.finish(code)
         end_guard()
     if interruptions.pending():
-        # What is to run at the interpreter's exit may be of what the guard has ended: Ray's own end,
-        # if it was interrupted, would begin again, and make its folder anew.
+        # Ray's own end, if it was interrupted, would begin again at the interpreter's exit, and make
+        # anew the folder that the guard has removed.
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(code)

@@ -284,7 +284,12 @@ def test_atc_and_its_compilers_end_with_the_command(tmp_path, number):
     atc.chmod(0o700)
     command = Command(
         tmp_path / "run",
-        *("job=convert", "convert.output=om", "convert.soc=Ascend310P3", "convert.batches=[1]"),
+        *(
+            "job=convert",
+            "convert.output=om",
+            "convert.soc_version=Ascend310P3",
+            "convert.batches=[1]",
+        ),
         *("model.height=64", "model.width=64", "output_dir=out"),
         PATH=f"{atc.parent}:{os.environ['PATH']}",
     )
