@@ -37,8 +37,8 @@ def main() -> int:
         interruptions.finish(code)
         end_guard()
     if interruptions.pending():
-        # Ray's own end, if it was interrupted, would begin again at the interpreter's exit, and make
-        # anew the folder that the guard has removed.
+        # Ray's own end, if it was interrupted, would begin again as the interpreter ends, and
+        # make the folder anew that the guard has removed.
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(code)
