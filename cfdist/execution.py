@@ -194,7 +194,8 @@ def start(
         if kind == "cpu":  # what the cluster will have is known before it starts
             plan_on([Node(socket.gethostname(), available_cores())])
     cluster = config.cluster
-    with session(cluster.joined, cluster.dashboard, kind, config.devices) as dashboard:
+    joined = (cluster.joined, cluster.dashboard, kind, config.devices, cluster.wait_s)
+    with session(*joined) as dashboard:
         on_cluster = feeds_pictures and _letterboxes_on_cluster(config.preprocess.where, kind)
         if config.dataset.ship:
             models, pictures = [ship_model(model) for model in models], ()

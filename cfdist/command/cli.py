@@ -163,18 +163,24 @@ def _run(
     with claim(output, config_yaml):
         try:
             return load_job(checked.job).main(checked, output, started), None
-        except (UserError, StoppedError):
+        except (UserError, StoppedError) as error:
+            if isinstance(error, StoppedError):
+                _end_session()
             raise
         except Exception as error:
             log.exception("the job failed")
             if file_error := _file_error(error):
                 raise file_error from None
-            # The session itself may be broken; the next run of a sweep gets a new one.
-            from cfdist.distributed import session
-
-            with contextlib.suppress(Exception):
-                session.close_shared_session()
+            _end_session()
             return ExitCode.INTERNAL, f"{_internal(error)}; the traceback is in {output / LOG}"
+
+
+def _end_session() -> None:
+    """End the session of a sweep, which may be broken; the next run gets a new one."""
+    from cfdist.distributed import session
+
+    with contextlib.suppress(Exception):
+        session.close_shared_session()
 
 
 def explain(error: BaseException, output: str | Path | None = None) -> tuple[ExitCode, str]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from cfdist.distributed.head import is_lost
 from cfdist.distributed.session import shared_session
 
 Actor = Any  # Ray's handle of an actor
@@ -26,7 +27,7 @@ def take_actor(name: str, actor_class: type, options: Mapping[str, Any]) -> Acto
         if made_as == (actor_class, options):
             return actor
         kill_actors({name: actor})
-    return ray.remote(actor_class).options(name=name, **options).remote()
+    return ray.remote(**options)(actor_class).options(name=name).remote()
 
 
 def leave_actors(
@@ -48,9 +49,14 @@ def end_idle_actors(wanted: Collection[str] = ()) -> None:
 
 
 def kill_actors(actors: Mapping[str, Actor]) -> None:
-    """End named actors; their names are free for the next run then, or 10 s have passed."""
+    """End named actors; their names are free for the next run then, or 10 s have passed.
+
+    Without the cluster's head nobody can end them; they end with it.
+    """
     import ray
 
+    if is_lost():
+        return
     for actor in actors.values():
         ray.kill(actor)
     deadline = time.monotonic() + 10

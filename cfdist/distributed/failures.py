@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from cfdist.errors import DiskFullError, UserError
+from cfdist.errors import DiskFullError, ExitCode, StoppedError, UserError
 
 _MOST_CHARACTERS = 300  # of what a device says
 
@@ -69,3 +69,12 @@ def user_error(error: Exception) -> Exception:
             )
         cause = getattr(cause, "cause", None) or cause.__cause__
     return error
+
+
+def reducer_lost() -> StoppedError:
+    """The error of a run whose reducer is dead for good."""
+    return StoppedError(
+        "the reducer, which gathers the detections, died too often to go on; the run's log and "
+        "Ray's logs say more",
+        ExitCode.INTERNAL,
+    )

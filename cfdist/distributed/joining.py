@@ -164,9 +164,9 @@ def knock(address: str, named: str, is_automatic: bool) -> None:
     if os.environ.get("RAY_USE_TLS", "0") != "0":
         return  # speaks otherwise
     shows_token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
-    answer = _answer(address, own_token() if shows_token else "")
+    answer = answer_of(address, own_token() if shows_token else "")
     if answer == "UNAUTHENTICATED" and is_automatic and not shows_token and own_token():
-        answer = _answer(address, own_token())
+        answer = answer_of(address, own_token())
         if answer == "OK":
             from ray._raylet import Config  # type: ignore[attr-defined]
 
@@ -242,7 +242,7 @@ def _refuse_loopback_only(host: str, port: int, named: str) -> None:
         raise _private(named) from None
 
 
-def _answer(address: str, token: str) -> str:
+def answer_of(address: str, token: str) -> str:
     """The name of the status that a cluster's head gives; "OK" if it lets this process in."""
     import grpc
 

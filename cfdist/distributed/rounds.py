@@ -18,7 +18,8 @@ from cfdist.distributed.failures import user_error
 from cfdist.distributed.journal import RunIdentity
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.pool import REDUCER, DevicePool, Result
-from cfdist.distributed.reducer import Evaluation, Reducer
+from cfdist.distributed.reducer import Evaluation
+from cfdist.distributed.watch import ReducerActor, ReducerWatch, reducer_options
 from cfdist.distributed.work import Work
 from cfdist.machine import ProcessTimes, process_times, seconds_between
 from cfdist.widerface.ground_truth import GroundTruth
@@ -207,8 +208,8 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
 
     model, plan = task.model, task.plan
     # As many calls at once as there are chunks in flight.
-    options = {"num_cpus": 0, "max_concurrency": plan.count * plan.max_in_flight}
-    reducer = take_actor(REDUCER, Reducer, options)
+    options = reducer_options(plan.count * plan.max_in_flight)
+    reducer = take_actor(REDUCER, ReducerActor, options)
     pool: DevicePool[ChunkReport] = DevicePool(
         plan,
         lambda settings: Detector(model, settings, plan.readers),
@@ -235,21 +236,21 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
         listener.on_done(ChunkReport((), tuple(given_up.items())))
 
     try:
-        with pool:
-            order = tuple(item.id for item in task.manifest.pictures)
-            truth = {id: task.truth[id] for id in order}
-            opened = reducer.open.remote(truth, order, task.output, task.identity, task.style)
+        order = tuple(item.id for item in task.manifest.pictures)
+        truth = {id: task.truth[id] for id in order}
+        settings = (truth, order, task.output, task.identity, task.style)
+        with pool, ReducerWatch(reducer, settings, pool.events) as watch:
             pool.begin()
-            done = ray.get(opened)
+            done = watch.opened()
             missing = [item for item in task.manifest.items if item.key not in done]
             run_rounds(pool, missing, task.make_work, on_ready, on_done, give_up)
             cpu_seconds = seconds_between(cpu_before, process_times())
             pool.close()
-            evaluation = ray.get(reducer.finish.remote())
+            evaluation = watch.finish()
     except BaseException as error:
         kill_actors({REDUCER: reducer})
         if isinstance(error, ray.exceptions.RayError):
             raise user_error(error) from error
         raise
-    leave_actors({REDUCER: reducer}, Reducer, options)
+    leave_actors({REDUCER: reducer}, ReducerActor, options)
     return EvaluationReport(evaluation, pool.reports, timeline, len(done), pool.events, cpu_seconds)

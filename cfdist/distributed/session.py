@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cfdist.distributed.accelerators import chosen, only_visible, resources
+from cfdist.distributed.head import head_watched
 from cfdist.distributed.joining import join_ray
 from cfdist.distributed.plan import Auto, Devices
 from cfdist.distributed.starting import check_loopback, prepare_environment, ray_folder, start_ray
@@ -18,6 +19,8 @@ from cfdist.errors import UserError
 
 if TYPE_CHECKING:
     from cfdist.distributed.work import KeptPictures
+
+WAIT_SECONDS = 30.0  # for what a cluster has lost
 
 
 @dataclass
@@ -63,7 +66,11 @@ def close_shared_session() -> None:
 
 @contextlib.contextmanager
 def session(
-    address: str | None, dashboard: bool | Auto, kind: str = "cpu", devices: Devices = "auto"
+    address: str | None,
+    dashboard: bool | Auto,
+    kind: str = "cpu",
+    devices: Devices = "auto",
+    wait_s: float = WAIT_SECONDS,
 ) -> Iterator[str | None]:
     """The Ray session of a run: its own, or the one that the runs of a sweep share.
 
@@ -73,6 +80,7 @@ def session(
         kind: "cpu", "gpu" or "npu": what the run's devices are.
         devices: As in the configuration; with a list, that cluster sees only those accelerators,
             which are counted within what a scheduler allotted.
+        wait_s: How long to wait for a head that does not answer, seconds.
 
     Yields:
         The dashboard's URL, or `None` without one.
@@ -80,10 +88,11 @@ def session(
     Raises:
         UserError: no cluster answers at `address`, Ray does not start here, or `devices` names
             accelerators that are not there.
+        LostError: the cluster's head is gone.
     """
     global _shared
     if not _shares_sessions:
-        with own_session(address, dashboard, kind, devices) as url:
+        with own_session(address, dashboard, kind, devices) as url, head_watched(wait_s):
             yield url
         return
     settings = (address, dashboard, kind, devices if isinstance(devices, list) else None)
@@ -93,7 +102,8 @@ def session(
         with contextlib.ExitStack() as stack:
             url = stack.enter_context(own_session(address, dashboard, kind, devices))
             _shared = SharedSession(settings, stack.pop_all(), url)
-    yield _shared.dashboard
+    with head_watched(wait_s):
+        yield _shared.dashboard
 
 
 @contextlib.contextmanager

@@ -1,0 +1,78 @@
+"""The head of the cluster: a run cannot go on without it, and does not wait for it for ever.
+
+Ray's own limit is 60 s, after which it aborts the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+from cfdist.distributed.joining import answer_of, own_token
+from cfdist.errors import LostError
+
+_PERIOD_SECONDS = 2.0
+_LONGEST_WAIT = 40.0  # seconds: less than Ray's own
+
+# What a call gives that nothing answers.
+_SILENCE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
+
+_lost = threading.Event()
+
+
+def is_lost() -> bool:
+    """Whether the head of this process's session was lost: calls that need it would hang."""
+    return _lost.is_set()
+
+
+@contextlib.contextmanager
+def head_watched(wait_s: float) -> Iterator[None]:
+    """End what the main thread does in the `with` block if the head is silent for `wait_s` seconds.
+
+    Raises:
+        LostError: in the main thread, wherever it is; it has no other way out of a call into Ray.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ended = threading.Event()
+    _lost.clear()
+
+    def interrupt(*_: object) -> None:
+        if not ended.is_set():
+            raise KeyboardInterrupt  # Ray's calls let no other exception pass
+
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    before = signal.signal(signal.SIGUSR2, interrupt)
+    seconds = min(wait_s, _LONGEST_WAIT)
+    threading.Thread(target=_watch, args=(address, seconds, ended), daemon=True).start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not _lost.is_set():
+            raise
+        raise LostError(
+            f"the head of the Ray cluster ({address}) has not answered for {seconds:.0f} s"
+        ) from None
+    finally:
+        ended.set()
+        signal.signal(signal.SIGUSR2, before)
+
+
+def _watch(address: str, seconds: float, ended: threading.Event) -> None:
+    """Interrupt the main thread if nothing answers for so long."""
+    answered = time.monotonic()
+    shows_token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    while not ended.wait(_PERIOD_SECONDS):
+        if answer_of(address, own_token() if shows_token else "") not in _SILENCE:
+            answered = time.monotonic()
+        elif time.monotonic() - answered > seconds:
+            _lost.set()
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
+            return

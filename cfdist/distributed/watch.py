@@ -1,0 +1,175 @@
+"""The reducer as an actor that survives its own death, and what watches over it.
+
+Ray starts a dead reducer again and repeats the calls that its death has cut off. The new one knows
+nothing; the driver opens it once more, and it goes on from its journal. Detections that had reached
+the journal are dropped there when they come again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from concurrent.futures import Future
+from typing import Any
+
+import pyarrow as pa
+
+from cfdist.distributed.actors import Actor
+from cfdist.distributed.events import Events
+from cfdist.distributed.failures import reducer_lost
+from cfdist.distributed.reducer import Evaluation, Reducer
+
+Ref = Any  # Ray's reference to an object
+
+# How often the reducer is asked whether it is well, and when it must have answered, seconds. It
+# answers in a thread of its own, so that a slow disk does not count.
+_PERIOD_SECONDS = 2.0
+_LIMIT_SECONDS = 30.0
+
+_MAX_RESTARTS = 3
+
+_GROUP = "watch"  # the threads of the reducer that take no detections
+
+log = logging.getLogger(__name__)
+
+
+class ReducerActor(Reducer):
+    """A reducer whose calls wait until it is open, as they must if Ray has started it again."""
+
+    def __init__(self) -> None:
+        self._opening: Future[None] = Future()
+        self._is_asked = False
+
+    def is_asked(self) -> bool:
+        """Whether `open` has been called in this process."""
+        return self._is_asked
+
+    def open(self, *settings: Any) -> set[str]:
+        """See `Reducer.open`; what it raises, the calls that wait raise too."""
+        self._is_asked = True
+        if self._opening.done():  # for an earlier run of the sweep
+            self._opening = Future()
+        try:
+            done = super().open(*settings)
+        except BaseException as error:
+            self._opening.set_exception(error)
+            raise
+        self._opening.set_result(None)
+        return done
+
+    def add(self, detections: pa.Table) -> None:
+        """See `Reducer.add`."""
+        self._opening.result()
+        super().add(detections)
+
+    def finish(self) -> Evaluation:
+        """See `Reducer.finish`."""
+        self._opening.result()
+        return super().finish()
+
+
+def reducer_options(calls: int) -> dict[str, Any]:
+    """Ray's options of a reducer that takes so many calls at once: it lies on the driver's host."""
+    import ray
+
+    return {
+        "num_cpus": 0,
+        "max_concurrency": calls,
+        "concurrency_groups": {_GROUP: 2},
+        "max_restarts": _MAX_RESTARTS,
+        "max_task_retries": -1,
+        "label_selector": {"ray.io/node-id": ray.get_runtime_context().get_node_id()},
+    }
+
+
+class ReducerWatch:
+    """Opens a reducer, and again after each of its deaths, in a `with` block.
+
+    A reducer that does not answer is killed.
+    """
+
+    def __init__(self, reducer: Actor, settings: tuple[Any, ...], events: Events) -> None:
+        """Open the reducer with the arguments of `Reducer.open`; its deaths become events."""
+        self._reducer = reducer
+        self._settings = settings
+        self._events = events
+        self._ended = threading.Event()
+        self._opening = self._open()
+
+    def __enter__(self) -> ReducerWatch:
+        """Begin to watch; a daemon thread does it."""
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Watch no more."""
+        self._ended.set()
+
+    def opened(self) -> set[str]:
+        """What `Reducer.open` returned."""
+        return set(self._result(self._opening))
+
+    def finish(self) -> Evaluation:
+        """See `Reducer.finish`."""
+        evaluation = self._result(self._reducer.finish.remote())
+        assert isinstance(evaluation, Evaluation)
+        return evaluation
+
+    @staticmethod
+    def _result(ref: Ref) -> Any:
+        import ray
+
+        try:
+            return ray.get(ref)
+        except ray.exceptions.RayActorError as error:
+            raise reducer_lost() from error
+
+    def _open(self) -> Ref:
+        return self._reducer.open.options(concurrency_group=_GROUP).remote(*self._settings)
+
+    def _watch(self) -> None:
+        import ray
+
+        # Dead for good: those who wait for it learn of it.
+        with contextlib.suppress(ray.exceptions.RayError):
+            while not self._ended.wait(_PERIOD_SECONDS):
+                asked = self._reducer.is_asked.options(concurrency_group=_GROUP).remote()
+                if not self._is_answered(asked):
+                    return
+                if not ray.get(asked) and _has_ended(self._opening):
+                    self._opening = self._open()
+                    self._events.note(
+                        "reducer_restarted",
+                        "the reducer was lost, started again, and went on from its journal",
+                        host=socket.gethostname(),
+                    )
+
+    def _is_answered(self, ref: Ref) -> bool:
+        """Wait for an answer, and kill a reducer that owes one; false if the watch ends before."""
+        import ray
+
+        since = time.monotonic()
+        while not _has_ended(ref):
+            if self._ended.wait(0.2):
+                return False
+            if time.monotonic() - since > _LIMIT_SECONDS and _is_there(self._reducer):
+                log.warning("the reducer has not answered for %.0f s; killed", _LIMIT_SECONDS)
+                ray.kill(self._reducer, no_restart=False)
+                since = time.monotonic()
+        return True
+
+
+def _has_ended(ref: Ref) -> bool:
+    import ray
+
+    return bool(ray.wait([ref], timeout=0)[0])
+
+
+def _is_there(actor: Actor) -> bool:
+    """Whether an actor's process is there, and not about to start."""
+    from ray._private.state import actors
+
+    return bool(actors(actor._actor_id.hex()).get("State") == "ALIVE")

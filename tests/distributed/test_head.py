@@ -1,0 +1,60 @@
+"""A run whose cluster has lost its head ends; one whose head answers does not."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from cfdist.distributed import head
+from cfdist.errors import LostError
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(head, "_PERIOD_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("ray_session", "quick")
+@pytest.mark.parametrize("silence", head._SILENCE)
+def test_a_silent_head_ends_the_run_within_a_call_into_ray(monkeypatch, silence):
+    import ray
+
+    class Sleeper:
+        def sleep(self) -> None:
+            time.sleep(30)
+
+    sleeper = ray.remote(Sleeper).options(num_cpus=0).remote()
+    monkeypatch.setattr(head, "answer_of", lambda address, token: silence)
+    began = time.monotonic()
+    said = r"head of the Ray cluster \(\S+:\d+\) .* for 1 s"
+    with pytest.raises(LostError, match=said), head.head_watched(1):
+        ray.get(sleeper.sleep.remote())
+    assert time.monotonic() - began < 15
+    assert head.is_lost()
+    with head.head_watched(60):  # the next session
+        assert not head.is_lost()
+    ray.kill(sleeper)
+
+
+@pytest.mark.usefixtures("ray_session", "quick")
+@pytest.mark.parametrize("answers", [["OK"], ["UNAVAILABLE", "OK"], ["UNAUTHENTICATED"]])
+def test_a_head_that_answers_now_and_then_is_there(monkeypatch, answers):
+    calls = []
+
+    def answer(address, token):
+        calls.append(address)
+        return answers[len(calls) % len(answers)]
+
+    monkeypatch.setattr(head, "answer_of", answer)
+    with head.head_watched(0.5):
+        time.sleep(1.5)
+    assert len(calls) > 5
+    assert not head.is_lost()
+
+
+@pytest.mark.usefixtures("ray_session", "quick")
+def test_an_interruption_stays_one():
+    with pytest.raises(KeyboardInterrupt), head.head_watched(60):
+        raise KeyboardInterrupt
+    assert not head.is_lost()
