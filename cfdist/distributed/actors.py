@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from cfdist.distributed.head import is_lost
+from cfdist.distributed.head import is_silent
 from cfdist.distributed.session import shared_session
 
 Actor = Any  # Ray's handle of an actor
@@ -55,7 +55,7 @@ def kill_actors(actors: Mapping[str, Actor]) -> None:
     """
     import ray
 
-    if is_lost():
+    if not actors or is_silent():
         return
     for actor in actors.values():
         ray.kill(actor)

@@ -13,10 +13,11 @@ import time
 from collections.abc import Iterator
 
 from cfdist.distributed.joining import answer_of, own_token
-from cfdist.errors import LostError
+from cfdist.errors import ExitCode, LostError
 
 _PERIOD_SECONDS = 2.0
 _LONGEST_WAIT = 40.0  # seconds: less than Ray's own
+_SECONDS_TO_END = 10.0  # for what was interrupted; some calls into Ray cannot be
 
 # What a call gives that nothing answers.
 _SILENCE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
@@ -24,9 +25,11 @@ _SILENCE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 _lost = threading.Event()
 
 
-def is_lost() -> bool:
-    """Whether the head of this process's session was lost: calls that need it would hang."""
-    return _lost.is_set()
+def is_silent() -> bool:
+    """Whether the head of this process's session is gone: calls that need it would hang."""
+    import ray
+
+    return _lost.is_set() or _is_silent(ray.get_runtime_context().gcs_address)
 
 
 @contextlib.contextmanager
@@ -57,22 +60,34 @@ def head_watched(wait_s: float) -> Iterator[None]:
     except KeyboardInterrupt:
         if not _lost.is_set():
             raise
-        raise LostError(
-            f"the head of the Ray cluster ({address}) has not answered for {seconds:.0f} s"
-        ) from None
+        raise LostError(_line(address, seconds)) from None
     finally:
         ended.set()
         signal.signal(signal.SIGUSR2, before)
 
 
-def _watch(address: str, seconds: float, ended: threading.Event) -> None:
-    """Interrupt the main thread if nothing answers for so long."""
-    answered = time.monotonic()
+def _line(address: str, seconds: float) -> str:
+    return f"the head of the Ray cluster ({address}) has not answered for {seconds:.0f} s"
+
+
+def _is_silent(address: str) -> bool:
     shows_token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
+    return answer_of(address, own_token() if shows_token else "") in _SILENCE
+
+
+def _watch(address: str, seconds: float, ended: threading.Event) -> None:
+    """Interrupt the main thread if nothing answers for so long; end the process if that fails."""
+    since = None  # of the silence: this process may itself have been stopped for long
     while not ended.wait(_PERIOD_SECONDS):
-        if answer_of(address, own_token() if shows_token else "") not in _SILENCE:
-            answered = time.monotonic()
-        elif time.monotonic() - answered > seconds:
+        if not _is_silent(address):
+            since = None
+        elif since is None:
+            since = time.monotonic()
+        elif time.monotonic() - since > seconds:
             _lost.set()
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
+            if not ended.wait(_SECONDS_TO_END):
+                line = f"cfdist: {_line(address, seconds)}; the same output_dir goes on later\n"
+                os.write(2, line.encode())
+                os._exit(ExitCode.INTERNAL)
             return
