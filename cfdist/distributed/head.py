@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 
 from cfdist.distributed.joining import answer_of, own_token
-from cfdist.errors import ExitCode, LostError
+from cfdist.errors import ExitCode, StoppedError
 
 _PERIOD_SECONDS = 2.0
 _LONGEST_WAIT = 40.0  # seconds: less than Ray's own
@@ -37,7 +37,7 @@ def head_watched(wait_s: float) -> Iterator[None]:
     """End what the main thread does in the `with` block if the head is silent for `wait_s` seconds.
 
     Raises:
-        LostError: in the main thread, wherever it is; it has no other way out of a call into Ray.
+        StoppedError: in the main thread, which has no other way out of a call into Ray.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -60,7 +60,7 @@ def head_watched(wait_s: float) -> Iterator[None]:
     except KeyboardInterrupt:
         if not _lost.is_set():
             raise
-        raise LostError(_line(address, seconds)) from None
+        raise StoppedError(_line(address, seconds), ExitCode.INTERNAL) from None
     finally:
         ended.set()
         signal.signal(signal.SIGUSR2, before)

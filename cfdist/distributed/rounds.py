@@ -14,7 +14,7 @@ from cfdist.devices.base import ChunkReport, DeviceReport
 from cfdist.devices.detector import Detector
 from cfdist.distributed.actors import kill_actors, leave_actors, take_actor
 from cfdist.distributed.events import Event
-from cfdist.distributed.failures import user_error
+from cfdist.distributed.failures import is_death, reducer_lost, user_error
 from cfdist.distributed.journal import RunIdentity
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.pool import REDUCER, DevicePool, Result
@@ -246,11 +246,12 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
             run_rounds(pool, missing, task.make_work, on_ready, on_done, give_up)
             cpu_seconds = seconds_between(cpu_before, process_times())
             pool.close()
-            evaluation = watch.finish()
+            evaluation = ray.get(reducer.finish.remote())
     except BaseException as error:
         kill_actors({REDUCER: reducer})
         if isinstance(error, ray.exceptions.RayError):
-            raise user_error(error) from error
+            # A device's death ends no run; this one is the reducer's.
+            raise (reducer_lost() if is_death(error) else user_error(error)) from error
         raise
     leave_actors({REDUCER: reducer}, ReducerActor, options)
     return EvaluationReport(evaluation, pool.reports, timeline, len(done), pool.events, cpu_seconds)

@@ -88,7 +88,7 @@ def session(
     Raises:
         UserError: no cluster answers at `address`, Ray does not start here, or `devices` names
             accelerators that are not there.
-        LostError: the cluster's head is gone.
+        StoppedError: the cluster's head is gone.
     """
     global _shared
     if not _shares_sessions:

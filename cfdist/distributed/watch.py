@@ -19,7 +19,6 @@ import pyarrow as pa
 
 from cfdist.distributed.actors import Actor
 from cfdist.distributed.events import Events
-from cfdist.distributed.failures import reducer_lost
 from cfdist.distributed.reducer import Evaluation, Reducer
 
 Ref = Any  # Ray's reference to an object
@@ -110,22 +109,9 @@ class ReducerWatch:
 
     def opened(self) -> set[str]:
         """What `Reducer.open` returned."""
-        return set(self._result(self._opening))
-
-    def finish(self) -> Evaluation:
-        """See `Reducer.finish`."""
-        evaluation = self._result(self._reducer.finish.remote())
-        assert isinstance(evaluation, Evaluation)
-        return evaluation
-
-    @staticmethod
-    def _result(ref: Ref) -> Any:
         import ray
 
-        try:
-            return ray.get(ref)
-        except ray.exceptions.RayActorError as error:
-            raise reducer_lost() from error
+        return set(ray.get(self._opening))
 
     def _open(self) -> Ref:
         return self._reducer.open.options(concurrency_group=_GROUP).remote(*self._settings)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from cfdist.distributed import head
-from cfdist.errors import LostError
+from cfdist.errors import StoppedError
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_a_silent_head_ends_the_run_within_a_call_into_ray(monkeypatch, silence)
     monkeypatch.setattr(head, "answer_of", lambda address, token: silence)
     began = time.monotonic()
     said = r"head of the Ray cluster \(\S+:\d+\) .* for 1 s"
-    with pytest.raises(LostError, match=said), head.head_watched(1):
+    with pytest.raises(StoppedError, match=said), head.head_watched(1):
         ray.get(sleeper.sleep.remote())
     assert time.monotonic() - began < 15
     assert head.is_silent()

@@ -16,7 +16,7 @@ from cfdist.distributed.actors import kill_actors, take_actor
 from cfdist.distributed.events import Events
 from cfdist.distributed.journal import RunIdentity
 from cfdist.distributed.watch import ReducerActor, ReducerWatch, reducer_options
-from cfdist.errors import LostError, UserError
+from cfdist.errors import UserError
 from cfdist.widerface.ground_truth import PictureTruth
 
 IDS = tuple(f"e/p{i}" for i in range(6))
@@ -79,7 +79,7 @@ def test_a_reducer_that_dies_or_hangs_loses_nothing(reducer, tmp_path, monkeypat
         ray.get(reducer.add.remote(found(0, 1)))
         os.kill(process_of(reducer), number)
         ray.get([reducer.add.remote(found(1, 2)), reducer.add.remote(found(3, 4, 5))], timeout=60)
-        evaluation = watch.finish()
+        evaluation = ray.get(reducer.finish.remote())
     assert [event.what for event in events] == ["reducer_restarted"]
     assert evaluation.failures == ()
     assert sorted(p.stem for p in (tmp_path / "predictions").rglob("*.txt")) == [
@@ -89,6 +89,8 @@ def test_a_reducer_that_dies_or_hangs_loses_nothing(reducer, tmp_path, monkeypat
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_reducer_that_dies_each_time_ends_the_run(reducer, tmp_path, monkeypatch):
+    import ray
+
     monkeypatch.setattr(watching, "_PERIOD_SECONDS", 0.1)
     events = Events()
     with ReducerWatch(reducer, settings_of(tmp_path), events) as watch:
@@ -100,6 +102,6 @@ def test_a_reducer_that_dies_each_time_ends_the_run(reducer, tmp_path, monkeypat
                 os.kill(process, signal.SIGKILL)
                 killed.add(process)
             time.sleep(0.05)
-        with pytest.raises(LostError, match="reducer"):
-            watch.finish()
+        with pytest.raises(ray.exceptions.RayActorError):
+            ray.get(reducer.finish.remote())
     assert len(events) == 3
