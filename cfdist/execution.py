@@ -217,6 +217,8 @@ def _with_limits(plan: DevicePlan, config: Config, models: Sequence[BackendModel
         timeout=None if limit == "auto" else limit,
         first_seconds=max(model.first_seconds for model in models),
         fails_fast=config.on_error == "fail",
+        wait_s=config.cluster.wait_s,
+        grows=config.devices == "auto",
     )
 
 

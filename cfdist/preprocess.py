@@ -38,6 +38,9 @@ MAX_PIXELS = 1 << 28
 MAX_LEVEL_ERROR = 0.01
 
 
+UNREADABLE = "cannot be read: "  # begins the reason where it is not the picture's content
+
+
 class PictureError(Exception):
     """A picture that cannot be used; the message is the reason, without the file's name.
 
@@ -292,7 +295,16 @@ def picture_content(path: str) -> bytes:
     try:
         return storage.read(path)
     except OSError as error:
-        raise PictureError(f"cannot be read: {error.strerror or error}") from None
+        raise PictureError(f"{UNREADABLE}{error.strerror or error}") from None
+
+
+def is_readable(path: str) -> bool:
+    """Whether this process can read a picture file; what it holds does not matter."""
+    try:
+        picture_content(path)
+    except PictureError:
+        return False
+    return True
 
 
 def decode_into(content: bytes, row: NDArray[np.uint8], use_damaged: bool = False) -> StoredPicture:

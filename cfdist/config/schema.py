@@ -486,7 +486,7 @@ class ClusterConfig(Section):
     or auto: if the command runs in a terminal"""
     wait_s: Annotated[Real, _between(1, 86_400, "a number")] = 30
     """seconds to wait for what the cluster has lost before the run goes on without it, or ends if
-    it cannot: a head that does not answer (40 s at most)"""
+    it cannot: a head that does not answer (40 s at most), a node with room for a device"""
 
     @property
     def joined(self) -> str | None:

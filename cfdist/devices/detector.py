@@ -16,6 +16,8 @@ from cfdist.devices.memory import memory_as_user_error
 from cfdist.devices.reader import Reader, ReadPictures, Source
 from cfdist.devices.runner import Inferred, Runner
 from cfdist.model import ModelSpec
+from cfdist.preprocess import UNREADABLE
+from cfdist.widerface.manifest import WorkItem
 
 
 class Detector:
@@ -40,7 +42,14 @@ class Detector:
         """
         with self._reader.read(chunk) as pictures:
             inferred = self._runner.infer(pictures.letterboxed)
-        return decode_pictures(pictures, inferred, self._model.spec)
+        # A file that the device reads itself may be there for other hosts.
+        own = {one.key for one in chunk if isinstance(one, WorkItem)}
+        return [
+            replace(one, is_doubtful=True)
+            if one.id in own and (one.error or "").startswith(UNREADABLE)
+            else one
+            for one in decode_pictures(pictures, inferred, self._model.spec)
+        ]
 
     def report(self) -> DeviceReport:
         """See `Device.report`."""

@@ -43,6 +43,8 @@ class DevicePlan:
         fails_fast: The first picture that fails ends the run.
         share: Ten-thousandths of a CPU that each device has, whether or not its actor takes them.
         without: Ray's ids of the nodes that have none of the devices.
+        wait_s: How long a device waits for a node with room for it, seconds.
+        grows: Nodes that join during the run get devices, too.
     """
 
     kind: str
@@ -56,6 +58,8 @@ class DevicePlan:
     fails_fast: bool = False
     share: int = 0
     without: tuple[str, ...] = ()
+    wait_s: float = 30.0
+    grows: bool = False
 
     def room(self, node: Node) -> int:
         """How many of the devices may lie on a node."""

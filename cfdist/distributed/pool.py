@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import pyarrow as pa
 
-from cfdist.detections import to_arrow
+from cfdist.detections import Detections, to_arrow
 from cfdist.devices.base import ChunkReport, Device, DeviceReport, MakeDevice, device_name
 from cfdist.devices.reader import Size
 from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, Place, settle
@@ -25,13 +25,16 @@ from cfdist.distributed.actors import (
 )
 from cfdist.distributed.events import Events, What
 from cfdist.distributed.failures import is_death, is_lost_block, user_error, words_of
+from cfdist.distributed.head import is_silent
 from cfdist.distributed.limits import Clock, TimeLimits
+from cfdist.distributed.nodes import Node, cluster_nodes
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.retries import Retries, Row
 from cfdist.distributed.scheduler import Scheduler, chunk_for_rate
 from cfdist.distributed.work import Slice, Work, letterbox_items, sources_of
 from cfdist.errors import ExitCode, StoppedError, UserError
 from cfdist.machine import reset_peak_memory
+from cfdist.preprocess import UNREADABLE
 from cfdist.widerface.manifest import WorkItem
 
 log = logging.getLogger(__name__)
@@ -47,6 +50,8 @@ _WAIT_TIMES, _WAIT_SECONDS = 3, 10.0
 
 # What a device may take to say what it has done, when the run is over.
 _CLOSE_SECONDS = 20.0
+
+_NODES_SECONDS = 3.0  # how often the cluster's nodes are looked at
 
 REDUCER = "reducer"  # the name of the reducer's actor
 
@@ -123,12 +128,14 @@ class _Opening:
 
     Attributes:
         placed: The call that says where it is; what comes before is not the device's doing.
+        begun: When Ray was asked for a place, on the pool's clock.
         since: When it was placed, on the pool's clock.
     """
 
     name: str
     actor: Actor
     placed: Ref
+    begun: float
     since: float | None = None
 
 
@@ -179,6 +186,7 @@ class DevicePool(Generic[Result]):
         clock: For the time limits.
         limits: The time limits.
         was_doubted: The only device was started again for outputs that were not finite.
+        can_read: Whether this process can read the picture of a work item, by its key.
     """
 
     def __init__(
@@ -212,6 +220,11 @@ class DevicePool(Generic[Result]):
         self.was_doubted = False
         self._refusals: dict[str, UserError] = {}
         self._last_words: Exception = RuntimeError("no device was started")
+        self.can_read: Callable[[str], bool] = lambda key: False
+        self._nodes: dict[str, Node] = {}
+        self._first_nodes: set[str] = set()
+        self._looked = -_NODES_SECONDS
+        self._joining: set[str] = set()
 
     def __enter__(self) -> DevicePool[Result]:
         """The pool; its actors are not started yet."""
@@ -242,7 +255,7 @@ class DevicePool(Generic[Result]):
             actor = take_actor(name, DeviceActor, self.plan.actor_options)
             placed = actor.settle.remote(self.plan.kind)
             loaded = actor.warm_up.remote(device, placed, self.reducer is not None)
-            self.opening[loaded] = _Opening(name, actor, placed)
+            self.opening[loaded] = _Opening(name, actor, placed, self.clock.now)
 
     def start(self) -> None:
         """Start the actors that are not there; wait until they have run their model once.
@@ -282,6 +295,9 @@ class DevicePool(Generic[Result]):
                 continue
             self._note_place(one.name, place)
             self.actors[one.name] = one.actor
+            if one.name in self._joining:
+                self._joining.remove(one.name)
+                self.note("device_added", one.name, "joined the run")
             self.reports.setdefault(one.name, DeviceReport(host=place.host, chip=place.chip))
         for ref, one in [*self.opening.items()]:
             if one.since is None and ray.wait([one.placed], timeout=0)[0]:
@@ -292,6 +308,37 @@ class DevicePool(Generic[Result]):
                 self._find_place(one)
                 late = TimeoutError(f"has not loaded its model within {seconds:.0f} s")
                 self.replace(one.name, one.actor, "device_timeout", late)
+        if self.clock.now - self._looked >= _NODES_SECONDS and not is_silent():
+            self._looked = self.clock.now
+            self._look_at_nodes()
+
+    def _look_at_nodes(self) -> None:
+        """Note lost nodes, use new ones, and give up devices that wait for room in vain."""
+        before = self._nodes
+        self._nodes = {
+            node.id: node
+            for node in cluster_nodes(self.plan.kind)
+            if node.id not in self.plan.without
+        }
+        for id in before.keys() - self._nodes.keys():
+            host = before[id].host
+            self.events.note("node_lost", f"{host}: the cluster lost this node", host=host)
+        room = sum(self.plan.room(node) for node in self._nodes.values())
+        self._first_nodes = self._first_nodes or {*self._nodes}
+        count = room + len(self.aside)
+        if self.plan.grows and self._nodes.keys() - self._first_nodes and count > self.plan.count:
+            known = {*self.names}
+            self.plan = replace(self.plan, count=count)
+            self._joining |= {*self.names} - known
+            self.begin()
+        for ref, one in [*self.opening.items()]:
+            is_waiting = one.since is None and self.clock.now - one.begun > self.plan.wait_s
+            if is_waiting and room < len(self.actors) + len(self.opening):
+                del self.opening[ref]
+                kill_actors({one.name: one.actor})
+                text = f"{one.name}: no node of the cluster has room for it"
+                self._last_words = StoppedError(text, ExitCode.INTERNAL)
+                self._set_aside(one.name, "no node of the cluster has room for it any more")
 
     def _take_in_refusal(self, one: _Opening, error: Exception) -> None:
         """Note a device that could not be opened; all that refuse the model end the run."""
@@ -517,6 +564,8 @@ class _Round(Generic[Result]):
             refs = [*self._running, *self._adding, *pool.opening]
             ended, _ = ray.wait(refs, num_returns=1, timeout=timeout)
             pool.watch(ended)
+            for name in pool.aside:
+                self._scheduler.leave_out(name)
             for ref in ended:
                 if ref in self._adding:
                     self._take_in_added(ref)
@@ -538,8 +587,11 @@ class _Round(Generic[Result]):
             self._take_in_failure(handed, error)
             return
         pool.limits.note(handed.name, handed.batches, pool.clock.now - handed.since)
+        if isinstance(result, ChunkReport):
+            result = cast(Result, self._judge_unread(handed, result))
         doubtful = dict(getattr(result, "doubtful", ()))
-        accused = pool.retries.finish(handed.name, handed.keys - doubtful.keys())
+        tried = {*result.keys} if isinstance(result, ChunkReport) else handed.keys
+        accused = pool.retries.finish(handed.name, tried - doubtful.keys())
         self._doubt(handed, doubtful)
         for name in accused & pool.actors.keys():
             wrong = ValueError("it gave outputs that hold NaN or infinite values")
@@ -549,6 +601,30 @@ class _Round(Generic[Result]):
             return
         pool.refuse_failures(getattr(result, "failures", ()))
         self._adding[pool.reducer.add.remote(handed.table)] = (handed, result)
+
+    def _judge_unread(self, handed: _Handed, report: ChunkReport) -> ChunkReport:
+        """Blame a device for files that this process can read; else the pictures have failed.
+
+        Returns:
+            The report without the pictures that have to be tried on another device, if any.
+        """
+        pool = self._pool
+        unread = {key: why for key, why in report.doubtful if why.startswith(UNREADABLE)}
+        if not unread or pool.reducer is None:
+            return report
+        import ray
+
+        doubtful = tuple(one for one in report.doubtful if one[0] not in unread)
+        readable = [key for key in unread if pool.can_read(key)]
+        failed = tuple((key, why) for key, why in unread.items() if key not in readable)
+        if failed:
+            ray.get(pool.reducer.add.remote(to_arrow([Detections(k, error=w) for k, w in failed])))
+        if readable:
+            pool.retries.put_back(row for row in handed.rows if row.key in readable)
+            key = readable[0]
+            wrong = ValueError(f"cannot read {key}, which the driver can ({unread[key]})")
+            self._replace(handed.name, handed.actor, "device_failed", wrong, ())
+        return replace(report, failures=report.failures + failed, doubtful=doubtful)
 
     def _doubt(self, handed: _Handed, doubtful: dict[str, str]) -> None:
         """Try pictures again whose outputs were not finite."""
@@ -646,6 +722,8 @@ class _Round(Generic[Result]):
         if not (self._running or self._adding or pool.opening or pool.retries.is_waiting):
             self._work.wait()
         hungry = list(pool.actors)
+        for name in hungry:
+            self._scheduler.add(name)
         while hungry:
             hungry = [name for name in hungry if self._hand_out(name)]
 

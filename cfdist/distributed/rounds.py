@@ -22,6 +22,7 @@ from cfdist.distributed.reducer import Evaluation
 from cfdist.distributed.watch import ReducerActor, ReducerWatch, reducer_options
 from cfdist.distributed.work import Work
 from cfdist.machine import ProcessTimes, process_times, seconds_between
+from cfdist.preprocess import is_readable
 from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.manifest import Manifest, WorkItem
 
@@ -217,6 +218,8 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
         model.capabilities.group,
         reducer,
     )
+    paths = {item.key: item.path for item in task.manifest.items}
+    pool.can_read = lambda key: is_readable(paths[key])
     timeline = Timeline(plan.streams)
     cpu_before: ProcessTimes = {}
 

@@ -44,6 +44,11 @@ class Scheduler:
         """Rows that nobody has been given yet."""
         return self._left
 
+    def add(self, device: str) -> None:
+        """Count on one more device, unless it is known."""
+        if device not in self._held:
+            self._held[device] = self._finished[device] = 0
+
     def next_chunk(self, device: str, size: int) -> list[Slice]:
         """The next rows for a device, `size` or fewer; empty if it should get none now."""
         share = ceil(self._left / (4 * self._streams) / self._batch) * self._batch
