@@ -88,7 +88,7 @@ def test_a_reducer_that_dies_or_hangs_loses_nothing(reducer, tmp_path, monkeypat
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_a_reducer_that_dies_each_time_ends_the_run(reducer, tmp_path, monkeypatch):
+def test_a_reducer_that_dies_each_time_is_given_up(reducer, tmp_path, monkeypatch):
     import ray
 
     monkeypatch.setattr(watching, "_PERIOD_SECONDS", 0.1)
@@ -98,10 +98,9 @@ def test_a_reducer_that_dies_each_time_ends_the_run(reducer, tmp_path, monkeypat
         killed, deadline = set(), time.monotonic() + 60
         while len(killed) < 4 and time.monotonic() < deadline:
             process = process_of(reducer)
-            if process and process not in killed and len(events) == len(killed):
+            if process and process not in killed:
                 os.kill(process, signal.SIGKILL)
                 killed.add(process)
             time.sleep(0.05)
         with pytest.raises(ray.exceptions.RayActorError):
             ray.get(reducer.finish.remote())
-    assert len(events) == 3

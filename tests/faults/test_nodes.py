@@ -1,15 +1,16 @@
-"""Whole commands whose reducer or head dies or hangs: they end by themselves, with nothing lost."""
+"""Whole commands whose reducer, head or node is lost: they end by themselves, with nothing lost."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -34,6 +35,97 @@ def process_named(parent: int, name: str) -> int:
     raise AssertionError(f"no {name}")
 
 
+# Starts a cluster of so many nodes of one CPU, prints its address and its last node's process, adds
+# a node for each further line of its input, and ends with that.
+NODES = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+node = None
+for _ in range(int(sys.argv[1]) - 1):
+    node = cluster.add_node(num_cpus=1)
+cluster.wait_for_nodes()
+print(cluster.address, node and node.all_processes["raylet"][0].process.pid, flush=True)
+for line in sys.stdin:
+    cluster.add_node(num_cpus=1)
+cluster.shutdown()
+"""
+
+
+@contextlib.contextmanager
+def cluster_of(count: int) -> Iterator[tuple[str, str, subprocess.Popen]]:
+    """A cluster: its address, the process of its last node's raylet, and its own process."""
+    with subprocess.Popen(
+        [sys.executable, "-c", NODES, str(count)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        try:
+            found = (re.search(r"(\S+:\d+) (\d+|None)$", line.strip()) for line in process.stdout)
+            address, raylet = next(filter(None, found)).groups()
+            yield address, raylet, process
+        finally:
+            process.stdin.close()
+            process.wait(timeout=60)
+
+
+def with_journal(process: subprocess.Popen, output: Path) -> None:
+    """Wait until a command has detections on disk."""
+    deadline = time.monotonic() + 120
+    while not any(part.stat().st_size for part in output.glob("journal/segment-*")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def command_on(address: str, tmp_path: Path) -> subprocess.Popen:
+    """A run of 20 s on one device, with `devices=auto` on a cluster."""
+    settings = ("backend=simulated", "backend.latency_ms=150", "dataset.repeat=2")
+    return subprocess.Popen(
+        [
+            *(sys.executable, PROJECT / "main.py", "output_dir=disturbed", *settings),
+            *(f"cluster.address={address}", "cluster.wait_s=10"),
+        ],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def events_of(folder: Path) -> list[str]:
+    results = json.loads((folder / "results.json").read_text())
+    assert results["done"] == results["total"] == 69
+    return [event["what"] for event in results["events"]]
+
+
+@pytest.mark.parametrize("workers_too", [False, True])
+def test_a_run_goes_on_without_a_lost_node(tmp_path, workers_too):
+    with cluster_of(2) as (address, raylet, _), command_on(address, tmp_path) as process:
+        with_journal(process, tmp_path / "disturbed")
+        node = psutil.Process(int(raylet))
+        lost = [node, *(node.children(recursive=True) if workers_too else [])]
+        for one in lost:
+            one.kill()
+        began = time.monotonic()
+        said = process.communicate(timeout=LONGEST_SECONDS + 60)
+        assert process.returncode == 0, said
+        assert time.monotonic() - began < LONGEST_SECONDS
+    assert "device_lost" in events_of(tmp_path / "disturbed")
+
+
+def test_a_node_that_joins_gets_a_device(tmp_path):
+    with cluster_of(1) as (address, _, nodes), command_on(address, tmp_path) as process:
+        with_journal(process, tmp_path / "disturbed")
+        nodes.stdin.write("\n")
+        nodes.stdin.flush()
+        said = process.communicate(timeout=LONGEST_SECONDS + 60)
+        assert process.returncode == 0, said
+    assert events_of(tmp_path / "disturbed") == ["device_added"]
+
+
 @pytest.fixture
 def disturbed(tmp_path) -> Callable[..., tuple[subprocess.CompletedProcess, float]]:
     """Runs a command, and signals one of its processes once detections are on disk.
@@ -47,11 +139,7 @@ def disturbed(tmp_path) -> Callable[..., tuple[subprocess.CompletedProcess, floa
         with subprocess.Popen(
             command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
-            deadline = time.monotonic() + 120
-            while not any(part.stat().st_size for part in output.glob("journal/segment-*")):
-                assert process.poll() is None, process.communicate()
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            with_journal(process, output)
             os.kill(process_named(process.pid, name), number)
             began = time.monotonic()
             said = process.communicate(timeout=LONGEST_SECONDS + 60)
