@@ -104,6 +104,13 @@ class EvaluationTask:
     style: str
     make_work: MakeWork
 
+    @property
+    def reduced(self) -> tuple[object, ...]:
+        """The arguments of `Reducer.open`."""
+        order = tuple(item.id for item in self.manifest.pictures)
+        truth = {id: self.truth[id] for id in order}
+        return truth, order, self.output, self.identity, self.style
+
 
 @dataclass(frozen=True)
 class Listener:
@@ -239,10 +246,7 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
         listener.on_done(ChunkReport((), tuple(given_up.items())))
 
     try:
-        order = tuple(item.id for item in task.manifest.pictures)
-        truth = {id: task.truth[id] for id in order}
-        settings = (truth, order, task.output, task.identity, task.style)
-        with pool, ReducerWatch(reducer, settings, pool.events) as watch:
+        with pool, ReducerWatch(reducer, task.reduced, pool.events) as watch:
             pool.begin()
             done = watch.opened()
             missing = [item for item in task.manifest.items if item.key not in done]
