@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from cfdist.detections import Detections, from_arrow
 from cfdist.devices.base import DeviceReport
 from cfdist.distributed.accelerators import Place
+from cfdist.distributed.nodes import Node
 from cfdist.distributed.plan import plan_devices
 from cfdist.distributed.pool import DevicePool
 from cfdist.distributed.work import item_work
@@ -192,3 +194,101 @@ def test_a_device_that_gives_no_report_is_named(tmp_path):
         pool.close()
     assert whats(pool) == ["device_failed"]
     assert "no report" in pool.events[0].text
+
+
+class BlindDevice(DyingDevice):
+    """A device that reads files only if its number is not that of a host that does not see them."""
+
+    def __init__(self, number: int, blind: tuple[int, ...]) -> None:
+        self.is_blind = number in blind
+
+    def warm_up(self) -> None:
+        pass
+
+    def process(self, chunk):
+        if not self.is_blind:
+            return [Detections(item.id) for item in chunk]
+        error = "cannot be read: No such file or directory"
+        return [Detections(item.id, error=error, is_doubtful=True) for item in chunk]
+
+
+class Gatherer:
+    """A reducer that counts."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, str | None] = {}
+
+    def add(self, table) -> None:
+        for one in from_arrow(table):
+            assert one.id not in self.found
+            self.found[one.id] = one.error
+
+    def result(self) -> dict[str, str | None]:
+        return self.found
+
+
+def run_blind(blind: tuple[int, ...], count: int, can_read: bool) -> tuple[DevicePool, dict]:
+    import ray
+
+    reducer = ray.remote(num_cpus=0)(Gatherer).remote()
+    plan = plan_devices("cpu", count, readers=1)
+    pool = DevicePool(plan, lambda at: BlindDevice(at.number, blind), 2, reducer=reducer)
+    pool.can_read = lambda key: can_read
+    with pool:
+        pool.start()
+        assert run(pool, 60) is None
+    return pool, ray.get(reducer.result.remote())
+
+
+def test_files_that_the_driver_can_read_are_another_device_s_work():
+    pool, found = run_blind((1,), 2, can_read=True)
+    assert found == {item.id: None for item in items_of(60)}
+    blamed = [event for event in pool.events if event.what == "device_failed"]
+    assert {event.device for event in blamed} == {"device:1"}
+    assert "which the driver can (cannot be read: No such file" in blamed[0].text
+    assert not pool.retries.given_up
+
+
+def test_files_that_nobody_can_read_fail_and_no_device():
+    pool, found = run_blind((0, 1), 2, can_read=False)
+    assert set(found.values()) == {"cannot be read: No such file or directory"}
+    assert len(found) == 60
+    assert pool.events == []
+
+
+def test_a_run_whose_devices_all_see_no_files_ends_with_their_words():
+    with pytest.raises(StoppedError, match=r"no device is left.* cannot read e/\d+, which the dr"):
+        run_blind((0,), 1, can_read=True)
+
+
+def test_a_device_without_room_is_given_up(tmp_path, monkeypatch):
+    from cfdist.distributed import pool as pooling
+
+    monkeypatch.setattr(pooling, "_NODES_SECONDS", 0.2)
+    # Ray knows no such accelerator, as when its node is gone.
+    plan = replace(plan_devices("cpu", 1, readers=1), kind="npu", wait_s=1.0)
+    with DevicePool(plan, lambda settings: DyingDevice(tmp_path, 0), 2) as pool:
+        with pytest.raises(StoppedError, match="no node of the cluster has room for it"):
+            pool.start()
+        assert whats(pool) == ["device_set_aside"]
+
+
+def test_nodes_that_go_are_named_and_those_that_come_are_used(tmp_path, monkeypatch):
+    from cfdist.distributed import pool as pooling
+
+    plan = replace(plan_devices("cpu", "auto", readers=1, nodes=[Node("a", 1, id="a")]), grows=True)
+    there = [Node("a", 1, id="a"), Node("b", 1, id="b")]
+    monkeypatch.setattr(pooling, "cluster_nodes", lambda kind: there)
+    with DevicePool(plan, lambda settings: DyingDevice(tmp_path, 0), 2) as pool:
+        monkeypatch.setattr(pool, "begin", lambda: None)
+        pool._look_at_nodes()
+        assert pool.plan.count == 1  # they were there when the run was planned
+        there[1:] = [Node("c", 0, id="c")]
+        pool._look_at_nodes()
+        assert pool.plan.count == 1  # Ray tells the resources of a new node later
+        assert [(event.what, event.host) for event in pool.events] == [("node_lost", "b")]
+        there[1:] = [Node("c", 3, id="c")]
+        pool._look_at_nodes()
+        pool._look_at_nodes()
+        assert pool.plan.count > 1
+        assert pool._joining == {*pool.names} - {"device:0"}

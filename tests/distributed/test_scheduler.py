@@ -123,3 +123,13 @@ def test_chunks_are_whole_batches_that_fit_the_buffers(batch, group, rate):
     assert batch * group <= chunk <= size <= largest_chunk(chunk)
     assert chunk_for_rate(chunk, 0.0) == chunk
     assert largest_chunk(chunk) <= max(chunk, MAX_CHUNK)
+
+
+def test_a_device_that_joins_gets_work_and_one_that_was_left_out_stays_out():
+    scheduler = Scheduler(rows_of(64), ["first", "out"], 1, 4)
+    scheduler.leave_out("out")
+    for name in ("first", "out", "late"):
+        scheduler.add(name)
+    assert size_of(scheduler.next_chunk("first", 8)) == 8
+    assert size_of(scheduler.next_chunk("late", 8)) == 8
+    assert "out" not in scheduler._finished
