@@ -96,7 +96,7 @@ class Command:
         return time.monotonic() - began
 
     def left(self) -> list[str]:
-        """Processes, temporary files and shared memory that are there, once they should not be."""
+        """Processes and temporary files that are there, once they should not be."""
         deadline = time.monotonic() + SECONDS_TO_CLEAN
         while (found := [*self._left()]) and time.monotonic() < deadline:
             time.sleep(0.1)
