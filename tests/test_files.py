@@ -72,14 +72,13 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path, monkeypatch):
         read_file(tmp_path / "none")
 
 
-def test_a_file_is_read_whole_up_to_a_limit(tmp_path, monkeypatch):
+def test_a_file_is_read_whole_up_to_a_limit(tmp_path):
     path = tmp_path / "f"
     path.write_bytes(b"x" * 100)
     assert check_is_file(path).st_size == 100
     assert read_file(path) == b"x" * 100
-    monkeypatch.setattr(files, "MAX_READ_BYTES", 99)
     with pytest.raises(OSError, match="100 bytes are more than the 99"):
-        read_file(path)
+        read_file(path, 99)
 
 
 def test_an_endless_sparse_file_is_not_read(tmp_path):

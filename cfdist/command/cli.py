@@ -62,12 +62,14 @@ class JobOutcome:
         folder: The job's folder; `None` if the settings were refused before it was known.
         exit_code: The process's exit code if this were its only job.
         reason: Why the job has no results, one line; `None` if it has results.
+        is_dry: Whether it was only to show what it would do, and leaves no results.
     """
 
     overrides: tuple[str, ...]
     folder: Path | None
     exit_code: int
     reason: str | None = None
+    is_dry: bool = False
 
 
 # Hydra gives `run_job` and the sweep's callback no place for state, so they share these two.
@@ -124,11 +126,12 @@ def run_job(composed: DictConfig) -> None:
     others.
     """
     started, number = _start_time(), _run_number()
-    folder, output = None, None
+    folder, output, is_dry = None, None, False
     try:
         typed = config.typed_keys(sys.argv[1:])
         composed = run_to_go_on(composed, typed)
         checked = config.load(composed, typed)
+        is_dry = checked.convert.dry_run
         folder = expanded(checked.output_dir).absolute()
         output = folder if number is None else folder / str(number)
         checked.output_dir = str(output)
@@ -145,7 +148,8 @@ def run_job(composed: DictConfig) -> None:
         # A run that was refused before it began has nothing to go on with.
         is_over = output is None or (code == ExitCode.BAD_INPUT and not is_begun(output))
         fail(code, f"{reason}{going_on(None if is_over else output)}")
-    outcomes.append(JobOutcome(tuple(HydraConfig.get().overrides.task), output, code, reason))
+    overrides = tuple(HydraConfig.get().overrides.task)
+    outcomes.append(JobOutcome(overrides, output, code, reason, is_dry))
 
 
 def _run(

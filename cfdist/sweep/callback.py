@@ -15,7 +15,6 @@ from cfdist.command.run_folder import claim_sweep, read_results
 from cfdist.config import literal, prepare_override
 from cfdist.distributed import session
 from cfdist.errors import ExitCode, UserError
-from cfdist.files import RESULTS
 from cfdist.sweep.runs import RunSummary, summarise_run
 
 
@@ -91,15 +90,15 @@ def finished_runs() -> list[RunSummary]:
             outcome.exit_code,
             outcome.reason,
             # A run with a reason has no results, and the file may be an earlier run's.
-            None if outcome.reason else _results(outcome.folder),
+            None if outcome.reason else _results(outcome),
         )
         for number, outcome in enumerate(cli.outcomes)
     ]
 
 
-def _results(folder: Path | None) -> dict[str, Any] | None:
+def _results(outcome: cli.JobOutcome) -> dict[str, Any] | None:
     """A run's results; `None` for a dry run, which leaves none."""
-    return read_results(folder) if folder and (folder / RESULTS).is_file() else None
+    return None if outcome.is_dry or not outcome.folder else read_results(outcome.folder)
 
 
 def overrides_by_key(overrides: tuple[str, ...]) -> dict[str, str]:

@@ -71,7 +71,7 @@ def test_a_fault_makes_every_picture_of_the_faulty_device_unusable(make, fault):
 def test_faults_are_settings(compose):
     config = compose("backend=simulated", "backend.fault=inf", "backend.fault_device=1")
     assert (config.backend.fault, config.backend.fault_device) == ("inf", 1)
-    with pytest.raises(UserError, match="must be nan, inf, inf_scores or null"):
+    with pytest.raises(UserError, match=r"must be nan, inf, inf_scores, fail, .*or null"):
         compose("backend=simulated", "backend.fault=smoke")
     with pytest.raises(UserError, match=r"backend\.fault_device"):
         compose("backend=simulated", "backend.fault_device=-1")

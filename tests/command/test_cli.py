@@ -20,7 +20,8 @@ from cfdist.errors import ExitCode, TerminatedError, UserError
 def resolved(composed, typed):
     """In place of the checked configuration: its values as they are."""
     values = OmegaConf.to_container(composed, resolve=True)
-    return SimpleNamespace(**{"resume": None, **values})
+    convert = SimpleNamespace(dry_run=False)
+    return SimpleNamespace(**{"resume": None, "convert": convert, **values})
 
 
 @pytest.fixture
