@@ -640,7 +640,7 @@ class _Round(Generic[Result]):
             pool.was_doubted = True
             wrong = next(iter(doubtful.values()))
             pool.note("device_failed", handed.name, f"{wrong}; it was started again")
-            self._take_back(handed.actor)
+            pool.retries.put_back(self._take_back(handed.actor))
             pool.restart(handed.name, handed.actor)
 
     def _take_in_added(self, ref: Ref) -> None:

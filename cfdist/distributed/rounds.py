@@ -67,21 +67,23 @@ def run_rounds(
         for key in on_done(device, result):
             del left[key]
 
+    todo = items
     pool.begin()
-    work = make_work(items)
+    work = make_work(todo)
     pool.start()
     on_ready()
     for number in range(1, MAX_ROUNDS + 1):
-        problem = pool.run_round(work, [*left], take_in)
+        problem = pool.run_round(work, [item.key for item in todo], take_in)
         given_up = {key: reason for key, reason in pool.retries.given_up.items() if key in left}
         if len(given_up) == len(left):
             if given_up:
                 on_given_up(given_up)
             return
-        if number == MAX_ROUNDS and problem is not None:
-            raise problem
-        log.warning("round %d: %d pictures left", number + 1, len(left))
-        work = make_work([item for key, item in left.items() if key not in given_up])
+        todo = [item for key, item in left.items() if key not in given_up]
+        if number == MAX_ROUNDS:
+            raise problem or RuntimeError(f"{len(todo)} pictures are neither done nor given up")
+        log.warning("round %d: %d pictures left", number + 1, len(todo))
+        work = make_work(todo)
         pool.start()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -12,11 +13,58 @@ from cfdist import inputs
 from cfdist.backends.model import BackendModel
 from cfdist.distributed.journal import RunIdentity
 from cfdist.distributed.plan import plan_devices
-from cfdist.distributed.rounds import EvaluationTask, Listener, Timeline, evaluate_manifest
+from cfdist.distributed.rounds import (
+    EvaluationTask,
+    Listener,
+    Timeline,
+    evaluate_manifest,
+    run_rounds,
+)
 from cfdist.distributed.work import KeptPictures, item_work, kept_work, letterboxing_work
 from cfdist.errors import UserError
+from cfdist.widerface.manifest import WorkItem
 
 SIZE = (256, 256)
+
+
+class PlayedPool:
+    """A pool that does in each round the keys it is told to, and gives up others."""
+
+    def __init__(self, *rounds: tuple[set[str], set[str]]) -> None:
+        self.rounds, self.seen = [*rounds], []
+        self.retries = SimpleNamespace(given_up={})
+        self.begin = self.start = lambda: None
+
+    def run_round(self, work, keys, on_done):
+        assert work == keys
+        self.seen.append(keys)
+        done, given_up = self.rounds.pop(0)
+        on_done("device:0", sorted(done))
+        self.retries.given_up |= dict.fromkeys(given_up, "broken")
+
+
+def play(pool: PlayedPool) -> dict[str, str]:
+    """Run four pictures through a pool; returns those that were given up."""
+    found = {}
+    items = [WorkItem(f"e/{i}", "", 0) for i in range(4)]
+
+    def keys_of(items):
+        return [item.key for item in items]
+
+    run_rounds(pool, items, keys_of, lambda: None, lambda name, done: done, found.update)
+    return found
+
+
+def test_a_round_is_over_what_is_neither_done_nor_given_up():
+    pool = PlayedPool(({"e/3"}, {"e/0"}), ({"e/1", "e/2"}, set()))
+    assert play(pool) == {"e/0": "broken"}
+    assert pool.seen == [["e/0", "e/1", "e/2", "e/3"], ["e/1", "e/2"]]
+
+
+def test_pictures_that_are_neither_done_nor_given_up_are_no_success():
+    pool = PlayedPool(({"e/3"}, set()), ({"e/2"}, set()), (set(), {"e/0"}))
+    with pytest.raises(RuntimeError, match="1 pictures are neither done nor given up"):
+        play(pool)
 
 
 @pytest.fixture(scope="module")
