@@ -257,11 +257,11 @@ class DevicePool(Generic[Result]):
             loaded = actor.warm_up.remote(device, placed, self.reducer is not None)
             self.opening[loaded] = _Opening(name, actor, placed, self.clock.now)
 
-    def start(self) -> None:
+    def start(self, waits_for_all: bool = False) -> None:
         """Start the actors that are not there; wait until they have run their model once.
 
         A device that fails meanwhile is started again. One that takes far longer than the others
-        joins them later.
+        joins them later, unless all are waited for.
 
         Raises:
             UserError: all devices refuse the model, or two have one accelerator.
@@ -277,7 +277,9 @@ class DevicePool(Generic[Result]):
             now = time.monotonic()
             if self.actors and ready_at is None:
                 ready_at = now
-            if ready_at and now > ready_at + max(_WAIT_SECONDS, _WAIT_TIMES * (ready_at - began)):
+            if waits_for_all or ready_at is None:
+                continue
+            if now > ready_at + max(_WAIT_SECONDS, _WAIT_TIMES * (ready_at - began)):
                 break
         self.refuse_without_devices()
 

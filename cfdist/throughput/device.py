@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from cfdist.backends.base import Backend, DeviceSettings
 from cfdist.backends.model import BackendModel
-from cfdist.devices.base import DeviceReport
+from cfdist.devices.base import DeviceReport, device_name
 from cfdist.devices.memory import memory_as_user_error
 from cfdist.distributed.failures import user_error
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.pool import DevicePool
+from cfdist.errors import ExitCode, StoppedError
 from cfdist.machine import peak_memory
 from cfdist.preprocess import InputContract, to_model_input
 
@@ -167,10 +168,13 @@ def loop_devices(
     pool: DevicePool[LoopReport] = DevicePool(plan, make_device, model.spec.batch)
     try:
         with pool:
-            pool.start()
-            calls = {
-                name: actor.process_directly.remote(loops) for name, actor in pool.actors.items()
-            }
+            pool.start(waits_for_all=True)
+            names = [device_name(number) for number in range(plan.count)]
+            for name in names:
+                if name not in pool.actors:
+                    text = f"{pool.label(name)} failed, and its rate would be missing"
+                    raise StoppedError(text, ExitCode.INTERNAL)
+            calls = {name: pool.actors[name].process_directly.remote(loops) for name in names}
             reports = {name: pool.await_call(name, call, loops) for name, call in calls.items()}
             pool.close()
     except ray.exceptions.RayError as error:

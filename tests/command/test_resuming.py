@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -151,6 +151,7 @@ def test_a_sweep_goes_on_with_its_settings_in_their_order(tmp_path):
     assert not is_unfinished(folder)
 
 
+@settings(max_examples=25)
 @given(name=st.text("ab /'\"\\$,=*~!;[]{}()é#&\t", min_size=1).filter(lambda text: text.strip("/")))
 def test_the_printed_command_names_the_very_folder(name):
     folder = Path("/runs") / name.strip("/")

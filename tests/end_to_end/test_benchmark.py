@@ -203,6 +203,18 @@ def test_two_chips(command, tmp_path, monkeypatch):
     assert results["benchmark"]["end_to_end"]["pictures"] == 9
 
 
+def test_a_device_that_fails_is_not_left_out_of_the_rate(command, tmp_path):
+    done = command(
+        "job=benchmark", "backend=simulated", "devices=2", "backend.fault=fail_opening",
+        "backend.fault_device=1", "benchmark.parts=[inference]", "benchmark.loops=2", *SIZE,
+        "cluster.dashboard=false", "output_dir=out",
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith("cfdist: device:1") and "its rate would be missing" in line
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
 def test_a_sweep_of_benchmarks(command, tmp_path):
     done = command(
         "-m", "job=benchmark", "backend=simulated", "model.batch=1,4", *SIZE,
