@@ -44,7 +44,7 @@ class ExitCode(IntEnum):
         return member
 
     DONE = 0, "done"
-    INTERNAL = 1, "internal error, or no device is left (see the run's log)"
+    INTERNAL = 1, "internal error, or no device or cluster is left (see the run's log)"
     BAD_INPUT = 2, "bad input"
     PICTURES_FAILED = 3, "some pictures failed (listed in results.json)"
     PAST_TOLERANCE = 4, "job=compare past a tolerance"
@@ -56,7 +56,7 @@ class ExitCode(IntEnum):
 
 
 class StoppedError(Exception):
-    """A run that ended early and goes on when the command is given again; one line says why.
+    """A run that ended early, and that `resume` goes on with; one line says why.
 
     Attributes:
         exit_code: The process's.

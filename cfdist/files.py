@@ -98,7 +98,7 @@ def user_cache() -> Path:
     near = next((one for one in (home, *home.parents) if one.exists()), home)
     if home.is_absolute() and os.access(near, os.W_OK):
         return home / "cfdist"
-    return Path(tempfile.gettempdir()) / f"cfdist-{os.getuid()}"
+    return Path(tempfile.gettempdir()) / f"cache_of_cfdist_{os.getuid()}"
 
 
 @contextlib.contextmanager

@@ -189,4 +189,4 @@ def test_a_user_without_a_home_folder_has_a_cache_as_well(monkeypatch, tmp_path)
     for home in (Path, lambda _: Path("/proc/1/nowhere")):  # "~" stays as it is
         monkeypatch.setattr(files, "expanded", home)
         monkeypatch.setattr(files.os, "access", lambda path, _: path != Path("/proc/1"))
-        assert files.user_cache() == Path(tempfile.gettempdir()) / f"cfdist-{os.getuid()}"
+        assert files.user_cache() == Path(tempfile.gettempdir()) / f"cache_of_cfdist_{os.getuid()}"

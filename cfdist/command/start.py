@@ -31,6 +31,9 @@ def main() -> int:
         # An error that came of the interruption, in whatever it hit, is none of its own.
         interruption = interruptions.pending() or error
         if not isinstance(interruption, KeyboardInterrupt):
+            code = ExitCode.INTERNAL
+            if isinstance(error, SystemExit) and isinstance(error.code, int):
+                code = error.code
             raise
         code = interruptions.say(interruption)
     finally:

@@ -37,6 +37,12 @@ class ComparedChunk:
     heads: dict[str, HeadDifference]
     doubtful: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def failures(self) -> tuple[tuple[str, str], ...]:
+        """(id, reason) of the pictures that failed."""
+        pairs = zip(self.reference, self.candidate, strict=True)
+        return tuple((a.id, str(a.error or b.error)) for a, b in pairs if a.error or b.error)
+
 
 class ComparingDevice:
     """A reader and two runners; keeps the `Device` protocol."""

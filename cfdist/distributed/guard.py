@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import re
 import secrets
 import select
 import shutil
@@ -29,6 +30,11 @@ VARIABLE = "CFDIST_MARK"
 
 # Of the folder's name; the command's mark follows.
 PREFIX = "cfdist-"
+
+# A command's folder has such a name, and this file with its mark in it. Other folders of the name
+# are a person's own.
+_NAME = re.compile(rf"{PREFIX}[0-9a-f]{{6}}")
+_MARKER = ".of_guard"
 
 _LONGEST_KILL = 5.0  # seconds until the guard lets go of processes that the kernel does not end
 _LONGEST_WAIT = 4.0  # seconds that a command's end waits for its guard
@@ -74,14 +80,14 @@ class Guard:
         Raises:
             OSError: it cannot be made.
         """
-        while self.folder is None:
-            folder = base / f"{PREFIX}{self.mark}"
-            folder.mkdir(mode=0o700)
-            with contextlib.suppress(FileNotFoundError, BlockingIOError):
-                hold(folder)
-                self.folder = folder
-        self._tell(str(self.folder))
-        return self.folder
+        folder = base / f"{PREFIX}{self.mark}"
+        folder.mkdir(mode=0o700)
+        with contextlib.suppress(OSError):  # no locks here: a later command cannot tell it is alive
+            hold(folder)
+            (folder / _MARKER).write_text(self.mark)
+        self.folder = folder
+        self._tell(str(folder))
+        return folder
 
     def keep_folder(self) -> None:
         """Leave the folder to the person, until a later command clears it."""
@@ -144,11 +150,13 @@ def clear_dead(base: Path) -> None:
     """
     for folder in base.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
-            if folder.lstat().st_uid != os.geteuid():
+            mark = folder.name.removeprefix(PREFIX)
+            is_ours = _NAME.fullmatch(folder.name) and folder.lstat().st_uid == os.geteuid()
+            if not is_ours or (folder / _MARKER).read_text() != mark:
                 continue
             held = hold(folder, is_alone=True)
             try:
-                clean(folder.name.removeprefix(PREFIX), folder)
+                clean(mark, folder)
             finally:
                 os.close(held)
 

@@ -52,7 +52,8 @@ def head_watched(wait_s: float) -> Iterator[None]:
     import ray
 
     address = ray.get_runtime_context().gcs_address
-    before = signal.signal(signal.SIGUSR2, interrupt)
+    # It stays: the thread's signal may come when the block has ended, and would kill the process.
+    signal.signal(signal.SIGUSR2, interrupt)
     seconds = min(wait_s, _LONGEST_WAIT)
     threading.Thread(target=_watch, args=(address, seconds, ended), daemon=True).start()
     try:
@@ -63,7 +64,6 @@ def head_watched(wait_s: float) -> Iterator[None]:
         raise StoppedError(_line(address, seconds), ExitCode.INTERNAL) from None
     finally:
         ended.set()
-        signal.signal(signal.SIGUSR2, before)
 
 
 def _line(address: str, seconds: float) -> str:
@@ -71,6 +71,8 @@ def _line(address: str, seconds: float) -> str:
 
 
 def _is_silent(address: str) -> bool:
+    if os.environ.get("RAY_USE_TLS", "0") != "0":
+        return False  # such a head answers no plain question; Ray's own limits hold
     shows_token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
     return answer_of(address, own_token() if shows_token else "") in _SILENCE
 
@@ -83,11 +85,11 @@ def _watch(address: str, seconds: float, ended: threading.Event) -> None:
             since = None
         elif since is None:
             since = time.monotonic()
-        elif time.monotonic() - since > seconds:
+        elif time.monotonic() - since > seconds and not ended.is_set():
             _lost.set()
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
             if not ended.wait(_SECONDS_TO_END):
-                line = f"cfdist: {_line(address, seconds)}; the same output_dir goes on later\n"
+                line = f"cfdist: {_line(address, seconds)}; resume=<output_dir> goes on later\n"
                 os.write(2, line.encode())
                 os._exit(ExitCode.INTERNAL)
             return

@@ -478,8 +478,9 @@ class DevicePool(Generic[Result]):
 
     def _note_place(self, name: str, place: Place) -> None:
         """Note where a device is; raise a `UserError` if another has the same accelerator."""
+        without = {name, *self.aside, *self._refusals}  # the others may have their accelerators
         for other, its_place in self._places.items():
-            if other != name and place.chip is not None and place == its_place:
+            if other not in without and place.chip is not None and place == its_place:
                 what = f"{ACCELERATOR_RESOURCE[self.plan.kind]} {place.chip} of {place.host}"
                 raise UserError(
                     f"{other} and {name} have the same accelerator, {what}; name each one once, "
@@ -598,10 +599,10 @@ class _Round(Generic[Result]):
         for name in accused & pool.actors.keys():
             wrong = ValueError("it gave outputs that hold NaN or infinite values")
             self._replace(name, pool.actors[name], "device_failed", wrong, ())
+        pool.refuse_failures(getattr(result, "failures", ()))
         if pool.reducer is None:
             self._finish(handed, result)
             return
-        pool.refuse_failures(getattr(result, "failures", ()))
         self._adding[pool.reducer.add.remote(handed.table)] = (handed, result)
 
     def _judge_unread(self, handed: _Handed, report: ChunkReport) -> ChunkReport:
@@ -619,6 +620,7 @@ class _Round(Generic[Result]):
         doubtful = tuple(one for one in report.doubtful if one[0] not in unread)
         readable = [key for key in unread if pool.can_read(key)]
         failed = tuple((key, why) for key, why in unread.items() if key not in readable)
+        pool.refuse_failures(failed)
         if failed:
             ray.get(pool.reducer.add.remote(to_arrow([Detections(k, error=w) for k, w in failed])))
         if readable:
@@ -668,7 +670,7 @@ class _Round(Generic[Result]):
         problem = user_error(error)
         if isinstance(problem, UserError) and not is_death(error):
             raise problem
-        self._give_back(handed)
+        self._give_back(handed, is_block_lost=is_lost_block(error))
         if is_lost_block(error):
             log.error("a block was lost", exc_info=error)
             self._lost = problem
@@ -704,10 +706,12 @@ class _Round(Generic[Result]):
         if name in self._pool.aside:
             self._scheduler.leave_out(name)
 
-    def _give_back(self, handed: _Handed, is_finished: bool = False) -> None:
+    def _give_back(
+        self, handed: _Handed, is_finished: bool = False, is_block_lost: bool = False
+    ) -> None:
         """Note that a device has a chunk no longer, finished or not."""
         self._scheduler.give_back(handed.name, handed.fresh, is_finished)
-        self._work.settle([*handed.slices], is_finished)
+        self._work.settle([*handed.slices], is_finished, is_block_lost)
 
     def _take_back(self, actor: Actor) -> list[Row]:
         """The rows of all chunks that an actor works on; they count as not handed out."""

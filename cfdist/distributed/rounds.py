@@ -73,7 +73,8 @@ def run_rounds(
     pool.start()
     on_ready()
     for number in range(1, MAX_ROUNDS + 1):
-        problem = pool.run_round(work, [item.key for item in todo], take_in)
+        keys = [item.key for item in todo] if work.keys is None else work.keys
+        problem = pool.run_round(work, keys, take_in)
         given_up = {key: reason for key, reason in pool.retries.given_up.items() if key in left}
         if len(given_up) == len(left):
             if given_up:

@@ -109,7 +109,10 @@ class Work:
 
     Attributes:
         count: How many rows there are in all.
+        keys: The work items' keys in the order of the rows, if the work has changed their order.
     """
+
+    keys: Sequence[str] | None = None
 
     def __init__(
         self, slices: Iterable[Slice], count: int, kept: KeptPictures | None = None
@@ -162,15 +165,20 @@ class Work:
                 made.append(Slice(block, 0, len(items)))
         return made
 
-    def settle(self, slices: Sequence[Slice], is_finished: bool) -> None:
-        """Keep the rows that `letterbox` had made, now that a device has finished them, or not."""
+    def settle(
+        self, slices: Sequence[Slice], is_finished: bool, is_block_lost: bool = False
+    ) -> None:
+        """Keep the rows that `letterbox` had made, if a device has finished them.
+
+        What was kept before stays, unless a block of these is lost.
+        """
         if self._kept is None:
             return
         for block in {one.block for one in slices}:
             items = self._letterboxed.pop(block, ())
             if is_finished:
                 self._kept.add(items, block)
-            else:
+            elif is_block_lost:
                 self._kept.forget(block)
 
     def _next(self) -> Slice | None:
@@ -273,7 +281,9 @@ def letterboxing_work(
         return kept_work(items, kept)
     others = [item for item in items if new.get(item.id) is not item]
     blocks = _letterbox([*new.values()], size, least, add_reading)
-    return _StreamedWork(_keep(blocks, [*new.values()], others, kept), len(items), kept)
+    work = _StreamedWork(_keep(blocks, [*new.values()], others, kept), len(items), kept)
+    work.keys = [item.key for item in (*new.values(), *others)]
+    return work
 
 
 def _keep(

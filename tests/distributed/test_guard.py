@@ -88,7 +88,8 @@ def test_a_folder_can_be_left_to_the_person(tmp_path):
 
 def test_only_the_dead_are_cleared(tmp_path):
     living, folder, child = start(tmp_path)
-    others = [tmp_path / "ray" / "session_1", tmp_path / "cfdist", tmp_path / "other"]
+    names = ("ray/session_1", "cfdist", "other", "cfdist-results", "cfdist-1000", "cfdist-202611")
+    others = [tmp_path / name for name in names]
     for other in others:
         other.mkdir(parents=True)
     target = tmp_path / "other" / "file"
@@ -97,6 +98,7 @@ def test_only_the_dead_are_cleared(tmp_path):
     (tmp_path / "cfdist-file").touch()
     dead = tmp_path / "cfdist-0badad"
     (dead / "session_1" / "logs").mkdir(parents=True)
+    (dead / ".of_guard").write_text("0badad")
     with subprocess.Popen(["sleep", "600"], env={guard.VARIABLE: "0badad"}) as left:
         guard.clear_dead(tmp_path)
         assert left.wait(timeout=10) == -signal.SIGKILL
@@ -113,6 +115,7 @@ def test_only_the_dead_are_cleared(tmp_path):
 
 def test_another_user_s_folder_stays(tmp_path, monkeypatch):
     (tmp_path / "cfdist-0badad").mkdir()
+    (tmp_path / "cfdist-0badad" / ".of_guard").write_text("0badad")
     monkeypatch.setattr(guard.os, "geteuid", lambda: os.getuid() + 1)
     guard.clear_dead(tmp_path)
     assert (tmp_path / "cfdist-0badad").is_dir()

@@ -142,7 +142,7 @@ def played(work: Work, lost: Collection[int] = ()) -> list[LetterboxedPicture]:
         assert sum(map(len, slices)) == sum(map(len, chunk))
         if number not in lost:
             found += sources_of(slices, [one.block.table for one in slices])
-        work.settle(slices, is_finished=number not in lost)
+        work.settle(slices, is_finished=number not in lost, is_block_lost=number in lost)
 
 
 def decoded(found: Iterable[LetterboxedPicture]) -> list[str]:
@@ -207,6 +207,30 @@ def test_a_stage_keeps_each_picture_once_whatever_the_passes(items, monkeypatch)
         work.close()
         assert [one.key for one in found] == [item.key for item in both]
         assert decoded(found) == expected
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_stage_s_rows_come_before_those_that_are_kept_and_the_keys_say_so(items):
+    import ray
+
+    kept = KeptPictures("fingerprint", SIZE)
+    played(kept_work(items[2:5], kept))
+    new = [*items[:2], *items[5:]]
+    kept.rows = {id: replace(row, block=ray.put(row.block.table)) for id, row in kept.rows.items()}
+    work = letterboxing_work(items, SIZE, 2, kept)
+    found = sources(taken(work, 3))
+    work.close()
+    assert [one.key for one in found] == work.keys == [one.key for one in (*new, *items[2:5])]
+
+
+def test_an_unfinished_chunk_of_a_block_that_is_there_leaves_what_was_kept(items):
+    kept = KeptPictures("fingerprint", SIZE)
+    kept.add(items, "a")
+    work = kept_work(items, kept)
+    work.settle(work.take(3), is_finished=False)
+    assert len(kept.rows) == 9
+    work.settle(work.take(3), is_finished=False, is_block_lost=True)
+    assert kept.rows == {}
 
 
 @pytest.mark.usefixtures("ray_session")

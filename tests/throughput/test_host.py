@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 
-from cfdist.devices import reader
 from cfdist.devices.reader import SWITCH_SECONDS
 from cfdist.errors import UserError
 from cfdist.preprocess import StoredPicture
@@ -69,12 +68,12 @@ def test_every_picture_is_read_and_each_reader_has_enough(items, monkeypatch, re
     usable = items[::2]
     read = []
 
-    def fill_row(source, row):
+    def fill(source, row):
         assert row.shape == (32, 48, 3)
         read.append(source.path)
         return StoredPicture((1, 1))
 
-    monkeypatch.setattr(reader, "fill_row", fill_row)
+    monkeypatch.setattr(WorkItem, "fill", fill)
     threads = cv2.getNumThreads()
     (rate,), _ = measure_host(usable, 3, (48, 32), [readers])
     assert cv2.getNumThreads() == threads
@@ -87,11 +86,11 @@ def test_every_picture_is_read_and_each_reader_has_enough(items, monkeypatch, re
 def test_readers_wait_for_python_as_long_as_in_a_device(items, monkeypatch):
     intervals = set()
 
-    def fill_row(source, row):
+    def fill(source, row):
         intervals.add(sys.getswitchinterval())
         return StoredPicture((1, 1))
 
-    monkeypatch.setattr(reader, "fill_row", fill_row)
+    monkeypatch.setattr(WorkItem, "fill", fill)
     before = sys.getswitchinterval()
     read_pictures(items, (32, 32), readers=2)
     assert intervals == {SWITCH_SECONDS}
@@ -109,9 +108,9 @@ def test_the_rate_is_that_of_real_reading(items):
 def test_more_readers_than_a_chunk_has_pictures_work_at_once(items, monkeypatch):
     together = threading.Barrier(40, timeout=30)
 
-    def fill_row(source, row):
+    def fill(source, row):
         together.wait()
         return StoredPicture((1, 1))
 
-    monkeypatch.setattr(reader, "fill_row", fill_row)
+    monkeypatch.setattr(WorkItem, "fill", fill)
     assert read_pictures(items[:1] * 80, (32, 32), readers=40)[0].pictures == 80
