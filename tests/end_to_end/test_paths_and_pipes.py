@@ -152,6 +152,6 @@ def test_a_terminal_shows_something_within_a_second_and_ctrl_c_many_times_is_one
     text = shown.decode(errors="replace")
     assert os.waitstatus_to_exitcode(status) == 130, text[-2000:]
     assert presses == 4
-    assert text.count("cfdist: interrupted; output_dir=") == 1
+    assert text.count("cfdist: interrupted; go on with: ") == 1
     assert "Traceback" not in text
     assert first < 5, "on an idle machine this takes a tenth of a second"
