@@ -141,9 +141,11 @@ def file_system(uri: str) -> tuple[Any, str]:
 @contextlib.contextmanager
 def _one_line(name: str) -> Iterator[None]:
     """Turn what pyarrow raises into an `OSError` of one line."""
+    import pyarrow as pa
+
     try:
         yield
-    except (OSError, ValueError, NotImplementedError) as error:  # Arrow's own are these
+    except (OSError, pa.ArrowException) as error:
         reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
         raise OSError(getattr(error, "errno", None) or errno.EIO, reason, name) from None
 

@@ -4,6 +4,7 @@
 # The checkout, its .venv (./run.sh makes it), pictures and model have the same paths on every host.
 # CFDIST_CHECKOUT=...     the checkout; by default the folder in which sbatch was called
 # CFDIST_PYTHON=...       its Python; by default that of .venv in the checkout
+# CFDIST_RAY_FOLDER=...   Ray's files, a short path; by default /tmp/ray_<job>
 # CFDIST_RAY_OPTIONS=...  further options of `ray start`, such as --resources={"NPU":2}
 #SBATCH --job-name=cfdist
 #SBATCH --nodes=2
@@ -35,7 +36,7 @@ options+=("${further[@]}")
 # This host is the first of the allocation, and Ray knows by which address the others reach it.
 ip=$("$python" -c 'import ray; print(ray.util.get_node_ip_address())')
 address=$ip:$((20000 + SLURM_JOB_ID % 10000))
-folder=/tmp/ray_$SLURM_JOB_ID
+folder=${CFDIST_RAY_FOLDER:-/tmp/ray_$SLURM_JOB_ID}
 
 # At the end the hosts' processes go, and Ray's files; after a failure its logs stay.
 finish() {

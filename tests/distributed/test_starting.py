@@ -9,8 +9,10 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections import namedtuple
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,23 +57,18 @@ def test_a_machine_without_loopback_is_refused(monkeypatch):
         starting.check_loopback()
 
 
-def short(tmp_path: Path) -> Path:
-    """A folder with a short path; pytest's own are too long for sockets."""
-    link = Path("/tmp") / f"cf{os.getpid() % 10000}"
-    link.unlink(missing_ok=True)
-    link.symlink_to(tmp_path)
-    return link
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder of this test alone with a short path; pytest's own are too long for sockets."""
+    with tempfile.TemporaryDirectory(prefix="c", dir="/tmp") as folder:
+        yield Path(folder)
 
 
 @pytest.mark.parametrize("name", ["TMPDIR", "RAY_TMPDIR"])
-def test_the_user_s_folder_is_taken_if_it_works(tmp_path, monkeypatch, name):
-    folder = short(tmp_path)
-    try:
-        monkeypatch.setenv(name, str(folder))
-        assert starting.ray_folder() == folder
-        assert list(folder.iterdir()) == []
-    finally:
-        folder.unlink()
+def test_the_user_s_folder_is_taken_if_it_works(short, monkeypatch, name):
+    monkeypatch.setenv(name, str(short))
+    assert starting.ray_folder() == short
+    assert list(short.iterdir()) == []
 
 
 def test_a_relative_folder_is_made_absolute(tmp_path, monkeypatch):
@@ -81,10 +78,12 @@ def test_a_relative_folder_is_made_absolute(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("case", ["long", "missing", "file"])
-def test_a_short_folder_is_taken_in_place_of_one_that_does_not_work(tmp_path, monkeypatch, case):
+def test_a_short_folder_is_taken_in_place_of_one_that_does_not_work(
+    tmp_path, short, monkeypatch, case
+):
     bad = {
         "long": tmp_path / ("x" * 60),
-        "missing": Path("/tmp/not_there"),
+        "missing": short / "not" / "there",
         "file": Path("/dev/null"),
     }
     if case == "long":
@@ -93,10 +92,10 @@ def test_a_short_folder_is_taken_in_place_of_one_that_does_not_work(tmp_path, mo
     assert starting.ray_folder() in (Path("/tmp"), Path("/var/tmp"))
 
 
-def test_a_path_of_the_longest_name_fits_a_socket(tmp_path):
+def test_a_path_of_the_longest_name_fits_a_socket(short):
     name = starting._SOCKET_NAME
     longest = starting._SOCKET_BYTES - len(name)
-    folder = Path("/tmp", "y" * (longest - len("/tmp/")))
+    folder = short / ("y" * (longest - len(f"{short}/")))
     assert len(str(folder)) + len(name) == 107
     assert starting.unusable(Path(f"{folder}y")) == "its path is too long for sockets"
     folder.mkdir()
@@ -158,6 +157,7 @@ def test_a_start_that_hangs_does_not_stop_the_others_for_ever(tmp_path, monkeypa
 
 MAKE_TOKEN = """
 import sys
+import tempfile
 from pathlib import Path
 from cfdist.distributed.starting import ensure_token
 sys.stdin.readline()
