@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,3 +63,24 @@ def test_an_interruption_stays_one():
     with pytest.raises(KeyboardInterrupt), head.head_watched(60):
         raise KeyboardInterrupt
     assert not head.is_silent()
+
+
+def test_a_head_that_speaks_tls_is_not_asked(monkeypatch):
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"  # nobody listens there
+        assert head._is_silent(address)
+        monkeypatch.setenv("RAY_USE_TLS", "1")
+        assert not head._is_silent(address)
+
+
+def test_a_signal_that_comes_when_the_run_has_ended_is_harmless(monkeypatch):
+    context = SimpleNamespace(gcs_address="127.0.0.1:1")
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+    monkeypatch.setattr(head, "_is_silent", lambda address: False)
+    with head.head_watched(30):
+        pass
+    os.kill(os.getpid(), signal.SIGUSR2)  # by default it kills the process
+    time.sleep(0.01)
+    assert signal.getsignal(signal.SIGUSR2) is not signal.SIG_DFL

@@ -113,6 +113,9 @@ def test_two_devices_on_one_chip_are_refused():
         pool._note_place("device:2", Place("host", "10.0.0.2", "0"))
     for name in ("cpu:0", "cpu:1"):  # devices without a chip share their host
         pool._note_place(name, Place("host", "10.0.0.3", None))
+    # The chip of a device that was set aside is another's.
+    pool.aside.add("device:1")
+    pool._note_place("device:2", Place("host", "10.0.0.2", "0"))
 
 
 def test_a_device_that_always_dies_while_loading_ends_the_run_with_its_words(tmp_path):
