@@ -8,9 +8,9 @@ from pathlib import Path
 from cfdist import backends, execution, inputs
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
-from cfdist.compare.device import SIDES, ComparedChunk, ComparingDevice
-from cfdist.compare.tables import print_comparison
-from cfdist.compare.tally import Tally
+from cfdist.comparison.device import SIDES, ComparedChunk, ComparingDevice
+from cfdist.comparison.tables import print_comparison
+from cfdist.comparison.tally import Tally
 from cfdist.config import Config, refuse_unused
 from cfdist.distributed.events import Events, event_notes
 from cfdist.distributed.rounds import MakeWork, run_rounds

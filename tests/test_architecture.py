@@ -14,12 +14,12 @@ PROJECT = Path(__file__).resolve().parent.parent
 ROOMS = (
     *("errors", "files", "machine", "storage", "preprocess", "model", "detections", "decode"),
     *("widerface", "sample", "ascend", "network", "backends", "config", "devices", "distributed"),
-    *("inputs", "execution", "report", "compare", "throughput", "workflow"),
+    *("inputs", "execution", "report", "comparison", "throughput", "workflow"),
     *("command", "sweep"),
     "jobs",
     "main",
 )
-PURE = ("preprocess", "decode", "detections", "compare.differences", "widerface.metric")
+PURE = ("preprocess", "decode", "detections", "comparison.differences", "widerface.metric")
 MAX_LOOSE_MODULES = 9
 MAX_BODY_LINES = 50
 MAX_PARAMETERS = 7

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cfdist.compare.device import SIDES, ComparedChunk
-from cfdist.compare.differences import BoxAgreement, HeadDifference, compare_boxes
+from cfdist.comparison.device import SIDES, ComparedChunk
+from cfdist.comparison.differences import BoxAgreement, HeadDifference, compare_boxes
 from cfdist.config import CompareConfig
 from cfdist.detections import Detections
 from cfdist.report.results import chosen_first

@@ -10,7 +10,7 @@ import pytest
 
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
-from cfdist.compare.device import ComparingDevice
+from cfdist.comparison.device import ComparingDevice
 from cfdist.widerface.manifest import WorkItem
 
 OPTIONS = {"precision": "f32", "providers": ["CPUExecutionProvider"]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cfdist.compare.tables import print_comparison
+from cfdist.comparison.tables import print_comparison
 from cfdist.report.screen import console
 
 AP = {"official": {"easy": 0.9, "medium": 0.8, "hard": 0.7}}

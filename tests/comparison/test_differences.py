@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cfdist.compare.differences import HeadDifference, compare_boxes, head_difference
+from cfdist.comparison.differences import HeadDifference, compare_boxes, head_difference
 from cfdist.detections import Detections
 
 

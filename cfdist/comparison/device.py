@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
-from cfdist.compare.differences import HEADS, HeadDifference, head_difference
+from cfdist.comparison.differences import HEADS, HeadDifference, head_difference
 from cfdist.decode import HeadMaps
 from cfdist.detections import Detections
 from cfdist.devices.base import DeviceReport, largest_chunk

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cfdist.compare.device import ComparedChunk
-from cfdist.compare.differences import HeadDifference
-from cfdist.compare.tally import Tally
+from cfdist.comparison.device import ComparedChunk
+from cfdist.comparison.differences import HeadDifference
+from cfdist.comparison.tally import Tally
 from cfdist.detections import Detections
 from cfdist.widerface.ground_truth import PictureTruth
 
