@@ -32,7 +32,8 @@ from cfdist.files import (
 from cfdist.machine import peak_memory, reset_peak_memory
 from cfdist.widerface.ground_truth import PictureTruth
 from cfdist.widerface.manifest import picture_and_pass
-from cfdist.widerface.metric import Reach, WiderFaceMetric
+from cfdist.widerface.matches import with_matches
+from cfdist.widerface.metric import Matched, Reach, WiderFaceMetric
 from cfdist.widerface.predictions import STYLES, prediction_text, rows
 
 # Pictures that are held at once when the final file is written.
@@ -55,6 +56,7 @@ class Evaluation:
         seconds: What the evaluation and the last files took.
         peak_memory: Most resident memory that the process had, bytes.
         reach: How far the detections reach; `None` if nobody asked.
+        matched: What became of each detection; `None` if nobody asked.
         events: What the journal had to drop when the run went on.
     """
 
@@ -64,6 +66,7 @@ class Evaluation:
     seconds: float
     peak_memory: int
     reach: Reach | None = None
+    matched: Matched | None = None
     events: tuple[Event, ...] = ()
 
 
@@ -210,8 +213,16 @@ class Reducer:
             tuple(sorted(found.items())) for found in (self._failures, self._damaged)
         )
         seconds = time.perf_counter() - start
-        events = tuple(self._events)
-        return Evaluation(ap, failures, damaged, seconds, peak_memory(), reach, events)
+        return Evaluation(
+            ap,
+            failures,
+            damaged,
+            seconds,
+            peak_memory(),
+            reach,
+            self._metric.matched(),
+            tuple(self._events),
+        )
 
     def _write_parquet(self) -> None:
         """Write all pictures in order, from the journal."""
@@ -225,14 +236,17 @@ class Reducer:
             reason = f"the journal has lost {len(lost)} pictures while the run went on"
             raise OSError(errno.EIO, reason, str(self._output / JOURNAL))
         found = [places[id] for id in self._order if id in places]
+        matched = self._metric.matched()
+        schema = with_matches(to_arrow([]), matched).schema
         with (
             atomic_write(self._output / PARQUET) as temporary,
             Sink(temporary) as sink,
-            pq.ParquetWriter(pa.PythonFile(sink), table.schema, compression="zstd") as writer,
+            pq.ParquetWriter(pa.PythonFile(sink), schema, compression="zstd") as writer,
         ):
             for start in range(0, len(found), _ROW_GROUP):
                 group = [table.slice(row, 1) for row in found[start : start + _ROW_GROUP]]
-                writer.write_table(pa.concat_tables(group).combine_chunks())
+                rows = pa.concat_tables(group).combine_chunks()
+                writer.write_table(with_matches(rows, matched))
 
 
 def _scorable(found: Detections) -> Detections:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -168,36 +169,43 @@ def _meeting_pairs(
     return prediction + starts[picture], face + face_starts[picture]
 
 
-def find_hits(pictures: PredictionsAndFaces, iou_threshold: float) -> tuple[Ints, Ints, Floats]:
-    """The predictions that hit a face, each with the face it overlaps most: the first on ties.
+class BestFaces(NamedTuple):
+    """Of each prediction the face of its picture that it overlaps most, the first on ties.
 
-    A prediction never goes to its second best face, so no loop over predictions is needed.
-
-    Args:
-        pictures: one or more.
-        iou_threshold: in (0, 1]; at least this overlap is a hit.
-
-    Returns:
-        (h,) int64 into the predictions, (h,) int64 into the faces and the IoU (h,) float64: face by
-        face, those of one face by falling score, those of equal score in their order.
+    Attributes:
+        face: (p,) int32 into the picture's own faces, -1 where none is overlapped.
+        iou: (p,) float64, 0 where none is overlapped.
     """
+
+    face: NDArray[np.int32]
+    iou: Floats
+
+
+def best_faces(pictures: PredictionsAndFaces) -> BestFaces:
+    """The face that each prediction may hit: it never goes to its second best one."""
     corners, face_corners = _corners(pictures.predictions), _corners(pictures.faces)
     prediction, face = _meeting_pairs(pictures, corners, face_corners)
     iou = _iou(corners[:, prediction], face_corners[:, face])
     best = np.zeros(len(pictures.scores))
     np.maximum.at(best, prediction, iou)
-    (hits,) = np.nonzero((iou >= iou_threshold) & (iou == best[prediction]))
-    # The first face of each prediction.
-    hits = hits[np.unique(prediction[hits], return_index=True)[1]]
-    hits = hits[np.lexsort((-pictures.scores[prediction[hits]], face[hits]))]
-    return prediction[hits], face[hits], iou[hits]
+    (chosen,) = np.nonzero((iou > 0) & (iou == best[prediction]))
+    chosen = chosen[::-1]  # the last value that is assigned stays: that of the first face
+    first_face = (pictures.face_counts.cumsum() - pictures.face_counts).repeat(
+        pictures.prediction_counts
+    )
+    found = np.full(len(best), -1, np.int32)
+    found[prediction[chosen]] = face[chosen] - first_face[prediction[chosen]]
+    return BestFaces(found, best)
 
 
-def match(pictures: PredictionsAndFaces, iou_thresholds: Sequence[float]) -> Outcomes:
+def match(
+    pictures: PredictionsAndFaces, best: BestFaces, iou_thresholds: Sequence[float]
+) -> Outcomes:
     """Outcome of each prediction at each IoU threshold.
 
     Args:
         pictures: one or more, their predictions in any order.
+        best: their `best_faces`.
         iou_thresholds: t of them, one or more, in (0, 1]; at least this overlap is a hit.
 
     Returns:
@@ -208,7 +216,13 @@ def match(pictures: PredictionsAndFaces, iou_thresholds: Sequence[float]) -> Out
     shape = (len(iou_thresholds), len(pictures.counted), len(pictures.scores))
     outcomes = np.empty(shape, np.int8)
     outcomes[:] = no_hit.repeat(pictures.prediction_counts)
-    prediction, face, iou = find_hits(pictures, min(iou_thresholds))
+    first_face = pictures.face_counts.cumsum() - pictures.face_counts
+    face = best.face + first_face.repeat(pictures.prediction_counts)
+    (prediction,) = np.nonzero(best.iou >= min(iou_thresholds))
+    # Face by face, those of one face by falling score, those of equal score in their order.
+    order = np.lexsort((-pictures.scores[prediction], face[prediction]))
+    prediction = prediction[order]
+    face, iou = face[prediction], best.iou[prediction]
     for outcome, iou_threshold in zip(outcomes, iou_thresholds, strict=True):
         hits = iou >= iou_threshold
         is_first_of_face = np.diff(face[hits], prepend=-1) != 0
@@ -216,6 +230,63 @@ def match(pictures: PredictionsAndFaces, iou_thresholds: Sequence[float]) -> Out
         counted = pictures.counted[:, face[hits]]
         outcome[:, prediction[hits]] = np.where(counted, if_counted, NOT_COUNTED)
     return outcomes
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """What became of the predictions of pictures, one picture after the other.
+
+    Attributes:
+        places: Picture id -> where its predictions start and stop.
+        scores: (p,) float64, as given.
+        heights: (p,) float32, of the boxes, pixels.
+        best: Their best faces.
+        outcomes: (protocols, difficulties, p) int8.
+    """
+
+    places: dict[str, tuple[int, int]]
+    scores: Floats
+    heights: NDArray[np.float32]
+    best: BestFaces
+    outcomes: Outcomes
+
+    @classmethod
+    def join(cls, parts: Sequence[Matched]) -> Matched:
+        """The pictures of all parts, which share none."""
+        places: dict[str, tuple[int, int]] = {}
+        start = 0
+        for part in parts:
+            places |= {id: (start + a, start + b) for id, (a, b) in part.places.items()}
+            start += len(part.scores)
+        return cls(
+            places,
+            np.concatenate([np.empty(0), *(part.scores for part in parts)]),
+            np.concatenate([np.empty(0, np.float32), *(part.heights for part in parts)]),
+            BestFaces(
+                np.concatenate([np.empty(0, np.int32), *(part.best.face for part in parts)]),
+                np.concatenate([np.empty(0), *(part.best.iou for part in parts)]),
+            ),
+            np.concatenate([_NO_OUTCOMES, *(part.outcomes for part in parts)], axis=2),
+        )
+
+    @classmethod
+    def of(cls, ids: Sequence[str], pictures: PredictionsAndFaces) -> Matched:
+        """Match the pictures of these ids by all `PROTOCOLS`."""
+        ends = pictures.prediction_counts.cumsum()
+        starts = ends - pictures.prediction_counts
+        places = zip(starts.tolist(), ends.tolist(), strict=True)
+        best = best_faces(pictures)
+        thresholds = [protocol.iou_threshold for protocol in PROTOCOLS.values()]
+        return cls(
+            dict(zip(ids, places, strict=True)),
+            pictures.scores,
+            pictures.predictions[:, 3].astype(np.float32),
+            best,
+            match(pictures, best, thresholds),
+        )
+
+
+_NO_OUTCOMES = np.empty((len(PROTOCOLS), len(DIFFICULTIES), 0), np.int8)
 
 
 def normalise(scores: Floats) -> Floats:
@@ -298,7 +369,7 @@ class WiderFaceMetric:
 
     Only pictures that were updated count: update a picture in which nothing was found with empty
     arrays, or its faces are left out of the recall. Metrics can be pickled and merged. A metric
-    keeps 8 + 3 bytes a protocol for each prediction.
+    keeps about 30 bytes for each prediction.
 
         >>> faces = np.array([[10.0, 10, 20, 20], [60, 10, 20, 20]])
         >>> truth = PictureTruth("0--Parade/a", faces, counted=np.ones((3, 2), bool))
@@ -310,9 +381,7 @@ class WiderFaceMetric:
 
     def __init__(self) -> None:
         self._ids: set[str] = set()
-        # Of one group of pictures each: (p,) scores and (protocols, 3, p) outcomes.
-        self._scores = [np.empty(0)]
-        self._outcomes = [np.empty((len(PROTOCOLS), len(DIFFICULTIES), 0), np.int8)]
+        self._parts: list[Matched] = []  # of one group of pictures each
         self._face_counts = np.zeros(len(DIFFICULTIES), np.int64)
         self._backward = 0
 
@@ -350,11 +419,9 @@ class WiderFaceMetric:
             pictures.append((truth, *_checked(truth.id, *found)))
         # The + 1 lets the predictions of pictures without faces count as well.
         sizes = [len(found) * (len(truth.boxes) + 1) for truth, _, found in pictures]
-        iou_thresholds = [protocol.iou_threshold for protocol in PROTOCOLS.values()]
         for part in _groups(sizes):
             group = PredictionsAndFaces.of(*zip(*pictures[part], strict=True))
-            self._scores.append(group.scores)
-            self._outcomes.append(match(group, iou_thresholds))
+            self._parts.append(Matched.of([truth.id for truth, *_ in pictures[part]], group))
             self._face_counts += group.counted.sum(axis=1)
             self._backward += int((group.predictions[:, 2:] < 0).any(axis=1).sum())
         self._ids |= ids
@@ -369,15 +436,14 @@ class WiderFaceMetric:
         if twice:
             raise ValueError(f"{len(twice)} pictures are in both metrics, such as {min(twice)}")
         self._ids |= other._ids
-        self._scores += other._scores
-        self._outcomes += other._outcomes
+        self._parts += other._parts
         self._face_counts += other._face_counts
         self._backward += other._backward
 
     def compute(self) -> dict[str, dict[str, float]]:
         """AP in [0, 1]: protocol name -> difficulty -> AP. 0 where no face counts."""
-        steps = first_thresholds(normalise(np.concatenate(self._scores)))
-        outcomes = np.concatenate(self._outcomes, axis=2)
+        matched = self.matched()
+        steps = first_thresholds(normalise(matched.scores))
         return {
             protocol: {
                 difficulty: average_precision(*recall_and_precision(steps, row, int(count)))
@@ -385,14 +451,20 @@ class WiderFaceMetric:
                     DIFFICULTIES, rows, self._face_counts, strict=True
                 )
             }
-            for protocol, rows in zip(PROTOCOLS, outcomes, strict=True)
+            for protocol, rows in zip(PROTOCOLS, matched.outcomes, strict=True)
         }
+
+    def matched(self) -> Matched:
+        """What became of each prediction, of all pictures."""
+        self._parts = [Matched.join(self._parts)]
+        return self._parts[0]
 
     def reach(self) -> Reach:
         """How far the predictions reach, for notes beside the AP."""
-        hits = sum((part == TRUE_POSITIVE).sum(axis=2) for part in self._outcomes)
+        matched = self.matched()
+        hits = (matched.outcomes == TRUE_POSITIVE).sum(axis=2)
         shares = hits / np.maximum(self._face_counts, 1)
-        scores = np.concatenate(self._scores)
+        scores = matched.scores
         return Reach(
             {
                 protocol: dict(zip(DIFFICULTIES, row, strict=True))

@@ -24,8 +24,8 @@ from cfdist.widerface.metric import (
     PredictionsAndFaces,
     WiderFaceMetric,
     average_precision,
+    best_faces,
     box_iou,
-    find_hits,
     first_thresholds,
     match,
     normalise,
@@ -179,6 +179,10 @@ def together(picture_set) -> PredictionsAndFaces:
     return PredictionsAndFaces.of(*zip(*picture_set, strict=True))
 
 
+def outcomes_of(pictures: PredictionsAndFaces, iou_thresholds):
+    return match(pictures, best_faces(pictures), iou_thresholds)
+
+
 def loop_match_unsorted(truth, boxes, scores, difficulty: int, iou_threshold: float) -> list[int]:
     """Outcomes at one difficulty in the order of the predictions."""
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
@@ -192,7 +196,7 @@ def loop_match_unsorted(truth, boxes, scores, difficulty: int, iou_threshold: fl
     picture_sets(least=1), st.lists(st.sampled_from([0.1, 0.4, 0.5, 1.0]), min_size=1, max_size=3)
 )
 def test_match_equals_the_loop(picture_set, iou_thresholds):
-    outcomes = match(together(picture_set), iou_thresholds)
+    outcomes = outcomes_of(together(picture_set), iou_thresholds)
     assert outcomes.dtype == np.int8
     assert outcomes.shape[:2] == (len(iou_thresholds), 3)
     for rows, iou_threshold in zip(outcomes, iou_thresholds, strict=True):
@@ -292,24 +296,32 @@ def test_iou_counts_pixels():
 
 def test_first_box_wins_a_tie():
     same = np.array([[0.0, 0, 9, 9], [0, 0, 9, 9]])
-    prediction, face, iou = find_hits(one_picture(same, same), 0.5)
-    assert prediction.tolist() == [0, 1]
+    face, iou = best_faces(one_picture(same, same))
     assert face.tolist() == [0, 0]
     assert iou.tolist() == [1.0, 1.0]
 
 
-def test_hits_come_by_face_and_falling_score():
-    predictions = TWO_FACES[[1, 0, 0, 0]]
-    picture = one_picture(predictions, scores=np.array([0.9, 0.2, 0.8, 0.2]))
-    prediction, face, _ = find_hits(picture, 0.5)
-    assert prediction.tolist() == [2, 1, 3, 0]
-    assert face.tolist() == [0, 0, 0, 1]
+def test_of_equal_scores_the_first_hits():
+    picture = one_picture(TWO_FACES[[1, 0, 0, 0]], scores=np.array([0.9, 0.2, 0.8, 0.8]))
+    hit, late = TRUE_POSITIVE, FALSE_POSITIVE
+    assert outcomes_of(picture, [0.5])[0, 0].tolist() == [hit, late, hit, late]
+
+
+def test_best_faces_count_within_their_picture():
+    far = np.array([[500.0, 500, 9, 9]])
+    picture_set = [
+        (truth_of(), TWO_FACES[[1]], np.array([0.9])),
+        (truth_of(), np.concatenate([far, TWO_FACES[[1, 0]]]), np.array([0.9, 0.8, 0.7])),
+    ]
+    face, iou = best_faces(together(picture_set))
+    assert face.tolist() == [1, -1, 1, 0]
+    assert iou.tolist() == [1.0, 0.0, 1.0, 1.0]
 
 
 def test_overlap_equal_to_the_threshold_hits():
     # 10 x 5 pixels inside 10 x 10.
     half = np.array([[0.0, 0, 9, 4]])
-    hit, miss = match(one_picture(half), [0.5, 0.51]).tolist()
+    hit, miss = outcomes_of(one_picture(half), [0.5, 0.51]).tolist()
     assert hit == [[TRUE_POSITIVE]] * 3
     assert miss == [[FALSE_POSITIVE]] * 3
 
@@ -317,7 +329,7 @@ def test_overlap_equal_to_the_threshold_hits():
 def test_outcomes_by_difficulty():
     predictions = np.array([[0.0, 0, 9, 9], [0, 0, 9, 9], [100, 0, 9, 9], [50, 50, 9, 9]])
     counted = np.array([[True, False], [True, True], [False, True]])
-    assert match(one_picture(predictions, counted=counted), [0.5])[0].tolist() == [
+    assert outcomes_of(one_picture(predictions, counted=counted), [0.5])[0].tolist() == [
         [TRUE_POSITIVE, FALSE_POSITIVE, NOT_COUNTED, FALSE_POSITIVE],
         [TRUE_POSITIVE, FALSE_POSITIVE, TRUE_POSITIVE, FALSE_POSITIVE],
         [NOT_COUNTED, NOT_COUNTED, TRUE_POSITIVE, FALSE_POSITIVE],
@@ -328,7 +340,7 @@ def test_no_second_best_box():
     faces = np.array([[0.0, 0, 9, 9], [1, 0, 9, 9]])
     predictions = np.array([[0.0, 0, 9, 9], [0, 0, 9, 9]])
     picture = one_picture(predictions, faces)
-    assert match(picture, [0.5])[0, 0].tolist() == [TRUE_POSITIVE, FALSE_POSITIVE]
+    assert outcomes_of(picture, [0.5])[0, 0].tolist() == [TRUE_POSITIVE, FALSE_POSITIVE]
 
 
 def test_perfect_predictions():
