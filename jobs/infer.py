@@ -143,7 +143,9 @@ def _run_devices(config: Config, model: BackendModel, tensors: InputFiles, folde
     done = [item for item in tensors.items if item.id not in failed]
     run.summary = summary(times, model.spec.batch, done, folder)
     write_text(summary_path(folder), json.dumps(run.summary) + "\n")
-    run.devices = [device_entry(name, one, seconds) for name, one in sorted(reports.items())]
+    run.devices = [
+        device_entry(name, one, seconds, run.ready_at) for name, one in sorted(reports.items())
+    ]
     return run
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cfdist.backends.base import DeviceSettings
+from cfdist.devices.activity import ActivityRecord
 
 # Chunks that a device holds beyond those in inference: one is being read, one is being sent away.
 AHEAD = 2
@@ -39,6 +40,7 @@ class DeviceReport:
         host: Name of the machine.
         chip: The accelerator's number on that machine, or its UUID; `None` on a CPU.
         runs_on: What the backend computes on, see `Backend.runs_on`.
+        activity: When it read and inferred.
     """
 
     pictures: int = 0
@@ -50,6 +52,7 @@ class DeviceReport:
     host: str = ""
     chip: str | None = None
     runs_on: str = ""
+    activity: ActivityRecord = field(default_factory=ActivityRecord)
 
 
 @dataclass(frozen=True)

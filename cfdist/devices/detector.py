@@ -76,6 +76,7 @@ def load(
     runner = Runner(model, settings, chunk)
     with memory_as_user_error(spec.batch):
         reader = Reader((spec.width, spec.height), readers, chunk, settings.streams + AHEAD)
+    reader.activity = runner.activity
     return runner, reader
 
 

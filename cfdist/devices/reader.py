@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cfdist.devices.activity import Activity
 from cfdist.preprocess import PictureError, StoredPicture, decode_into
 from cfdist.widerface.manifest import WorkItem
 
@@ -112,6 +113,7 @@ class Reader:
 
     Attributes:
         decoded: Picture files that were read and decoded, here or elsewhere, for the chunks so far.
+        activity: Where the reader notes when it reads.
     """
 
     def __init__(self, size: Size, threads: int, rows: int, buffers: int) -> None:
@@ -124,6 +126,7 @@ class Reader:
         cv2.setNumThreads(1)
         sys.setswitchinterval(SWITCH_SECONDS)
         self.decoded = 0
+        self.activity = Activity()
         self._lock = threading.Lock()
         self._thread_count = threads
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="reader")
@@ -137,7 +140,8 @@ class Reader:
         """Read a chunk; its buffer is the caller's for the `with` block."""
         buffer = self._buffers.get()
         try:
-            outcomes = self._fill(sources, buffer)
+            with self.activity.doing("reading"):
+                outcomes = self._fill(sources, buffer)
             keys = [source.key for source in sources]
             read = [(i, one) for i, one in enumerate(outcomes) if isinstance(one, StoredPicture)]
             for target, (source, _) in enumerate(read):

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.decode import Outputs, finite_pictures
+from cfdist.devices.activity import Activity
 from cfdist.devices.base import DeviceReport
 from cfdist.devices.memory import memory_as_user_error
 from cfdist.machine import peak_memory
@@ -37,7 +38,11 @@ class Inferred:
 
 
 class Runner:
-    """A loaded model, `backend`: makes input tensors, runs batches, checks and times them."""
+    """A loaded model, `backend`: makes input tensors, runs batches, checks and times them.
+
+    Attributes:
+        activity: When it infers; whatever reads for it may note that there, too.
+    """
 
     def __init__(self, model: BackendModel, settings: DeviceSettings, chunk: int) -> None:
         """Load the model; `infer` is given at most `chunk` pictures at once.
@@ -56,6 +61,7 @@ class Runner:
             if not contract.is_letterboxed_bytes:
                 for _ in range(self.backend.streams + 1):
                     self._rooms.put(np.empty(contract.shape(chunk), contract.dtype))
+        self.activity = Activity()
         self._report = DeviceReport()
         self._lock = threading.Lock()
         self._cold = 0  # whole batches to come, one a stream, that are no measurement
@@ -110,7 +116,7 @@ class Runner:
         """
         size = self._spec.batch
         batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]
-        with self._streams, memory_as_user_error(size):
+        with self._streams, self.activity.doing("inferring"), memory_as_user_error(size):
             outputs, seconds = self._timed(batches)
         self._count(batches, seconds)
         is_finite = [finite_pictures(one) for one in outputs] or [np.empty(0, np.bool_)]
@@ -156,6 +162,7 @@ class Runner:
             self._report.device_ms += self.backend.device_times_ms()
             self._report.peak_memory = peak_memory()
             self._report.runs_on = self.backend.runs_on
+            self._report.activity = self.activity.record()
             return self._report
 
     def forget(self) -> None:
@@ -163,6 +170,7 @@ class Runner:
         with self._lock:
             self._cold = 0
             self._report = DeviceReport()
+            self.activity.forget()
             self.backend.device_times_ms()
 
     def close(self) -> None:

@@ -136,12 +136,14 @@ class Timeline:
         started: When the first work was handed out, seconds on the monotonic clock.
         points: (seconds on the same clock, pictures finished until then), one a chunk.
         chunks: Device name -> (seconds on the same clock, pictures) of each of its chunks.
+        started_at: `started` in seconds since the epoch.
     """
 
     streams: int
     started: float = 0.0
     points: list[tuple[float, int]] = field(default_factory=list)
     chunks: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    started_at: float = 0.0
 
     def add(self, device: str, pictures: int) -> None:
         """Note that a device has finished a chunk now."""
@@ -236,7 +238,7 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
     def on_ready() -> None:
         listener.on_ready(len(done))
         cpu_before.update(process_times())
-        timeline.started = time.perf_counter()
+        timeline.started, timeline.started_at = time.perf_counter(), time.time()
 
     def on_done(device: str, report: ChunkReport) -> Iterable[str]:
         timeline.add(device, len(report.keys))

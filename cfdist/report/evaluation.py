@@ -72,7 +72,8 @@ def evaluation_results(
         },
         throughput={"steady": timeline.steady_rate, "end_to_end": finished / total_seconds},
         devices=[
-            device_entry(name, one, run_seconds) for name, one in sorted(report.devices.items())
+            device_entry(name, one, run_seconds, timeline.started_at)
+            for name, one in sorted(report.devices.items())
         ],
         backend=model.backend,
         batch=model.spec.batch,

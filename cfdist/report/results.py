@@ -28,6 +28,8 @@ from cfdist.widerface.ground_truth import DIFFICULTIES
 
 SCHEMA_VERSION = 1
 
+HISTOGRAM_BARS = 24
+
 # The phases before the first picture of a run.
 START_UP = ("imports", "checks", "ray", "devices")
 
@@ -234,7 +236,7 @@ def _wanted_ap(config: Config) -> dict[str, float]:
 
 
 def batch_statistics(batch_ms: Sequence[float]) -> dict[str, float] | None:
-    """min, mean, median, p99 and max of batch times in milliseconds; `None` for none."""
+    """min, mean, median, p90, p99 and max of batch times in milliseconds; `None` for none."""
     if not batch_ms:
         return None
     times = np.asarray(batch_ms)
@@ -242,15 +244,28 @@ def batch_statistics(batch_ms: Sequence[float]) -> dict[str, float] | None:
         "min": float(times.min()),
         "mean": float(times.mean()),
         "median": float(np.median(times)),
+        "p90": float(np.percentile(times, 90)),
         "p99": float(np.percentile(times, 99)),
         "max": float(times.max()),
     }
 
 
-def device_entry(name: str, report: DeviceReport, run_seconds: float) -> dict[str, Any]:
+def batch_histogram(batch_ms: Sequence[float]) -> dict[str, list[Any]] | None:
+    """How many batches took how long: `edges_ms` of equal steps, and `counts` between them."""
+    if not batch_ms:
+        return None
+    times = np.asarray(batch_ms)
+    # The slowest few would leave the others one bar; the last bar holds all that are slower.
+    counts, edges = np.histogram(np.minimum(times, np.percentile(times, 99)), HISTOGRAM_BARS)
+    return {"edges_ms": [*edges.round(4).tolist()], "counts": counts.tolist()}
+
+
+def device_entry(
+    name: str, report: DeviceReport, run_seconds: float, started_at: float
+) -> dict[str, Any]:
     """An entry of the results' `devices`, of what a device did in a run of `run_seconds`.
 
-    The run's time counts from the first work handed out to the last work done. "chip" is the
+    The run began at `started_at`, seconds since the epoch. Its time counts from the first work handed out to the last work done. "chip" is the
     accelerator's number on its host, or its UUID, whatever the device's process calls it.
     """
     return {
@@ -262,6 +277,8 @@ def device_entry(name: str, report: DeviceReport, run_seconds: float) -> dict[st
         "busy_share": min(1.0, report.busy_seconds / run_seconds) if run_seconds else 0.0,
         "batch_ms": batch_statistics(report.batch_ms),
         "device_ms": batch_statistics(report.device_ms),
+        "batch_histogram": batch_histogram(report.batch_ms),
+        "timeline": report.activity.to_dict(started_at),
     }
 
 

@@ -91,7 +91,8 @@ class FileDevice:
         for start in range(0, len(chunk), self._rows):
             buffer = self._buffers.get()
             try:
-                read = self._read(chunk[start : start + self._rows], buffer, failures)
+                with self._runner.activity.doing("reading"):
+                    read = self._read(chunk[start : start + self._rows], buffer, failures)
                 # Padded with the first, as ais_bench does, so that every batch takes the same time.
                 whole = -(-len(read) // size) * size
                 buffer[len(read) : whole] = buffer[0]

@@ -41,6 +41,13 @@ def test_detections_are_those_of_the_plain_steps(detector, items, spec):
         np.testing.assert_allclose(ours.boxes, plain[0].boxes, rtol=0, atol=1e-3)
 
 
+def test_the_report_says_when_the_device_read_and_inferred(detector, items):
+    detector.process(items)
+    found = detector.report()
+    assert 0 < sum(found.activity.inferring) <= found.busy_seconds * 1.5 + 0.1
+    assert sum(found.activity.reading) > 0
+
+
 def test_pictures_that_cannot_be_read_come_last_with_their_reason(detector, items, tmp_path):
     gone = WorkItem("e/gone", str(tmp_path / "no"), 0)
     found = detector.process([gone, items[0]])

@@ -16,8 +16,10 @@ from cfdist.devices.base import DeviceReport
 from cfdist.distributed.events import Event
 from cfdist.errors import UserError
 from cfdist.report.results import (
+    HISTOGRAM_BARS,
     Phases,
     Results,
+    batch_histogram,
     batch_statistics,
     check_gate,
     checkout_commit,
@@ -148,14 +150,24 @@ def test_batch_statistics_are_in_order(batch_ms):
         assert found is None
         return
     assert (found["min"], found["max"]) == (min(batch_ms), max(batch_ms))
-    assert found["min"] <= found["median"] <= found["p99"] <= found["max"]
+    assert found["min"] <= found["median"] <= found["p90"] <= found["p99"] <= found["max"]
     assert found["mean"] == pytest.approx(sum(batch_ms) / len(batch_ms))
+
+
+@given(times)
+def test_the_histogram_counts_each_batch_once(batch_ms):
+    found = batch_histogram(batch_ms)
+    if not batch_ms:
+        assert found is None
+        return
+    assert sum(found["counts"]) == len(batch_ms)
+    assert len(found["edges_ms"]) == len(found["counts"]) + 1 == HISTOGRAM_BARS + 1
 
 
 @given(st.floats(0, 1e4), st.floats(0, 1e4), times)
 def test_a_device_is_busy_for_a_share_of_the_run(busy_seconds, run_seconds, batch_ms):
     report = DeviceReport(7, 7, busy_seconds, batch_ms, host="a", chip="4")
-    entry = device_entry("device:0", report, run_seconds)
+    entry = device_entry("device:0", report, run_seconds, 0.0)
     assert (entry["host"], entry["chip"]) == ("a", "4")
     assert (entry["name"], entry["pictures"], entry["device_ms"]) == ("device:0", 7, None)
     assert entry["batch_ms"] == batch_statistics(batch_ms)

@@ -108,8 +108,8 @@ def test_devices_have_a_line_each_and_failures_are_cut_short(capsys):
         throughput={"steady": None, "end_to_end": 20.0},
         seconds={"total": 4.0, "start_up": 1.0, "run": 2.0, "evaluation": 1.0},
         devices=[
-            device_entry("device:0", DeviceReport(600, 600, 1.0, [10.0, 30.0], [9.0]), 2.0),
-            device_entry("device:1", DeviceReport(10, 10, 0.1, chip="5"), 2.0),
+            device_entry("device:0", DeviceReport(600, 600, 1.0, [10.0, 30.0], [9.0]), 2.0, 0.0),
+            device_entry("device:1", DeviceReport(10, 10, 0.1, chip="5"), 2.0, 0.0),
         ],
         failures=[(f"e/{n}", "broken") for n in range(7)],
     )
