@@ -265,8 +265,9 @@ def device_entry(
 ) -> dict[str, Any]:
     """An entry of the results' `devices`, of what a device did in a run of `run_seconds`.
 
-    The run began at `started_at`, seconds since the epoch. Its time counts from the first work handed out to the last work done. "chip" is the
-    accelerator's number on its host, or its UUID, whatever the device's process calls it.
+    The run began at `started_at`, seconds since the epoch. Its time counts from the first work
+    handed out to the last work done. "chip" is the accelerator's number on its host, or its UUID,
+    whatever the device's process calls it.
     """
     return {
         "name": name,
