@@ -22,8 +22,8 @@ settings.register_profile("cfdist", deadline=None)
 settings.load_profile("cfdist")
 
 
-# Tests that start Ray or a command, run real networks or draw the sample set take seconds each.
-SLOW_FIXTURES = {"ray_session", "command"}
+# Tests that start Ray, a command or an ATC, run real networks or draw the sample set take seconds.
+SLOW_FIXTURES = {"ray_session", "command", "calls"}
 SLOW_FOLDERS = ("end_to_end", "network", "sample")
 
 

@@ -430,6 +430,7 @@ def test_jpegs_decode_to_opencv_s_very_bytes(
     assert_decodes_like_opencv(content)
 
 
+@pytest.mark.slow
 def test_real_jpegs_decode_to_opencv_s_very_bytes(shared):
     paths = sorted((shared / "data" / "wider_val_mini" / "WIDER_val" / "images").rglob("*.jpg"))
     for path in paths[::20]:

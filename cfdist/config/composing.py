@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any, cast
 
@@ -56,6 +57,7 @@ def compose_values(*overrides: str) -> DictConfig:
         return hydra_compose("config", prepared)
 
 
+@functools.cache
 def register() -> None:
     """Make the defaults and the resolvers known to Hydra."""
     # With the process's number, two runs that start in the same second get their own folders.

@@ -182,13 +182,6 @@ def test_change_makes_anew(calls, model, aipp_model, aipp, tmp_path):
     assert convert(other_mean, out, [1])[0].made, "another normalisation"
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"onnx_sha256": 1'])
-def test_damaged_sidecar_makes_anew(calls, model, tmp_path, content):
-    (first,) = convert(model, tmp_path / "om", [1])
-    Path(f"{first.om}.json").write_text(content)
-    assert convert(model, tmp_path / "om", [1])[0].made
-
-
 def test_sidecar_says_how_it_was_made(calls, model, tmp_path, monkeypatch):
     (tmp_path / "compiler").mkdir()
     (tmp_path / "compiler" / "version.info").write_text("Version=6.0.RC1\nversion_dir=6.0\n")
@@ -419,11 +412,12 @@ def test_the_played_atc_is_strict():
             parse(wrong)
 
 
-@pytest.mark.parametrize("sidecar", ["[" * 100_000, "[]", "{", "7", ""])
-def test_a_damaged_sidecar_makes_the_om_anew(model, calls, tmp_path, sidecar):
+def test_a_damaged_sidecar_makes_the_om_anew(model, calls, tmp_path):
     out = tmp_path / "out"
     convert(model, out, [1])
-    (out / "CenterFace_bs1.om.json").write_text(sidecar)
-    assert convert(model, out, [1])[0].made
-    assert not convert(model, out, [1])[0].made
-    assert number_of_calls(calls) == 2
+    damaged = ["[" * 100_000, "[]", "{}", "{", '{"onnx_sha256": 1', "7", ""]
+    for sidecar in damaged:
+        (out / "CenterFace_bs1.om.json").write_text(sidecar)
+        assert convert(model, out, [1])[0].made
+        assert not convert(model, out, [1])[0].made
+    assert number_of_calls(calls) == 1 + len(damaged)

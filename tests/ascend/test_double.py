@@ -185,6 +185,7 @@ def write_inputs(folder: Path, pictures: np.ndarray) -> list[str]:
     return [stem.split(".")[0] for stem in stems]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", ["0", "0,1"])
 def test_command_line(generation, om, tmp_path, devices):
     pictures = np.random.default_rng(2).normal(size=(5, *SHAPE[1:])).astype(np.float32)
@@ -212,6 +213,7 @@ def test_command_line(generation, om, tmp_path, devices):
         assert sorted(map(sorted, halves)) == [["a", "b", "c"], ["d", "e"]]
 
 
+@pytest.mark.slow
 def test_command_line_without_input(om, tmp_path):
     folder = run_cli(om, tmp_path / "result", "--loop=3")
     summary = json.loads(folder.with_name("dumpout_bs3_summary.json").read_text())

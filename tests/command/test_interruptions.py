@@ -43,16 +43,16 @@ def start(reaction: str, *prefix: str) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("reaction", [IN_ORDER, LOST, IN_A_LIBRARY])
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
-)
-def test_a_signal_ends_a_process_whatever_becomes_of_its_exception(reaction, number, code):
-    process = start(reaction)
+def test_a_signal_ends_a_process_whatever_becomes_of_its_exception(reaction):
+    codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+    processes = {number: start(reaction) for number in codes}
     began = time.monotonic()
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    for number, process in processes.items():
+        process.send_signal(number)
+    for number, process in processes.items():
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (codes[number], "cfdist: interrupted; go on\n")
     assert time.monotonic() - began < 5
-    assert (process.returncode, errors) == (code, "cfdist: interrupted; go on\n")
 
 
 @pytest.mark.parametrize("reaction", [LOST, IN_A_LIBRARY])

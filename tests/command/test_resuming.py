@@ -97,6 +97,7 @@ def test_only_evaluations_go_on(tmp_path):
         resumed(f"resume={folder}")
 
 
+@pytest.mark.slow
 def test_auto_takes_the_newest_run_of_these_settings(tmp_path):
     outputs = tmp_path / "outputs"
     with pytest.raises(UserError, match=f"no unfinished run in {outputs}; leave resume out"):
@@ -151,6 +152,7 @@ def test_a_sweep_goes_on_with_its_settings_in_their_order(tmp_path):
     assert not is_unfinished(folder)
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(name=st.text("ab /'\"\\$,=*~!;[]{}()é#&\t", min_size=1).filter(lambda text: text.strip("/")))
 def test_the_printed_command_names_the_very_folder(name):

@@ -242,5 +242,6 @@ def test_the_page_of_one_job_has_its_keys_alone():
 
 
 def test_every_exit_code_is_explained():
+    page = help_text()
     for code in ExitCode:
-        assert f"\n  {code.value:<4} {code.meaning}\n" in help_text()
+        assert f"\n  {code.value:<4} {code.meaning}\n" in page

@@ -48,8 +48,8 @@ def of_sweep(setting: str) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_path_is_the_text_that_was_typed(name):
-    assert config.compose(f"predictions={name}").predictions == name
-    assert config.compose(f"++dataset.root={name}").dataset.root == name
+    composed = config.compose(f"predictions={name}", f"++dataset.root={name}")
+    assert (composed.predictions, composed.dataset.root) == (name, name)
 
 
 @pytest.mark.slow

@@ -77,7 +77,10 @@ def test_ray_is_told_what_it_does_not_find(monkeypatch):
 
 @pytest.fixture
 def given_by_ray(monkeypatch):
-    """Sets what Ray gave the actor that this process plays."""
+    """Sets what Ray gave the actor that this process plays; the environment is put back."""
+    for variable in (CUDA, ASCEND):
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
 
     def give(**ids):
         context = SimpleNamespace(get_accelerator_ids=lambda: ids)

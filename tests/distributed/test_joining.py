@@ -111,8 +111,10 @@ class Gcs:
     [
         ({"ray_version": "2.9.0"}, r"x: the cluster runs Ray 2.9.0 and Python {python}, this"),
         ({"python_version": "3.9.1"}, r"x: the cluster runs Ray {ray} and Python 3.9.1, this"),
-        ({}, r"x: this machine is no node of that cluster; .*`ray start --address=h:1`.*submit"),
-        (None, r"x: this machine is no node"),  # a head that has noted no versions
+        (  # a head that has noted no versions
+            None,
+            r"x: this machine is no node of that cluster; .*`ray start --address=h:1`.*submit",
+        ),
     ],
 )
 def test_a_cluster_that_this_process_does_not_fit_is_refused(monkeypatch, theirs, refusal):

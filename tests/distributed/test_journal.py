@@ -104,6 +104,7 @@ def test_without_its_file_the_identity_is_in_each_segment(tmp_path, damage):
     assert (ids(again), again.cuts, file.read_text()) == (["a/1"], [], whole)
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_makes_another_identity(tmp_path):
     Journal(tmp_path / "j", PARTS).append(to_arrow([found("a/1")]))
     file = tmp_path / "j" / "run.json"
@@ -196,6 +197,7 @@ def segment_of(folder, count: int) -> bytes:
     return (folder / "segment-0000.arrow").read_bytes()
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_is_read_as_a_number(tmp_path):
     content = segment_of(tmp_path / "j", 2)
     segment = tmp_path / "j" / "segment-0000.arrow"

@@ -137,6 +137,7 @@ with one_start_at_a_time(Path(sys.argv[1])):
 """
 
 
+@pytest.mark.slow
 def test_commands_that_start_at_once_start_one_after_the_other(tmp_path):
     starts = [
         subprocess.Popen([sys.executable, "-c", START, tmp_path], stdout=subprocess.PIPE, text=True)
@@ -166,6 +167,7 @@ print(Path.home().joinpath(".ray", "auth_token").read_text())
 """
 
 
+@pytest.mark.slow
 def test_commands_that_start_at_once_agree_on_one_token(tmp_path):
     environment = os.environ | {"HOME": str(tmp_path)}
     commands = [

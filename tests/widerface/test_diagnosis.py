@@ -79,6 +79,7 @@ def test_boxes_that_fit_have_no_other_layout(seed: int):
     assert diagnosis.other_convention(right, "centerface") is None
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.integers(0, 1000))
 def test_boxes_anywhere_fit_in_no_layout(seed: int):

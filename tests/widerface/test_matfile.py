@@ -62,6 +62,7 @@ def test_what_scipy_writes_is_read_as_scipy_reads_it(value, compressed):
     assert_same(found["x"], loadmat(io.BytesIO(content))["x"])
 
 
+@pytest.mark.slow
 def test_the_benchmark_s_own_files_are_read_as_scipy_reads_them(shared):
     names = ("event_list", "file_list", "face_bbx_list", "gt_list")
     for file in GROUND_TRUTH_FILES:
@@ -140,6 +141,7 @@ def test_what_is_not_compressed_has_the_same_limit(monkeypatch):
         read_variables(saved(False, x=np.zeros(2000)), ["x"])
 
 
+@pytest.mark.slow
 def test_the_largest_variable_of_empty_cells_takes_little_memory(monkeypatch):
     # What is measured is a ratio; a thirtieth of the limit shows it as well.
     monkeypatch.setattr(matfile, "MAX_VARIABLE_BYTES", 1_000_000)
