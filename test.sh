@@ -17,8 +17,8 @@ cd "$checkout"
 run_tests() { "$venv/bin/python" -m pytest --dist loadfile "$@"; }
 case " $* " in
   "  ")
-    run_tests --numprocesses auto -m "not slow"
-    run_tests --numprocesses 2 --durations 20 -m slow
+    run_tests --hypothesis-profile thorough --numprocesses auto -m "not slow"
+    run_tests --hypothesis-profile thorough --numprocesses 2 --durations 60 -m slow
     ;;
   *" not slow "*) run_tests --numprocesses auto "$@" ;;
   *) run_tests --numprocesses 0 "$@" ;;

@@ -17,9 +17,11 @@ from cfdist.model import ModelSpec, locate_model
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-# On a busy machine any example may be slow; what is tested is what comes out.
-settings.register_profile("cfdist", deadline=None)
-settings.load_profile("cfdist")
+# On a busy machine any example may be slow; what is tested is what comes out. `./test.sh` without
+# arguments takes the thorough profile (`--hypothesis-profile=thorough`).
+settings.register_profile("quick", deadline=None, max_examples=25)
+settings.register_profile("thorough", deadline=None, max_examples=100)
+settings.load_profile("quick")
 
 
 # Tests that start Ray, a command or an ATC, run real networks or draw the sample set take seconds.
