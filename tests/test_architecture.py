@@ -15,7 +15,7 @@ ROOMS = (
     *("errors", "files", "machine", "storage", "preprocess", "model", "detections", "decode"),
     *("widerface", "sample", "ascend", "network", "backends", "config", "devices", "distributed"),
     *("inputs", "execution", "report", "comparison", "throughput", "workflow"),
-    *("command", "sweep"),
+    *("command", "sweep", "api"),
     "jobs",
     "main",
 )

@@ -163,6 +163,25 @@ def _run(
         print(f"{output}: done by an earlier command")
         shutil.rmtree(output / JOURNAL, ignore_errors=True)  # it may have been killed before this
         return verdict(results)[0], None
+    code, error = run_in_folder(checked, config_yaml, output, started)
+    if error is not None:
+        return code, f"{_internal(error)}; the traceback is in {output / LOG}"
+    return code, None
+
+
+def run_in_folder(
+    checked: config.Config, config_yaml: str, output: Path, started: float
+) -> tuple[int, Exception | None]:
+    """Run a job in a folder of its own.
+
+    Returns:
+        The exit code, and the error if it is one of the program's own: its traceback is in the log.
+
+    Raises:
+        UserError: bad input.
+        StoppedError: the run ended early.
+        OSError: a file or the disk does not work.
+    """
     refuse_package_folder(checked)
     with claim(output, config_yaml):
         try:
@@ -176,7 +195,7 @@ def _run(
             if file_error := _file_error(error):
                 raise file_error from None
             _end_session()
-            return ExitCode.INTERNAL, f"{_internal(error)}; the traceback is in {output / LOG}"
+            return ExitCode.INTERNAL, error
 
 
 def _end_session() -> None:

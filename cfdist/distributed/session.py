@@ -44,10 +44,15 @@ _shares_sessions = False
 _shared: SharedSession | None = None
 
 
-def share_sessions() -> None:
-    """Let `session` leave a session open for the next run, until `close_shared_session`."""
+def share_sessions(shares: bool = True) -> None:
+    """Let `session` leave a session open for the next run, until `close_shared_session`; or not."""
     global _shares_sessions
-    _shares_sessions = True
+    _shares_sessions = shares
+
+
+def shares_sessions() -> bool:
+    """Whether the next runs share a session."""
+    return _shares_sessions
 
 
 def shared_session() -> SharedSession | None:

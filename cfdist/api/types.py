@@ -1,0 +1,127 @@
+"""What the functions for other programs return."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from cfdist.report.results import verdict
+
+_R = TypeVar("_R", bound="Run")
+
+
+@dataclass(frozen=True)
+class AveragePrecision:
+    """The APs by one protocol, fractions."""
+
+    easy: float
+    medium: float
+    hard: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run that has ended.
+
+    Attributes:
+        output_dir: The run's folder.
+        exit_code: What the command line would have ended with; 0: all is well.
+        reason: Why that is not 0, one line.
+        pictures: The pictures that did not fail.
+        failures: Picture -> why it failed.
+        notes: What a reader of the figures should know.
+        results: The content of `results.json`.
+    """
+
+    output_dir: Path
+    exit_code: int
+    reason: str | None
+    pictures: int
+    failures: Mapping[str, str]
+    notes: tuple[str, ...]
+    results: Mapping[str, Any] = field(repr=False)
+
+    @classmethod
+    def of(cls: type[_R], output: Path, results: Mapping[str, Any]) -> _R:
+        """The run in a folder, by the content of its `results.json`."""
+        code, reason = verdict(dict(results))
+        return cls(
+            output_dir=output,
+            exit_code=int(code),
+            reason=reason,
+            pictures=results["pictures"]["done"],
+            failures={one["picture"]: one["reason"] for one in results["failures"]},
+            notes=tuple(results["notes"]),
+            results=results,
+            **cls._figures(results),
+        )
+
+    @classmethod
+    def _figures(cls, results: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields that only this kind of run has."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Run):
+    """What `score` found.
+
+    Attributes:
+        ap: Protocol ("official", "guide") -> its APs, the chosen protocol first; empty if no model
+            ran (backend=simulated).
+    """
+
+    ap: Mapping[str, AveragePrecision]
+
+    @classmethod
+    def _figures(cls, results: Mapping[str, Any]) -> dict[str, Any]:
+        return {"ap": _by_protocol(results["ap"])}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Score):
+    """What `evaluate` found.
+
+    Attributes:
+        pictures_per_second: Without start and end; `None` if the run was too short to say.
+        end_to_end_pictures_per_second: With everything, from the call on.
+    """
+
+    pictures_per_second: float | None
+    end_to_end_pictures_per_second: float
+
+    @classmethod
+    def _figures(cls, results: Mapping[str, Any]) -> dict[str, Any]:
+        rates = results["throughput"]
+        return {
+            **super()._figures(results),
+            "pictures_per_second": rates["steady"],
+            "end_to_end_pictures_per_second": rates["end_to_end"],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Run):
+    """What `compare` found.
+
+    Attributes:
+        within_tolerance: Whether no tolerance (`compare.ap`, `.boxes`, `.cosine`) is passed.
+        reference: Protocol -> the reference's APs.
+        candidate: Protocol -> the candidate's.
+    """
+
+    within_tolerance: bool
+    reference: Mapping[str, AveragePrecision]
+    candidate: Mapping[str, AveragePrecision]
+
+    @classmethod
+    def _figures(cls, results: Mapping[str, Any]) -> dict[str, Any]:
+        found = results["comparison"]
+        sides = {side: _by_protocol(found[side]["ap"]) for side in ("reference", "candidate")}
+        return {"within_tolerance": found["within_tolerance"], **sides}
+
+
+def _by_protocol(ap: Mapping[str, Mapping[str, float]]) -> dict[str, AveragePrecision]:
+    return {protocol: AveragePrecision(**values) for protocol, values in ap.items()}

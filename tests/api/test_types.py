@@ -1,0 +1,50 @@
+"""Results as typed figures."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+
+from cfdist.api.types import AveragePrecision, Comparison, Evaluation, Run, Score
+
+AP = {"easy": 0.9, "medium": 0.8, "hard": 0.7}
+RESULTS = {
+    "pictures": {"total": 3, "done": 2, "failed": 1},
+    "failures": [{"picture": "0--Parade/a", "reason": "empty file (0 bytes)"}],
+    "notes": ["a note"],
+    "expected": None,
+    "ap": {"guide": AP, "official": AP},
+    "throughput": {"steady": None, "end_to_end": 7.5},
+}
+
+
+def test_a_run_says_what_its_results_say():
+    run = Evaluation.of(Path("out"), RESULTS)
+    assert run.output_dir == Path("out")
+    assert (run.exit_code, run.pictures, run.notes) == (3, 2, ("a note",))
+    assert run.reason.startswith("1 of 3 pictures failed; the first, 0--Parade/a: empty file")
+    assert run.failures == {"0--Parade/a": "empty file (0 bytes)"}
+    assert list(run.ap) == ["guide", "official"]
+    assert run.ap["official"] == AveragePrecision(0.9, 0.8, 0.7)
+    assert (run.pictures_per_second, run.end_to_end_pictures_per_second) == (None, 7.5)
+    assert run.results is RESULTS
+    assert "throughput" not in repr(run)
+    assert isinstance(run, Score)
+    with pytest.raises(FrozenInstanceError):
+        run.pictures = 3
+
+
+def test_a_simulated_run_has_no_ap():
+    assert Score.of(Path("out"), RESULTS | {"ap": {}}).ap == {}
+
+
+def test_a_comparison_has_the_aps_of_both():
+    sides = {"reference": {"ap": {"official": AP}}, "candidate": {"ap": {"official": AP}}}
+    found = {"within_tolerance": False, **sides}
+    run = Comparison.of(Path("out"), RESULTS | {"failures": [], "comparison": found})
+    assert not run.within_tolerance
+    assert (run.exit_code, run.reason) == (4, "the models are too far apart")
+    assert run.candidate["official"].hard == 0.7
+    assert isinstance(run, Run)
