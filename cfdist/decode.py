@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfdist.detections import Detections
+from cfdist.extensions import load_object
 from cfdist.model import ModelSpec
 from cfdist.preprocess import letterbox_affine
 
@@ -222,7 +223,7 @@ def decode_boxes(
 
     Args:
         peaks: n pictures' peaks.
-        convention: A key of `CONVENTIONS`.
+        convention: A key of `CONVENTIONS`, or such a function of others, "module:name".
         picture_sizes: (n, 2) width and height of the pictures, pixels.
         input_size: Width and height of the network's input, pixels.
 
@@ -232,7 +233,8 @@ def decode_boxes(
     """
     rows, columns = np.divmod(peaks.cell, input_size[0] // STRIDE)
     cells = np.stack([columns, rows], axis=-1).astype(np.float32)
-    start, end, landmarks = CONVENTIONS[convention](cells, peaks.values)
+    points = CONVENTIONS.get(convention) or load_object(convention, "model.convention")
+    start, end, landmarks = points(cells, peaks.values)
     affines = np.array([letterbox_affine(int(w), int(h), *input_size) for w, h in picture_sizes])
     affines = affines.reshape(-1, 2, 3)  # keeps its shape for no pictures
     # The affine is a scale and a shift.

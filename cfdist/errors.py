@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 
 
@@ -14,6 +16,21 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         # Spaces stay: they may be a file name's.
         super().__init__(" ".join(line.strip() for line in str(message).splitlines()))
+
+
+def did_you_mean(word: str, choices: Iterable[str] | Mapping[str, str], least: float = 0.6) -> str:
+    """The end of a message about a misspelt word: "; did you mean score?", or nothing.
+
+    Args:
+        word: What was typed, in upper or lower case.
+        choices: What may stand there; of a mapping, the keys, in place of which their values are
+            named.
+        least: How like a choice has to be, 0 to 1.
+    """
+    named = choices if isinstance(choices, Mapping) else {choice: choice for choice in choices}
+    folded = {choice.casefold(): name for choice, name in named.items()}
+    close = difflib.get_close_matches(word.casefold(), folded, n=1, cutoff=least)
+    return f"; did you mean {folded[close[0]]}?" if close else ""
 
 
 class DiskFullError(UserError):

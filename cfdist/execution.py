@@ -40,6 +40,7 @@ from cfdist.distributed.work import (
     letterboxing_work,
 )
 from cfdist.errors import UserError
+from cfdist.extensions import is_own_code, load_object
 from cfdist.files import JOURNAL
 from cfdist.machine import available_cores, available_memory
 from cfdist.model import ModelSpec, locate_model, verify_model
@@ -360,7 +361,13 @@ def model_spec(config: ModelConfig, file: str | None = None, key: str = "model.p
 
 
 def conventions(config: ModelConfig) -> ModelSpec:
-    """How the model is fed and read, without its file."""
+    """How the model is fed and read, without its file.
+
+    Raises:
+        UserError: the convention is code that is not there.
+    """
+    if is_own_code(config.convention):
+        load_object(config.convention, "model.convention")
     names = {field.name for field in fields(ModelSpec)} - _NO_CONVENTIONS
     values = config.model_dump(include=names)
     for name, value in values.items():

@@ -14,8 +14,9 @@ from cfdist.comparison.tally import Tally
 from cfdist.config import Config, refuse_unused
 from cfdist.distributed.events import Events, event_notes
 from cfdist.distributed.rounds import MakeWork, run_rounds
-from cfdist.errors import UserError
+from cfdist.errors import UserError, did_you_mean
 from cfdist.execution import Execution
+from cfdist.extensions import is_own_code
 from cfdist.model.formats import format_of
 from cfdist.report import screen
 from cfdist.report.results import Results, damage_notes, phase_seconds
@@ -73,6 +74,11 @@ def find_side(config: Config, side: str) -> BackendModel:
     if colon and prefix in backends.BACKENDS:
         backends.refuse_simulated(prefix, f"{side}={given}")
         return execution.model_on_backend(config, prefix, rest, side)
+    own, _, file = rest.partition(":")
+    if file and is_own_code(f"{prefix}:{own}"):
+        return execution.model_on_backend(config, f"{prefix}:{own}", file, side)
+    if rest and (hint := did_you_mean(prefix, backends.BACKENDS)):
+        raise UserError(f"{side}={given}: no backend {prefix}{hint}")
     found = format_of(execution.model_spec(config.model, given, side).path)
     if found is None:
         raise UserError(

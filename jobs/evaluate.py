@@ -14,6 +14,7 @@ from cfdist.machine import reset_peak_memory
 from cfdist.report import screen
 from cfdist.report.evaluation import evaluation_results
 from cfdist.report.results import Phases, check_gate
+from cfdist.widerface.own import OwnMetrics
 
 
 def main(config: Config, output: Path, started: float) -> int:
@@ -27,14 +28,16 @@ def main(config: Config, output: Path, started: float) -> int:
     manifest = inputs.find_pictures(config.dataset, truth).repeated(config.dataset.repeat)
     identity = execution.run_identity(model, manifest, config.eval.protocol)
     check_identity(output / JOURNAL, identity)
+    OwnMetrics(config.eval.metrics)  # refused now if one is not there
     phases.end("checks")
     with execution.start(config, [model], feeds_pictures=True, pictures=manifest.pictures) as there:
         phases.end("ray")
         screen.print_plan(config, there, manifest)
         supply = execution.supply_pictures(config, there, manifest)
-        style, make_work = config.eval.protocol, supply.make_work
+        style, make_work, metrics = config.eval.protocol, supply.make_work, config.eval.metrics
         task = EvaluationTask(
-            manifest, truth, there.models[0], there.plan, output, identity, style, make_work
+            *(manifest, truth, there.models[0], there.plan, output, identity, style, make_work),
+            metrics=tuple(metrics),
         )
         with screen.PictureProgress(len(manifest.items)) as progress:
             report = evaluate_manifest(task, progress.listener(phases))

@@ -15,6 +15,7 @@ from cfdist.report import screen
 from cfdist.report.accuracy import accuracy_notes, expected_notes
 from cfdist.report.results import Results, check_gate, chosen_first, expected_ap, phase_seconds
 from cfdist.widerface.ground_truth import GroundTruth
+from cfdist.widerface.own import metric_notes
 from cfdist.widerface.predictions import PredictionFiles, find_prediction_files
 from cfdist.widerface.scoring import score_files
 
@@ -39,7 +40,8 @@ def main(config: Config, output: Path, started: float) -> int:
         )
 
     ready = time.time()
-    metric = score_files(truth, files, available_cores())
+    metric, own = score_files(truth, files, available_cores(), config.eval.metrics)
+    metrics = own.compute()
     read = time.time()
     ap = chosen_first(metric.compute(), config.eval.protocol)
     ended = time.time()
@@ -47,7 +49,7 @@ def main(config: Config, output: Path, started: float) -> int:
     # Where nobody has said which pictures there are, those with a file are all that was asked for.
     failures = [id for id in expected if id not in files] if are_there else []
     expectation = expected_ap(config, ap)
-    notes = accuracy_notes(ap, metric.reach(), truth, files)
+    notes = metric_notes(metrics) + accuracy_notes(ap, metric.reach(), truth, files)
     notes += expected_notes(config, expectation, len(files))
     results = Results(
         job="score",
@@ -59,7 +61,8 @@ def main(config: Config, output: Path, started: float) -> int:
         config=config.model_dump(),
         notes=[*notes, *_file_notes(config, found, are_there)],
         expected=expectation,
-        extra={"missing": {"handling": config.missing, "pictures": found.missing}},
+        extra={"missing": {"handling": config.missing, "pictures": found.missing}}
+        | ({"metrics": metrics} if metrics else {}),
     )
     return screen.finish(results, output)
 

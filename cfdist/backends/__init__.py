@@ -1,4 +1,7 @@
-"""Inference backends, loaded only when used; `register_backend` adds another one."""
+"""Inference backends, loaded only when used.
+
+One that is not this project's is named by its class, "module:Class"; see docs/extending.md.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ import importlib.util
 from typing import TYPE_CHECKING, NamedTuple
 
 from cfdist.ascend.npu_smi import list_npus
-from cfdist.errors import UserError
+from cfdist.errors import UserError, did_you_mean
+from cfdist.extensions import is_own_code, load_object
 from cfdist.machine import pip_install
 
 if TYPE_CHECKING:
@@ -87,8 +91,14 @@ def resolve(name: str) -> str:
     """
     if name == AUTO:
         return installed_cpu_runtimes()[0] if is_cpu_auto(name) else "om"
+    if is_own_code(name):
+        _refuse_other_class(name)
+        return name
     if name not in BACKENDS:
-        raise UserError(f"backend={name}: no such backend; choose {AUTO}, {', '.join(BACKENDS)}")
+        raise UserError(
+            f"backend.name={name}: no such backend; choose {AUTO}, {', '.join(BACKENDS)} or "
+            f"<module>:<class> of your own{did_you_mean(name, [AUTO, *BACKENDS])}"
+        )
     if not is_installed(name):
         entry = BACKENDS[name]
         raise UserError(
@@ -96,6 +106,17 @@ def resolve(name: str) -> str:
             f"{entry.install}, or choose another backend"
         )
     return name
+
+
+def _refuse_other_class(name: str) -> None:
+    from cfdist.backends.base import Backend
+
+    found = backend_class(name)
+    if not (isinstance(found, type) and issubclass(found, Backend)):
+        raise UserError(
+            f"backend.name={name}: is no class that is derived from cfdist.backends.base.Backend; "
+            "see docs/extending.md"
+        )
 
 
 def installed_cpu_runtimes() -> list[str]:
@@ -119,8 +140,12 @@ def is_installed(name: str) -> bool:
 
 def backend_class(name: str) -> type[Backend]:
     """The class of a resolved backend; imports the backend's package."""
-    entry = BACKENDS[name]
-    found: type[Backend] = getattr(importlib.import_module(entry.module), entry.class_name)
+    found: type[Backend]
+    if is_own_code(name):
+        found = load_object(name, "backend.name")
+    else:
+        entry = BACKENDS[name]
+        found = getattr(importlib.import_module(entry.module), entry.class_name)
     return found
 
 

@@ -9,8 +9,11 @@ from typing import Literal
 from omegaconf import OmegaConf
 
 from cfdist import config
-from cfdist.config.installation import CONFIG_FOLDER
+from cfdist.config.installation import choice_file, config_folders
+from cfdist.config.messages import setting_meant
+from cfdist.config.overrides import quoted
 from cfdist.errors import UserError
+from cfdist.files import expanded
 
 # Keys of Hydra's own configuration.
 _OF_HYDRA = re.compile(r"hydra(?=[./@]|$)")
@@ -19,7 +22,9 @@ _MULTIRUN = ("-m", "--multirun")
 _HELP = ("-h", "--help")
 _VERSION = ("--version",)
 _SHOW = ("-c", "--cfg")  # followed by "job"
-_OPTIONS = (*_MULTIRUN, *_HELP, *_VERSION, *_SHOW)
+_FOLDER = ("-cd", "--config-dir")  # followed by a folder
+_COMPLETION = ("-sc", "--shell-completion")  # followed by "install=<shell>"
+OPTIONS = (*_MULTIRUN, *_HELP, *_VERSION, *_SHOW, *_FOLDER, *_COMPLETION)
 
 
 @dataclass(frozen=True)
@@ -27,12 +32,41 @@ class Question:
     """What a person asks instead of a run.
 
     Attributes:
-        what: "help", "version" or "settings" (the composed ones).
-        job: The job that the help is about; `None`: all.
+        what: "help", "version", "settings" (the composed ones) or "completion".
+        about: The job that the help is about (`None`: all), or the shell of the completion.
     """
 
-    what: Literal["help", "version", "settings"]
-    job: str | None = None
+    what: Literal["help", "version", "settings", "completion"]
+    about: str | None = None
+
+
+def take_config_folder(arguments: list[str]) -> list[str]:
+    """The arguments without --config-dir; the folder that it names has groups of its own.
+
+    Raises:
+        UserError: no folder is named, or there is none.
+    """
+    rest, folder = _without_option(arguments, _FOLDER)
+    if folder is not None:
+        path = expanded(folder).absolute()
+        if not folder or not path.is_dir():
+            raise UserError(
+                f"--config-dir={folder}: no such folder; name one that holds groups as conf/ does, "
+                "such as backend/<name>.yaml"
+            )
+        config_folders[1:] = [path]
+    return rest
+
+
+def _without_option(arguments: list[str], names: tuple[str, ...]) -> tuple[list[str], str | None]:
+    """The arguments without an option, and the option's value, after it or after a "="."""
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in names:
+            values = [value] if equals else arguments[place + 1 : place + 2]
+            rest = arguments[:place] + arguments[place + 1 + (not equals) :]
+            return rest, (values or [""])[0]
+    return arguments, None
 
 
 def asked(arguments: list[str]) -> Question | None:
@@ -41,6 +75,11 @@ def asked(arguments: list[str]) -> Question | None:
     Raises:
         UserError: beside the question stands what has no part in it.
     """
+    rest, shell = _without_option(arguments, _COMPLETION)
+    if shell is not None:
+        if rest:
+            raise UserError(f"{_COMPLETION[1]}: stands alone; leave {' '.join(rest)} out")
+        return Question("completion", shell.removeprefix("install="))
     for option in (*_HELP, *_VERSION):
         if option in arguments:
             is_help = option in _HELP
@@ -85,9 +124,10 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         key, equals, _ = argument.partition("=")
         problem = None
         name = key.lstrip("+~")
-        if key.startswith("-") and (key not in _OPTIONS or (equals and key not in _SHOW)):
-            problem = "no such option; settings are key=value, "
-        elif _OF_HYDRA.match(name) and name != "hydra.mode":
+        if key.startswith("-") and (key not in OPTIONS or (equals and key not in _SHOW)):
+            hint = setting_meant(key, OPTIONS) or f", {config.SEE_HELP}"
+            raise UserError(f"{argument}: no such option; settings are key=value{hint}")
+        if _OF_HYDRA.match(name) and name != "hydra.mode":
             problem = "cfdist sets this itself; output_dir=... names the folder, -m makes a sweep, "
         elif "@" in key:
             problem = "no such key; "
@@ -98,6 +138,9 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         if problem:
             raise UserError(f"{argument}: {problem}{config.SEE_HELP}")
         prepared.append(config.prepare_override(argument, is_multirun=is_multirun))
+    for folder in config_folders[1:]:  # what Hydra calls the search path
+        prepared.append(f"hydra.searchpath=[{quoted(f'file://{folder}')}]")
+        arguments = [*arguments, f"--config-dir={folder}"]
     config.refuse_twice(dict(zip(prepared, arguments, strict=True)))
     # Hydra's parser refuses settings that follow an option which itself follows a setting.
     return sorted(prepared, key=lambda argument: argument not in _MULTIRUN)
@@ -106,9 +149,8 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
 def asks_for_multirun(argument: str) -> bool:
     """Whether an argument is an option for it, or chooses an experiment that is a sweep."""
     group, _, name = argument.partition("=")
-    experiment = CONFIG_FOLDER / group / f"{name}.yaml"
+    experiment = choice_file(group, name) if group == "experiment" else None
     return argument in (*_MULTIRUN, "hydra.mode=MULTIRUN") or (
-        group == "experiment"
-        and experiment.is_file()
+        experiment is not None
         and OmegaConf.select(OmegaConf.load(experiment), "hydra.mode") == "MULTIRUN"
     )

@@ -29,7 +29,9 @@ from cfdist.command.arguments import (
     asks_for_multirun,
     prepare_arguments,
     settings_of,
+    take_config_folder,
 )
+from cfdist.command.completion import completion_script
 from cfdist.command.resuming import going_on, run_to_go_on, sweep_to_go_on
 from cfdist.command.run_folder import (
     claim,
@@ -88,6 +90,7 @@ def main() -> int:
     config.register()
     run = hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="config")
     try:
+        sys.argv[1:] = take_config_folder(sys.argv[1:])
         question = asked(sys.argv[1:])
         is_multirun = any(map(asks_for_multirun, sys.argv[1:]))
         sys.argv[1:] = prepare_arguments(sys.argv[1:])
@@ -112,7 +115,9 @@ def answer(question: Question) -> str:
         return f"cfdist {__version__}"
     if question.what == "help":
         columns = shutil.get_terminal_size(fallback=(HELP_WIDTH, 0)).columns
-        return config.help_text(question.job, columns)
+        return config.help_text(question.about, columns)
+    if question.what == "completion":
+        return completion_script(question.about or "")
     settings = settings_of(sys.argv[1:])
     composed = config.compose_values(*settings)
     config.load(composed, config.typed_keys(settings))

@@ -28,6 +28,9 @@ AUTO = "auto"
 # What a run that goes on may have of its own.
 _OF_THE_PLACE = ("resume", "output_dir")
 
+# Hydra's key for the folder that --config-dir names.
+SEARCH_PATH = "hydra.searchpath"
+
 
 def going_on(folder: Path | None) -> str:
     """How to go on with what a folder holds, to be added to a line; empty if there is no need."""
@@ -77,7 +80,8 @@ def sweep_to_go_on(arguments: list[str], is_multirun: bool) -> list[str]:
     """
     settings = {one.partition("=")[0]: one for one in arguments if not one.startswith("-")}
     resume, output_dir = (_value(settings.get(key, "")) for key in _OF_THE_PLACE)
-    typed = {one for key, one in settings.items() if key not in (*_OF_THE_PLACE, "hydra.mode")}
+    others = (*_OF_THE_PLACE, "hydra.mode", SEARCH_PATH)
+    typed = {one for key, one in settings.items() if key not in others}
     if resume is None or (resume == AUTO and not is_multirun):
         return arguments
     base = expanded(output_dir).absolute() if output_dir else None
@@ -95,7 +99,8 @@ def sweep_to_go_on(arguments: list[str], is_multirun: bool) -> list[str]:
     if base not in (None, folder) and resume != AUTO:
         raise UserError(f"resume={folder}: goes on in its own folder; leave output_dir out")
     place = config.prepare_override(f"output_dir={folder}", is_multirun=False)
-    return ["--multirun", *recorded, place]
+    groups = [settings[SEARCH_PATH]] if SEARCH_PATH in settings else []
+    return ["--multirun", *recorded, place, *groups]
 
 
 def _newest_sweep(typed: set[str], base: Path | None) -> Path:

@@ -34,14 +34,22 @@ def load(composed: DictConfig, typed: frozenset[str] = frozenset()) -> Config:
     """
     if missing := sorted(OmegaConf.missing_keys(composed)):
         raise UserError(f"{missing[0]}: no value given; add {missing[0]}=... to the command")
-    values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        raise UserError(refused_value(error, values)) from None
+    config = validated(cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)))
     config.mark_typed(typed)
     refuse_unused(config)
     return config
+
+
+def validated(values: dict[str, Any]) -> Config:
+    """The configuration of plain values, section by section, each of them checked.
+
+    Raises:
+        UserError: a key is unknown, or a value is not allowed.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError(refused_value(error, values)) from None
 
 
 def compose(*overrides: str) -> Config:

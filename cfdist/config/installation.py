@@ -24,11 +24,30 @@ def _command() -> str:
 
 COMMAND = _command()
 
+# Where groups are looked for: `conf/`, then the folder that --config-dir has named.
+config_folders = [CONFIG_FOLDER]
+
+
+def groups() -> list[str]:
+    """The groups of the configuration, such as "model"."""
+    found = {path.parent.name for folder in config_folders for path in folder.glob("*/*.yaml")}
+    return sorted(found)
+
 
 def group_choices(group: str) -> list[str]:
-    """The names that a group of `conf/` has, such as "model"; none if it is no group."""
-    folders = [path for path in CONFIG_FOLDER.iterdir() if path.name == group]
-    return sorted(path.stem for folder in folders for path in folder.glob("*.yaml"))
+    """The names that a group has, such as "openvino" of "backend"; none if it is no group."""
+    return sorted({path.stem for path in _files_of(group)})
+
+
+def choice_file(group: str, choice: str) -> Path | None:
+    """The file of a group's choice; `None` if there is no such choice."""
+    return next((path for path in _files_of(group) if path.stem == choice), None)
+
+
+def _files_of(group: str) -> list[Path]:
+    # Not by the name: what a person types may be anything, also "../outputs".
+    inside = [path for folder in config_folders for path in folder.glob("*/*.yaml")]
+    return [path for path in inside if path.parent.name == group]
 
 
 def load_job(name: str) -> ModuleType:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import json
 import re
 import textwrap
+from collections.abc import Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin
 
@@ -15,11 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from cfdist.config.installation import COMMAND, group_choices
+from cfdist.config.installation import COMMAND, group_choices, groups
 from cfdist.config.schema import Different, all_fields, help_texts, sections
 from cfdist.config.unused import conditions
 from cfdist.config.uses import JOBS
-from cfdist.errors import ExitCode, UserError
+from cfdist.errors import ExitCode, UserError, did_you_mean
 
 SEE_HELP = f"`{COMMAND} --help` explains every key"
 HELP_WIDTH = 100  # columns, at most
@@ -63,7 +63,8 @@ def help_text(job: str | None = None, width: int = HELP_WIDTH) -> str:
         UserError: no such job.
     """
     if job is not None and job not in JOBS:
-        raise UserError(f"job={job}: must be {allowed(all_fields()['job'])}")
+        field = all_fields()["job"]
+        raise UserError(f"job={job}: must be {allowed(field)}{did_you_mean(job, JOBS)}")
     codes = "\n".join(f"  {code.value:<4} {code.meaning}" for code in ExitCode)
     introduction = _INTRODUCTION.format(COMMAND, codes)
     if job is not None:
@@ -124,6 +125,8 @@ def refused_value(error: ValidationError, values: dict[str, Any]) -> str:
     hint = ""
     if problem["type"] == "string_type" and isinstance(value, bool | int | float):
         hint = ", a number here: put it into quotes where it is written"  # in a YAML file
+    elif isinstance(problem["input"], str):  # of a list, the element
+        hint = did_you_mean(problem["input"], choices(fields[key]))
     return f"{key}={shown(value)}: must be {allowed(fields[key])}{hint}"
 
 
@@ -131,6 +134,18 @@ def allowed(field: FieldInfo) -> str:
     """What a key's value may be, such as "a whole number from 1 to 1024 or null"."""
     *others, last = sorted(_options(field), key=lambda option: option.startswith(_LIST))
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def choices(field: FieldInfo) -> list[str]:
+    """The words that a key's value, or an element of its list, may be."""
+    kind, inner = field.annotation, get_args(field.annotation)
+    if kind is bool:
+        return ["true", "false"]
+    if get_origin(kind) is Literal:
+        return [str(choice) for choice in inner]
+    if get_origin(kind) in (Union, UnionType, list):
+        return [word for one in inner for word in choices(FieldInfo.from_annotation(one))]
+    return ["null"] if kind is NoneType else []
 
 
 def _options(field: FieldInfo) -> list[str]:
@@ -164,8 +179,9 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
     message = " ".join(str(error).split())
     if found := re.search(r"Could not (?:find|load) '([^']+)'", message):
         group, _, choice = found[1].rpartition("/")
-        if choices := group_choices(group):
-            return f"{group}={choice}: no such choice; there are {', '.join(choices)}"
+        if names := group_choices(group):
+            told = f"{group}={choice}: no such choice; there are {', '.join(names)}"
+            return told + did_you_mean(choice, names)
     if found := re.search(r"Could not override '([^']+)'", message):
         # In a mapping as value it is a key inside that does not exist.
         inner = re.search(rf"full_key: ({re.escape(found[1])}\.\S+)", str(error.__cause__))
@@ -173,7 +189,11 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
     if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)' ", message):
         return f"{found[1]}: {_SEVERAL}"
     if found := re.match(r"Error parsing override '(.*?)'|LexerNoViable\w+: (.*?) \^", message):
-        return f"{found[1] or found[2]}: {_NOT_KEY_VALUE}"
+        argument = found[1] or found[2]
+        return f"{argument}: {_NOT_KEY_VALUE}{setting_meant(argument)}"
+    found = re.match(r"Error merging override \+*(([^=]+)=.*)", message)
+    if found and (field := all_fields().get(found[2])):
+        return f"{found[1]}: must be {allowed(field)}"
     if found := re.match(r"(.*) full_key: (\S+)", message):
         return f"{found[2]}: {found[1]}; {SEE_HELP}"
     return f"{message}; {SEE_HELP}"
@@ -181,6 +201,25 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
 
 def no_such_key(key: str) -> str:
     """What a person is told of a key that does not exist."""
-    close = difflib.get_close_matches(key, all_fields(), n=1)
-    hint = f"did you mean {close[0]}?" if close else SEE_HELP
-    return f"{key}: no such key; {hint}"
+    known = [*all_fields(), *groups()]
+    end = key.rpartition(".")[2].casefold()
+    # Of a key without its section, or with another one, the end says what is meant.
+    same_end = [one for one in known if one.rpartition(".")[2] == end]
+    hint = did_you_mean(key, same_end or known, 0.0 if same_end else 0.6)
+    return f"{key}: no such key{hint or f'; {SEE_HELP}'}"
+
+
+def setting_meant(argument: str, options: Sequence[str] = ()) -> str:
+    """The end of a message about an argument that is no setting, such as score or --devices.
+
+    Args:
+        argument: What was typed.
+        options: What else may be meant: "--help".
+    """
+    keys = {key: f"{key}=..." for key in all_fields()}
+    words = {key.rpartition(".")[2]: setting for key, setting in keys.items()} | keys
+    for group in groups():
+        words |= {choice: f"{group}={choice}" for choice in group_choices(group)}
+    words |= {option.lstrip("-"): option for option in options if option.startswith("--")}
+    words |= {job: f"job={job}" for job in JOBS}
+    return did_you_mean(argument.lstrip("-").partition("=")[0].replace("-", "_"), words)

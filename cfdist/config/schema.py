@@ -19,6 +19,7 @@ from pydantic_core import PydanticCustomError
 
 from cfdist.config import uses
 from cfdist.config.uses import Job, Uses
+from cfdist.extensions import OWN_CODE
 from cfdist.storage import is_uri
 
 _T = TypeVar("_T")
@@ -101,6 +102,7 @@ SocVersion = Annotated[
         title="a chip's name as ATC takes it, such as Ascend310P3",
     ),
 ]
+OwnCode = Annotated[str, Field(pattern=OWN_CODE, title="<module>:<name> of your own code")]
 Protocol = Literal["official", "guide"]
 InputKind = Literal["f32", "u8"]
 BenchmarkPart = Literal["inference", "host", "end_to_end"]
@@ -221,10 +223,10 @@ class ModelConfig(Section):
     ] = 1
     """pictures a batch"""
     convention: Annotated[
-        Literal["centerface", "centerface_pytorch"],
+        Literal["centerface", "centerface_pytorch"] | OwnCode,
         uses.with_model("compare", "infer", "export", "postprocess"),
     ]
-    """how head maps become boxes"""
+    """how head maps become boxes; docs/extending.md has how a function of your own does it"""
     outputs: Annotated[
         Annotated[list[Name], Field(min_length=4, max_length=4), Different] | None,
         uses.also(uses.with_model("infer", "export"), uses.HAS_OUTPUT_NAMES),
@@ -267,7 +269,8 @@ class BackendConfig(Section):
     used: ClassVar[Uses] = uses.backend_key()
 
     name: str
-    """auto: om where NPUs and ais_bench are, else openvino, else onnxruntime"""
+    """auto: om where NPUs and ais_bench are, else openvino, else onnxruntime; or a class of your
+    own, <module>:<class>"""
     streams: Annotated[
         Literal["auto"] | Positive, uses.backend_key("openvino", "onnxruntime", "simulated")
     ] = "auto"
@@ -337,6 +340,10 @@ class EvalConfig(Section):
     and scores rounded as the CenterFace script does. Both IoUs are always computed"""
     gate: Annotated[bool, uses.only("evaluate", "score")] = False
     """exit code 5 if the AP misses model.expected"""
+    metrics: Annotated[
+        list[OwnCode], Different, uses.only("evaluate", when=(uses.REAL,)), uses.only("score")
+    ] = []
+    """further figures by classes of your own, see docs/extending.md"""
 
 
 class BenchmarkConfig(Section):

@@ -9,8 +9,8 @@ import platform
 import shutil
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,7 @@ from cfdist.widerface.ground_truth import PictureTruth
 from cfdist.widerface.manifest import picture_and_pass
 from cfdist.widerface.matches import with_matches
 from cfdist.widerface.metric import Matched, Reach, WiderFaceMetric
+from cfdist.widerface.own import OwnMetrics
 from cfdist.widerface.predictions import STYLES, prediction_text, rows
 
 # Pictures that are held at once when the final file is written.
@@ -58,6 +59,7 @@ class Evaluation:
         reach: How far the detections reach; `None` if nobody asked.
         matched: What became of each detection; `None` if nobody asked.
         events: What the journal had to drop when the run went on.
+        metrics: Figures of other people's metrics: class -> name -> value.
     """
 
     ap: dict[str, dict[str, float]]
@@ -68,6 +70,7 @@ class Evaluation:
     reach: Reach | None = None
     matched: Matched | None = None
     events: tuple[Event, ...] = ()
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class Reducer:
@@ -89,14 +92,17 @@ class Reducer:
         output: Path,
         identity: RunIdentity,
         style: str,
+        metrics: tuple[str, ...] = (),
     ) -> set[str]:
         """Begin a run, or continue it with what its journal holds; returns `done`.
 
         `order` holds the picture ids in the order of the final files. The style is a key of
-        `STYLES`; boxes are rounded as they are written before they are scored.
+        `STYLES`; boxes are rounded as they are written before they are scored. For the metrics
+        see `OwnMetrics`.
 
         Raises:
-            UserError: the journal is that of another run, or the disk is full or does not work.
+            UserError: the journal is that of another run, or the disk is full or does not work, or
+                a metric cannot be made.
         """
         reset_peak_memory()
         self._truth = truth
@@ -104,6 +110,7 @@ class Reducer:
         self._output = output
         self._style = STYLES[style]
         self._metric = WiderFaceMetric()
+        self._own = OwnMetrics(metrics)
         self._failures: dict[str, str] = {}
         self._damaged: dict[str, str] = {}
         self.done: set[str] = set()
@@ -167,14 +174,19 @@ class Reducer:
             # The AP is that of the pictures that could be used.
             usable = {id: found for id, found in pictures.items() if found.error is None}
             if number == 1:
-                self._record(usable, self._metric, self._partial)
+                self._record(usable, (self._own, self._metric), self._partial)
             else:
-                self._record(usable, WiderFaceMetric(), self._partial / _THROWN_AWAY)
+                self._record(usable, (WiderFaceMetric(),), self._partial / _THROWN_AWAY)
         self._failures |= {id: found.error for id, found in passes[1].items() if found.error}
         self._damaged |= {id: found.damage for id, found in passes[1].items() if found.damage}
         self.done |= new.keys()
 
-    def _record(self, found: dict[str, Detections], metric: WiderFaceMetric, folder: Path) -> None:
+    def _record(
+        self,
+        found: dict[str, Detections],
+        metrics: Sequence[WiderFaceMetric | OwnMetrics],
+        folder: Path,
+    ) -> None:
         """Write the prediction files of pictures, by id, into a folder, and score the pictures."""
         # The rounded numbers of the files are scored, so that the files give the same AP.
         tables = {id: rows(one.boxes, one.scores, self._style) for id, one in found.items()}
@@ -184,12 +196,13 @@ class Reducer:
                 event.mkdir(parents=True, exist_ok=True)
                 self._folders.add(event)
             write_bytes(f"{folder}/{id}.txt", prediction_text(id, table, self._style).encode())
-        # Last: the metric takes a picture once, while files can be written again.
-        metric.update_many(
-            [self._truth[id] for id in tables],
-            [table[:, :4] for table in tables.values()],
-            [table[:, 4] for table in tables.values()],
-        )
+        # Last: a metric takes a picture once, while files can be written again.
+        for metric in metrics:
+            metric.update_many(
+                [self._truth[id] for id in tables],
+                [table[:, :4] for table in tables.values()],
+                [table[:, 4] for table in tables.values()],
+            )
 
     def finish(self) -> Evaluation:
         """Compute the APs and bring the final files into place.
@@ -222,6 +235,7 @@ class Reducer:
             reach,
             self._metric.matched(),
             tuple(self._events),
+            self._own.compute(),
         )
 
     def _write_parquet(self) -> None:

@@ -96,6 +96,7 @@ class EvaluationTask:
         identity: Names the run; pictures in a journal of the same run are done already.
         style: How boxes are written and scored, a key of `cfdist.widerface.predictions.STYLES`.
         make_work: Makes the work of some of the manifest's items.
+        metrics: Further ones, see `cfdist.widerface.own.OwnMetrics`.
     """
 
     manifest: Manifest
@@ -106,13 +107,14 @@ class EvaluationTask:
     identity: RunIdentity
     style: str
     make_work: MakeWork
+    metrics: tuple[str, ...] = ()
 
     @property
     def reduced(self) -> tuple[object, ...]:
         """The arguments of `Reducer.open`."""
         order = tuple(item.id for item in self.manifest.pictures)
         truth = {id: self.truth[id] for id in order}
-        return truth, order, self.output, self.identity, self.style
+        return truth, order, self.output, self.identity, self.style, self.metrics
 
 
 @dataclass(frozen=True)

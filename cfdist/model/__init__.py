@@ -28,7 +28,7 @@ class ModelSpec:
         name: The model's name in tables: "centerface", "centerface_pytorch".
         path: The model file.
         sha256: The digest of its content, hexadecimal, see `model_sha256`.
-        convention: A key of `cfdist.decode.CONVENTIONS`.
+        convention: A key of `cfdist.decode.CONVENTIONS`, or "module:name" of other code.
         outputs: Names of the heat map, size, offset and landmark outputs; `None`: the file's order.
         height: Input rows, pixels; a multiple of 32.
         width: Input columns, pixels; a multiple of 32.

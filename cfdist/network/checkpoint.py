@@ -11,7 +11,7 @@ import torch
 
 from cfdist.errors import UserError
 from cfdist.model.formats import format_of
-from cfdist.network.centerface import CenterFace
+from cfdist.network.centerface import VARIANTS, CenterFace
 
 _LISTED = 8  # names listed in an error before "and N more"
 
@@ -45,6 +45,11 @@ def load_network(path: Path, convention: str) -> CenterFace:
         UserError: not a file, not a checkpoint, or names, shapes, dtypes or values of another
             network.
     """
+    if convention not in VARIANTS:
+        raise UserError(
+            f"model.convention={convention}: a checkpoint's network has to be one of "
+            f"{', '.join(VARIANTS)}; give the model as an ONNX"
+        )
     state = _state_dict(_unpickle(path), path)
     while all(name.startswith(_WRAPPER_PREFIXES) for name in state):  # wrappers can be nested
         state = {name.partition(".")[2]: value for name, value in state.items()}

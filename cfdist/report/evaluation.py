@@ -23,6 +23,7 @@ from cfdist.report.results import (
     device_entry,
     expected_ap,
 )
+from cfdist.widerface.own import metric_notes
 
 
 def evaluation_results(
@@ -89,7 +90,8 @@ def evaluation_results(
             "letterboxed": supply.origin,
             "cpu_ms_per_picture": 1000 * report.cpu_seconds / finished if is_measured else None,
             "peak_memory_mb": _peak_memory(report),
-        },
+        }
+        | ({"metrics": evaluation.metrics} if evaluation.metrics else {}),
         **of_model,
     )
 
@@ -104,6 +106,7 @@ def _accuracy_notes(config: Config, task: EvaluationTask, evaluation: Evaluation
     ap = chosen_first(evaluation.ap, config.eval.protocol)
     usable = len(files) - len(evaluation.failures)
     return [
+        *metric_notes(evaluation.metrics),
         *accuracy_notes(ap, evaluation.reach, task.truth, files, task.model.spec),
         *expected_notes(config, expected_ap(config, ap), usable),
     ]

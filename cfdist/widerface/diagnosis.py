@@ -165,6 +165,8 @@ def _scaled(layout: Callable[[Floats], Floats], factor: float) -> Callable[[Floa
 
 def other_convention(pictures: Sequence[Sampled], used: str) -> Reading | None:
     """The model convention whose boxes fit the faces, if those of the `used` one do not."""
+    if used not in CONVENTIONS:
+        return None
     others = {name: read for name, read in CONVENTIONS.items() if name != used}
     readings = {name: _share(pictures, read) for name, read in others.items()}
     return _best(readings, pictures) if pictures else None

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfdist.command.arguments import Question, asked, prepare_arguments, settings_of
+from cfdist import config
+from cfdist.command import arguments
+from cfdist.command.arguments import (
+    Question,
+    asked,
+    prepare_arguments,
+    settings_of,
+    take_config_folder,
+)
+from cfdist.config import installation
 from cfdist.errors import UserError
 
 
@@ -39,9 +49,8 @@ def test_elsewhere_a_comma_belongs_to_the_path(arguments):
         ("=4", "=4: not of the form key=value"),
         ("~model.batch", "~model.batch: no key can be taken away"),
         ("--config-name=x", "--config-name=x: no such option"),
-        ("--config-dir", "--config-dir: no such option"),
         ("--info", "--info: no such option"),
-        ("-sc", "-sc: no such option"),
+        ("-scx", "-scx: no such option"),
         ("-m=2", "-m=2: no such option"),
         ("hydra.run.dir=X", "hydra.run.dir=X: cfdist sets this itself; output_dir=..."),
         ("hydra.sweep.dir=X", "hydra.sweep.dir=X: cfdist sets this itself"),
@@ -158,3 +167,35 @@ options = st.from_regex(r"--[a-z_]{1,8}=[a-z0-9:;{}$ /.\\=]{0,9}[a-z0-9]", fullm
 def test_a_tools_options_arrive_as_they_were_typed(compose, typed):
     (argument,) = prepare_arguments([f"convert.extra=[{','.join(typed)}]"])
     assert compose(argument).convert.extra == typed
+
+
+def test_the_choices_of_another_folder_are_those_of_a_run_too(tmp_path, monkeypatch):
+    folders = [config.CONFIG_FOLDER]
+    monkeypatch.setattr(installation, "config_folders", folders)
+    monkeypatch.setattr(arguments, "config_folders", folders)
+    (tmp_path / "a b" / "model").mkdir(parents=True)
+    (tmp_path / "a b" / "model" / "mine.yaml").write_text("defaults: [centerface]\nname: mine\n")
+    for typed in (["--config-dir", str(tmp_path / "a b")], [f"-cd={tmp_path / 'a b'}"]):
+        rest = take_config_folder([*typed, "model=mine", "model.batch=4"])
+        assert rest == ["model=mine", "model.batch=4"]
+        found = config.compose(*prepare_arguments(rest)).model
+        assert (found.name, found.batch, found.color) == ("mine", 4, "RGB")
+    with pytest.raises(HydraException) as refused:
+        config.compose(*prepare_arguments(["model=mien"]))
+    assert config.one_line(refused.value).endswith("centerface_pytorch, mine; did you mean mine?")
+
+
+@pytest.mark.parametrize("typed", [["--config-dir"], ["--config-dir=nowhere"], ["-cd", "nowhere"]])
+def test_another_folder_has_to_be_there(typed):
+    with pytest.raises(UserError, match=r"^--config-dir=(nowhere)?: no such folder; name one"):
+        take_config_folder(typed)
+
+
+@pytest.mark.parametrize(
+    ("typed", "shell"),
+    [(["-sc", "install=zsh"], "zsh"), (["--shell-completion=install=zsh"], "zsh"), (["-sc"], "")],
+)
+def test_a_shell_may_be_named_for_completion(typed, shell):
+    assert asked(typed) == Question("completion", shell)
+    with pytest.raises(UserError, match="stands alone; leave devices=2 out"):
+        asked(["devices=2", *typed])

@@ -37,14 +37,14 @@ READ_BY = {
         | {"checkpoint", "batch", "outputs"}
         | {"top_k", "nms"},
         "backend": BACKEND,
-        "eval": {"protocol", "gate"},
+        "eval": {"protocol", "gate", "metrics"},
         "preprocess": {"where", "cache"},
         "": RAY | {"devices", "pipeline.readers", "resume"} | POOL,
     },
     "score": {
         "dataset": DATASET,
         "model": {"name"} | EXPECTED,
-        "eval": {"protocol", "gate"},
+        "eval": {"protocol", "gate", "metrics"},
         "": {"predictions", "missing"},
     },
     "benchmark": {

@@ -47,7 +47,7 @@ def notes_on(tmp_path):
             lines = [" ".join(map(repr, row)) for row in table.tolist()]
             files[f"e/{i}"].write_text("\n".join(["e", str(len(lines)), *lines]) + "\n")
         files |= dict.fromkeys(list(files)[:absent])
-        metric = score_files(truth, files, 1)
+        metric = score_files(truth, files, 1)[0]
         return accuracy_notes(metric.compute(), metric.reach(), truth, files, model)
 
     return make

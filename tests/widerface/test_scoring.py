@@ -27,9 +27,9 @@ def predictions(tmp_path):
 
 def test_processes_do_not_change_the_figures(monkeypatch, predictions):
     truth, files = predictions
-    one = scoring.score_files(truth, files, cores=8)
+    one = scoring.score_files(truth, files, cores=8)[0]
     monkeypatch.setattr(scoring, "FILES_A_PROCESS", 6)
-    several = scoring.score_files(truth, files, cores=8)
+    several = scoring.score_files(truth, files, cores=8)[0]
     assert len(one) == len(several) == 20
     assert one.compute() == several.compute()
     assert one.compute()["official"]["hard"] > 0
@@ -40,20 +40,20 @@ def test_figures_are_those_of_one_picture_after_the_other(predictions):
     metric = WiderFaceMetric()
     for id, path in files.items():
         metric.update(truth[id], *read_predictions_file(path))
-    assert scoring.score_files(truth, files, cores=1).compute() == metric.compute()
+    assert scoring.score_files(truth, files, cores=1)[0].compute() == metric.compute()
 
 
 def test_a_picture_without_a_file_counts_its_faces(monkeypatch, predictions):
     truth, files = predictions
     files["e/3"].write_text("e/3.jpg\n0\n")
-    written = scoring.score_files(truth, files, cores=1)
+    written = scoring.score_files(truth, files, cores=1)[0]
     for minimum in (400, 6):
         monkeypatch.setattr(scoring, "FILES_A_PROCESS", minimum)
-        absent = scoring.score_files(truth, files | {"e/3": None}, cores=2)
+        absent = scoring.score_files(truth, files | {"e/3": None}, cores=2)[0]
         assert absent.compute() == written.compute()
         assert absent.reach().faces == {"easy": 100, "medium": 100, "hard": 100}
     left_out = {id: path for id, path in files.items() if id != "e/3"}
-    assert scoring.score_files(truth, left_out, cores=1).reach().faces["hard"] == 95
+    assert scoring.score_files(truth, left_out, cores=1)[0].reach().faces["hard"] == 95
 
 
 def test_a_bad_file_is_named_from_any_process(monkeypatch, predictions):
@@ -61,4 +61,4 @@ def test_a_bad_file_is_named_from_any_process(monkeypatch, predictions):
     files["e/7"].write_text("e/7.jpg\n1\n1 2 3 4 nan\n")
     monkeypatch.setattr(scoring, "FILES_A_PROCESS", 6)
     with pytest.raises(UserError, match=r"7\.txt.*line 3"):
-        scoring.score_files(truth, files, cores=2)
+        scoring.score_files(truth, files, cores=2)[0]
