@@ -61,8 +61,10 @@ def main(config: Config, output: Path, started: float) -> int:
         config=config.model_dump(),
         notes=[*notes, *_file_notes(config, found, are_there)],
         expected=expectation,
-        extra={"missing": {"handling": config.missing, "pictures": found.missing}}
-        | ({"metrics": metrics} if metrics else {}),
+        extra={
+            "missing": {"handling": config.missing, "pictures": found.missing},
+            "metrics": metrics,
+        },
     )
     return screen.finish(results, output)
 

@@ -90,8 +90,8 @@ def evaluation_results(
             "letterboxed": supply.origin,
             "cpu_ms_per_picture": 1000 * report.cpu_seconds / finished if is_measured else None,
             "peak_memory_mb": _peak_memory(report),
-        }
-        | ({"metrics": evaluation.metrics} if evaluation.metrics else {}),
+            "metrics": evaluation.metrics,
+        },
         **of_model,
     )
 
