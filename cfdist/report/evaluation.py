@@ -72,10 +72,7 @@ def evaluation_results(
             "shut_down": phases.seconds.get("shut_down", 0.0),
         },
         throughput={"steady": timeline.steady_rate, "end_to_end": finished / total_seconds},
-        devices=[
-            device_entry(name, one, run_seconds, timeline.started_at)
-            for name, one in sorted(report.devices.items())
-        ],
+        devices=_device_entries(report),
         backend=model.backend,
         batch=model.spec.batch,
         fingerprint=task.identity.fingerprint,
@@ -109,6 +106,14 @@ def _accuracy_notes(config: Config, task: EvaluationTask, evaluation: Evaluation
         *metric_notes(evaluation.metrics),
         *accuracy_notes(ap, evaluation.reach, task.truth, files, task.model.spec),
         *expected_notes(config, expected_ap(config, ap), usable),
+    ]
+
+
+def _device_entries(report: EvaluationReport) -> list[dict[str, Any]]:
+    timeline = report.timeline
+    return [
+        device_entry(name, one, timeline.seconds, timeline.started_at)
+        for name, one in sorted(report.devices.items())
     ]
 
 
