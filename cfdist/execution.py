@@ -30,9 +30,10 @@ from cfdist.distributed.plan import DevicePlan, Devices, plan_devices, refuse_cr
 from cfdist.distributed.preflight import NodeCheck, check_nodes
 from cfdist.distributed.rounds import MakeWork
 from cfdist.distributed.session import session, shared_session
-from cfdist.distributed.shipping import reading_stage, ship_model, shipped_work
+from cfdist.distributed.shipping import read_here, reading_stage, ship_model, shipped_work
 from cfdist.distributed.work import (
     KeptPictures,
+    Work,
     fits_store,
     item_work,
     keep_off,
@@ -299,15 +300,19 @@ def supply_pictures(config: Config, execution: Execution, manifest: Manifest) ->
     ship, on_cluster = config.dataset.ship, execution.letterboxes_on_cluster
     # Devices that do not see the files cannot letterbox what is to be kept; a stage can.
     kept = _kept_pictures(config, manifest, size) if on_cluster or not ship else None
-    if kept is not None and all(item.id in kept.rows for item in manifest.pictures):
-        return PictureSupply(lambda items: kept_work(items, kept), "store")
+    is_there = kept is not None and all(item.id in kept.rows for item in manifest.pictures)
     if on_cluster:
-        add_reading = reading_stage if ship else None
-        return PictureSupply(
-            lambda items: letterboxing_work(items, size, least, kept, add_reading), "cluster"
-        )
+
+        def make_work(items: Sequence[WorkItem]) -> Work:
+            add_reading = reading_stage if ship else None
+            work = letterboxing_work(items, size, least, kept, add_reading)
+            work.read_here = read_here if ship else None
+            return work
+
+        return PictureSupply(make_work, "store" if is_there else "cluster")
     if kept is not None:
-        return PictureSupply(lambda items: kept_work(items, kept), "device")
+        origin: Literal["store", "device"] = "store" if is_there else "device"
+        return PictureSupply(lambda items: kept_work(items, kept), origin)
     return PictureSupply(device_work(config, execution), "device")
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cfdist import backends, execution
-from cfdist.ascend import AIS_BENCH_OWN, check_options
+from cfdist.ascend import AIS_BENCH_OWN, ToolCall, check_options
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config
 from cfdist.distributed.accelerators import allotted, chosen
@@ -22,7 +22,6 @@ from cfdist.workflow import files
 from cfdist.workflow.device import InferenceTask, infer_files
 from cfdist.workflow.files import Failures, InputFiles, partial_folder
 from cfdist.workflow.tool import (
-    ToolCall,
     check_for_tool,
     infer_with_tool,
     summary,
@@ -163,4 +162,6 @@ def _run_tool(
     own = check_for_tool(model.spec, tensors, devices[0] if devices else 0, KEY)
     ready_at = time.time()
     call = ToolCall(devices, [*own, *config.infer.cli_args], log)
+    if config.device.timeout != "auto":
+        call = replace(call, timeout=config.device.timeout)
     return Run(*infer_with_tool(model.spec, tensors, folder, call), ready_at)

@@ -14,6 +14,7 @@ from cfdist.backends.model import BackendModel
 from cfdist.distributed import accelerators
 from cfdist.distributed import session as sessions
 from cfdist.distributed.journal import Journal, RunIdentity
+from cfdist.distributed.shipping import read_here
 from cfdist.distributed.work import item_work
 from cfdist.errors import UserError
 
@@ -231,6 +232,18 @@ def test_the_runs_of_a_sweep_share_what_those_before_have_kept(supplied, sweep, 
     assert supplied().origin == "store"
     supplied(height=640)  # another size needs other pixels
     assert (sweep.pictures.size, sweep.pictures.rows) == ((800, 640), {})
+
+
+def test_what_a_device_does_not_see_is_never_left_to_it(supplied, sweep):
+    for overrides, expected in (((), None), (("dataset.ship=true",), read_here)):
+        assert supplied(*overrides, on_cluster=True).origin == "cluster"
+        sweep.pictures.add(supplied.items, "block")
+        supply = supplied(*overrides, on_cluster=True)
+        assert supply.origin == "store"
+        work = supply.make_work(supplied.items)
+        assert [one.block for one in work.take(9)] == ["block"]
+        assert work.read_here is expected
+        sweep.pictures.forget("block")
 
 
 def test_pictures_are_kept_only_as_configured(supplied, sweep, monkeypatch):

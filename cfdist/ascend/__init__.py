@@ -13,10 +13,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from cfdist.errors import UserError
+from cfdist.errors import ExitCode, StoppedError, UserError
 
 _LAST_LINES = 5  # of a tool that fails and marks no line as its reason
 _MOST_LINES = 6  # that an error message quotes
@@ -33,10 +34,17 @@ CALLERS_PYTHONPATH = "CFDIST_PYTHONPATH"
 
 
 class Limit(NamedTuple):
-    """The seconds that a tool may take, and what a person can do where they are too few."""
+    """How long a tool may take.
+
+    Attributes:
+        seconds: In all, or since its last sign of life.
+        advice: What a person can do where they are too few.
+        sign: What changes while the tool works; without a change it hangs, which is no bad input.
+    """
 
     seconds: float
     advice: str
+    sign: Callable[[], object] | None = None
 
 
 def call_tool(
@@ -65,19 +73,22 @@ def call_tool(
     Raises:
         UserError: the tool cannot be run, does not end in time or fails; the lines that say why are
             in the message.
+        StoppedError: it has given no sign of life for too long.
         OSError: the log cannot be written.
     """
     whole = f"; all that it printed: {log}" if log else ""
-    seconds, remedy = limit or (math.inf, advice)
+    limit = limit or Limit(math.inf, advice)
     with open(log, "w+b") if log else tempfile.TemporaryFile() as output:
         try:
-            status = _run(command, folder, output, seconds, on_wait)
+            status = _run(command, folder, output, limit, on_wait)
         except subprocess.TimeoutExpired:
             said = _printed(output).split("\n")[-1]
             at = f" (it last said: {said[:_MOST_CHARACTERS]})" if said and log else ""
-            raise UserError(
-                f"{what}: no answer within {seconds:g} s{at}; {remedy}{whole}"
-            ) from None
+            ending = f"{at}; {limit.advice}{whole}"
+            if limit.sign is not None:
+                text = f"{what} hangs: no sign of life for {limit.seconds:g} s{ending}"
+                raise StoppedError(text, ExitCode.INTERNAL) from None
+            raise UserError(f"{what}: no answer within {limit.seconds:g} s{ending}") from None
         except OSError as error:
             raise UserError(f"{what}: {command[0]} cannot be run ({error.strerror})") from None
         printed = _printed(output)
@@ -90,7 +101,7 @@ def _run(
     command: Sequence[str],
     folder: Path | None,
     output: IO[bytes],
-    limit_s: float,
+    limit: Limit,
     on_wait: Callable[[float], None] | None,
 ) -> int:
     """Run a command in a process group of its own; returns its status, as `subprocess` counts."""
@@ -103,17 +114,21 @@ def _run(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    started = time.monotonic()
+    started = since = time.monotonic()
+    seen: object = None
     try:
         while True:
             try:
-                return process.wait(min(started + limit_s - time.monotonic(), _WAIT_S))
+                return process.wait(min(since + limit.seconds - time.monotonic(), _WAIT_S))
             except subprocess.TimeoutExpired:
-                spent = time.monotonic() - started
-                if spent >= limit_s:
+                now = time.monotonic()
+                signs = (os.fstat(output.fileno()).st_size, limit.sign()) if limit.sign else None
+                if signs != seen:
+                    since, seen = now, signs
+                if now - since >= limit.seconds:
                     raise
                 if on_wait is not None:
-                    on_wait(spent)
+                    on_wait(now - started)
     finally:
         if process.returncode != 0:
             # ATC's own compilers are its children; they would go on without it.
@@ -207,6 +222,25 @@ def check_options(key: str, options: Sequence[str], own: Collection[str], tool: 
 
 _AIS_BENCH = "python -m ais_bench"
 
+
+@dataclass(frozen=True)
+class ToolCall:
+    """How the tool is called.
+
+    Attributes:
+        devices: The chips, each of which gets an equal contiguous share; `None`: the tool's choice.
+        options: Its further options.
+        log: A file for all that it prints; `None`: none.
+        timeout: Seconds without a line printed or a file written after which it hangs; at first
+            what a device may take to load its model.
+    """
+
+    devices: Sequence[int] | None = None
+    options: Sequence[str] = ()
+    log: Path | None = None
+    timeout: float = 600.0
+
+
 # What `run_ais_bench` sets, or what would take the raw outputs from where they are looked for.
 AIS_BENCH_OWN = (
     *("model", "m", "input", "i", "output", "o", "output_dirname", "batchsize", "device", "d"),
@@ -216,15 +250,7 @@ AIS_BENCH_OWN = (
 )
 
 
-def run_ais_bench(
-    model: Path,
-    bins: Path,
-    folder: Path,
-    batch: int,
-    devices: Sequence[int] | None,
-    options: Sequence[str] = (),
-    log: Path | None = None,
-) -> str:
+def run_ais_bench(model: Path, bins: Path, folder: Path, batch: int, call: ToolCall) -> str:
     """Infer all input tensors of a folder, and wait for the end.
 
     Args:
@@ -232,9 +258,7 @@ def run_ais_bench(
         bins: The folder of the input tensors.
         folder: The folder of the raw outputs, which the tool makes.
         batch: The OM's batch.
-        devices: Chips; each gets an equal contiguous share. `None`: the tool's own choice.
-        options: Further options of the tool.
-        log: A file for all that the tool prints; `None`: none.
+        call: How the tool is called.
 
     Returns:
         What the tool printed.
@@ -242,23 +266,36 @@ def run_ais_bench(
     Raises:
         UserError: the call failed; the message says on which chips, and the output folder is
             removed.
+        StoppedError: the tool hangs; the output folder is removed, too.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    call = [sys.executable, "-m", "ais_bench", "--model", str(model), "--input", str(bins)]
-    call += ["--output", str(folder.parent), "--output_dirname", folder.name]
-    call += ["--batchsize", str(batch)]
+    tool = [sys.executable, "-m", "ais_bench"]
+    command = [*tool, "--model", str(model), "--input", str(bins)]
+    command += ["--output", str(folder.parent), "--output_dirname", folder.name]
+    command += ["--batchsize", str(batch)]
+    devices = call.devices
     if devices is not None:
-        call += ["--device", ",".join(map(str, devices))]
+        command += ["--device", ",".join(map(str, devices))]
     advice = "see whether the OM, model.batch and the bins fit together, or leave infer.cli out"
     try:
         if devices and len(devices) > 1:
             # The newest generation gives every chip all files, unless it is told to share them.
-            known = call_tool(_AIS_BENCH, [sys.executable, "-m", "ais_bench", "--help"], advice)
-            call += ["--divide_input", "1"] if "--divide_input" in known else []
-        printed = call_tool(_AIS_BENCH, [*call, *options], advice, log=log)
+            known = call_tool(_AIS_BENCH, [*tool, "--help"], advice)
+            command += ["--divide_input", "1"] if "--divide_input" in known else []
+        limit = Limit(
+            call.timeout,
+            "see npu-smi info for a chip that hangs; device.timeout=SECONDS gives it longer",
+            lambda: sum(1 for _ in folder.rglob("*")),
+        )
+        printed = call_tool(
+            _AIS_BENCH, [*command, *call.options], advice, limit=limit, log=call.log
+        )
         if failing_chips(folder, devices):
             raise UserError(f"{_AIS_BENCH} did not finish: {reason_of(printed)}; {advice}")
         return printed
+    except StoppedError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     except UserError as error:
         failed = failing_chips(folder, devices)
         shutil.rmtree(folder, ignore_errors=True)

@@ -505,10 +505,13 @@ class DeviceConfig(Section):
     """When a device is given up."""
 
     timeout: Annotated[
-        Literal["auto"] | Annotated[Real, _between(1, 604_800, "a number")], uses.ON_DEVICES
+        Literal["auto"] | Annotated[Real, _between(1, 604_800, "a number")],
+        uses.ON_DEVICES,
+        uses.only("infer", when=(uses.BY_TOOL,)),
     ] = "auto"
     """seconds that a device may take to load the model, or for what it holds; one that takes longer
-    is ended, and others do its work; auto: by the device's own pace, see docs/reliability.md"""
+    is ended, and others do its work; auto: by the device's own pace, see docs/reliability.md;
+    infer.cli: that the tool may be without a sign of life; auto: 600"""
 
 
 class PipelineConfig(Section):

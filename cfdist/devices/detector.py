@@ -17,7 +17,6 @@ from cfdist.devices.reader import Reader, ReadPictures, Source
 from cfdist.devices.runner import Inferred, Runner
 from cfdist.model import ModelSpec
 from cfdist.preprocess import UNREADABLE
-from cfdist.widerface.manifest import WorkItem
 
 
 class Detector:
@@ -42,12 +41,9 @@ class Detector:
         """
         with self._reader.read(chunk) as pictures:
             inferred = self._runner.infer(pictures.letterboxed)
-        # A file that the device reads itself may be there for other hosts.
-        own = {one.key for one in chunk if isinstance(one, WorkItem)}
+        # Such a file may be there for another host.
         return [
-            replace(one, is_doubtful=True)
-            if one.id in own and (one.error or "").startswith(UNREADABLE)
-            else one
+            replace(one, is_doubtful=True) if (one.error or "").startswith(UNREADABLE) else one
             for one in decode_pictures(pictures, inferred, self._model.spec)
         ]
 

@@ -59,10 +59,16 @@ class Events(list[Event]):
         device: str | None = None,
         host: str | None = None,
         chip: str | None = None,
-    ) -> None:
-        """Add an event that happens now, to the run's log as well."""
+    ) -> Event:
+        """Add an event that happens now, to the run's log as well; returns it."""
         log.warning("%s: %s", what, text)
         self.append(Event(what, text, device, host, chip))
+        return self[-1]
+
+    def take_back(self, event: Event, why: str) -> None:
+        """Remove an event that no longer holds; the run's log says why."""
+        log.warning("no longer %s: %s (%s)", event.what, event.text, why)
+        self.remove(event)
 
 
 def event_notes(events: Sequence[Event]) -> list[str]:

@@ -5,7 +5,9 @@ Ray's own limit is 60 s, after which it aborts the process.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import logging
 import os
 import signal
 import threading
@@ -23,6 +25,8 @@ _SECONDS_TO_END = 10.0  # for what was interrupted; some calls into Ray cannot b
 _SILENCE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 _lost = threading.Event()
+
+log = logging.getLogger(__name__)
 
 
 def is_silent() -> bool:
@@ -74,7 +78,24 @@ def _is_silent(address: str) -> bool:
     if os.environ.get("RAY_USE_TLS", "0") != "0":
         return False  # such a head answers no plain question; Ray's own limits hold
     shows_token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
-    return answer_of(address, own_token() if shows_token else "") in _SILENCE
+    try:
+        return answer_of(address, own_token() if shows_token else "") in _SILENCE
+    except Exception as error:  # not an answer of the head: nothing is known of it
+        log.warning("the head of the cluster could not be asked", exc_info=error)
+        return False
+
+
+def shut_down() -> None:
+    """`ray.shutdown`, which would wait for a head that is gone, also as the process ends."""
+    import ray
+
+    if not is_silent():
+        ray.shutdown()
+        return
+    atexit.unregister(ray.shutdown)
+    thread = threading.Thread(target=ray.shutdown, daemon=True)
+    thread.start()
+    thread.join(_SECONDS_TO_END)
 
 
 def _watch(address: str, seconds: float, ended: threading.Event) -> None:

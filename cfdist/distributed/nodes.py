@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE
 
@@ -51,6 +51,33 @@ def cluster_nodes(kind: str) -> list[Node]:
                 Node(host, has.get("CPU", 0.0), accelerators, int(has.get("memory", 0)), id)
             )
     return found
+
+
+def free_nodes(kind: str) -> list[Node]:
+    """`cluster_nodes` with what nobody holds now of their CPUs and accelerators."""
+    from ray._private import state
+
+    free = state.available_resources_per_node()  # type: ignore[no-untyped-call]
+    return [
+        replace(
+            node,
+            cpus=free.get(node.id, {}).get("CPU", 0.0),
+            accelerators=int(free.get(node.id, {}).get(ACCELERATOR_RESOURCE[kind], 0)),
+        )
+        for node in cluster_nodes(kind)
+    ]
+
+
+def other_jobs() -> int:
+    """How many other jobs the cluster has that have not ended, without the dashboard's."""
+    import ray
+    from ray._private import state
+
+    own = ray.get_runtime_context().get_job_id()
+    return sum(
+        not job["IsDead"] and job["JobID"] != own and "dashboard" not in job["Entrypoint"]
+        for job in state.jobs()  # type: ignore[no-untyped-call]
+    )
 
 
 def all_but(ids: Sequence[str]) -> dict[str, str]:

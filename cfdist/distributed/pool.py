@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,11 +23,11 @@ from cfdist.distributed.actors import (
     leave_actors,
     take_actor,
 )
-from cfdist.distributed.events import Events, What
+from cfdist.distributed.events import Event, Events, What
 from cfdist.distributed.failures import is_death, is_lost_block, user_error, words_of
 from cfdist.distributed.head import is_silent
 from cfdist.distributed.limits import Clock, TimeLimits
-from cfdist.distributed.nodes import Node, cluster_nodes
+from cfdist.distributed.nodes import UNIT, Node, cluster_nodes, free_nodes, named, other_jobs
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.retries import Retries, Row
 from cfdist.distributed.scheduler import Scheduler, chunk_for_rate
@@ -52,6 +52,7 @@ _WAIT_TIMES, _WAIT_SECONDS = 3, 10.0
 _CLOSE_SECONDS = 20.0
 
 _NODES_SECONDS = 3.0  # how often the cluster's nodes are looked at
+_SAID_AFTER = 10.0  # seconds until a person learns that a device waits for a place
 
 REDUCER = "reducer"  # the name of the reducer's actor
 
@@ -182,11 +183,12 @@ class DevicePool(Generic[Result]):
         aside: Names of the devices that were set aside.
         reports: Device name -> its last report.
         events: What happened to the devices and pictures.
+        words: Device name -> what it said when it last failed or refused the model.
         retries: What is tried again.
         clock: For the time limits.
         limits: The time limits.
         was_doubted: The only device was started again for outputs that were not finite.
-        can_read: Whether this process can read the picture of a work item, by its key.
+        find_readable: The work item of a key, if this process can read its picture.
     """
 
     def __init__(
@@ -219,12 +221,15 @@ class DevicePool(Generic[Result]):
         self._starts: Counter[str] = Counter()
         self.was_doubted = False
         self._refusals: dict[str, UserError] = {}
+        self._failed: dict[str, Event] = {}  # key -> of the pictures that are given up
+        self.words: dict[str, str] = {}
         self._last_words: Exception = RuntimeError("no device was started")
-        self.can_read: Callable[[str], bool] = lambda key: False
+        self.find_readable: Callable[[str], WorkItem | None] = lambda key: None
         self._nodes: dict[str, Node] = {}
         self._first_nodes: set[str] = set()
         self._looked = -_NODES_SECONDS
         self._joining: set[str] = set()
+        self._says_it_waits = False
 
     def __enter__(self) -> DevicePool[Result]:
         """The pool; its actors are not started yet."""
@@ -301,8 +306,11 @@ class DevicePool(Generic[Result]):
                 self._joining.remove(one.name)
                 self.note("device_added", one.name, "joined the run")
             self.reports.setdefault(one.name, DeviceReport(host=place.host, chip=place.chip))
+        placed = [one.placed for one in self.opening.values() if one.since is None]
+        if placed:
+            placed, _ = ray.wait(placed, num_returns=len(placed), timeout=0)
         for ref, one in [*self.opening.items()]:
-            if one.since is None and ray.wait([one.placed], timeout=0)[0]:
+            if one.placed in placed:
                 one.since = self.clock.now
             seconds = 0.0 if one.since is None else self.clock.now - one.since
             if seconds > self.limits.opening and not ray.wait([ref], timeout=0)[0]:
@@ -333,14 +341,35 @@ class DevicePool(Generic[Result]):
             self.plan = replace(self.plan, count=count)
             self._joining |= {*self.names} - known
             self.begin()
-        for ref, one in [*self.opening.items()]:
-            is_waiting = one.since is None and self.clock.now - one.begun > self.plan.wait_s
-            if is_waiting and room < len(self.actors) + len(self.opening):
+        waiting = {ref: one for ref, one in self.opening.items() if one.since is None}
+        for ref, one in waiting.items():
+            seconds = self.clock.now - one.begun
+            if seconds > self.plan.wait_s and room < len(self.actors) + len(self.opening):
                 del self.opening[ref]
                 kill_actors({one.name: one.actor})
                 text = f"{one.name}: no node of the cluster has room for it"
                 self._last_words = StoppedError(text, ExitCode.INTERNAL)
                 self._set_aside(one.name, "no node of the cluster has room for it any more")
+            elif seconds > _SAID_AFTER and not self._says_it_waits:
+                self._say_what_is_waited_for(len(waiting))
+
+    def _say_what_is_waited_for(self, count: int) -> None:
+        """Say once that devices wait for what other jobs of the cluster hold."""
+        jobs, free = other_jobs(), free_nodes(self.plan.kind)
+        if not jobs or any(self.plan.room(node) for node in free):
+            return
+        self._says_it_waits = True
+        what = f"{self.plan.share / UNIT:g} CPU"
+        if resource := ACCELERATOR_RESOURCE[self.plan.kind]:
+            what += f" and 1 {resource}"
+        rest = "the others begin" if self.actors else "the run begins when they are free"
+        line = (
+            f"{count} of {self.plan.count} devices wait for {what} of one node each, which "
+            f"{jobs} other job{'s' * (jobs > 1)} of the cluster may hold (free: "
+            f"{named(free, self.plan.kind)}); {rest}"
+        )
+        log.warning(line)
+        print(line, flush=True)
 
     def _take_in_refusal(self, one: _Opening, error: Exception) -> None:
         """Note a device that could not be opened; all that refuse the model end the run."""
@@ -348,6 +377,7 @@ class DevicePool(Generic[Result]):
         problem = user_error(error)
         if isinstance(problem, UserError) and not is_death(error) and not self.reports:
             self._refusals[one.name] = problem
+            self.words[one.name] = str(problem)
             kill_actors({one.name: one.actor})
             self._last_words = problem
         else:
@@ -414,9 +444,9 @@ class DevicePool(Generic[Result]):
             else StoppedError(f"{self.label(name)}: {words}", ExitCode.INTERNAL)
         )
         self.note(what, name, words + ("; its work was handed out again" if rows else ""))
-        before = {*self.retries.given_up}
+        self.words[name] = words
         self.retries.fail(name, rows, words)
-        self.note_given_up(before)
+        self.note_given_up()
         self.restart(name, actor)
 
     def restart(self, name: str, actor: Actor) -> None:
@@ -426,6 +456,7 @@ class DevicePool(Generic[Result]):
         kill_actors({name: actor})
         if self.retries.is_at_fault(name):
             self.retries.forget(name)
+            self.note_given_up()
             self._set_aside(name, "it failed again")
         else:
             self.begin()
@@ -437,16 +468,18 @@ class DevicePool(Generic[Result]):
         host, chip = (place.host, place.chip) if place else (None, None)
         self.events.note(what, f"{self.label(name)}: {text}", name, host, chip)
 
-    def note_given_up(self, before: Collection[str]) -> None:
-        """Add an event for each picture that was given up since, or raise if that ends the run.
+    def note_given_up(self) -> None:
+        """Keep one event for each picture that is given up; the first ends the run if it may.
 
         Raises:
             StoppedError: on_error=fail.
         """
-        for key in [key for key in self.retries.given_up if key not in before]:
-            reason = self.retries.given_up[key]
-            self.events.note("picture_failed", f"{key}: {reason}")
-            self.refuse_failures([(key, reason)])
+        given_up = self.retries.given_up
+        for key in self._failed.keys() - given_up.keys():
+            self.events.take_back(self._failed.pop(key), "it is tried again")
+        for key in [key for key in given_up if key not in self._failed]:
+            self._failed[key] = self.events.note("picture_failed", f"{key}: {given_up[key]}")
+            self.refuse_failures([(key, given_up[key])])
 
     def refuse_failures(self, failures: Sequence[tuple[str, str]]) -> None:
         """Raise a `StoppedError` that names the first picture that failed, with on_error=fail."""
@@ -509,10 +542,7 @@ class DevicePool(Generic[Result]):
                 would end in the same way.
             StoppedError: no device is left, or a picture failed with on_error=fail.
         """
-        try:
-            return _Round(self, work, keys, on_done).run()
-        finally:
-            work.close()
+        return _Round(self, work, keys, on_done).run()
 
     def close(self) -> None:
         """Collect the devices' reports; a sweep's next run gets the processes, else they end."""
@@ -554,6 +584,7 @@ class _Round(Generic[Result]):
         self._lost: Exception | None = None
         self._started = time.perf_counter()
         self._finished = 0
+        self._next_look = 0.0  # for devices that are late, on the pool's clock
 
     def run(self) -> Exception | None:
         """See `DevicePool.run_round`."""
@@ -606,7 +637,9 @@ class _Round(Generic[Result]):
         self._adding[pool.reducer.add.remote(handed.table)] = (handed, result)
 
     def _judge_unread(self, handed: _Handed, report: ChunkReport) -> ChunkReport:
-        """Blame a device for files that this process can read; else the pictures have failed.
+        """Let others read what this process can read, and blame a device that could not.
+
+        Other pictures have failed.
 
         Returns:
             The report without the pictures that have to be tried on another device, if any.
@@ -618,26 +651,30 @@ class _Round(Generic[Result]):
         import ray
 
         doubtful = tuple(one for one in report.doubtful if one[0] not in unread)
-        readable = [key for key in unread if pool.can_read(key)]
-        failed = tuple((key, why) for key, why in unread.items() if key not in readable)
+        # What was read here comes from here again.
+        found = {} if self._work.read_here else {key: pool.find_readable(key) for key in unread}
+        items = {key: item for key, item in found.items() if item is not None}
+        failed = tuple((key, why) for key, why in unread.items() if key not in items)
         pool.refuse_failures(failed)
         if failed:
             ray.get(pool.reducer.add.remote(to_arrow([Detections(k, error=w) for k, w in failed])))
-        if readable:
-            pool.retries.put_back(row for row in handed.rows if row.key in readable)
-            key = readable[0]
-            wrong = ValueError(f"cannot read {key}, which the driver can ({unread[key]})")
-            self._replace(handed.name, handed.actor, "device_failed", wrong, ())
+        if items:
+            is_to_blame = self._work.is_read_by_device(handed.slices)
+            self._work.read_again(items.values(), handed.slices)
+            pool.retries.put_back(Row(key, Slice((one,), 0, 1)) for key, one in items.items())
+            if is_to_blame:
+                key = next(iter(items))
+                wrong = ValueError(f"cannot read {key}, which the driver can ({unread[key]})")
+                self._replace(handed.name, handed.actor, "device_failed", wrong, ())
         return replace(report, failures=report.failures + failed, doubtful=doubtful)
 
     def _doubt(self, handed: _Handed, doubtful: dict[str, str]) -> None:
         """Try pictures again whose outputs were not finite."""
         pool = self._pool
-        before = {*pool.retries.given_up}
         for row in handed.rows:
             if row.key in doubtful:
                 pool.retries.doubt(handed.name, row, doubtful[row.key])
-        pool.note_given_up(before)
+        pool.note_given_up()
         # Nobody else can say whether it is the picture or the device: that is started again, once.
         is_only_one = pool.actors.keys() == {handed.name} and not pool.opening
         if doubtful and is_only_one and not pool.was_doubted:
@@ -655,7 +692,13 @@ class _Round(Generic[Result]):
         try:
             ray.get(ref)
         except ray.exceptions.RayError as error:
-            raise user_error(error) from None
+            if not is_lost_block(error):
+                raise user_error(error) from None
+            # The detections were lost with the device's node, and nobody else has them.
+            log.error("the detections of %s were lost", handed.name, exc_info=error)
+            self._give_back(handed)
+            self._pool.retries.put_back(handed.rows)
+            return
         self._finish(handed, result)
 
     def _finish(self, handed: _Handed, result: Result) -> None:
@@ -685,6 +728,9 @@ class _Round(Generic[Result]):
         import ray
 
         pool = self._pool
+        if pool.clock.now < self._next_look:
+            return
+        self._next_look = pool.clock.now + _WATCH_SECONDS
         for ref, handed in [*self._running.items()]:
             limit = pool.limits.limit(handed.name, handed.batches)
             seconds = pool.clock.now - handed.since
@@ -730,14 +776,15 @@ class _Round(Generic[Result]):
         hungry = list(pool.actors)
         for name in hungry:
             self._scheduler.add(name)
+        held: dict[Actor, list[_Handed]] = defaultdict(list)
+        for one in (*self._running.values(), *(one for one, _ in self._adding.values())):
+            held[one.actor].append(one)
         while hungry:
-            hungry = [name for name in hungry if self._hand_out(name)]
+            hungry = [name for name in hungry if self._hand_out(name, held[pool.actors[name]])]
 
-    def _hand_out(self, name: str) -> bool:
-        """Give a device a chunk, if it may hold one more and there is one for it."""
+    def _hand_out(self, name: str, held: list[_Handed]) -> bool:
+        """Give a device a chunk beside those it holds, if it may hold one more and there is one."""
         pool, actor = self._pool, self._pool.actors[name]
-        added = (handed for handed, _ in self._adding.values())
-        held = [one for one in (*self._running.values(), *added) if one.actor is actor]
         if len(held) >= pool.plan.max_in_flight or any(one.is_alone for one in held):
             return False
         slices, rows, fresh = self._next(name, is_idle=not held)
@@ -754,6 +801,7 @@ class _Round(Generic[Result]):
                 batches + -(-len(rows) // pool.batch),
                 table,
             )
+            held.append(self._running[ref])
         return bool(rows)
 
     def _next(self, name: str, is_idle: bool) -> tuple[list[Slice], list[Row], int]:

@@ -140,10 +140,9 @@ class Reducer:
             UserError: the disk is full or does not work.
         """
         with self._lock, disk_as_user_error(self._output):
-            known = self.done | self._unwritten.keys()
             found: dict[str, Detections] = {}
             for one in from_arrow(detections):
-                if one.id not in known:
+                if one.id not in self.done and one.id not in self._unwritten:
                     found.setdefault(one.id, _scorable(one))
             if found:
                 self._append(to_arrow([*found.values()]))

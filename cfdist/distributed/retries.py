@@ -87,8 +87,6 @@ class Retries:
 
     def _give_up(self, row: Row, reason: str) -> None:
         self.given_up[row.key], self._rows[row.key] = reason, row
-        for device, failures in self._failures.items():
-            self._failures[device] = [keys for keys in failures if row.key not in keys]
 
     def finish(self, device: str, keys: Iterable[str]) -> set[str]:
         """Note pictures that a device has done; returns the devices that failed with them.
@@ -107,6 +105,7 @@ class Retries:
         accused.discard(device)  # it was started again since
         for devices in self._not_finite_on.values():
             devices[:] = [one for one in devices if one not in accused]
+        self._restore()
         return accused
 
     def is_at_fault(self, device: str) -> bool:
@@ -122,8 +121,15 @@ class Retries:
         for found in (self._failed_with, self._not_finite_on):
             for key, devices in found.items():
                 found[key] = [one for one in devices if one != device]
+        self._restore()
+
+    def _restore(self) -> None:
+        """Try pictures again that would not have been given up by what still counts."""
         for key in [*self.given_up]:
-            if len(self._failed_with[key]) < MAX_FAILURES and len(self._not_finite_on[key]) < 2:
+            failed, doubted = (
+                len(found.get(key, ())) for found in (self._failed_with, self._not_finite_on)
+            )
+            if failed < MAX_FAILURES and doubted < 2:
                 del self.given_up[key]
                 self._waiting[key] = self._rows.pop(key)
 

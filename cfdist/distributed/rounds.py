@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -69,12 +70,13 @@ def run_rounds(
 
     todo = items
     pool.begin()
-    work = make_work(todo)
-    pool.start()
-    on_ready()
     for number in range(1, MAX_ROUNDS + 1):
-        keys = [item.key for item in todo] if work.keys is None else work.keys
-        problem = pool.run_round(work, keys, take_in)
+        with contextlib.closing(make_work(todo)) as work:
+            pool.start()
+            if number == 1:
+                on_ready()
+            keys = [item.key for item in todo] if work.keys is None else work.keys
+            problem = pool.run_round(work, keys, take_in)
         given_up = {key: reason for key, reason in pool.retries.given_up.items() if key in left}
         if len(given_up) == len(left):
             if given_up:
@@ -84,8 +86,6 @@ def run_rounds(
         if number == MAX_ROUNDS:
             raise problem or RuntimeError(f"{len(todo)} pictures are neither done nor given up")
         log.warning("round %d: %d pictures left", number + 1, len(todo))
-        work = make_work(todo)
-        pool.start()
 
 
 @dataclass(frozen=True)
@@ -232,8 +232,8 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
         model.capabilities.group,
         reducer,
     )
-    paths = {item.key: item.path for item in task.manifest.items}
-    pool.can_read = lambda key: is_readable(paths[key])
+    items = {item.key: item for item in task.manifest.items}
+    pool.find_readable = lambda key: items[key] if is_readable(items[key].path) else None
     timeline = Timeline(plan.streams)
     cpu_before: ProcessTimes = {}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cfdist.distributed.accelerators import chosen, only_visible, resources
-from cfdist.distributed.head import head_watched
+from cfdist.distributed.head import head_watched, shut_down
 from cfdist.distributed.joining import join_ray
 from cfdist.distributed.plan import Auto, Devices
 from cfdist.distributed.starting import check_loopback, prepare_environment, ray_folder, start_ray
@@ -19,6 +19,8 @@ from cfdist.errors import UserError
 
 if TYPE_CHECKING:
     from cfdist.distributed.work import KeptPictures
+
+log = logging.getLogger(__name__)
 
 WAIT_SECONDS = 30.0  # for what a cluster has lost
 
@@ -125,6 +127,7 @@ def own_session(
 
     # Ray logs a traceback and goes on if the toolkit's package `acl` is missing.
     logging.getLogger("ray._private.accelerators.npu").setLevel(logging.CRITICAL)
+    _log_what_ray_prints()
     if ray.is_initialized():
         yield None
         return
@@ -140,7 +143,18 @@ def own_session(
         finally:
             if address is None:
                 end_autoscaler()
-            ray.shutdown()
+            shut_down()
+
+
+def _log_what_ray_prints() -> None:
+    """Send what Ray's node processes tell the driver to the run's log: Ray prints it otherwise."""
+    from ray._private import worker
+
+    def note(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+        for line in data["lines"]:
+            log.warning("Ray: %s", line.strip())
+
+    worker.print_to_stdstream = note
 
 
 def _announce(address: str | None) -> None:

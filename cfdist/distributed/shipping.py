@@ -42,6 +42,7 @@ class _ShippedWork(Work):
 
     def __init__(self, items: Sequence[WorkItem], least: int) -> None:
         super().__init__((), len(items))
+        self.read_here = read_here
         self._least = least
         self._coming = iter(items)
         self._next_item = next(self._coming, None)
@@ -101,6 +102,11 @@ def _read(path: str) -> _Content:
         return None, str(error)
     except MemoryError:
         return None, "does not fit into memory"
+
+
+def read_here(items: Sequence[WorkItem]) -> pa.Table:
+    """A block of work items with the contents of their files."""
+    return content_block(items, [_read(item.path) for item in items])
 
 
 def content_block(items: Sequence[WorkItem], contents: Sequence[_Content]) -> pa.Table:

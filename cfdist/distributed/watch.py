@@ -7,7 +7,6 @@ the journal are dropped there when they come again.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import socket
 import threading
@@ -119,19 +118,33 @@ class ReducerWatch:
     def _watch(self) -> None:
         import ray
 
-        # Dead for good: those who wait for it learn of it.
-        with contextlib.suppress(ray.exceptions.RayError):
-            while not self._ended.wait(_PERIOD_SECONDS):
-                asked = self._reducer.is_asked.options(concurrency_group=_GROUP).remote()
-                if not self._is_answered(asked):
+        is_said = False
+        while not self._ended.wait(_PERIOD_SECONDS):
+            try:
+                if not self._look():
                     return
-                if not ray.get(asked) and _has_ended(self._opening):
-                    self._opening = self._open()
-                    self._events.note(
-                        "reducer_restarted",
-                        "the reducer was lost, started again, and went on from its journal",
-                        host=socket.gethostname(),
-                    )
+            except ray.exceptions.RayActorError:
+                return  # dead for good: those who wait for it learn of it
+            except Exception as error:  # such as of a head that is away for a while
+                if not is_said and not self._ended.is_set():
+                    log.warning("the reducer's watch goes on after an error", exc_info=error)
+                    is_said = True
+
+    def _look(self) -> bool:
+        """Ask the reducer whether it has to be opened again; false if the watch has ended."""
+        import ray
+
+        asked = self._reducer.is_asked.options(concurrency_group=_GROUP).remote()
+        if not self._is_answered(asked):
+            return False
+        if not ray.get(asked) and _has_ended(self._opening):
+            self._opening = self._open()
+            self._events.note(
+                "reducer_restarted",
+                "the reducer was lost, started again, and went on from its journal",
+                host=socket.gethostname(),
+            )
+        return True
 
     def _is_answered(self, ref: Ref) -> bool:
         """Wait for an answer, and kill a reducer that owes one; false if the watch ends before."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -49,10 +49,13 @@ AddStage = Callable[[Any], Any]  # from a Ray Dataset to one with a further stag
 # Makes a block of work items' pictures, letterboxed to a size.
 MakeBlock = Callable[[Sequence[WorkItem], Size], Ref]
 
+# Makes a block of the contents of work items' files, which this process reads.
+ReadHere = Callable[[Sequence[WorkItem]], pa.Table]
+
 
 @dataclass(frozen=True)
 class Slice:
-    """Some rows of a block, from `start` to before `stop`.
+    """Some rows of a block, from `start` to before `stop`; or of work items that are in no block.
 
     The rows are done for the pass `pass_number` over the data set; 0: each row names its own.
     Rows of `KeptPictures` are marked `is_kept`.
@@ -83,10 +86,11 @@ class KeptPictures:
     size: Size
     rows: dict[str, Slice] = field(default_factory=dict)
 
-    def add(self, items: Iterable[WorkItem], block: Ref) -> None:
-        """Keep a block whose rows are the items' letterboxed pictures."""
+    def add(self, items: Iterable[WorkItem | None], block: Ref) -> None:
+        """Keep a block whose rows are the items' letterboxed pictures; `None`: not this row."""
         for row, item in enumerate(items):
-            self.rows[item.id] = Slice(block, row, row + 1, is_kept=True)
+            if item is not None:
+                self.rows[item.id] = Slice(block, row, row + 1, is_kept=True)
 
     def forget(self, block: Ref) -> None:
         """Keep a block no longer: it may be lost with a node."""
@@ -110,9 +114,13 @@ class Work:
     Attributes:
         count: How many rows there are in all.
         keys: The work items' keys in the order of the rows, if the work has changed their order.
+        read_here: Reads the files of rows that are in no block; `None`: the devices do.
+        has_items: The devices read the files of the blocks' rows.
     """
 
     keys: Sequence[str] | None = None
+    read_here: ReadHere | None = None
+    has_items = False
 
     def __init__(
         self, slices: Iterable[Slice], count: int, kept: KeptPictures | None = None
@@ -120,7 +128,7 @@ class Work:
         """Begin with the first slice; letterboxed rows are added to `kept`, if it is given."""
         self.count = count
         self._kept = kept
-        self._letterboxed: dict[Ref, Sequence[WorkItem]] = {}
+        self._letterboxed: dict[Ref, Sequence[WorkItem | None]] = {}
         self._slices = iter(slices)
         self._current: Slice | None = None
 
@@ -152,18 +160,47 @@ class Work:
 
     def letterbox(self, slices: Sequence[Slice], make_block: MakeBlock) -> list[Slice]:
         """The same rows, those of work items that are to be kept letterboxed by `make_block`."""
+        import ray
+
         made: list[Slice] = []
         for one in slices:
-            if self._kept is None or not isinstance(one.block, Sequence):
+            if not isinstance(one.block, Sequence):
                 made.append(one)
-                continue
-            step = block_rows(self._kept.size, 1)
-            for start in range(one.start, one.stop, step):
-                items = one.block[start : min(start + step, one.stop)]
-                block = make_block(items, self._kept.size)
-                self._letterboxed[block] = items
-                made.append(Slice(block, 0, len(items)))
+            elif self.read_here is not None:
+                block = ray.put(self.read_here(one.block[one.start : one.stop]))
+                made.append(Slice(block, 0, len(one)))
+            elif self._kept is None:
+                made.append(Slice(tuple(one.block[one.start : one.stop]), 0, len(one)))
+            else:
+                made += self._letterbox(one, self._kept.size, make_block)
         return made
+
+    def _letterbox(self, one: Slice, size: Size, make_block: MakeBlock) -> Iterator[Slice]:
+        step = block_rows(size, 1)
+        for start in range(one.start, one.stop, step):
+            items = one.block[start : min(start + step, one.stop)]
+            block = make_block(items, size)
+            self._letterboxed[block] = items
+            yield Slice(block, 0, len(items))
+
+    def is_read_by_device(self, slices: Iterable[Slice]) -> bool:
+        """Whether the device that has these rows of `letterbox` has read files of theirs."""
+        return any(
+            self.has_items or isinstance(one.block, tuple) or one.block in self._letterboxed
+            for one in slices
+        )
+
+    def read_again(self, items: Collection[WorkItem], slices: Iterable[Slice]) -> None:
+        """Keep no rows of some items, among these, that were made without their files."""
+        ids = {item.id for item in items}
+        for block in {one.block for one in slices} & self._letterboxed.keys():
+            made = self._letterboxed[block]
+            self._letterboxed[block] = [
+                None if one is None or one.id in ids else one for one in made
+            ]
+        if self._kept is not None:
+            for id in ids:
+                self._kept.rows.pop(id, None)
 
     def settle(
         self, slices: Sequence[Slice], is_finished: bool, is_block_lost: bool = False
@@ -244,10 +281,10 @@ def item_work(items: Sequence[WorkItem]) -> Work:
     # Taking the blocks as they are executes no plan: that would start two actors of Ray's own,
     # which take the cores from the devices just as these load.
     refs = item_dataset(items, BLOCK_ROWS).to_arrow_refs()
-    return Work(
-        [Slice(ref, 0, len(block)) for ref, block in zip(refs, ray.get(refs), strict=True)],
-        len(items),
-    )
+    blocks = zip(refs, ray.get(refs), strict=True)
+    work = Work([Slice(ref, 0, len(block)) for ref, block in blocks], len(items))
+    work.has_items = True
+    return work
 
 
 def kept_work(items: Sequence[WorkItem], kept: KeptPictures) -> Work:
@@ -479,10 +516,15 @@ def _files_of(table: pa.Table) -> list[WorkItem | ShippedPicture]:
     ]
 
 
-def sources_of(slices: Sequence[Slice], blocks: Sequence[pa.Table]) -> list[Source]:
-    """The rows of slices, each of the block beside it, as a device reads them."""
+def sources_of(
+    slices: Sequence[Slice], blocks: Sequence[pa.Table | tuple[WorkItem, ...]]
+) -> list[Source]:
+    """The rows of slices, each of the block, or the items, beside it, as a device reads them."""
     found: list[Source] = []
     for one, block in zip(slices, blocks, strict=True):
+        if isinstance(block, tuple):
+            found += block
+            continue
         part = block.slice(one.start, len(one))
         if "pixels" not in block.column_names:
             found += _files_of(part)

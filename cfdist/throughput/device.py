@@ -172,7 +172,8 @@ def loop_devices(
             names = [device_name(number) for number in range(plan.count)]
             for name in names:
                 if name not in pool.actors:
-                    text = f"{pool.label(name)} failed, and its rate would be missing"
+                    said = pool.words.get(name, "not ready")
+                    text = f"{pool.label(name)} failed ({said}), and its rate would be missing"
                     raise StoppedError(text, ExitCode.INTERNAL)
             calls = {name: pool.actors[name].process_directly.remote(loops) for name in names}
             reports = {name: pool.await_call(name, call, loops) for name, call in calls.items()}

@@ -6,13 +6,12 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cfdist.ascend import chip_summaries, run_ais_bench
+from cfdist.ascend import ToolCall, chip_summaries, run_ais_bench
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.errors import UserError
@@ -29,21 +28,6 @@ from cfdist.workflow.files import (
 )
 
 _PERCENTILE = "percentile(99%)"
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    """How the tool is called.
-
-    Attributes:
-        devices: The chips; `None`: the tool's own choice.
-        options: Its further options.
-        log: A file for all that it prints; `None`: none.
-    """
-
-    devices: Sequence[int] | None = None
-    options: Sequence[str] = ()
-    log: Path | None = None
 
 
 def check_for_tool(spec: ModelSpec, files: InputFiles, chip: int, key: str) -> list[str]:
@@ -94,8 +78,9 @@ def infer_with_tool(
 
     Raises:
         UserError: the tool failed, or left nothing that can be used.
+        StoppedError: it hangs.
     """
-    run_ais_bench(spec.path, files.folder, folder, spec.batch, call.devices, call.options, call.log)
+    run_ais_bench(spec.path, files.folder, folder, spec.batch, call)
     found = find_outputs(folder, "infer.output") if folder.is_dir() else {}
     source = f"python -m ais_bench left {folder}"
     remedy = "see whether the OM's input is what the files hold"

@@ -17,6 +17,7 @@ from cfdist.ascend import (
     AIS_BENCH_OWN,
     CALLERS_PYTHONPATH,
     Limit,
+    ToolCall,
     call_tool,
     check_options,
     reason_of,
@@ -24,7 +25,7 @@ from cfdist.ascend import (
     tool_environment,
 )
 from cfdist.ascend.atc import ATC_OWN
-from cfdist.errors import UserError
+from cfdist.errors import StoppedError, UserError
 from tests.fakes.ascend import install_double
 
 # What ATC prints: the reason with its code, what to do, and a long trace.
@@ -188,16 +189,15 @@ def test_the_start_of_an_own_option_is_refused(name, length, value):
 def test_the_command_line_is_the_guides(monkeypatch, tmp_path):
     calls: list[list[str]] = []
 
-    def call(what, command, advice, log=None):
+    def call(what, command, advice, **_):
         calls.append(command)
         return "--divide_input DIVIDE_INPUT" if "--help" in command else ""
 
     monkeypatch.setattr(ascend, "call_tool", call)
     result = tmp_path / "result"
     for devices in (None, [0, 1]):
-        run_ais_bench(
-            Path("a b.om"), Path("bins"), result / "dumpout_bs4", 4, devices, ["--loop=2"]
-        )
+        how = ToolCall(devices, ["--loop=2"])
+        run_ais_bench(Path("a b.om"), Path("bins"), result / "dumpout_bs4", 4, how)
     call = [
         *(sys.executable, "-m", "ais_bench", "--model", "a b.om", "--input", "bins"),
         *("--output", str(result), "--output_dirname", "dumpout_bs4", "--batchsize", "4"),
@@ -218,7 +218,7 @@ def prepare(monkeypatch, tmp_path, content: bytes = b"IMOD and no more") -> tupl
 def test_a_failing_call_is_one_line_and_leaves_nothing(monkeypatch, tmp_path):
     om, bins = prepare(monkeypatch, tmp_path)
     with pytest.raises(UserError) as failure:
-        run_ais_bench(om, bins, tmp_path / "out" / "dump", 1, None)
+        run_ais_bench(om, bins, tmp_path / "out" / "dump", 1, ToolCall())
     message = str(failure.value)
     assert "\n" not in message
     assert "ais_bench failed with exit code 1" in message
@@ -229,7 +229,7 @@ def test_a_failing_call_is_one_line_and_leaves_nothing(monkeypatch, tmp_path):
 def test_a_chip_that_fails_is_named(monkeypatch, tmp_path):
     folder = tmp_path / "out" / "dump"
 
-    def call(what, command, advice, log=None):
+    def call(what, command, advice, **_):
         if "--help" not in command:
             folder.mkdir(parents=True)
             (folder / "device0_0_summary.json").write_text("{}")
@@ -237,7 +237,7 @@ def test_a_chip_that_fails_is_named(monkeypatch, tmp_path):
 
     monkeypatch.setattr(ascend, "call_tool", call)
     with pytest.raises(UserError, match=r"^chip 3: .*\[ERROR\] .*open device 3 failed"):
-        run_ais_bench(Path("net.om"), Path("bins"), folder, 1, [0, 3])
+        run_ais_bench(Path("net.om"), Path("bins"), folder, 1, ToolCall([0, 3]))
     assert not folder.exists()
 
 
@@ -251,4 +251,22 @@ def test_without_pkg_resources_the_remedy_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hidden), os.environ["PYTHONPATH"]]))
     monkeypatch.setenv("AIS_BENCH_DOUBLE_IMPORTS", "pkg_resources")
     with pytest.raises(UserError, match=r"infer\.cli=true: .* pip install 'setuptools<82'"):
-        run_ais_bench(om, bins, tmp_path / "out" / "dump", 1, None)
+        run_ais_bench(om, bins, tmp_path / "out" / "dump", 1, ToolCall())
+
+
+def test_a_tool_that_hangs_is_ended_and_named(monkeypatch, tmp_path):
+    om, bins = prepare(monkeypatch, tmp_path)
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    # It prints now and then for longer than the limit, and hangs then.
+    text = "import time\nfor i in range(4): print(i, flush=True); time.sleep(0.5)\ntime.sleep(60)"
+    (hidden / "endless.py").write_text(text)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(hidden), os.environ["PYTHONPATH"]]))
+    monkeypatch.setenv("AIS_BENCH_DOUBLE_IMPORTS", "endless")
+    log, began = tmp_path / "log", time.monotonic()
+    said = r"^python -m ais_bench hangs: no sign of life for 1 s \(it last said: 3\); see npu-smi"
+    with pytest.raises(StoppedError, match=said) as stopped:
+        run_ais_bench(om, bins, tmp_path / "out" / "dump", 1, ToolCall(log=log, timeout=1.0))
+    assert stopped.value.exit_code == 1
+    assert 2.5 < time.monotonic() - began < 30
+    assert log.read_text() == "0\n1\n2\n3\n"

@@ -84,3 +84,24 @@ def test_a_signal_that_comes_when_the_run_has_ended_is_harmless(monkeypatch):
     os.kill(os.getpid(), signal.SIGUSR2)  # by default it kills the process
     time.sleep(0.01)
     assert signal.getsignal(signal.SIGUSR2) is not signal.SIG_DFL
+
+
+def test_a_question_that_cannot_be_asked_says_nothing_of_the_head(monkeypatch):
+    def fail(address, token):
+        raise OSError("too many open files")
+
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    monkeypatch.setattr(head, "answer_of", fail)
+    assert not head._is_silent("127.0.0.1:1")
+
+
+def test_the_end_of_a_session_without_a_head_is_limited(monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(head, "_SECONDS_TO_END", 0.1)
+    monkeypatch.setattr(head, "is_silent", lambda: True)
+    monkeypatch.setattr("ray.shutdown", lambda: ended.wait(20))
+    began = time.monotonic()
+    head.shut_down()
+    assert time.monotonic() - began < 5
+    assert not ended.is_set()
+    ended.set()

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfdist.distributed.nodes import UNIT, Node, cluster_nodes, largest_share, named
+from cfdist.distributed.nodes import (
+    UNIT,
+    Node,
+    cluster_nodes,
+    free_nodes,
+    largest_share,
+    named,
+    other_jobs,
+)
 
 NODES = st.lists(
     st.builds(
@@ -47,3 +58,25 @@ def test_nodes_are_named_with_what_they_have():
     assert named(nodes, "cpu") == "east 2 CPU, west 0.5 CPU"
     assert named(nodes, "gpu") == "east 1 GPU and 2 CPU, west 0 GPU and 0.5 CPU"
     assert named([], "gpu") == "no node"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_what_another_job_holds_is_not_free():
+    import ray
+
+    assert other_jobs() == 0
+    (before,) = free_nodes("cpu")
+    script = (
+        "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)\n"
+        "actor = ray.remote(type('Holder', (), {'f': lambda self: 0})).options(num_cpus=1)\n"
+        "ray.get(actor.remote().f.remote()); print('there', flush=True); input()"
+    )
+    command = [sys.executable, "-c", script, ray.get_runtime_context().gcs_address]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, **pipes) as job:
+        assert job.stdout.readline() == "there\n"
+        assert other_jobs() == 1
+        (free,) = free_nodes("cpu")
+        assert free.cpus == before.cpus - 1
+        assert (free.host, free.id) == (before.host, before.id)
+        job.communicate("\n")

@@ -15,6 +15,7 @@ from cfdist.distributed.accelerators import Place
 from cfdist.distributed.nodes import Node
 from cfdist.distributed.plan import plan_devices
 from cfdist.distributed.pool import DevicePool
+from cfdist.distributed.retries import Row
 from cfdist.distributed.work import item_work
 from cfdist.errors import StoppedError, UserError
 from cfdist.widerface.manifest import WorkItem
@@ -240,13 +241,15 @@ class Gatherer:
         return self.found
 
 
-def run_blind(blind: tuple[int, ...], count: int, can_read: bool) -> tuple[DevicePool, dict]:
+def run_blind(
+    blind: tuple[int, ...], count: int, can_read: bool, gatherer: type = Gatherer
+) -> tuple[DevicePool, dict]:
     import ray
 
-    reducer = ray.remote(num_cpus=0)(Gatherer).remote()
+    reducer = ray.remote(num_cpus=0)(gatherer).remote()
     plan = plan_devices("cpu", count, readers=1)
     pool = DevicePool(plan, lambda at: BlindDevice(at.number, blind), 2, reducer=reducer)
-    pool.can_read = lambda key: can_read
+    pool.find_readable = lambda key: WorkItem(key, "", 0) if can_read else None
     with pool:
         pool.start()
         assert run(pool, 60) is None
@@ -305,3 +308,71 @@ def test_nodes_that_go_are_named_and_those_that_come_are_used(tmp_path, monkeypa
         pool._look_at_nodes()
         assert pool.plan.count > 1
         assert pool._joining == {*pool.names} - {"device:0"}
+
+
+class LosingGatherer(Gatherer):
+    """A reducer that does not get the first detections: their node is gone."""
+
+    is_first = True
+
+    def add(self, table) -> None:
+        if self.is_first:
+            from ray.exceptions import ObjectLostError
+
+            self.is_first = False
+            raise ObjectLostError("00" * 28, None, "")
+        super().add(table)
+
+
+def test_detections_that_are_lost_before_the_journal_has_them_are_made_again():
+    pool, found = run_blind((), 2, can_read=True, gatherer=LosingGatherer)
+    assert found == {item.id: None for item in items_of(60)}
+    assert pool.events == []
+
+
+def test_a_picture_that_is_tried_again_after_all_has_no_event(tmp_path):
+    pool = pool_of(DyingDevice(tmp_path, 0))
+    for key in ("p", "q"):
+        for device in ("device:0", "device:0", "device:0" if key == "p" else "device:1"):
+            pool.retries.fail(device, [Row(key, None)], "died")
+    pool.note_given_up()
+    pool.note_given_up()
+    assert [event.text.partition(":")[0] for event in pool.events] == ["p", "q"]
+    pool.retries.forget("device:1")
+    pool.note_given_up()
+    assert [event.text.partition(":")[0] for event in pool.events] == ["p"]
+    pool.retries.fail("device:2", [Row("q", None)], "raised")
+    pool.note_given_up()
+    assert "(device:0, device:2): raised" in pool.events[1].text
+
+
+def test_a_device_that_waits_for_what_another_job_holds_says_so_once(tmp_path, monkeypatch, capsys):
+    import ray
+
+    from cfdist.distributed import pool as pooling
+
+    class Holder:
+        def is_there(self) -> bool:
+            return True
+
+    monkeypatch.setattr(pooling, "_NODES_SECONDS", 0.1)
+    monkeypatch.setattr(pooling, "_SAID_AFTER", 0.5)
+    monkeypatch.setattr(pooling, "other_jobs", lambda: 2)
+    with pool_of(DyingDevice(tmp_path, 0)) as pool:
+        plan, before = pool.plan, pool.watch
+        holder = ray.remote(Holder).options(num_cpus=plan.cpus).remote()
+        ray.get(holder.is_there.remote())
+        said = []
+
+        def watch(ended) -> None:
+            before(ended)
+            said.append(capsys.readouterr().out)
+            if said[-1]:
+                ray.kill(holder)
+
+        pool.watch = watch
+        pool.start()
+        assert pool.actors
+    (line,) = "".join(said).splitlines()
+    assert line.startswith(f"1 of 1 devices wait for {plan.cpus:g} CPU of one node each, which 2 ")
+    assert " 0 CPU); the run begins when they are free" in line

@@ -137,3 +137,31 @@ def test_every_picture_is_done_or_named_in_a_bounded_number_of_failures(
         assert done | retries.given_up.keys() == {str(n) for n in range(count)}
         assert done.isdisjoint(retries.given_up)
     assert failures <= 3 * count + 15
+
+
+def test_a_device_accused_later_accuses_no_picture_that_was_given_up():
+    retries = Retries()
+    for row in rows_of("p", "q"):
+        retries.doubt("a", row, "NaN")
+    for device in ("b", "c"):
+        for row in retries.take_first(device, 1):
+            retries.doubt(device, row, "NaN")
+    assert retries.given_up.keys() == {"p", "q"}  # each by the device a and another
+    retries.put_back(rows_of("r"))
+    retries.doubt("a", *retries.take_first("a", 1), "NaN")
+    assert retries.finish("d", keys_of(retries.take_first("d", 1))) == {"a"}
+    assert retries.given_up == {}
+    assert keys_of(retries.take_first("d", 9)) == ["p", "q"]
+
+
+def test_a_failure_is_the_device_s_if_the_picture_that_explained_it_is_done_after_all():
+    retries = Retries()
+    for device in "abb":
+        retries.fail(device, rows_of("p"), "died")
+        retries.finish(device, ["another"])
+    assert "p" in retries.given_up
+    assert not retries.is_at_fault("b")
+    retries.forget("a")
+    assert retries.given_up == {}
+    retries.finish("c", keys_of(retries.take_last("c", {"c"}, 1, is_idle=True)))
+    assert retries.is_at_fault("b")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ray import cloudpickle
 
 from cfdist import inputs
 from cfdist.backends.model import BackendModel
@@ -49,7 +52,7 @@ def play(pool: PlayedPool) -> dict[str, str]:
     items = [WorkItem(f"e/{i}", "", 0) for i in range(4)]
 
     def make_work(items):
-        return SimpleNamespace(made=[item.key for item in items], keys=None)
+        return ClosedWork(made=[item.key for item in items])
 
     run_rounds(pool, items, make_work, lambda: None, lambda name, done: done, found.update)
     return found
@@ -321,3 +324,73 @@ def test_there_is_no_steady_rate_of_too_little():
     assert timeline_of(1, *one_each, (17.0, "a", 8)).steady_rate is not None
     assert timeline_of(1).steady_rate is None
     assert timeline_of(1).seconds == 0.0
+
+
+class ClosedWork(SimpleNamespace):
+    """Work that notes its end."""
+
+    keys, is_closed = None, False
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_work_is_closed_whatever_ends_the_round():
+    def refuse() -> None:
+        raise UserError("no")
+
+    for name in ("start", "run_round"):
+        pool, work = PlayedPool(), ClosedWork()
+        setattr(pool, name, lambda *_: refuse())
+        with pytest.raises(UserError):
+            run_rounds(pool, [], lambda items: work, lambda: None, lambda *_: [], print)  # noqa: B023
+        assert work.is_closed
+
+
+def blind_to_some(table):
+    """A block of work items of which a host does not see every third file."""
+    paths = [
+        "/gone" if row % 3 == 0 else path
+        for row, path in enumerate(table.column("path").to_pylist())
+    ]
+    place = table.column_names.index("path")
+    return table.set_column(place, "path", pa.array(paths))
+
+
+@pytest.mark.parametrize("supply", ["device", "cluster"])
+def test_files_that_one_host_does_not_see_are_read_on_another(
+    run, whole, tmp_path, monkeypatch, supply
+):
+    from cfdist.distributed import pool, work
+
+    plain = work.letterbox_block
+
+    class HalfBlindActor(pool.DeviceActor):
+        def letterbox(self, items, size, threads):
+            import ray
+
+            table = pa.Table.from_pylist([vars(item) for item in items])
+            if ray.get_runtime_context().get_actor_name() == "device:1":
+                table = blind_to_some(table)
+            return plain(table, size, threads)
+
+    if supply == "device":
+        monkeypatch.setattr(pool, "DeviceActor", HalfBlindActor)
+    else:
+        block = lambda table, size: plain(blind_to_some(table), size)  # noqa: E731
+        monkeypatch.setattr(work, "letterbox_block", block)
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    kept = KeptPictures("fingerprint", SIZE)
+    try:
+        outcome = run(tmp_path, supply=supply, kept=kept)
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert same_files(tmp_path, whole[1])
+    # A stage is no device's doing.
+    blamed = {event.device for event in outcome.events}
+    assert blamed == ({"device:1"} if supply == "device" else set())
+    # Nothing that was made without its file is kept for the next run.
+    assert len(kept.rows) == 40
+    again = run(tmp_path / "again", kept=kept)
+    assert again.evaluation.failures == ()
+    assert sum(report.decoded for report in again.devices.values()) == 0

@@ -187,3 +187,20 @@ def test_ray_s_start_is_announced_once(seen, monkeypatch, capsys):
     sessions._announce(None)
     sessions._announce("host:1")
     assert capsys.readouterr().out == "starting Ray ...\n"
+
+
+def test_what_ray_would_print_is_in_the_log(caplog, capsys):
+    from ray._private import worker
+
+    before = worker.print_to_stdstream
+    try:
+        sessions._log_what_ray_prints()
+        lines = ["A worker died or was killed.\n", "more"]
+        worker.print_to_stdstream({"lines": lines, "pid": "raylet", "is_err": False}, False)
+    finally:
+        worker.print_to_stdstream = before
+    assert [one.message for one in caplog.records] == [
+        "Ray: A worker died or was killed.",
+        "Ray: more",
+    ]
+    assert capsys.readouterr() == ("", "")

@@ -18,11 +18,18 @@ from cfdist.distributed import shipping
 from cfdist.distributed.shipping import (
     content_block,
     read_block,
+    read_here,
     reading_stage,
     ship_model,
     shipped_work,
 )
-from cfdist.distributed.work import letterbox_block, letterboxing_work, sources_of
+from cfdist.distributed.work import (
+    KeptPictures,
+    kept_work,
+    letterbox_block,
+    letterboxing_work,
+    sources_of,
+)
 from cfdist.widerface.manifest import WorkItem
 
 SIZE = (64, 32)
@@ -171,3 +178,19 @@ def test_a_device_loads_a_model_that_it_does_not_see(spec, tmp_path, monkeypatch
     backend = model.load(DeviceSettings(1, 1))
     backend.close()
     assert [path.name for path in tmp_path.rglob("*.onnx")] == ["m.onnx"]
+
+
+def test_a_row_that_is_kept_no_longer_is_read_here_and_not_by_the_device(here):
+    import ray
+
+    kept = KeptPictures("fingerprint", SIZE)
+    work = kept_work(here, kept)
+    work.read_here = read_here
+    refuse = None  # a device letterboxes nothing
+    slices = work.letterbox(work.take(100), refuse)
+    found = sources_of(slices, ray.get([one.block for one in slices]))
+    assert [one.item for one in found] == here
+    assert letterboxed(found) == letterboxed(here)
+    assert not work.is_read_by_device(slices)
+    work.settle(slices, is_finished=True)
+    assert kept.rows == {}  # files, not pixels

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -104,3 +105,24 @@ def test_a_reducer_that_dies_each_time_is_given_up(reducer, tmp_path, monkeypatc
             time.sleep(0.05)
         with pytest.raises(ray.exceptions.RayActorError):
             ray.get(reducer.finish.remote())
+
+
+def test_the_watch_goes_on_after_an_error_that_is_not_the_reducer_s(monkeypatch, caplog):
+    looks = []
+
+    def look(self) -> bool:
+        looks.append(self)
+        if len(looks) < 4:
+            raise OSError("too many open files")
+        return len(looks) < 6
+
+    remote = SimpleNamespace(remote=lambda *_: None)
+    reducer = SimpleNamespace(open=SimpleNamespace(options=lambda **_: remote))
+    monkeypatch.setattr(watching, "_PERIOD_SECONDS", 0.01)
+    monkeypatch.setattr(ReducerWatch, "_look", look)
+    with ReducerWatch(reducer, (), Events()):
+        deadline = time.monotonic() + 10
+        while len(looks) < 6 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert len(looks) == 6
+    assert [one.message for one in caplog.records] == ["the reducer's watch goes on after an error"]

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.distributed.plan import plan_devices
-from cfdist.errors import UserError
+from cfdist.errors import StoppedError, UserError
 from cfdist.preprocess import InputContract
+from cfdist.throughput import device as devices
 from cfdist.throughput.device import (
     LoopingDevice,
     LoopReport,
@@ -139,3 +140,20 @@ def test_the_input_is_what_the_model_takes():
     assert -1 <= noise[:, 0].min() < noise[:, 0].max() <= 0
     np.testing.assert_array_equal(noise, model_input("random", contract, 2))
     assert model_input("random", InputContract(4, 6, 2), 2).max() > 1
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_device_that_refuses_the_model_alone_is_quoted(spec, monkeypatch):
+    class Refusing(LoopingDevice):
+        def warm_up(self) -> None:
+            if self._settings.number == 1:
+                raise UserError("model net.om: made for another chip")
+            super().warm_up()
+
+    monkeypatch.setattr(devices, "LoopingDevice", Refusing)
+    options = {"latency_ms": 0.0, "preset": None}
+    model = BackendModel("simulated", spec(height=64, width=64, batch=2), options)
+    plan = plan_devices("cpu", 2, readers=1, streams=1)
+    said = r"^device:1 .*failed \(model net.om: made for another chip\), and its rate would be"
+    with pytest.raises(StoppedError, match=said):
+        loop_devices(model, plan, "zeros", loops=4)

@@ -193,7 +193,7 @@ def test_an_onnx_for_bytes_takes_float_bins_too(tmp_path, model):
 @pytest.mark.parametrize("aipp", [False, True])
 def test_an_om_gives_what_the_tool_itself_gives(tmp_path, monkeypatch, model, aipp):
     """Batch, padding and names as `python -m ais_bench` has them, to the byte."""
-    from cfdist.ascend import run_ais_bench
+    from cfdist.ascend import ToolCall, run_ais_bench
 
     install_double(monkeypatch)
     import aclruntime
@@ -208,7 +208,7 @@ def test_an_om_gives_what_the_tool_itself_gives(tmp_path, monkeypatch, model, ai
     items = write_inputs(tmp_path / "bins", letterboxed(BATCH + 2), model, form)
 
     report, times = run("om", model, items, form, tmp_path / "out")
-    run_ais_bench(om, tmp_path / "bins", tmp_path / "tool", BATCH, None)
+    run_ais_bench(om, tmp_path / "bins", tmp_path / "tool", BATCH, ToolCall())
     assert content(tmp_path / "out") == content(tmp_path / "tool")
     assert len(report.done) == BATCH + 2
     assert len(times.device_ms) == 2

@@ -37,7 +37,7 @@ def inputs(tmp_path, model) -> InputFiles:
 def leaving(monkeypatch, *stems: str, summary: bool = True):
     """A tool that leaves the raw outputs of some stems."""
 
-    def run(path, bins: Path, folder: Path, batch: int, devices, options, log) -> None:
+    def run(path, bins: Path, folder: Path, batch: int, call) -> None:
         folder.mkdir()
         for stem in stems:
             for name, channels in zip(output_names(stem), (1, 2, 2, 10), strict=True):

@@ -1,0 +1,230 @@
+"""Many pictures and devices over several nodes of this machine: is what each process holds flat?
+
+    python tests/faults/scale.py                          20,000 pictures, 64 devices, 4 nodes
+    python tests/faults/scale.py --pictures 500 --devices 8 --nodes 2 --every 1
+
+The nodes are raylets of this machine, each with as many CPUs as it has devices, however few there
+are. The devices are simulated: they read, decode and letterbox the sample pictures, and wait.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+PROJECT = Path(__file__).resolve().parents[2]
+SAMPLE = 69  # pictures of the sample set
+
+# What a process's command line holds -> its kind; the first that fits.
+KINDS = {
+    "main.py": "driver",
+    "ray::ReducerActor": "reducer",
+    "ray::DeviceActor": "device",
+    "ray::IDLE": "idle worker",
+    "gcs_server": "gcs_server",
+    "raylet/raylet": "raylet",
+}
+LEFT_OUT = ("cfdist/distributed/guard.py",)
+
+# Starts a cluster: a head and further nodes of so many CPUs each; prints its address, ends with its
+# input.
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+count, cpus = map(int, sys.argv[1:])
+node = {"num_cpus": cpus, "object_store_memory": 200 << 20}
+cluster = Cluster(initialize_head=True, head_node_args=node)
+for _ in range(count - 1):
+    cluster.add_node(**node)
+cluster.wait_for_nodes()
+print("address", cluster.address, flush=True)
+sys.stdin.read()
+cluster.shutdown()
+"""
+
+# Until this part of the pictures is done, processes still take what they need once; what they hold
+# later is compared with what they held then. A process's memory may vary by so much.
+SETTLED = 0.4
+LEAST_GROWTH, LEAST_BYTES, LEAST_FILES = 0.05, 8 << 20, 3
+
+
+@dataclass
+class Sample:
+    """What the processes of each kind held at one time.
+
+    Attributes:
+        seconds: Since the first picture was on the disk.
+        done: The part of the journal that was written then.
+        memory: Kind -> bytes of each process that belong to it, shared pages in part (PSS).
+        resident: Kind -> resident bytes of each process, shared pages in full (RSS).
+        files: Kind -> open files of each process.
+    """
+
+    seconds: float
+    done: float
+    memory: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    resident: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    files: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+
+@dataclass
+class Outcome:
+    """What a run left.
+
+    Attributes:
+        samples: In order.
+        results: The content of results.json.
+        seconds: What the command took.
+    """
+
+    samples: list[Sample]
+    results: dict
+    seconds: float
+
+    @property
+    def growths(self) -> list[str]:
+        """What is not flat: a kind whose largest process has grown, or has opened more files."""
+        late = [one for one in self.samples if one.done >= SETTLED]
+        found = []
+        for kind in sorted({kind for one in late for kind in one.memory}):
+            there = [one for one in late if one.memory.get(kind)]
+            middle = len(there) // 2
+            for what, least in (("memory", LEAST_BYTES), ("files", LEAST_FILES)):
+                values = [max(getattr(one, what)[kind]) for one in there]
+                if not middle:
+                    continue
+                before, after = max(values[:middle]), max(values[middle:])
+                if after > before * (1 + LEAST_GROWTH) + least:
+                    found.append(f"{what} of {kind}: {before} -> {after}")
+        return found
+
+
+@contextlib.contextmanager
+def cluster_of(nodes: int, cpus: int) -> Iterator[str]:
+    """A cluster on this machine: its address."""
+    command = [sys.executable, "-c", CLUSTER, str(nodes), str(cpus)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        try:
+            found = (re.match(r"address (\S+)$", line.strip()) for line in process.stdout)
+            yield next(filter(None, found))[1], process.pid
+        finally:
+            process.stdin.close()
+            process.wait(timeout=120)
+
+
+def look(parents: list[int], seconds: float, done: float) -> Sample:
+    """What the processes and their descendants hold now."""
+    sample = Sample(seconds, done)
+    for parent in parents:
+        with contextlib.suppress(psutil.Error):
+            root = psutil.Process(parent)
+            for one in [root, *root.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error, OSError):
+                    line = " ".join(one.cmdline())
+                    kind = next((kind for part, kind in KINDS.items() if part in line), "agents")
+                    if any(part in line for part in LEFT_OUT):
+                        continue
+                    text = Path("/proc", str(one.pid), "smaps_rollup").read_text()
+                    files = one.num_fds()
+                    sizes = dict(re.findall(r"^(Pss|Rss): +(\d+) kB", text, re.MULTILINE))
+                    sample.memory[kind].append(int(sizes["Pss"]) << 10)
+                    sample.resident[kind].append(int(sizes["Rss"]) << 10)
+                    sample.files[kind].append(files)
+    return sample
+
+
+def run(pictures: int, devices: int, nodes: int, every: float, latency_ms: float) -> Outcome:
+    """Evaluate at least so many pictures, and look at the processes every few seconds."""
+    repeat = -(-pictures // SAMPLE)
+    settings = (
+        *("backend=simulated", f"backend.latency_ms={latency_ms}", f"dataset.repeat={repeat}"),
+        *("model.height=256", "model.width=256", f"devices={devices}", "device.timeout=600"),
+    )
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        cluster_of(nodes, -(-devices // nodes)) as (address, cluster),
+    ):
+        output = Path(folder, "out")
+        command = [sys.executable, str(PROJECT / "main.py"), f"output_dir={output}", *settings]
+        began, looks = time.monotonic(), []
+        with subprocess.Popen(
+            [*command, f"cluster.address={address}"],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process:
+            first, total = None, 0
+            while process.poll() is None:
+                segments = [*output.glob("journal/segment-*")]
+                size = sum(one.stat().st_size for one in segments) if segments else 0
+                if size:
+                    first, total = first or time.monotonic(), max(total, size)
+                    looks.append((size, look([process.pid, cluster], time.monotonic() - first, 0)))
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(every)
+            said = process.stdout.read()
+        seconds = time.monotonic() - began
+        if process.returncode:
+            raise SystemExit(f"the run ended with {process.returncode}: {said}")
+        for size, sample in looks:
+            sample.done = size / total
+        results = json.loads((output / "results.json").read_text())
+        return Outcome([sample for _, sample in looks], results, seconds)
+
+
+def show(outcome: Outcome) -> None:
+    """Print a table: the largest process of each kind, and what all of a kind hold."""
+    kinds = [kind for kind in (*KINDS.values(), "agents") if kind in outcome.samples[-1].memory]
+    print("PSS in MB of the largest process (RSS; open files), by kind")
+    print(" ".join(f"{one:>22}" for one in ("seconds, done", *kinds)))
+    for one in outcome.samples:
+        cells = [f"{one.seconds:.0f} s, {one.done:.0%}"]
+        for kind in kinds:
+            here = [getattr(one, what).get(kind) or [0] for what in ("memory", "resident", "files")]
+            memory, resident, files = map(max, here)
+            cells.append(f"{memory / 1e6:.0f} ({resident / 1e6:.0f}; {files})")
+        print(" ".join(f"{cell:>22}" for cell in cells))
+    last = outcome.samples[len(outcome.samples) // 2]
+    for kind in kinds:
+        there = last.memory.get(kind, [])
+        print(f"{len(there)} {kind}: {sum(there) / 1e6:.0f} MB in all, in the middle of the run")
+
+
+def main() -> int:
+    """Run, print, and say whether it was flat; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=20_000)
+    parser.add_argument("--devices", type=int, default=64)
+    parser.add_argument("--nodes", type=int, default=4)
+    parser.add_argument("--every", type=float, default=10.0, help="seconds between two looks")
+    parser.add_argument("--latency_ms", type=float, default=100.0)
+    options = parser.parse_args()
+    outcome = run(**vars(options))
+    show(outcome)
+    results = outcome.results
+    rate = results["throughput"]["end_to_end"]
+    print(
+        f"{outcome.seconds:.0f} s in all; {results['seconds']}; {rate:.1f} pictures/s; "
+        f"pictures: {results['pictures']}; events: {len(results['events'])}"
+    )
+    growths = outcome.growths
+    print("\n".join(growths) or "memory and open files are flat")
+    return int(bool(growths))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
