@@ -736,12 +736,12 @@ class _Round(Generic[Result]):
             seconds = pool.clock.now - handed.since
             if seconds <= limit or ref not in self._running or ray.wait([ref], timeout=0)[0]:
                 continue
-            del self._running[ref]
-            self._give_back(handed)
             late = TimeoutError(
                 f"has not ended {len(handed.rows)} pictures within {seconds:.0f} s (device.timeout)"
             )
-            self._replace(handed.name, handed.actor, "device_timeout", late, handed.rows)
+            # In a process that has stopped, whatever it holds may be the cause.
+            rows = self._take_back(handed.actor)
+            self._replace(handed.name, handed.actor, "device_timeout", late, rows)
 
     def _replace(
         self, name: str, actor: Actor, what: What, error: Exception, rows: Collection[Row]

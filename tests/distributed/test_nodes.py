@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -63,17 +64,21 @@ def test_nodes_are_named_with_what_they_have():
 @pytest.mark.usefixtures("ray_session")
 def test_what_another_job_holds_is_not_free():
     import ray
+    from ray._private import ray_constants
 
     assert other_jobs() == 0
     (before,) = free_nodes("cpu")
     script = (
-        "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False)\n"
+        "import ray, signal, sys; signal.alarm(90)\n"
+        "ray.init(address=sys.argv[1], log_to_driver=False)\n"
         "actor = ray.remote(type('Holder', (), {'f': lambda self: 0})).options(num_cpus=1)\n"
         "ray.get(actor.remote().f.remote()); print('there', flush=True); input()"
     )
     command = [sys.executable, "-c", script, ray.get_runtime_context().gcs_address]
+    # The session listens on the loopback interface alone.
+    environment = {**os.environ, ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, text=True, **pipes) as job:
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as job:
         assert job.stdout.readline() == "there\n"
         assert other_jobs() == 1
         (free,) = free_nodes("cpu")

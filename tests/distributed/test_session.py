@@ -35,6 +35,7 @@ def seen(monkeypatch) -> list[dict]:
     monkeypatch.setattr(sessions, "start_ray", start_ray)
     monkeypatch.setattr(sessions, "join_ray", lambda address: start_ray(False, {}))
     monkeypatch.setattr(sessions, "end_autoscaler", lambda: None)
+    monkeypatch.setattr(sessions, "shut_down", lambda: None)
     monkeypatch.setattr(sessions, "head_watched", lambda wait_s: contextlib.nullcontext())
     monkeypatch.setattr(accelerators, "list_npus", lambda: ["chip"] * 8)
     monkeypatch.setattr(accelerators, "count_accelerators", lambda kind: 8)
