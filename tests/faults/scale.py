@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -27,16 +29,15 @@ import psutil
 PROJECT = Path(__file__).resolve().parents[2]
 SAMPLE = 69  # pictures of the sample set
 
-# What a process's command line holds -> its kind; the first that fits.
+# How the first word of a process's command line begins or ends -> its kind.
 KINDS = {
-    "main.py": "driver",
+    str(PROJECT / "main.py"): "driver",
     "ray::ReducerActor": "reducer",
     "ray::DeviceActor": "device",
     "ray::IDLE": "idle worker",
     "gcs_server": "gcs_server",
     "raylet/raylet": "raylet",
 }
-LEFT_OUT = ("cfdist/distributed/guard.py",)
 
 # Starts a cluster: a head and further nodes of so many CPUs each; prints its address, ends with its
 # input.
@@ -65,15 +66,21 @@ class Sample:
     """What the processes of each kind held at one time.
 
     Attributes:
-        seconds: Since the first picture was on the disk.
+        seconds: Since the journal was begun.
+        bytes: Of the journal then.
+        chunks: In the journal then, each with an fsync of its own.
         done: The part of the journal that was written then.
+        cpu: Kind -> seconds of processor time of its processes so far.
         memory: Kind -> bytes of each process that belong to it, shared pages in part (PSS).
         resident: Kind -> resident bytes of each process, shared pages in full (RSS).
         files: Kind -> open files of each process.
     """
 
     seconds: float
-    done: float
+    bytes: int
+    chunks: int
+    done: float = 0.0
+    cpu: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     memory: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     resident: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     files: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -125,24 +132,44 @@ def cluster_of(nodes: int, cpus: int) -> Iterator[str]:
             process.wait(timeout=120)
 
 
-def look(parents: list[int], seconds: float, done: float) -> Sample:
+def records_of(journal: Path) -> tuple[int, int]:
+    """The bytes of a journal, and how many chunks it holds."""
+    size = chunks = 0
+    for segment in journal.glob("segment-*"):
+        with contextlib.suppress(OSError, struct.error), segment.open("rb") as file:
+            end, at = os.fstat(file.fileno()).st_size, 0
+            size += end
+            while at < end:
+                file.seek(at)
+                at += struct.unpack("<Q", file.read(8))[0] + 12
+                chunks += 1
+            chunks -= 1  # the first record is the run's identity
+    return size, chunks
+
+
+def look(parents: list[int], seconds: float, journal: Path) -> Sample:
     """What the processes and their descendants hold now."""
-    sample = Sample(seconds, done)
+    sample = Sample(seconds, *records_of(journal))
     for parent in parents:
         with contextlib.suppress(psutil.Error):
             root = psutil.Process(parent)
             for one in [root, *root.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error, OSError):
-                    line = " ".join(one.cmdline())
-                    kind = next((kind for part, kind in KINDS.items() if part in line), "agents")
-                    if any(part in line for part in LEFT_OUT):
-                        continue
+                    words = [word for word in one.cmdline() if word != sys.executable][:1]
+                    kinds = (
+                        kind
+                        for text, kind in KINDS.items()
+                        for word in words
+                        if word.startswith(text) or word.endswith(text)
+                    )
+                    kind = next(kinds, "agents")
                     text = Path("/proc", str(one.pid), "smaps_rollup").read_text()
-                    files = one.num_fds()
+                    files, times = one.num_fds(), one.cpu_times()
                     sizes = dict(re.findall(r"^(Pss|Rss): +(\d+) kB", text, re.MULTILINE))
                     sample.memory[kind].append(int(sizes["Pss"]) << 10)
                     sample.resident[kind].append(int(sizes["Rss"]) << 10)
                     sample.files[kind].append(files)
+                    sample.cpu[kind] += times.user + times.system
     return sample
 
 
@@ -167,28 +194,29 @@ def run(pictures: int, devices: int, nodes: int, every: float, latency_ms: float
             stderr=subprocess.STDOUT,
             text=True,
         ) as process:
-            first, total = None, 0
+            first = None
             while process.poll() is None:
-                segments = [*output.glob("journal/segment-*")]
-                size = sum(one.stat().st_size for one in segments) if segments else 0
-                if size:
-                    first, total = first or time.monotonic(), max(total, size)
-                    looks.append((size, look([process.pid, cluster], time.monotonic() - first, 0)))
+                if (output / "journal").is_dir():
+                    first = first or time.monotonic()
+                    parents = [process.pid, cluster]
+                    looks.append(look(parents, time.monotonic() - first, output / "journal"))
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(every)
             said = process.stdout.read()
         seconds = time.monotonic() - began
         if process.returncode:
             raise SystemExit(f"the run ended with {process.returncode}: {said}")
-        for size, sample in looks:
-            sample.done = size / total
+        looks = [one for one in looks if one.bytes]  # it is removed at the end
+        for one in looks:
+            one.done = one.bytes / looks[-1].bytes
         results = json.loads((output / "results.json").read_text())
-        return Outcome([sample for _, sample in looks], results, seconds)
+        return Outcome(looks, results, seconds)
 
 
 def show(outcome: Outcome) -> None:
     """Print a table: the largest process of each kind, and what all of a kind hold."""
-    kinds = [kind for kind in (*KINDS.values(), "agents") if kind in outcome.samples[-1].memory]
+    there = {kind for one in outcome.samples for kind in one.memory}
+    kinds = [kind for kind in (*KINDS.values(), "agents") if kind in there]
     print("PSS in MB of the largest process (RSS; open files), by kind")
     print(" ".join(f"{one:>22}" for one in ("seconds, done", *kinds)))
     for one in outcome.samples:
@@ -198,10 +226,17 @@ def show(outcome: Outcome) -> None:
             memory, resident, files = map(max, here)
             cells.append(f"{memory / 1e6:.0f} ({resident / 1e6:.0f}; {files})")
         print(" ".join(f"{cell:>22}" for cell in cells))
-    last = outcome.samples[len(outcome.samples) // 2]
+    samples = outcome.samples
+    first, middle, last = samples[0], samples[len(samples) // 2], samples[-1]
+    chunks = last.chunks - first.chunks
+    print(f"{last.chunks} chunks, {last.bytes / last.chunks / 1e3:.1f} KB of the journal each")
     for kind in kinds:
-        there = last.memory.get(kind, [])
-        print(f"{len(there)} {kind}: {sum(there) / 1e6:.0f} MB in all, in the middle of the run")
+        there = middle.memory.get(kind, [])
+        cpu = max(one.cpu[kind] for one in samples) - first.cpu[kind]
+        print(
+            f"{len(there)} {kind}: {sum(there) / 1e6:.0f} MB in all in the middle of the run, "
+            f"{1000 * cpu / chunks:.2f} ms of processor time a chunk"
+        )
 
 
 def main() -> int:
