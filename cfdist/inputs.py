@@ -7,13 +7,15 @@ import os
 from pathlib import Path
 
 from cfdist.config import DatasetConfig
-from cfdist.config.installation import CHECKOUT
+from cfdist.config.installation import CHECKOUT, COMMAND
 from cfdist.errors import UserError
 from cfdist.files import expanded, user_cache
 from cfdist.sample import SAMPLE_VERSION, ensure_sample
 from cfdist.storage import is_uri, path_or_uri
 from cfdist.widerface.ground_truth import GROUND_TRUTH_FILES, GroundTruth, load_ground_truth
 from cfdist.widerface.manifest import Manifest, build_manifest
+
+_GET_BOTH = f"`{COMMAND} job=download` gets both"
 
 
 def _cache_folder() -> Path:
@@ -42,7 +44,7 @@ def find_ground_truth(config: DatasetConfig) -> GroundTruth:
     elif config.ground_truth is None:
         raise UserError(
             "dataset.ground_truth: not given; name eval_tools.zip, or the folder with "
-            "wider_face_val.mat and wider_{easy,medium,hard}_val.mat"
+            f"wider_face_val.mat and wider_{{easy,medium,hard}}_val.mat; {_GET_BOTH}"
         )
     else:
         folder = path_or_uri(config.ground_truth, "dataset.ground_truth")
@@ -68,7 +70,7 @@ def find_pictures(config: DatasetConfig, truth: GroundTruth) -> Manifest:
     elif config.root is None:
         raise UserError(
             "dataset.root: not given; name WIDER_val.zip, or the folder that holds "
-            "images/<event>/<name>.jpg (WIDER_val)"
+            f"images/<event>/<name>.jpg (WIDER_val); {_GET_BOTH}"
         )
     else:
         root = path_or_uri(config.root, "dataset.root")

@@ -16,6 +16,7 @@ ROOMS = (
     "decode",
     *("widerface", "sample", "ascend", "network", "backends", "config", "devices", "distributed"),
     *("inputs", "execution", "report", "comparison", "throughput", "workflow"),
+    *("download", "doctor"),
     *("command", "sweep", "api"),
     "jobs",
     "main",

@@ -41,6 +41,7 @@ from cfdist.command.run_folder import (
 )
 from cfdist.config.installation import CONFIG_FOLDER, load_job
 from cfdist.config.messages import HELP_WIDTH
+from cfdist.config.uses import WITHOUT_FOLDER
 from cfdist.distributed.guard import guarded
 from cfdist.errors import DiskFullError, ExitCode, StoppedError, UserError
 from cfdist.files import DISK_IS_FULL, JOURNAL, LOG, expanded
@@ -136,7 +137,7 @@ def run_job(composed: DictConfig) -> None:
         typed = config.typed_keys(sys.argv[1:])
         composed = run_to_go_on(composed, typed)
         checked = config.load(composed, typed)
-        is_dry = checked.convert.dry_run
+        is_dry = checked.convert.dry_run or checked.job in WITHOUT_FOLDER
         folder = expanded(checked.output_dir).absolute()
         output = folder if number is None else folder / str(number)
         checked.output_dir = str(output)
@@ -161,6 +162,8 @@ def _run(
     checked: config.Config, config_yaml: str, output: Path, started: float
 ) -> tuple[int, str | None]:
     """The job's exit code, and the reason if it broke down."""
+    if checked.job in WITHOUT_FOLDER:
+        return load_job(checked.job).main(checked, output, started), None
     goes_on = _run_number() is not None or "resume" in config.typed_keys(sys.argv[1:])
     if goes_on and (results := finished_results(output, config_yaml)):
         from cfdist.report.results import verdict

@@ -94,6 +94,8 @@ DeviceList = Annotated[
     list[Natural], Field(min_length=1, max_length=1024, title=_DEVICES), Different
 ]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9A-Fa-f]{64}$", title="64 hexadecimal digits")]
+Md5 = Annotated[str, Field(pattern=r"^[0-9A-Fa-f]{32}$", title="32 hexadecimal digits")]
+Address = Annotated[str, Field(pattern=r"^https?://[^/\s]+/\S*$", title="an http(s) address")]
 # What ATC's --soc_version takes: Ascend310P3, Ascend910ProA, Ascend910_9391.
 SocVersion = Annotated[
     str,
@@ -108,6 +110,11 @@ InputKind = Literal["f32", "u8"]
 BenchmarkPart = Literal["inference", "host", "end_to_end"]
 
 
+def key_name(field: str) -> str:
+    """The key of a field; one that is a word of Python's is written with a trailing `_`."""
+    return field.rstrip("_")
+
+
 class Section(BaseModel):
     """Keys that belong together; any other key is refused.
 
@@ -115,8 +122,8 @@ class Section(BaseModel):
         used: What reads those keys of the section that do not say it themselves.
     """
 
-    model_config = ConfigDict(extra="forbid")
-    used: ClassVar[Uses] = uses.ALWAYS
+    model_config = ConfigDict(extra="forbid", alias_generator=key_name, serialize_by_alias=True)
+    used: ClassVar[Uses] = uses.WITH_FOLDER
     _typed: frozenset[str] = PrivateAttr(frozenset())
 
     def mark_typed(self, keys: frozenset[str]) -> None:
@@ -478,6 +485,29 @@ class PostprocessConfig(Section):
     """folder for the prediction files; null: <output_dir>/predictions"""
 
 
+class DownloadConfig(Section):
+    """`job=download`: WIDER_val.zip and eval_tools.zip, from where they are published."""
+
+    used: ClassVar[Uses] = uses.only("download")
+
+    to: LocalPath = "data"
+    """folder for the two files"""
+    from_: LocalPath | None = None
+    """folder that holds them already, packed or not: they are checked, and linked or copied; what
+    is not in it is fetched"""
+    mirrors: Annotated[list[Address], NotEmpty, Different]
+    """where to look, in this order: addresses that end in WIDER_val.zip or eval_tools.zip, or of a
+    folder that holds both, ending in /"""
+    size: Positive | None = None
+    """bytes of WIDER_val.zip; null: any"""
+    md5: Md5 | None = None
+    """its MD5; null: any"""
+    sha256: Sha256 | None = None
+    """its SHA-256; null: any. Without one, every picture in it is read"""
+    stall_s: Annotated[Real, _between(1, 3600, "a number")] = 30
+    """seconds in which nothing comes, after which a connection is made anew"""
+
+
 class ClusterConfig(Section):
     """Where Ray runs."""
 
@@ -530,7 +560,7 @@ class PipelineConfig(Section):
 class Config(Section):
     """Every key that the command line takes as `key=value`."""
 
-    job: Job
+    job: Annotated[Job, uses.ALWAYS]
     """what to do"""
     devices: Annotated[
         Literal["auto"] | UpTo1024 | DeviceList,
@@ -570,6 +600,7 @@ class Config(Section):
     preprocess: PreprocessConfig
     infer: InferConfig
     postprocess: PostprocessConfig
+    download: DownloadConfig
     cluster: ClusterConfig
     device: DeviceConfig
     pipeline: PipelineConfig
@@ -579,7 +610,7 @@ def sections(
     section: type[Section] = Config, prefix: str = ""
 ) -> Iterator[tuple[type[Section], dict[str, FieldInfo]]]:
     """A section and those inside it, each with its own keys ("model.batch") and their fields."""
-    fields = {prefix + name: field for name, field in section.model_fields.items()}
+    fields = {prefix + key_name(name): field for name, field in section.model_fields.items()}
     kinds = {key: field.annotation for key, field in fields.items()}
     inner = {k: v for k, v in kinds.items() if isinstance(v, type) and issubclass(v, Section)}
     yield section, {key: field for key, field in fields.items() if key not in inner}
@@ -594,7 +625,7 @@ def help_texts(section: type[Section]) -> dict[str, str]:
     """
     (tree,) = ast.parse(inspect.getsource(section)).body
     return {
-        field.target.id: " ".join(text.value.value.split())
+        key_name(field.target.id): " ".join(text.value.value.split())
         for field, text in pairwise(cast(ast.ClassDef, tree).body)
         if isinstance(field, ast.AnnAssign)
         and isinstance(field.target, ast.Name)

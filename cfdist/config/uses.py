@@ -21,8 +21,12 @@ Job = Literal[
     "preprocess",
     "infer",
     "postprocess",
+    "download",
 ]
 JOBS: tuple[str, ...] = get_args(Job)
+
+# Jobs that leave no results, and have no folder for them.
+WITHOUT_FOLDER = ("download",)
 
 # Ray sets it in the environment of a submitted job's command alone.
 SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -161,7 +165,8 @@ DATA_SET = Uses(
         Use(("convert",), (CALIBRATION,)),
     ]
 )
-INPUT_SIZE = Uses([Use(tuple(job for job in JOBS if job != "score"))])
+WITH_FOLDER = Uses([Use(tuple(job for job in JOBS if job not in WITHOUT_FOLDER))])
+INPUT_SIZE = Uses([Use(tuple(job for job in WITH_FOLDER[0].jobs if job != "score"))])
 RAY = Uses(
     [
         Use(("evaluate", "compare", "preprocess", "postprocess")),

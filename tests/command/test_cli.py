@@ -21,7 +21,7 @@ def resolved(composed, typed):
     """In place of the checked configuration: its values as they are."""
     values = OmegaConf.to_container(composed, resolve=True)
     convert = SimpleNamespace(dry_run=False)
-    return SimpleNamespace(**{"resume": None, "convert": convert, **values})
+    return SimpleNamespace(**{"job": "evaluate", "resume": None, "convert": convert, **values})
 
 
 @pytest.fixture

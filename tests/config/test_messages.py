@@ -48,7 +48,7 @@ SOC = "a chip's name as ATC takes it, such as Ascend310P3 or null"
 PARTS = "a list of different values in brackets, each value inference, host or end_to_end"
 BATCHES = f"a list of different values in brackets, each value {BATCH}"
 NAMES = "a list of 4 different values in brackets, each value text"
-JOBS = "evaluate, score, benchmark, export, convert, compare, preprocess, infer or postprocess"
+JOBS = f"{', '.join(JOB_NAMES[:-1])} or {JOB_NAMES[-1]}"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from cfdist.command.arguments import prepare_arguments
 from cfdist.config.installation import load_job
 from cfdist.config.schema import Section, all_fields
 from cfdist.config.unused import conditions, refuse_unused, typed_keys
-from cfdist.config.uses import JOBS
+from cfdist.config.uses import JOBS, WITHOUT_FOLDER
 from cfdist.errors import UserError
 
 # Read from the code of the jobs, beside the schema: the keys that each job looks at in some run.
@@ -93,6 +93,7 @@ READ_BY = {
         "postprocess": {"input", "output"},
         "": RAY,
     },
+    "download": {"download": {"to", "from", "mirrors", "size", "md5", "sha256", "stall_s"}},
 }
 READ_BY["convert"]["model"] -= {"convention"}
 for _job in ("evaluate", "benchmark", "compare", "preprocess", "postprocess"):
@@ -107,7 +108,7 @@ def keys_of(job: str) -> set[str]:
     named = {
         f"{section}.{key}".lstrip(".") for section, keys in READ_BY[job].items() for key in keys
     }
-    return named | {"job", "output_dir"}
+    return named | {"job"} | ({"output_dir"} if job not in WITHOUT_FOLDER else set())
 
 
 def checked(*settings: str, backends: tuple[str, ...] = ()) -> None:
