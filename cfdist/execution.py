@@ -45,6 +45,7 @@ from cfdist.extensions import is_own_code, load_object
 from cfdist.files import JOURNAL
 from cfdist.machine import available_cores, available_memory
 from cfdist.model import ModelSpec, locate_model, verify_model
+from cfdist.model.fetched import is_fetched
 from cfdist.widerface.manifest import Manifest, WorkItem
 
 _NORMALISATION = ("model.color", "model.mean", "model.scale", "model.std")
@@ -201,6 +202,8 @@ def start(
         on_cluster = feeds_pictures and _letterboxes_on_cluster(config.preprocess.where, kind)
         if config.dataset.ship:
             models, pictures = [ship_model(model) for model in models], ()
+        elif not is_here:  # what was fetched for this host is shipped to the others
+            models = [ship_model(one) if is_fetched(one.spec.path) else one for one in models]
         checks = () if is_here else check_nodes(models, pictures, kind)
         without = tuple(check.node.id for check in checks if check.faults)
         if checks:

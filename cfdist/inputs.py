@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from cfdist.config import DatasetConfig
 from cfdist.config.installation import CHECKOUT, COMMAND
 from cfdist.errors import UserError
-from cfdist.files import expanded, user_cache
+from cfdist.files import DISK_IS_FULL, expanded, user_cache
 from cfdist.sample import SAMPLE_VERSION, ensure_sample
-from cfdist.storage import is_uri, path_or_uri
+from cfdist.storage import copy_here, is_uri, path_or_uri
 from cfdist.widerface.ground_truth import GROUND_TRUTH_FILES, GroundTruth, load_ground_truth
 from cfdist.widerface.manifest import Manifest, build_manifest
 
@@ -75,6 +78,40 @@ def find_pictures(config: DatasetConfig, truth: GroundTruth) -> Manifest:
     else:
         root = path_or_uri(config.root, "dataset.root")
     return build_manifest(root, truth, config.limit, use_damaged=config.damaged == "use")
+
+
+@contextlib.contextmanager
+def prediction_folder(predictions: str | None, scratch: Path) -> Iterator[Path]:
+    """A local folder of prediction files, for the `with` block.
+
+    Args:
+        predictions: The configuration's: a folder, an archive of one, or a URI of either.
+        scratch: Where those of an archive or a URI lie meanwhile.
+
+    Raises:
+        UserError: not given, or the files cannot be read.
+    """
+    if predictions is None:
+        raise UserError("predictions: not given; name the folder of <event>/<name>.txt files")
+    source = path_or_uri(predictions, "predictions")
+    if isinstance(source, Path) and not source.is_file():
+        yield source
+        return
+    try:
+        try:
+            copy_here(str(source), scratch)
+        except OSError as error:
+            if error.errno in DISK_IS_FULL:
+                raise
+            raise UserError(
+                f"predictions={predictions}: {error.strerror or error}; give the folder of "
+                "<event>/<name>.txt files, a zip archive of it, or a URI of either"
+            ) from None
+        yield scratch
+    except UserError as error:
+        raise UserError(str(error).replace(str(scratch), str(source))) from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _sample_folder(config: DatasetConfig) -> Path:

@@ -1,7 +1,10 @@
-"""Where pictures and ground truth may lie beside a local folder: a zip archive, a URI, or both.
+"""Where files may lie beside a local folder: in a zip archive, behind a URI, or both.
 
 A file in such a store is named by one text, its place: `inside:<store>!<name>`. It goes wherever
 the path of a local file goes, and `read` takes both.
+
+A run whose `output_dir` is a URI works in a local folder, the URI's spool folder, whose name is the
+URI: a journal needs a disk that can be flushed. What is in it goes to the URI at the run's end.
 """
 
 from __future__ import annotations
@@ -9,19 +12,29 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import io
 import os
 import re
+import shutil
 import struct
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
 from cfdist.errors import UserError
-from cfdist.files import MAX_READ_BYTES, check_is_file, expanded, read_file
+from cfdist.files import (
+    MAX_READ_BYTES,
+    atomic_write,
+    check_is_file,
+    expanded,
+    read_file,
+    user_cache,
+)
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _SECRET = re.compile(r"key|token|secret|passw|sig", re.IGNORECASE)
@@ -32,6 +45,16 @@ _BOMB_BYTES, _BOMB_RATIO = 1 << 24, 100
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 _EXTRA_BYTES = 64  # what usually suffices for the extra field of a member's own header
+
+_SPOOL = "spool"  # in the user's cache
+_PROBE = ".cfdist"  # is written and removed again
+_PARTIAL = ".partial"
+
+# File systems in which a file appears whole, and which know no folders.
+_OBJECT_STORES = ("s3", "gcs", "abfs")
+
+# Files on their way at once: a store answers after some ten milliseconds.
+_THREADS = 16
 
 _lock = threading.Lock()
 
@@ -79,6 +102,85 @@ def path_or_uri(text: str, key: str) -> Path | str:
             "in the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ...)"
         )
     return text
+
+
+def within(uri: str, name: str) -> str:
+    """The URI of a file or folder in the folder at a URI."""
+    head, mark, query = uri.partition("?")
+    return f"{head.rstrip('/')}/{name}{mark}{query}" if name else uri
+
+
+def working_folder(output_dir: str) -> Path:
+    """The local folder of a run with such an `output_dir`: that folder, or a URI's spool folder."""
+    if not is_uri(output_dir):
+        return expanded(output_dir).absolute()
+    head, mark, query = output_dir.partition("?")
+    return user_cache() / _SPOOL / quote(f"{head.rstrip('/')}{mark}{query}", safe=" :@=&?+,")
+
+
+def spool_of(path: Path) -> Path | None:
+    """The spool folder that a path is, or lies in; `None` for other paths."""
+    base = user_cache() / _SPOOL
+    if path == base or not path.is_relative_to(base):
+        return None
+    return base / path.relative_to(base).parts[0]
+
+
+def uri_of(path: Path) -> str | None:
+    """The URI to which a spool folder, or what is in one, will go; `None` for other paths."""
+    if (spool := spool_of(path)) is None:
+        return None
+    name = path.relative_to(spool).as_posix()
+    return within(unquote(spool.name), "" if name == "." else name)
+
+
+def shown(path: Path) -> str:
+    """What a person calls a path: in a spool folder it is the URI's."""
+    return uri_of(path) or str(path)
+
+
+def recorded(path: Path) -> bytes:
+    """The content of a file in a run's folder; what a spool folder lacks is read at its URI.
+
+    Raises:
+        OSError: it is at neither place, or cannot be read; `strerror` says why.
+    """
+    uri = uri_of(path.parent)
+    return read_file(path) if uri is None or path.is_file() else remote_folder(uri).read(path.name)
+
+
+def is_recorded(path: Path) -> bool:
+    """Whether a run's folder, or its URI, has a file."""
+    uri = uri_of(path.parent)
+    return path.is_file() or bool(uri and remote_folder(uri).holds([path.name]))
+
+
+def copy_here(source: str, folder: Path) -> None:
+    """Copy all files of a store, a folder at a URI or an archive, into a local folder.
+
+    Raises:
+        OSError: one cannot be read or written, or has a name that could lead out of the folder.
+    """
+    store = open_store(source)
+
+    def copy(name: str) -> None:
+        with atomic_write(folder / name) as temporary:
+            temporary.write_bytes(store.read(name))
+
+    for name in store.sizes:
+        if ".." in name.split("/"):
+            raise OSError(errno.EINVAL, f"holds the name {name!r}, which could lead out", source)
+    in_parallel(copy, store.sizes)
+
+
+def in_parallel(call: Callable[[str], None], names: Iterable[str]) -> None:
+    """Call a function with each name, some at once; the first error ends it."""
+    threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="storage")
+    try:
+        for _ in threads.map(call, names):
+            pass
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
 
 
 def place_of(store: str, name: str) -> str:
@@ -150,11 +252,21 @@ def _one_line(name: str) -> Iterator[None]:
         raise OSError(getattr(error, "errno", None) or errno.EIO, reason, name) from None
 
 
+def remote_folder(uri: str) -> RemoteFolder:
+    """The folder at a URI, whether it is there yet or not.
+
+    Raises:
+        OSError: no file system is known for it, or it does not answer.
+    """
+    return RemoteFolder(uri, *file_system(uri))
+
+
 class RemoteFolder:
     """A folder in one of pyarrow's file systems."""
 
     def __init__(self, name: str, system: Any, path: str) -> None:
         self._name, self._system, self._path = name, system, path
+        self._has_folders = system.type_name not in _OBJECT_STORES
 
     @functools.cached_property
     def sizes(self) -> Mapping[str, int]:
@@ -168,10 +280,92 @@ class RemoteFolder:
 
     def read(self, name: str) -> bytes:
         """See `Store`."""
-        path = f"{self._path}/{name}" if self._path else name
-        with _one_line(name), self._system.open_input_file(path) as file:
+        with _one_line(name), self._system.open_input_file(self._inside(name)) as file:
             _refuse_size(name, file.size())
             return bytes(file.read())
+
+    def holds(self, names: Iterable[str]) -> set[str]:
+        """Those of the names that are there.
+
+        Raises:
+            OSError: the file system does not answer.
+        """
+        from pyarrow import fs
+
+        names = list(names)
+        with _one_line(self._name):
+            found = self._system.get_file_info([self._inside(name) for name in names])
+        there = zip(names, found, strict=True)
+        return {name for name, one in there if one.type != fs.FileType.NotFound}
+
+    def fetch(self, name: str, folder: Path) -> Path:
+        """Copy a file into a local folder, unless that has it already, with its size and time.
+
+        Returns:
+            Its path there.
+
+        Raises:
+            OSError: it is not there, or cannot be read or written.
+        """
+        target = folder / name
+        with _one_line(within(self._name, name)):
+            found = self._system.get_file_info(self._inside(name))
+            if not found.is_file:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            new = found.size, found.mtime_ns
+            if target.is_file() and (target.stat().st_size, target.stat().st_mtime_ns) == new:
+                return target
+            with atomic_write(target) as temporary:
+                with (
+                    self._system.open_input_stream(self._inside(name)) as source,
+                    temporary.open("wb") as sink,
+                ):
+                    shutil.copyfileobj(source, sink, 1 << 20)
+                if temporary.stat().st_size != found.size:
+                    raise OSError(errno.EIO, f"has {found.size} bytes, fewer have arrived")
+                if found.mtime_ns is not None:
+                    os.utime(temporary, ns=(found.mtime_ns, found.mtime_ns))
+        return target
+
+    def write(self, name: str, source: BinaryIO) -> None:
+        """Write a file, which appears whole or not at all.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path = self._inside(name)
+        target = f"{path}{_PARTIAL}" if self._has_folders else path
+        with _one_line(within(self._name, name)):
+            if self._has_folders:
+                self._system.create_dir(path.rpartition("/")[0])
+            with self._system.open_output_stream(target) as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+            if target != path:
+                if name in self.holds([name]):  # HDFS does not replace a file
+                    self._system.delete_file(path)
+                self._system.move(target, path)
+
+    def remove_folder(self, name: str) -> None:
+        """Remove a folder with all that is in it, if it is there and may be removed."""
+        with contextlib.suppress(OSError), _one_line(within(self._name, name)):
+            if self.holds([name]):
+                self._system.delete_dir(self._inside(name))
+
+    def refuse_unwritable(self) -> None:
+        """Write a file and remove it again.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        is_new = self._has_folders and not self.holds([""])
+        self.write(_PROBE, io.BytesIO(b"can be written to"))
+        with contextlib.suppress(OSError):  # who may write need not be allowed to remove
+            self._system.delete_file(self._inside(_PROBE))
+            if is_new:
+                self._system.delete_dir(self._path)
+
+    def _inside(self, name: str) -> str:
+        return "/".join(part for part in (self._path, name) if part)
 
 
 class _Member(NamedTuple):

@@ -9,7 +9,6 @@ from pathlib import Path
 from cfdist import inputs
 from cfdist.config import Config
 from cfdist.errors import UserError
-from cfdist.files import expanded
 from cfdist.machine import available_cores
 from cfdist.report import screen
 from cfdist.report.accuracy import accuracy_notes, expected_notes
@@ -19,15 +18,23 @@ from cfdist.widerface.own import metric_notes
 from cfdist.widerface.predictions import PredictionFiles, find_prediction_files
 from cfdist.widerface.scoring import score_files
 
+# The copies of prediction files that lie in an archive or at a URI, removed when they are read.
+SCRATCH = ".predictions"
+
 
 def main(config: Config, output: Path, started: float) -> int:
     """Score, show and write the results; returns the exit code."""
     check_gate(config)
-    if config.predictions is None:
-        raise UserError("predictions: not given; name the folder of <event>/<name>.txt files")
+    with inputs.prediction_folder(config.predictions, output / SCRATCH) as folder:
+        results = _score(config, folder, started)
+    return screen.finish(results, output)
+
+
+def _score(config: Config, folder: Path, started: float) -> Results:
+    """The results of a folder of prediction files."""
     truth = inputs.find_ground_truth(config.dataset)
     expected, are_there = _expected(config, truth)
-    found = find_prediction_files(expanded(config.predictions), expected, truth)
+    found = find_prediction_files(folder, expected, truth)
     files: dict[str, Path | None] = {**found.found}
     if config.missing == "empty":
         files = {id: found.found.get(id) for id in expected}
@@ -51,7 +58,7 @@ def main(config: Config, output: Path, started: float) -> int:
     expectation = expected_ap(config, ap)
     notes = metric_notes(metrics) + accuracy_notes(ap, metric.reach(), truth, files)
     notes += expected_notes(config, expectation, len(files))
-    results = Results(
+    return Results(
         job="score",
         ap=ap,
         total=len(files) + len(failures),
@@ -66,7 +73,6 @@ def main(config: Config, output: Path, started: float) -> int:
             "metrics": metrics,
         },
     )
-    return screen.finish(results, output)
 
 
 def _expected(config: Config, truth: GroundTruth) -> tuple[list[str], bool]:

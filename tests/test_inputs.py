@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import pytest
 
 from cfdist import inputs
@@ -54,3 +56,28 @@ def test_what_becomes_of_damaged_pictures_is_configured(compose):
     for word, used in (("fail", False), ("use", True)):
         config = compose("dataset.limit=1", f"dataset.damaged={word}").dataset
         assert [one.use_damaged for one in inputs.find_pictures(config, truth).items] == [used]
+
+
+def test_prediction_files_may_lie_in_a_folder_an_archive_or_at_a_uri(tmp_path):
+    folder, scratch = tmp_path / "p", tmp_path / "scratch"
+    (folder / "e").mkdir(parents=True)
+    (folder / "e" / "a.txt").write_text("a")
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        archive.write(folder / "e" / "a.txt", "e/a.txt")
+    for source in (folder, tmp_path / "p.zip", f"file://{folder}", f"file://{tmp_path}/p.zip"):
+        with inputs.prediction_folder(str(source), scratch) as found:
+            assert (found / "e" / "a.txt").read_text() == "a"
+            assert scratch.exists() == (found != folder)
+        assert not scratch.exists()
+    with (
+        pytest.raises(UserError, match=f"^file://{folder}/e/a.txt: line 3"),
+        inputs.prediction_folder(f"file://{folder}", scratch) as found,
+    ):
+        raise UserError(f"{found}/e/a.txt: line 3")
+    for wrong, reason in ((None, "not given"), ("file:///nowhere", "No such file.*; give the")):
+        with (
+            pytest.raises(UserError, match=f"^predictions.*{reason}"),
+            inputs.prediction_folder(wrong, scratch),
+        ):
+            pass
+    assert not scratch.exists()

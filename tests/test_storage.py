@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import struct
 import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ClassVar
 from urllib.parse import quote
 
 import pyarrow.fs
@@ -237,3 +239,125 @@ def test_one_store_is_opened_once_by_all_threads(tmp_path):
 
     with ThreadPoolExecutor(4) as threads:
         assert len({id(store) for store in threads.map(opened, range(4))}) == 1
+
+
+@given(
+    root=st.text("ab/é %:&=", min_size=1),
+    names=st.lists(st.text("ab.% é", min_size=1).filter(lambda name: name.strip(".")), max_size=2),
+    query=st.sampled_from(["", "?region=a&x=b"]),
+)
+def test_a_spool_folder_s_name_is_its_uri(root, names, query):
+    uri = f"s3://b/{root}".rstrip("/") + query
+    folder = storage.working_folder(uri)
+    assert storage.uri_of(folder) == uri
+    assert storage.working_folder(uri.replace("?", "/?") if query else f"{uri}/") == folder
+    inner = folder.joinpath(*names)
+    assert storage.uri_of(inner) == storage.within(uri, "/".join(names))
+    assert storage.spool_of(inner) == folder
+    assert "?" not in storage.shown(inner).removesuffix(query)
+
+
+def test_other_folders_are_no_spool_folders(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert storage.working_folder("~/x") == Path.home() / "x"
+    for path in (tmp_path, tmp_path / "cfdist" / "spool", Path("/")):
+        assert storage.spool_of(path) is None
+        assert storage.shown(path) == str(path)
+
+
+def test_what_is_written_to_a_uri_is_whole_or_not_there(tmp_path):
+    remote = storage.remote_folder(f"file://{tmp_path}/a/b")
+    remote.refuse_unwritable()
+    assert not (tmp_path / "a" / "b").exists()
+    for content in (b"1", b"22"):
+        remote.write("c/d.txt", io.BytesIO(content))
+        assert remote.read("c/d.txt") == content
+    assert remote.holds(["c/d.txt", "c", "e"]) == {"c/d.txt", "c"}
+
+    class Torn(io.BytesIO):
+        def read(self, *_):
+            raise OSError(errno.EIO, "torn")
+
+    with pytest.raises(OSError, match="torn"):
+        remote.write("c/d.txt", Torn())
+    assert remote.read("c/d.txt") == b"22"
+    remote.remove_folder("c")
+    remote.remove_folder("c")
+    assert remote.holds(["c"]) == set()
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file") as refused:
+        storage.remote_folder(f"file://{tmp_path}/file").refuse_unwritable()
+    assert "\n" not in refused.value.strerror
+
+
+def test_object_stores_get_their_files_at_once(monkeypatch):
+    calls = []
+
+    class Store:
+        type_name = "s3"
+
+        def open_output_stream(self, path):
+            calls.append(path)
+            return io.BytesIO()
+
+    storage.RemoteFolder("s3://b/x", Store(), "b/x").write("c/d", io.BytesIO(b"1"))
+    assert calls == ["b/x/c/d"]
+
+
+def test_a_file_is_fetched_once_until_it_changes(tmp_path):
+    source = tmp_path / "from" / "a.onnx"
+    source.parent.mkdir()
+    source.write_bytes(b"12345")
+    remote = storage.remote_folder(f"file://{source.parent}")
+    path = remote.fetch("a.onnx", tmp_path / "to")
+    assert path.read_bytes() == b"12345"
+    first = path.stat().st_ino
+    assert remote.fetch("a.onnx", tmp_path / "to").stat().st_ino == first
+    source.write_bytes(b"54321")
+    os.utime(source, ns=(1, 1))
+    assert remote.fetch("a.onnx", tmp_path / "to").read_bytes() == b"54321"
+    with pytest.raises(FileNotFoundError):
+        remote.fetch("b.onnx", tmp_path / "to")
+    with pytest.raises(OSError, match="No such file"):
+        remote.fetch("", tmp_path / "to")
+
+
+def test_a_store_is_copied_to_a_folder(tmp_path, uri, monkeypatch):
+    packed = pack(tmp_path / "a.zip", CONTENTS)
+    for source in (uri, packed):
+        storage.copy_here(source, tmp_path / "copy")
+        for name, content in CONTENTS.items():
+            assert (tmp_path / "copy" / name).read_bytes() == content
+
+    class Odd:
+        sizes: ClassVar = {"../x": 1}
+
+    monkeypatch.setattr(storage, "open_store", lambda root: Odd())
+    with pytest.raises(OSError, match="could lead out"):
+        storage.copy_here("s3://b", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_first_error_of_many_calls_ends_them():
+    def call(name):
+        if name == "b":
+            raise OSError(errno.EIO, "b")
+
+    with pytest.raises(OSError, match="b"):
+        storage.in_parallel(call, "abc")
+
+
+def test_a_run_s_record_is_read_here_or_at_its_uri(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    there = tmp_path / "there"
+    folder = storage.working_folder(f"file://{there}")
+    assert not storage.is_recorded(folder / "config.yaml")
+    with pytest.raises(FileNotFoundError):
+        storage.recorded(folder / "config.yaml")
+    there.mkdir()
+    (there / "config.yaml").write_text("there")
+    assert storage.is_recorded(folder / "config.yaml")
+    assert storage.recorded(folder / "config.yaml") == b"there"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("here")
+    assert storage.recorded(folder / "config.yaml") == b"here"

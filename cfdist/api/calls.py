@@ -21,7 +21,7 @@ from cfdist.command.run_folder import read_results
 from cfdist.config.overrides import quoted
 from cfdist.distributed.nodes import cluster_nodes
 from cfdist.errors import ExitCode, StoppedError, UserError
-from cfdist.files import expanded
+from cfdist.storage import path_or_uri, shown, working_folder
 
 InputError = UserError
 
@@ -71,7 +71,7 @@ def _run(kind: type[_R], job: str, settings: Settings | None, show: bool) -> _R:
             composed = run_to_go_on(composed, typed)
             checked = config.load(composed, typed)
             output = _folder(checked.output_dir, is_given=bool({"output_dir", "resume"} & typed))
-            checked.output_dir = str(output)
+            checked.output_dir = shown(output)
             composed.output_dir = config.literal(checked.output_dir)
             config_yaml = OmegaConf.to_yaml(composed, resolve=True)
             _, error = cli.run_in_folder(checked, config_yaml, output, started)
@@ -137,7 +137,8 @@ def _written(key: str, value: Value) -> str:
 
 def _folder(output_dir: str, is_given: bool) -> Path:
     """The run's folder; a default one, which holds the time, gets a number if there are several."""
-    folder = first = expanded(output_dir).absolute()
+    path_or_uri(output_dir, "output_dir")  # refuses a secret
+    folder = first = working_folder(output_dir)
     number = 2
     while not is_given and folder.exists():
         folder = first.with_name(f"{first.name}_{number}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from cfdist.report.results import verdict
+from cfdist.storage import uri_of
 
 _R = TypeVar("_R", bound="Run")
 
@@ -26,7 +27,7 @@ class Run:
     """A run that has ended.
 
     Attributes:
-        output_dir: The run's folder.
+        output_dir: The run's folder; its URI if that was given.
         exit_code: What the command line would have ended with; 0: all is well.
         reason: Why that is not 0, one line.
         pictures: The pictures that did not fail.
@@ -35,7 +36,7 @@ class Run:
         results: The content of `results.json`.
     """
 
-    output_dir: Path
+    output_dir: Path | str
     exit_code: int
     reason: str | None
     pictures: int
@@ -48,7 +49,7 @@ class Run:
         """The run in a folder, by the content of its `results.json`."""
         code, reason = verdict(dict(results))
         return cls(
-            output_dir=output,
+            output_dir=uri_of(output) or output,
             exit_code=int(code),
             reason=reason,
             pictures=results["pictures"]["done"],

@@ -34,18 +34,21 @@ from cfdist.command.arguments import (
 from cfdist.command.completion import completion_script
 from cfdist.command.resuming import going_on, run_to_go_on, sweep_to_go_on
 from cfdist.command.run_folder import (
+    TO_RUN,
     claim,
     finished_results,
     is_begun,
     refuse_package_folder,
 )
+from cfdist.command.uploading import deliver, deliver_unfinished, prepare
 from cfdist.config.installation import CONFIG_FOLDER, load_job
 from cfdist.config.messages import HELP_WIDTH
 from cfdist.config.uses import WITHOUT_FOLDER
 from cfdist.distributed.guard import guarded
 from cfdist.errors import DiskFullError, ExitCode, StoppedError, UserError
-from cfdist.files import DISK_IS_FULL, JOURNAL, LOG, expanded
+from cfdist.files import DISK_IS_FULL, JOURNAL, LOG
 from cfdist.machine import process_age
+from cfdist.storage import path_or_uri, shown, uri_of, working_folder
 
 # Set by run.sh: when the command began, its installation left out.
 STARTED_VARIABLE = "CFDIST_STARTED"
@@ -138,9 +141,10 @@ def run_job(composed: DictConfig) -> None:
         composed = run_to_go_on(composed, typed)
         checked = config.load(composed, typed)
         is_dry = checked.convert.dry_run or checked.job in WITHOUT_FOLDER
-        folder = expanded(checked.output_dir).absolute()
+        path_or_uri(checked.output_dir, "output_dir")  # refuses a secret
+        folder = working_folder(checked.output_dir)
         output = folder if number is None else folder / str(number)
-        checked.output_dir = str(output)
+        checked.output_dir = shown(output)
         guarded()
         interruptions.note_how_to_go_on(lambda: going_on(folder))
         composed.output_dir = config.literal(checked.output_dir)
@@ -164,12 +168,15 @@ def _run(
     """The job's exit code, and the reason if it broke down."""
     if checked.job in WITHOUT_FOLDER:
         return load_job(checked.job).main(checked, output, started), None
-    goes_on = _run_number() is not None or "resume" in config.typed_keys(sys.argv[1:])
+    is_unsent = uri_of(output) is not None and output.exists()
+    typed = config.typed_keys(sys.argv[1:])
+    goes_on = _run_number() is not None or "resume" in typed or is_unsent
     if goes_on and (results := finished_results(output, config_yaml)):
         from cfdist.report.results import verdict
 
-        print(f"{output}: done by an earlier command")
+        print(f"{shown(output)}: done by an earlier command")
         shutil.rmtree(output / JOURNAL, ignore_errors=True)  # it may have been killed before this
+        deliver(output)
         return verdict(results)[0], None
     code, error = run_in_folder(checked, config_yaml, output, started)
     if error is not None:
@@ -191,19 +198,31 @@ def run_in_folder(
         OSError: a file or the disk does not work.
     """
     refuse_package_folder(checked)
-    with claim(output, config_yaml):
-        try:
-            return load_job(checked.job).main(checked, output, started), None
-        except (UserError, StoppedError) as error:
-            if isinstance(error, StoppedError):
-                _end_session()
-            raise
-        except Exception as error:
-            log.exception("the job failed")
-            if file_error := _file_error(error):
-                raise file_error from None
+    prepare(output, TO_RUN)
+    try:
+        with claim(output, config_yaml):
+            code, error = _run_job(checked, output, started)
+    except StoppedError:
+        deliver_unfinished(output)
+        raise
+    (deliver if error is None else deliver_unfinished)(output)
+    return code, error
+
+
+def _run_job(checked: config.Config, output: Path, started: float) -> tuple[int, Exception | None]:
+    """See `run_in_folder`; this process holds the folder."""
+    try:
+        return load_job(checked.job).main(checked, output, started), None
+    except (UserError, StoppedError) as error:
+        if isinstance(error, StoppedError):
             _end_session()
-            return ExitCode.INTERNAL, error
+        raise
+    except Exception as error:
+        log.exception("the job failed")
+        if file_error := _file_error(error):
+            raise file_error from None
+        _end_session()
+        return ExitCode.INTERNAL, error
 
 
 def _end_session() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import re
@@ -17,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from cfdist import config
 from cfdist.command.run_folder import HYDRA_RECORD, is_held, is_run_folder
-from cfdist.errors import UserError
-from cfdist.files import CONFIG, RESULTS, SWEEP_CSV, expanded, redacted
+from cfdist.errors import ExitCode, StoppedError, UserError
+from cfdist.files import CONFIG, RESULTS, SWEEP_CSV, SWEEP_FILES, redacted
+from cfdist.storage import is_recorded, path_or_uri, recorded, shown, spool_of, working_folder
 
 # Set by run.sh: how it was called.
 COMMAND_VARIABLE = "CFDIST_COMMAND"
@@ -41,7 +44,9 @@ def command_to_go_on(folder: Path) -> str:
     """The command that goes on with a folder's run or sweep, quoted for the shell."""
     folder = folder.absolute()
     name = str(folder)
-    if folder.is_relative_to(Path.cwd()):
+    if spool := spool_of(folder):  # of a sweep's run it is the sweep's
+        name = shown(spool)
+    elif folder.is_relative_to(Path.cwd()):
         near = str(folder.relative_to(Path.cwd()))
         # Another name could mean something else: a home folder, or one of two words.
         is_plain = re.fullmatch(r"\w[\w./-]*", near, re.ASCII) and near not in (AUTO, "null")
@@ -59,11 +64,17 @@ def _program() -> list[str]:
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Whether a folder holds an evaluation, or a sweep, that has not come to its end."""
+    """Whether a folder holds an evaluation, or a sweep, that has not come to its end.
+
+    A spool folder has not, as long as it is there.
+    """
+    is_sent = spool_of(folder) is None
     if (folder / HYDRA_RECORD).is_file():
-        return not (folder / SWEEP_CSV).exists()
+        return not (is_sent and (folder / SWEEP_CSV).exists())
+    if not (folder / CONFIG).is_file() or (is_sent and (folder / RESULTS).exists()):
+        return False
     try:
-        return not (folder / RESULTS).exists() and bool(_settings_of(folder))
+        return bool(_settings_of(folder))
     except UserError:
         return False
 
@@ -81,26 +92,58 @@ def sweep_to_go_on(arguments: list[str], is_multirun: bool) -> list[str]:
     settings = {one.partition("=")[0]: one for one in arguments if not one.startswith("-")}
     resume, output_dir = (_value(settings.get(key, "")) for key in _OF_THE_PLACE)
     others = (*_OF_THE_PLACE, "hydra.mode", SEARCH_PATH)
-    typed = {one for key, one in settings.items() if key not in others}
+    typed = {redacted(one): one for key, one in settings.items() if key not in others}
     if resume is None or (resume == AUTO and not is_multirun):
         return arguments
-    base = expanded(output_dir).absolute() if output_dir else None
-    folder = _newest_sweep(typed, base) if resume == AUTO else expanded(resume).absolute()
-    recorded = _sweep_settings(folder)
-    if recorded is None and not is_multirun:
+    base = working_folder(output_dir) if output_dir else None
+    folder = _newest_sweep(set(typed), base) if resume == AUTO else _folder_of(resume)
+    begun = _sweep_settings(folder)
+    if begun is None and not is_multirun:
         return arguments
-    if recorded is None:
-        raise UserError(f"resume={folder}: holds no sweep; leave -m out to go on with a run")
-    if new := sorted(typed.difference(recorded)):
+    name = shown(folder)
+    if begun is None:
+        raise UserError(f"resume={name}: holds no sweep; leave -m out to go on with a run")
+    if new := sorted(typed.keys() - begun):
         raise UserError(
-            f"resume={folder}: a sweep of other settings: {new[0]} is typed, it has "
-            f"{' '.join(recorded) or 'none'}; leave out what differs"
+            f"resume={name}: a sweep of other settings: {new[0]} is typed, it has "
+            f"{' '.join(begun) or 'none'}; leave out what differs"
         )
     if base not in (None, folder) and resume != AUTO:
-        raise UserError(f"resume={folder}: goes on in its own folder; leave output_dir out")
-    place = config.prepare_override(f"output_dir={folder}", is_multirun=False)
+        raise UserError(f"resume={name}: goes on in its own folder; leave output_dir out")
+    if spool_of(folder) is None or not (folder / SWEEP_CSV).exists():
+        refuse_finished_sweep(folder)
+    place = config.prepare_override(f"output_dir={name}", is_multirun=False)
     groups = [settings[SEARCH_PATH]] if SEARCH_PATH in settings else []
-    return ["--multirun", *recorded, place, *groups]
+    # The record has the settings without their secrets, which have to be typed again.
+    return ["--multirun", *(typed.get(one, one) for one in begun), place, *groups]
+
+
+def _folder_of(resume: str) -> Path:
+    path_or_uri(resume, "resume")  # refuses a secret
+    return working_folder(resume)
+
+
+def refuse_finished_sweep(folder: Path) -> None:
+    """Say of a sweep that has come to its end how it ended.
+
+    Raises:
+        StoppedError: it has; the exit code is the highest of its runs.
+    """
+    path = folder / SWEEP_CSV
+    try:
+        if not is_recorded(path):
+            return
+        rows = csv.DictReader(io.StringIO(recorded(path).decode()))
+        highest = max(int(row["exit_code"]) for row in rows)
+        code = {int(one): one for one in ExitCode}[highest]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"resume={shown(folder)}: its {SWEEP_CSV} is damaged") from None
+    again = f"; remove {', '.join(SWEEP_FILES)} to run again what failed" if code else ""
+    raise StoppedError(
+        f"resume={shown(folder)}: this sweep is finished (exit code {code:d}, {code.meaning})"
+        f"{again}",
+        code,
+    )
 
 
 def _newest_sweep(typed: set[str], base: Path | None) -> Path:
@@ -133,23 +176,23 @@ def run_to_go_on(composed: DictConfig, typed: frozenset[str]) -> DictConfig:
     now = _flat(cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)))
     secrets = {key: value for key, value in now.items() if _without_secrets(value) != value}
     now = {key: _without_secrets(value) for key, value in now.items()}
-    output = expanded(str(now["output_dir"])).absolute()
+    output = working_folder(str(now["output_dir"]))
     own = {key for key in typed if key not in _OF_THE_PLACE}
     if now["resume"] == AUTO:
         folder = _newest(now, output if "output_dir" in typed else None, bool(own))
     else:
-        folder = expanded(str(now["resume"])).absolute()
+        folder = _folder_of(str(now["resume"]))
     then = _settings_of(folder)
     if "output_dir" in typed and output != folder:
-        raise UserError(f"resume={folder}: goes on in its own folder; leave output_dir out")
+        raise UserError(f"resume={shown(folder)}: goes on in its own folder; leave output_dir out")
     different = _different(_flat(then), now, {config.key_of(key) for key in own})
     if different:
         raise UserError(
-            f"resume={folder}: a run of other settings: {different}; leave out what differs"
+            f"resume={shown(folder)}: a run of other settings: {different}; leave out what differs"
         )
     settings = cast(DictConfig, OmegaConf.create(_escaped(then)))
     # The folder has the settings without their secrets, which have to be typed again.
-    for key, value in (secrets | {"output_dir": str(folder), "resume": None}).items():
+    for key, value in (secrets | {"output_dir": shown(folder), "resume": None}).items():
         OmegaConf.update(settings, key, _escaped(value))
     return settings
 
@@ -200,19 +243,19 @@ def _settings_of(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder holds none that can be read.
     """
-    path = folder / CONFIG
+    name, path = shown(folder), folder / CONFIG
     try:
-        settings = yaml.safe_load(path.read_bytes())
+        settings = yaml.safe_load(recorded(path))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = getattr(error, "strerror", None) or "it is damaged"
         raise UserError(
-            f"resume={folder}: is no run's folder: {CONFIG} cannot be read ({reason})"
+            f"resume={name}: is no run's folder: {CONFIG} cannot be read ({reason})"
         ) from None
-    if not isinstance(settings, dict) or not is_run_folder(folder):
-        raise UserError(f"resume={folder}: is no run's folder; name the folder of a run or sweep")
+    if not isinstance(settings, dict) or not (is_run_folder(folder) or spool_of(folder)):
+        raise UserError(f"resume={name}: is no run's folder; name the folder of a run or sweep")
     if settings.get("job") != "evaluate":
         raise UserError(
-            f"resume={folder}: job={settings.get('job')} cannot go on, only job=evaluate can"
+            f"resume={name}: job={settings.get('job')} cannot go on, only job=evaluate can"
         )
     return settings
 
@@ -223,14 +266,19 @@ def _sweep_settings(folder: Path) -> list[str] | None:
     Raises:
         UserError: the sweep's record is damaged.
     """
-    if not (folder / HYDRA_RECORD).is_file():
-        return None
+    name, path = shown(folder), folder / HYDRA_RECORD
     try:
-        record = yaml.safe_load((folder / HYDRA_RECORD).read_bytes())
+        if not is_recorded(path):
+            return None
+        content = recorded(path)
+    except OSError as error:
+        raise UserError(f"resume={name}: cannot be read ({error.strerror or error})") from None
+    try:
+        record = yaml.safe_load(content)
         settings = record["hydra"]["overrides"]["task"]
         return [one for one in settings if one.partition("=")[0] not in _OF_THE_PLACE]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
-        raise UserError(f"resume={folder}: its {HYDRA_RECORD} is damaged") from None
+    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        raise UserError(f"resume={name}: its {HYDRA_RECORD} is damaged") from None
 
 
 def _value(setting: str) -> str | None:

@@ -8,11 +8,12 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
+import yaml
 
 from cfdist.config import Config
 from cfdist.errors import DiskFullError, UserError
@@ -27,29 +28,30 @@ from cfdist.files import (
     PREDICTIONS,
     RESULTS,
     SWEEP_FILES,
-    expanded,
     missing_folders,
     redacted,
     remove_empty,
     remove_remains,
     write_text,
 )
+from cfdist.storage import is_recorded, recorded, shown, working_folder
 
 _LOCK = ".lock"
 _HOLDER = ".holder"  # beside it, where the file system has no locks
+HOLDERS = (_LOCK, _HOLDER)
 HYDRA_RECORD = "multirun.yaml"  # Hydra writes it into every sweep's folder
 _OF_PACKAGES = "working_dir_files"  # what Ray calls its folder of submitted working folders
-_OF_SWEEP = (_LOCK, _HOLDER, HYDRA_RECORD)
+_OF_SWEEP = (*HOLDERS, HYDRA_RECORD)
 _OF_INTERRUPTED_RUN = (PREDICTIONS, PARQUET, JOURNAL)
 
 # Why a folder is refused -> the names of which it holds one; the first goes into the braces.
 _FOREIGN = "holds '{}', which no run of this program has written; choose another output_dir"
-_Refusals = dict[str, tuple[str, ...]]
-_TO_RUN: _Refusals = {
+Refusals = dict[str, tuple[str, ...]]
+TO_RUN: Refusals = {
     "holds a finished run ({}); choose another output_dir or remove it": (RESULTS,),
     "holds a sweep ({}); choose another output_dir for a single run": (*SWEEP_FILES, HYDRA_RECORD),
 }
-_TO_SWEEP: _Refusals = {
+TO_SWEEP: Refusals = {
     "holds a finished sweep ({}); choose another output_dir, or remove "
     f"{', '.join(SWEEP_FILES)} to run again what failed": SWEEP_FILES,
     "holds a single run ({}); choose another output_dir for the sweep": (
@@ -69,7 +71,7 @@ def refuse_package_folder(config: Config) -> None:
         f"{config.job}.output": getattr(getattr(config, config.job, None), "output", None),
     }
     for key, value in outputs.items():
-        if value is not None and _OF_PACKAGES in expanded(value).resolve().parts:
+        if value is not None and _OF_PACKAGES in working_folder(value).resolve().parts:
             raise UserError(
                 f"{key}={value}: is in the folder of this job's package, which Ray removes after "
                 f"the job; give a path from the root: {key}=/..."
@@ -88,7 +90,7 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
         OSError: the configuration cannot be written.
     """
     new = missing_folders(folder)
-    with _locked(folder, _TO_RUN):
+    with _locked(folder, TO_RUN):
         try:
             # A run that goes on may be refused, and its folder keeps the settings it began with.
             keeps = is_begun(folder) and (folder / CONFIG).is_file()
@@ -99,9 +101,9 @@ def claim(folder: Path, config_yaml: str) -> Iterator[None]:
             if keeps:
                 _write_config(folder, config_yaml)
         except (UserError, OSError):
-            _remove(new, (CONFIG, LOG, _LOCK, _HOLDER))
+            _remove(new, (CONFIG, LOG, *HOLDERS))
             raise
-        _remove(new, (CONFIG, _LOCK, _HOLDER))
+        _remove(new, (CONFIG, *HOLDERS))
 
 
 def _write_config(folder: Path, config_yaml: str) -> None:
@@ -123,7 +125,7 @@ def claim_sweep(folder: Path) -> Iterator[None]:
         UserError: the folder cannot be made, is in use, or holds a finished sweep or a single run.
     """
     new = missing_folders(folder)
-    with _locked(folder, _TO_SWEEP):
+    with _locked(folder, TO_SWEEP):
         try:
             yield
         finally:
@@ -131,17 +133,28 @@ def claim_sweep(folder: Path) -> Iterator[None]:
 
 
 def finished_results(folder: Path, config_yaml: str) -> dict[str, Any] | None:
-    """The results that a run with this very configuration left in a folder, if one has.
+    """The results that a run with these settings left in a folder, or at its URI, if one has.
+
+    The folder may have been moved since.
 
     Raises:
         UserError: `results.json` is damaged or no run's.
+        OSError: the URI does not answer.
     """
-    written = folder / CONFIG
-    has_both = (folder / RESULTS).is_file() and written.is_file()
-    is_same = has_both and written.read_bytes() == redacted(config_yaml).encode(
-        errors="backslashreplace"
-    )
+    if not (is_recorded(folder / RESULTS) and is_recorded(folder / CONFIG)):
+        return None
+    now = redacted(config_yaml).encode(errors="backslashreplace")
+    is_same = _settings(recorded(folder / CONFIG)) == _settings(now)
     return read_results(folder) if is_same else None
+
+
+def _settings(content: bytes) -> Any:
+    """A run's settings but for the place of its folder; other content as it is."""
+    try:
+        settings = yaml.safe_load(content)
+    except (ValueError, yaml.YAMLError):
+        return content
+    return settings | {"output_dir": None} if isinstance(settings, dict) else content
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -153,17 +166,31 @@ def read_results(folder: Path) -> dict[str, Any]:
     """
     path = folder / RESULTS
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = json.loads(recorded(path))
     except ValueError as error:
-        raise UserError(f"{path}: damaged ({error}); remove it to run again") from None
+        raise UserError(f"{shown(path)}: damaged ({error}); remove it to run again") from None
     if not isinstance(results, dict):
-        raise UserError(f"{path}: not a run's results; remove it to run again")
+        raise UserError(f"{shown(path)}: not a run's results; remove it to run again")
     return results
 
 
+def holding(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold a folder for the `with` block, whatever a run has left in it.
+
+    Raises:
+        UserError: it is in use.
+    """
+    return _locked(folder, None)
+
+
+def mark_as_ours(folder: Path) -> None:
+    """Let a folder that was copied from elsewhere count as one that a run has claimed."""
+    (folder / _LOCK).touch()
+
+
 @contextlib.contextmanager
-def _locked(folder: Path, refusals: _Refusals) -> Iterator[None]:
-    """Make a folder and hold it alone, unless its content is refused."""
+def _locked(folder: Path, refusals: Refusals | None) -> Iterator[None]:
+    """Make a folder and hold it alone, unless its content is refused; `None` refuses none."""
     _refuse(folder, refusals)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -200,9 +227,8 @@ def _holding(folder: Path) -> Iterator[None]:
                 file.write(me)
             break
         except FileExistsError:
-            host, _, pid = path.read_text().rpartition(" ") if path.is_file() else ("", "", "")
-            is_here = host == socket.gethostname() and pid.isdigit()
-            if is_here and not psutil.pid_exists(int(pid)) and not is_last:
+            host, pid = _holder(folder)
+            if host is None and not is_last:
                 path.unlink(missing_ok=True)
                 continue
             raise UserError(
@@ -216,14 +242,34 @@ def _holding(folder: Path) -> Iterator[None]:
         path.unlink(missing_ok=True)
 
 
-def _refuse(folder: Path, refusals: _Refusals) -> None:
+def _holder(folder: Path) -> tuple[str | None, str]:
+    """The host and process that a `.holder` names; no host if that process has died here."""
+    with contextlib.suppress(OSError, ValueError):
+        host, _, pid = (folder / _HOLDER).read_text().rpartition(" ")
+        is_here = host == socket.gethostname() and pid.isdigit()
+        return (None if is_here and not psutil.pid_exists(int(pid)) else host), pid
+    return "", ""
+
+
+def _refuse(folder: Path, refusals: Refusals | None) -> None:
     """Refuse a folder that holds one of the refused names, or files that no run has written."""
+    if refusals is None:
+        return
     present = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     is_interrupted = is_begun(folder)
     foreign: tuple[str, ...] = () if is_interrupted else _OF_INTERRUPTED_RUN
     if _LOCK not in present and not is_interrupted:
         foreign = tuple(present)
-    for reason, names in [*refusals.items(), (_FOREIGN, foreign)]:
+    refuse_names(shown(folder), present, refusals | {_FOREIGN: foreign})
+
+
+def refuse_names(folder: str, present: Collection[str], refusals: Refusals) -> None:
+    """Refuse a folder in which one of the refused names is.
+
+    Raises:
+        UserError: it says why.
+    """
+    for reason, names in refusals.items():
         for name in names:
             if name in present:
                 raise UserError(f"output_dir={folder}: {reason.format(name)}")
@@ -241,8 +287,8 @@ def is_held(folder: Path) -> bool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
-        return False
+    except OSError:  # no locks here, or none of the folder
+        return (folder / _HOLDER).exists() and _holder(folder)[0] is not None
     return False
 
 
@@ -290,7 +336,7 @@ def _logging_to(path: Path) -> Iterator[None]:
 
 def _remove(new: list[Path], names: tuple[str, ...]) -> None:
     """Remove the folders that were made for a run, unless the innermost holds further names."""
-    if new and {path.name for path in new[0].iterdir()} <= set(names):
+    if new and new[0].is_dir() and {path.name for path in new[0].iterdir()} <= set(names):
         for name in names:
             (new[0] / name).unlink(missing_ok=True)
         remove_empty(new)

@@ -18,7 +18,7 @@ from cfdist.config.overrides import prepare_override
 from cfdist.config.schema import Config, all_fields
 from cfdist.config.unused import refuse_unused
 from cfdist.errors import UserError
-from cfdist.files import expanded
+from cfdist.storage import working_folder
 
 
 def load(composed: DictConfig, typed: frozenset[str] = frozenset()) -> Config:
@@ -71,7 +71,7 @@ def register() -> None:
     # With the process's number, two runs that start in the same second get their own folders.
     OmegaConf.register_new_resolver("process_id", os.getpid, replace=True)
     OmegaConf.register_new_resolver(
-        "absolute", lambda path: str(expanded(path).absolute()), replace=True
+        "absolute", lambda path: str(working_folder(path)), replace=True
     )
     defaults = OmegaConf.create()
     for key, field in all_fields().items():

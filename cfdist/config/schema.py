@@ -70,6 +70,7 @@ def _between(low: int, high: int | None = None, name: str = "a whole number") ->
 PathText = Annotated[str, AfterValidator(_not_empty), Field(title=PATH)]
 _LOCAL = f"{PATH} on this machine; copy the files elsewhere when the run has ended"
 LocalPath = Annotated[PathText, AfterValidator(_local), Field(title=_LOCAL)]
+PathOrUri = Annotated[str, AfterValidator(_not_empty), Field(title=f"{PATH} or a URI")]
 Name = Annotated[str, AfterValidator(_not_empty), Field(title="text")]
 OptionList = Annotated[list[str], Field(title=OPTIONS)]
 Strict = Field(strict=True)  # true is no number, 1 is not true, 4.0 is not 4
@@ -147,10 +148,10 @@ class DatasetConfig(Section):
     """name in tables and results"""
     kind: Literal["sample", "wider"]
     """sample: the embedded set; wider: pictures in WIDER FACE's layout"""
-    root: PathText | None = None
+    root: PathOrUri | None = None
     """WIDER_val.zip, the folder that holds images/<event>/<name>.jpg, or a URI of either, as in
     s3://bucket/WIDER_val; for the sample set: where to generate it"""
-    ground_truth: PathText | None = None
+    ground_truth: PathOrUri | None = None
     """eval_tools.zip, the folder with wider_face_val.mat and wider_{easy,medium,hard}_val.mat, or a
     URI of either"""
     limit: Positive | None = None
@@ -200,8 +201,8 @@ class WeightsConfig(Section):
         uses.MODEL_FILE, uses.missing("model.path"), uses.given("model.weights.path", "FILE")
     )
 
-    path: Annotated[PathText | None, uses.also(uses.MODEL_FILE, uses.missing("model.path"))] = None
-    """a file, or package://<package>/<file> inside an installed Python package"""
+    path: Annotated[PathOrUri | None, uses.also(uses.MODEL_FILE, uses.missing("model.path"))] = None
+    """a file, its URI, or package://<package>/<file> inside an installed Python package"""
     size: Positive | None = None
     """its size in bytes; null: any"""
     sha256: Sha256 | None = None
@@ -213,14 +214,15 @@ class ModelConfig(Section):
 
     name: str
     """name in tables and results"""
-    path: Annotated[PathText | None, uses.MODEL_FILE] = None
-    """your own model file ({batch} in it stands for model.batch); null: the weights below"""
+    path: Annotated[PathOrUri | None, uses.MODEL_FILE] = None
+    """your own model file or its URI ({batch} in it stands for model.batch); null: the weights
+    below"""
     sha256: Annotated[
         Sha256 | None, uses.also(uses.MODEL_FILE, uses.given("model.path", "FILE"))
     ] = None
     """expected SHA-256 of your own file, with its weights in other files; null: any"""
     weights: WeightsConfig
-    checkpoint: Annotated[PathText | None, uses.backend_key("torch"), uses.only("export")] = None
+    checkpoint: Annotated[PathOrUri | None, uses.backend_key("torch"), uses.only("export")] = None
     """job=export, backend=torch: the .pth file"""
     batch: Annotated[
         UpTo1024,
@@ -574,20 +576,22 @@ class Config(Section):
     on_error: Annotated[Literal["report", "fail"], uses.ON_PICTURES] = "report"
     """a picture that fails: report, it is listed and the others are done; fail, it ends the run,
     which can go on later"""
-    output_dir: LocalPath
-    """folder for results.json, predictions and the run's log"""
-    resume: Annotated[PathText | None, uses.only("evaluate")] = None
-    """go on with an unfinished run or sweep: its folder, which holds its settings, or auto, the
-    newest in outputs or in the output_dir that is given, with just the settings that are given, if
-    there are any; null: a new run"""
-    predictions: Annotated[PathText | None, uses.only("score")] = None
-    """job=score: folder of WIDER prediction files, <event>/<name>.txt"""
+    output_dir: PathOrUri
+    """folder for results.json, predictions and the run's log, or its URI (s3://, gs://, hdfs://,
+    ...): the files go there at the run's end"""
+    resume: Annotated[PathOrUri | None, uses.only("evaluate")] = None
+    """go on with an unfinished run or sweep: its folder or URI, which holds its settings, or auto,
+    the newest in outputs or in the output_dir that is given, with just the settings that are given,
+    if there are any; null: a new run"""
+    predictions: Annotated[PathOrUri | None, uses.only("score")] = None
+    """job=score: folder of WIDER prediction files, <event>/<name>.txt, a zip archive of it, or a
+    URI of either"""
     missing: Annotated[Literal["skip", "empty"], uses.only("score")] = "skip"
     """job=score: pictures without a file: skip, their faces do not count; empty, nothing was found
     in them, which is what it means if their writer leaves such files out"""
-    reference: Annotated[PathText | None, uses.only("compare")] = None
-    """job=compare: a model file, or <backend>:<file>; its suffix chooses the backend"""
-    candidate: Annotated[PathText | None, uses.only("compare")] = None
+    reference: Annotated[PathOrUri | None, uses.only("compare")] = None
+    """job=compare: a model file or its URI, or <backend>:<file>; its content chooses the backend"""
+    candidate: Annotated[PathOrUri | None, uses.only("compare")] = None
     """job=compare: the model to compare with the reference, in the same form"""
     dataset: DatasetConfig
     model: ModelConfig

@@ -97,7 +97,10 @@ class Journal:
         self._identity = _identity_text(identity)
         folder.mkdir(parents=True, exist_ok=True)
         check_identity(folder, identity)
-        if _written_identity(folder / JOURNAL_IDENTITY) is None:
+        is_whole = False
+        with contextlib.suppress(UserError):  # a damaged version, which the segments put right
+            is_whole = _written_identity(folder / JOURNAL_IDENTITY) is not None
+        if not is_whole:
             write_text(folder / JOURNAL_IDENTITY, self._identity)
         self.cuts = [cut for segment in self._segments() for cut in _cut(segment, identity)]
         self._open: Sink | None = None
@@ -167,14 +170,20 @@ class Journal:
 def begun_identity(folder: Path) -> RunIdentity | None:
     """The identity of the run whose journal a folder holds; `None` if there is none to read.
 
-    It is in a file of its own, and in each segment should that file be damaged.
+    It is in a file of its own, and in each segment should that file be damaged, its version too.
 
     Raises:
         UserError: another version of the program has written the journal.
     """
+    other_version = None
     for path in (folder / JOURNAL_IDENTITY, *sorted(folder.glob(JOURNAL_SEGMENTS))):
-        if identity := _written_identity(path):
-            return identity
+        try:
+            if identity := _written_identity(path):
+                return identity
+        except UserError as error:
+            other_version = other_version or error
+    if other_version:
+        raise other_version
     return None
 
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from cfdist.errors import UserError
-from cfdist.files import check_is_file, expanded, sha256_of
+from cfdist.errors import DiskFullError, UserError
+from cfdist.files import DISK_IS_FULL, check_is_file, sha256_of
 from cfdist.machine import pip_install
+from cfdist.model.fetched import fetch_model
 from cfdist.model.onnx_files import parse_graph, weight_files
 from cfdist.preprocess import InputContract
+from cfdist.storage import path_or_uri
 
 # How the weights' package is installed: only this very file of it is wanted.
 _BY_HASH = ("--no-deps", "--require-hashes")
@@ -92,11 +94,12 @@ def locate_model(path: str, key: str = "model.path") -> Path:
     """The file that a key such as `model.path` names.
 
     Args:
-        path: A file, or "package://<package>/<file>" for a file inside an installed package.
+        path: A file, "package://<package>/<file>" for a file inside an installed package, or the
+            URI of a file, which is fetched.
         key: What the person has set; the messages name it.
 
     Raises:
-        UserError: the package is not installed or the file is not there.
+        UserError: the package is not installed, or the file is not there or cannot be fetched.
     """
     rest = path.removeprefix("package://")
     if rest != path:
@@ -110,8 +113,16 @@ def locate_model(path: str, key: str = "model.path") -> Path:
                 f"run ./run.sh once, or {pip_install('requirements-weights.txt', *_BY_HASH)}"
             )
         location = Path(next(iter(found.submodule_search_locations))) / inside
+    elif isinstance(place := path_or_uri(path, key), str):
+        try:
+            return fetch_model(place).resolve()
+        except OSError as error:
+            raise (DiskFullError if error.errno in DISK_IS_FULL else UserError)(
+                f"{key}={path}: cannot be fetched ({error.strerror or error}); give the path or "
+                "URI of a model file"
+            ) from None
     else:
-        location = expanded(path)
+        location = place
     try:
         check_is_file(location)
     except OSError as error:

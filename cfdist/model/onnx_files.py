@@ -55,6 +55,18 @@ def weight_files(model: onnx.ModelProto, path: Path) -> list[Path]:
     return sorted(found)
 
 
+def weight_places(model: onnx.ModelProto) -> list[str]:
+    """Where an ONNX says that its weights lie, relative to its folder; without what leads out."""
+    tensors = (one for one in all_tensors(model) if one.data_location == one.EXTERNAL)
+    entries = (entry for tensor in tensors for entry in tensor.external_data)
+    places = {entry.value for entry in entries if entry.key == "location"}
+    return sorted(
+        place
+        for place in places
+        if place and not place.startswith("/") and not {"..", "\0"} & {*place.split("/"), *place}
+    )
+
+
 def all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     """The constant tensors of a model, wherever in it they are."""
     yield from _graph_tensors(model.graph)

@@ -24,6 +24,7 @@ from cfdist.distributed.events import Event
 from cfdist.errors import ExitCode, UserError
 from cfdist.files import RESULTS, write_text
 from cfdist.machine import available_cores, cpu_model
+from cfdist.storage import shown, uri_of
 from cfdist.widerface.ground_truth import DIFFICULTIES
 
 SCHEMA_VERSION = 1
@@ -172,8 +173,9 @@ class Results:
 
     def write(self, folder: Path) -> Path:
         """Write `results.json`, whole or not at all."""
-        path = folder / RESULTS
-        write_text(path, json.dumps(self.to_dict(), indent=2) + "\n")
+        path, text = folder / RESULTS, json.dumps(self.to_dict(), indent=2) + "\n"
+        # Paths in a spool folder are the URI's by the time that somebody reads this.
+        write_text(path, text.replace(str(folder), shown(folder)) if uri_of(folder) else text)
         return path
 
 

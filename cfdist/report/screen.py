@@ -26,6 +26,7 @@ from rich.text import Text
 
 from cfdist.report.pace import Pace
 from cfdist.report.results import Phases, Results
+from cfdist.storage import shown
 from cfdist.widerface.ground_truth import DIFFICULTIES
 from cfdist.widerface.metric import PROTOCOLS
 
@@ -281,7 +282,7 @@ def finish(results: Results, folder: Path) -> int:
 
 def print_path(path: Path) -> None:
     """Say where the results are."""
-    console.print(f"results: {path}", markup=False)
+    console.print(f"results: {shown(path)}", markup=False)
 
 
 def print_export(report: dict[str, Any]) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from cfdist.command import cli
-from cfdist.command.run_folder import claim_sweep, read_results
+from cfdist.command.resuming import going_on, refuse_finished_sweep
+from cfdist.command.run_folder import HYDRA_RECORD, TO_SWEEP, claim_sweep, read_results
+from cfdist.command.uploading import deliver, prepare, send
 from cfdist.config import literal, prepare_override
 from cfdist.distributed import session
-from cfdist.errors import ExitCode, UserError
+from cfdist.errors import ExitCode, StoppedError, UserError
+from cfdist.files import SWEEP_CSV, redacted, write_text
+from cfdist.storage import path_or_uri, uri_of
 from cfdist.sweep.runs import RunSummary, summarise_run
 
 
@@ -30,12 +36,28 @@ class SweepSummary(Callback):
         try:
             if not config.output_dir:
                 raise UserError("output_dir: must not be empty")
+            path_or_uri(str(config.output_dir), "output_dir")  # refuses a secret
             _prepare_params(config)
-            cli.held.enter_context(claim_sweep(Path(config.hydra.sweep.dir)))
-        except (UserError, OSError) as error:
+            folder = Path(config.hydra.sweep.dir)
+            if uri_of(folder) and (folder / SWEEP_CSV).exists():
+                deliver(folder)  # what an earlier command could not
+                refuse_finished_sweep(folder)
+            prepare(folder, TO_SWEEP)
+            cli.held.enter_context(claim_sweep(folder))
+        except (UserError, StoppedError, OSError) as error:
             raise SystemExit(cli.fail(*cli.explain(error, config.hydra.sweep.dir))) from None
         session.share_sessions()
         cli.held.callback(session.close_shared_session)
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """Take the secrets out of the record that Hydra has written just before its first run."""
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        path = Path(config.hydra.sweep.dir, HYDRA_RECORD)
+        with contextlib.suppress(OSError):
+            text = path.read_text()
+            if text != redacted(text):
+                write_text(path, text)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Show and write the summary, unless no run has results."""
@@ -51,6 +73,12 @@ class SweepSummary(Callback):
                 from cfdist.sweep.tables import write_summary
 
                 write_summary(runs, folder)
+            if uri_of(folder):
+                send(folder)
+        except StoppedError as error:
+            found, reason = cli.explain(error)
+            code = max(found, *(outcome.exit_code for outcome in cli.outcomes))
+            raise SystemExit(cli.fail(code, f"{reason}{going_on(folder)}")) from None
         except Exception as error:
             reason = " ".join(str(error).split())
             message = (

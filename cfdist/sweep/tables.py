@@ -12,6 +12,7 @@ from rich.text import Text
 
 from cfdist.files import SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT, write_text
 from cfdist.report.screen import TOO_SHORT, console, print_compact, titled_table
+from cfdist.storage import shown
 from cfdist.sweep import plot
 from cfdist.sweep.runs import (
     BATCH,
@@ -139,7 +140,7 @@ def write_summary(runs: Sequence[RunSummary], folder: Path) -> None:
     write_text(folder / SWEEP_MARKDOWN, page)
     write_text(folder / SWEEP_CSV, csv_text(runs))
     print_runs(runs)
-    console.print(f"sweep: {folder / SWEEP_MARKDOWN}", markup=False)
+    console.print(f"sweep: {shown(folder / SWEEP_MARKDOWN)}", markup=False)
 
 
 def csv_text(runs: Sequence[RunSummary]) -> str:

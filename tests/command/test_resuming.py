@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from cfdist import config
+from cfdist import config, storage
 from cfdist.command import resuming
 from cfdist.command.arguments import prepare_arguments
 from cfdist.command.resuming import going_on, is_unfinished, run_to_go_on, sweep_to_go_on
 from cfdist.command.run_folder import claim
-from cfdist.errors import UserError
+from cfdist.errors import StoppedError, UserError
 
 
 def composed(*settings: str):
@@ -150,6 +150,62 @@ def test_a_sweep_goes_on_with_its_settings_in_their_order(tmp_path):
         sweep_to_go_on(alone, is_multirun=False)
     (folder / "sweep.csv").touch()
     assert not is_unfinished(folder)
+
+
+def test_a_finished_sweep_says_how_it_ended(tmp_path):
+    folder = sweep(tmp_path / "s", "devices=1,2")
+    alone = prepare_arguments([f"resume={folder}"])
+    for codes, code, told in (("0\n0\n", 0, "done"), ("0\n3\n", 3, "failed.*sweep.csv, sweep.md")):
+        (folder / "sweep.csv").write_text("exit_code\n" + codes)
+        with pytest.raises(StoppedError, match=f"is finished .exit code {code}, .*{told}") as said:
+            sweep_to_go_on(alone, is_multirun=False)
+        assert said.value.exit_code == code
+    (folder / "sweep.csv").write_text("x\n1\n")
+    with pytest.raises(UserError, match=r"its sweep\.csv is damaged"):
+        sweep_to_go_on(alone, is_multirun=False)
+
+
+def test_a_sweep_s_secret_is_typed_again(tmp_path):
+    root = "dataset.root=s3://key:hush@b/c"
+    folder = sweep(tmp_path / "s", "devices=1,2", "dataset.root=s3://key:***@b/c")
+    (typed,) = prepare_arguments([root])
+    found = sweep_to_go_on(prepared(f"resume={folder}", root), is_multirun=True)
+    assert typed in found
+
+
+@pytest.fixture
+def uri(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return f"file://{tmp_path}/there"
+
+
+def test_a_run_at_a_uri_goes_on_by_it(uri):
+    spool = storage.working_folder(uri)
+    interrupted(spool, "model.batch=16", f"output_dir={uri}")
+    assert going_on(spool).endswith(f" resume={uri}")
+    for resume in (uri, spool):
+        values = resumed(f"resume={resume}")
+        assert (values.output_dir, values.model.batch) == (uri, 16)
+    (spool / "results.json").touch()  # it has not been sent
+    assert going_on(spool).endswith(f" resume={uri}")
+    spool.rename(spool.parents[2] / "there")
+    (spool.parents[2] / "there").rename(uri.removeprefix("file://"))
+    assert resumed(f"resume={uri}").model.batch == 16
+    with pytest.raises(UserError, match="resume: this URI holds a key"):
+        resumed("resume=s3://key:hush@b/c")
+    with pytest.raises(UserError, match=r"resume=file:///nowhere: is no run's folder"):
+        resumed("resume=file:///nowhere")
+
+
+def test_a_sweep_at_a_uri_goes_on_by_it(uri):
+    spool = sweep(storage.working_folder(uri), "devices=1,2")
+    expected = ["--multirun", "devices=1,2", f"output_dir='{uri}'"]
+    assert sweep_to_go_on(prepared(f"resume={uri}"), is_multirun=True) == expected
+    assert going_on(spool / "0") == ""
+    run = interrupted(spool / "0")
+    assert going_on(run).endswith(f" resume={uri}")
+    (spool / "sweep.csv").touch()  # not sent yet
+    assert sweep_to_go_on(prepared(f"resume={uri}"), is_multirun=True) == expected
 
 
 @pytest.mark.slow

@@ -133,6 +133,18 @@ def test_without_locks_a_folder_is_held_by_one_process(tmp_path, no_locks):
     assert names(folder) == {".lock", "config.yaml"}
 
 
+def test_without_locks_a_held_folder_is_known_as_one(tmp_path, no_locks):
+    assert not is_held(tmp_path)
+    with claim(tmp_path, "a"):
+        assert is_held(tmp_path)
+    assert not is_held(tmp_path)
+    with subprocess.Popen(["true"]) as dead:
+        pass
+    for holder, expected in ((f"{socket.gethostname()} {dead.pid}", False), ("far 1", True)):
+        (tmp_path / ".holder").write_text(holder)
+        assert is_held(tmp_path) == expected
+
+
 def test_without_locks_a_refused_run_leaves_no_folder(tmp_path, no_locks):
     with pytest.raises(UserError, match="no"), claim(tmp_path / "outputs" / "now", "a"):
         raise UserError("no")
@@ -163,6 +175,8 @@ def test_only_results_of_the_very_settings_count_as_finished(tmp_path):
         (tmp_path / "results.json").write_text(json.dumps({"job": "evaluate"}))
     assert finished_results(tmp_path, settings) == {"job": "evaluate"}
     assert finished_results(tmp_path, settings.replace("4", "8")) is None
+    moved = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name}_moved"))
+    assert finished_results(moved, f"{settings}output_dir: {moved}\n") == {"job": "evaluate"}
 
 
 @pytest.mark.parametrize("content", ["", '{"job": "eval', "[1, 2]", b"\xff\xfe"])

@@ -104,9 +104,10 @@ JOBS = f"{', '.join(JOB_NAMES[:-1])} or {JOB_NAMES[-1]}"
         ("model.top_k", ["0", "10001"], "a whole number from 1 to 10000"),
         ("dataset.kind", ["zip"], "sample or wider"),
         ("dataset.limit", ["0", "1.5"], "a whole number from 1 up or null"),
+        ("output_dir", ["null"], "a path or a URI"),
         (
-            "output_dir",
-            ["null"],
+            "convert.output",
+            ["null", "s3://b/c"],
             "a path on this machine; copy the files elsewhere when the run has ended",
         ),
         ("eval.gate", ["maybe", "null", "2"], "true or false"),

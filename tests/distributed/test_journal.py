@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from dataclasses import replace
 
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 
 from cfdist.detections import Detections, to_arrow
+from cfdist.distributed import journal as journal_module
 from cfdist.distributed.journal import (
     Cut,
     Journal,
@@ -122,16 +122,30 @@ def test_no_flipped_bit_makes_another_identity(tmp_path):
 
 
 @pytest.mark.parametrize(("version", "age"), [(99, "a newer"), (1, "an older"), (None, "an older")])
-def test_another_version_s_run_is_refused_and_kept(tmp_path, version, age):
-    Journal(tmp_path / "j", RUN).append(to_arrow([found("a/1")]))
-    file = tmp_path / "j" / "run.json"
-    content = {"version": version, "new": 1} if version else {"fingerprint": "f", "backend": "b"}
-    file.write_text(json.dumps(content))
+def test_another_version_s_run_is_refused_and_kept(tmp_path, monkeypatch, version, age):
+    with monkeypatch.context() as patch:
+        patch.setattr(journal_module, "_VERSION", version or 1)
+        Journal(tmp_path / "j", RUN).append(to_arrow([found("a/1")]))
+    if version is None:  # it had no version, and no identity in its segments
+        (tmp_path / "j" / "run.json").write_text('{"fingerprint": "f", "backend": "b"}')
+        (tmp_path / "j" / "segment-0000.arrow").write_bytes(b"ARROW1")
     before = {path: path.read_bytes() for path in (tmp_path / "j").iterdir()}
     for look in (begun_identity, lambda folder: Journal(folder, RUN)):
         with pytest.raises(UserError, match=f"unfinished run of {age} version of cfdist"):
             look(tmp_path / "j")
     assert {path: path.read_bytes() for path in (tmp_path / "j").iterdir()} == before
+
+
+def test_no_flipped_bit_of_the_version_refuses_a_whole_journal(tmp_path):
+    Journal(tmp_path / "j", PARTS).append(to_arrow([found("a/1")]))
+    file = tmp_path / "j" / "run.json"
+    content = file.read_bytes()
+    for bit in range(8 * len('{"version": 2,')):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(flipped)
+        assert begun_identity(tmp_path / "j") == PARTS
+        assert ids(Journal(tmp_path / "j", PARTS)) == ["a/1"]
 
 
 def test_a_segment_of_another_run_is_refused(tmp_path):

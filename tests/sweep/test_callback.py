@@ -7,6 +7,7 @@ import errno
 import os
 
 import pytest
+from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from cfdist.command import cli
@@ -77,6 +78,18 @@ def test_a_number_in_place_of_a_text_in_a_preset_s_sweep_is_refused(monkeypatch,
     assert (
         "hydra.sweeper.params.predictions=20240614: must be text; put it" in capsys.readouterr().err
     )
+
+
+def test_hydra_s_record_of_a_sweep_keeps_no_secret(tmp_path):
+    record = tmp_path / "multirun.yaml"
+    hydra = {"sweep": {"dir": str(tmp_path)}, "mode": RunMode.MULTIRUN}
+    config = OmegaConf.create({"hydra": hydra, "root": "s3://key:hush@b/c"})
+    SweepSummary().on_job_start(config)  # nothing is there
+    assert not record.exists()
+    OmegaConf.save(config, record)
+    SweepSummary().on_job_start(config)
+    assert "s3://key:***@b/c" in record.read_text()
+    assert "hush" not in record.read_text()
 
 
 def test_a_sweep_without_a_run_is_refused(monkeypatch, tmp_path, capsys):

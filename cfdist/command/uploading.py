@@ -1,0 +1,153 @@
+"""A run whose `output_dir` is a URI: what its spool folder holds goes there, and comes back.
+
+At the URI `results.json` appears last (a sweep's `sweep.csv`), so that it means a finished run. The
+journal of a run that ended early goes there too, and another host can go on with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+from cfdist.command.run_folder import (
+    HOLDERS,
+    HYDRA_RECORD,
+    Refusals,
+    holding,
+    mark_as_ours,
+    refuse_names,
+)
+from cfdist.errors import DiskFullError, ExitCode, StoppedError, UserError
+from cfdist.files import DISK_IS_FULL, JOURNAL, RESULTS, SWEEP_CSV, read_file
+from cfdist.storage import (
+    RemoteFolder,
+    copy_here,
+    in_parallel,
+    remote_folder,
+    uri_of,
+    within,
+)
+
+log = logging.getLogger(__name__)
+
+
+def prepare(folder: Path, refusals: Refusals) -> None:
+    """Before a run in a spool folder: see to its URI, and fetch the unfinished run that is there.
+
+    Args:
+        folder: The run's or the sweep's; nothing is done for one that is no spool folder.
+        refusals: See `run_folder.TO_RUN`.
+
+    Raises:
+        UserError: the URI cannot be written to, or holds a finished run or one of another kind.
+    """
+    if (uri := uri_of(folder)) is None:
+        return
+    try:
+        remote = remote_folder(uri)
+        there = remote.holds({HYDRA_RECORD, JOURNAL, *(n for ns in refusals.values() for n in ns)})
+        refuse_names(uri, there, refusals)
+        if there and not folder.exists():
+            copy_here(uri, folder)
+            mark_as_ours(folder)
+        if uri_of(folder.parent) is None:  # not the further runs of a sweep
+            remote.refuse_unwritable()
+    except OSError as error:
+        is_full = error.errno in DISK_IS_FULL
+        raise (DiskFullError if is_full else UserError)(
+            f"output_dir={uri}: cannot be used ({error.strerror or error}); see that it is there "
+            "and to its permissions, or choose another"
+        ) from None
+
+
+def deliver(folder: Path) -> None:
+    """Send what a run has left in its spool folder, and remove the folder; others stay.
+
+    The runs of a sweep stay until its end, which sends what could not be sent before.
+
+    Raises:
+        StoppedError: it cannot be sent; the folder stays.
+    """
+    if (uri := uri_of(folder)) is None or not folder.exists():
+        return
+    is_in_sweep = uri_of(folder.parent) is not None
+    try:
+        with holding(folder):
+            send(folder, is_in_sweep)
+    except StoppedError as error:
+        if not is_in_sweep:
+            raise
+        log.warning("%s", error)
+        print(f"{uri}: not written yet; the sweep's end tries again")
+
+
+def deliver_unfinished(folder: Path) -> None:
+    """Send the journal and all else of a run that ended early, if that can be; all stays here."""
+    if uri_of(folder) is None or not folder.exists():
+        return
+    try:
+        with holding(folder):
+            send(folder, keeps=True)
+    except (UserError, StoppedError) as error:
+        log.warning("%s", error)
+
+
+def send(folder: Path, keeps: bool = False) -> None:
+    """Send the files of a spool folder that this process holds, and remove it unless it is kept.
+
+    Raises:
+        StoppedError: they cannot be sent; the folder stays.
+    """
+    uri = uri_of(folder)
+    assert uri is not None
+    try:
+        _upload(folder, remote_folder(uri), uri)
+    except OSError as error:
+        is_full = error.errno in DISK_IS_FULL
+        raise StoppedError(
+            f"output_dir={uri}: cannot be written to ({error.strerror or error}); the results stay "
+            f"in {folder} until the same command is given again",
+            ExitCode.DISK_FULL if is_full else ExitCode.INTERNAL,
+        ) from None
+    if not keeps:
+        shutil.rmtree(folder, ignore_errors=True)
+        print(f"written to {uri}")
+
+
+def _upload(folder: Path, remote: RemoteFolder, uri: str) -> None:
+    """Write the files that are not at the URI yet.
+
+    Raises:
+        OSError: one cannot be written.
+        StoppedError: the URI holds another finished run.
+    """
+    names = [
+        path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in HOLDERS and path.suffix != ".partial"
+    ]
+    finished = [name for name in names if name.rpartition("/")[2] == RESULTS]
+    for name in finished:
+        parent = name.removesuffix(RESULTS)
+        if not remote.holds([name]):
+            continue
+        if remote.read(name) != read_file(folder / name):
+            raise StoppedError(
+                f"output_dir={within(uri, parent.rstrip('/'))}: another run has finished there "
+                f"meanwhile; the results stay in {folder / parent}",
+                ExitCode.INTERNAL,
+            )
+        names = [one for one in names if not one.startswith(parent)]
+
+    def write(name: str) -> None:
+        with (folder / name).open("rb") as file:
+            remote.write(name, file)
+
+    last = [*finished, SWEEP_CSV]
+    in_parallel(write, [name for name in names if name not in last])
+    for name in last:
+        if name in names:
+            write(name)
+    for name in finished:
+        remote.remove_folder(name.removesuffix(RESULTS) + JOURNAL)
