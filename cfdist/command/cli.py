@@ -104,7 +104,7 @@ def main() -> int:
         sys.argv[1:] = sweep_to_go_on(sys.argv[1:], is_multirun)
         with held:
             run(run_job)()
-    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+    except (UserError, StoppedError, HydraException, OmegaConfBaseException, OSError) as error:
         return fail(*explain(error))
     return max((outcome.exit_code for outcome in outcomes), default=ExitCode.DONE)
 
