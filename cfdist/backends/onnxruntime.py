@@ -16,7 +16,7 @@ from cfdist.backends.onnx_operators import odd_parts
 from cfdist.backends.outputs import as_result
 from cfdist.backends.trial import refuse_if_it_fails
 from cfdist.decode import HeadMaps, Peaks
-from cfdist.errors import UserError
+from cfdist.errors import UserError, did_you_mean
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract
 
@@ -142,6 +142,7 @@ def check_providers(providers: Sequence[str]) -> None:
             raise UserError(
                 f"backend.providers: {name!r} is not in the installed onnxruntime "
                 f"{ort.__version__} (available: {', '.join(available)})"
+                + did_you_mean(name, available)
             )
     unused = (
         providers[list(providers).index(CPU_PROVIDER) + 1 :] if CPU_PROVIDER in providers else ()

@@ -36,7 +36,8 @@ cfdist: the WIDER FACE accuracy and the speed of CenterFace, on many devices at 
   {0} dataset=wider_val dataset.root=WIDER_val dataset.ground_truth=gt
   {0} job=score predictions=DIR dataset=wider_val dataset.ground_truth=gt
   {0} -m model.batch=1,4,8        a sweep: one run for each value
-  {0} experiment=published_table  the sweep of the Ascend guide's table
+  {0} experiment=quick            a first look, within a minute
+  {0} --cfg job model.batch=16    the settings of a run, checked, and no run
 
 A sweep leaves each run in <output_dir>/<number>, the summary in <output_dir>: sweep.csv,
 sweep.md (with the published figures beside) and throughput.png.
@@ -70,6 +71,12 @@ def help_text(job: str | None = None, width: int = HELP_WIDTH) -> str:
     if job is not None:
         introduction = _OF_ONE_JOB.format(COMMAND, job)
     lines = introduction.split("\n")
+    if job is None:
+        lines.append("Groups, of which a choice sets several keys: group=choice.")
+        lines += [
+            f"  {group:<{_KEY_WIDTH}} {', '.join(group_choices(group))}" for group in groups()
+        ]
+        lines.append("")
     for section, fields in sections():
         told = {key: field for key, field in fields.items() if _is_for(key, job)}
         if told:
