@@ -14,7 +14,7 @@ from cfdist.backends.model import BackendModel
 from cfdist.config import Config
 from cfdist.distributed.accelerators import allotted, chosen
 from cfdist.distributed.events import Event, event_notes
-from cfdist.errors import UserError
+from cfdist.errors import ExitCode, StoppedError, UserError
 from cfdist.files import expanded, write_text
 from cfdist.report import screen
 from cfdist.report.results import Results, device_entry, phase_seconds
@@ -61,6 +61,9 @@ def main(config: Config, output: Path, started: float) -> int:
     files.refuse_existing(folder, "infer.output, infer.name")
     model = _find_model(config)
     tensors = files.find_inputs(expanded(config.infer.input).absolute(), model.spec, KEY)
+    if config.on_error == "fail" and tensors.failures:
+        stem, reason = tensors.failures[0]
+        raise StoppedError(f"{stem}: {reason} (on_error=fail)", ExitCode.PICTURES_FAILED)
     needed = len(tensors.items) * sum(files.output_bytes(model.spec))
     files.check_space(folder, needed, "infer.output")
 

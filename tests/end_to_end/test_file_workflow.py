@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from cfdist.devices import memory
-from cfdist.errors import UserError
+from cfdist.errors import ExitCode, StoppedError, UserError
 from cfdist.inputs import SAMPLE_FOLDER
 from cfdist.sample import ensure_sample
 from cfdist.widerface.ground_truth import load_ground_truth
@@ -244,6 +244,18 @@ def test_values_that_are_not_finite_are_listed_at_each_step(run, made, tmp_path)
     predictions = content(made.predictions)
     del predictions[f"{made.ids[2]}.txt"]
     assert content(tmp_path / "post" / "predictions") == predictions
+
+
+@pytest.mark.parametrize("breaks", ["read", "infer"])
+def test_the_first_input_tensor_that_fails_ends_the_run(compose, run, made, tmp_path, breaks):
+    bins = copy_with_record(made.bins, tmp_path / "bins")
+    bad = bins / f"{made.stems[1]}.bin"
+    bad.write_bytes(b"short") if breaks == "read" else spoil(bad)
+    wanted = (f"infer.input={bins}", f"infer.output={tmp_path / 'out'}", "on_error=fail")
+    with pytest.raises(StoppedError, match=rf"{made.stems[1]}: .*\(on_error=fail\)") as stopped:
+        infer.main(compose(*made.overrides, *wanted), tmp_path / "run", time.time())
+    assert stopped.value.exit_code == ExitCode.PICTURES_FAILED
+    assert not list((tmp_path / "out").glob("**/*.bin"))
 
 
 def test_a_model_that_gives_no_finite_output_leaves_nothing(compose, made, tmp_path):
