@@ -19,7 +19,11 @@ pytestmark = pytest.mark.slow
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 PROJECT = DEPLOY.parent
-NUMBERS = re.compile(r"^[0-9]+(\.[0-9]+)?(m|[KMGT]i?)?$")
+# Of a quantity, as KubeRay's CRDs have it.
+NUMBERS = (
+    r"^(\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))"
+    r"(([KMGTPE]i)|[numkMGTPE]|([eE](\+|-)?(([0-9]+(\.[0-9]*)?)|(\.[0-9]+))))?$"
+)
 
 
 def fields(required: tuple[str, ...] = (), **kinds: object) -> dict:
@@ -32,16 +36,20 @@ def texts(pattern: str = "") -> dict:
     return {"type": "object", "additionalProperties": {"type": "string", "pattern": pattern}}
 
 
-TEXT, WHOLE, TRUTH = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
+TEXT, TRUTH = {"type": "string"}, {"type": "boolean"}
+WHOLE = {"type": "integer", "minimum": 0, "maximum": 2**31 - 1}  # int32
 
 
 def many(kind: dict) -> dict:
     return {"type": "array", "items": kind, "minItems": 1}
 
 
-# The fields of KubeRay 1.6's ray.io/v1 and of Kubernetes' v1 that these files may use, with their
-# types: from the API reference of both, reduced by hand. What they do not know, they refuse.
-QUANTITIES = texts(NUMBERS.pattern)
+# The fields that these files may use, with their types; any other is refused. Those of ray.io/v1 are
+# read from what KubeRay's CRDs are generated from (github.com/ray-project/kuberay, Apache 2.0, folder
+# ray-operator/apis/ray/v1): raycluster_types.go of commit 3275ee0, and authOptions of a later one;
+# rayjob_types.go of commit 0057210; beside them ray.io_rayjobs.yaml of commit 037e91b. SidecarMode,
+# and those of pods and claims, are from the references of KubeRay 1.6 and of Kubernetes' v1.
+QUANTITIES = texts(NUMBERS)
 CONTAINER = fields(
     ("name", "image"),
     name=TEXT,
@@ -64,7 +72,9 @@ GROUP = ("rayStartParams", "template")
 CLUSTER = fields(
     ("headGroupSpec",),
     rayVersion=TEXT,
-    authOptions=fields(mode={"enum": ["disabled", "token"]}, secretName=TEXT),
+    authOptions=fields(
+        mode={"enum": ["disabled", "token"]}, secretName=TEXT, enableK8sTokenAuth=TRUTH
+    ),
     headGroupSpec=fields(GROUP, rayStartParams=texts(), template=POD, serviceType=TEXT),
     workerGroupSpecs=many(
         fields(

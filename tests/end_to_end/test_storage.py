@@ -121,8 +121,8 @@ def test_shipping_changes_no_byte(command, tmp_path, sources):
 
 
 # A node in namespaces of its own. Its arguments: its address, that of the head, where the code is,
-# the interpreter, and the folders that it does not see; the last one has another model there. A line
-# of input names its link.
+# the interpreter, and the folders that it does not see; another model is in the last one. A line of
+# input names its link.
 NODE = """
 set -e
 ip=$1 head=$2 code=$3 python=$4
