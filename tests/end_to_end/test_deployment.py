@@ -44,11 +44,11 @@ def many(kind: dict) -> dict:
     return {"type": "array", "items": kind, "minItems": 1}
 
 
-# The fields that these files may use, with their types; any other is refused. Those of ray.io/v1 are
-# read from what KubeRay's CRDs are generated from (github.com/ray-project/kuberay, Apache 2.0, folder
+# The fields that these files may use, with their types; any other is refused. Those of ray.io/v1
+# are read from what KubeRay's CRDs are generated from (github.com/ray-project/kuberay, Apache 2.0,
 # ray-operator/apis/ray/v1): raycluster_types.go of commit 3275ee0, and authOptions of a later one;
-# rayjob_types.go of commit 0057210; beside them ray.io_rayjobs.yaml of commit 037e91b. SidecarMode,
-# and those of pods and claims, are from the references of KubeRay 1.6 and of Kubernetes' v1.
+# rayjob_types.go of commit 0057210; beside them ray.io_rayjobs.yaml of commit 037e91b. SidecarMode
+# and those of pods and claims are from the references of KubeRay 1.6 and of Kubernetes' v1.
 QUANTITIES = texts(NUMBERS)
 CONTAINER = fields(
     ("name", "image"),
