@@ -173,12 +173,3 @@ def process_times() -> ProcessTimes:
 def seconds_between(before: ProcessTimes, after: ProcessTimes) -> float:
     """Processor seconds from one `process_times` to the next; ended processes are left out."""
     return sum(seconds - before.get(key, 0.0) for key, seconds in after.items())
-
-
-def show_waiting(what: str) -> None:
-    """Say on a terminal what takes its time, until something else is printed there.
-
-    The line ends in a carriage return, by which `cfdist.command.start` knows it.
-    """
-    if sys.stdout is not None and sys.stdout.isatty():
-        print(f"{what} ...", end="\r", flush=True)

@@ -16,6 +16,7 @@ from cfdist.errors import UserError
 from cfdist.execution import Execution
 from cfdist.machine import available_cores
 from cfdist.report import screen
+from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Phases
 from cfdist.throughput import host
 from cfdist.throughput.device import loop_devices
@@ -52,7 +53,7 @@ def main(config: Config, output: Path, started: float) -> int:
             screen.print_plan(config, there, None)
             if "inference" in parts:
                 loops, kind = config.benchmark.loops, config.benchmark.input
-                screen.console.print(
+                screen.console.inform(
                     f"inference: {loops} batches of {kind} in each stream of each device"
                 )
                 figures.loops = loop_devices(there.models[0], there.plan, kind, loops)
@@ -89,7 +90,7 @@ def _measure_host(
     for count in counts:
         refuse_readers("benchmark.readers", count, available_cores())
     pictures = config.benchmark.pictures
-    screen.console.print(
+    screen.console.inform(
         f"host: reading {pictures} pictures with {', '.join(map(str, counts))} "
         f"reader thread{'' if counts == [1] else 's'}"
     )
@@ -119,8 +120,8 @@ def _evaluate(
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
-        with screen.PictureProgress(wanted) as progress:
-            report = evaluate_manifest(task, progress.listener(phases))
+        with PictureProgress(wanted, config.output_dir) as progress:
+            report = evaluate_manifest(task, progress.listener(phases, model))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     phases.end("run")

@@ -19,6 +19,7 @@ from cfdist.execution import Execution
 from cfdist.extensions import is_own_code
 from cfdist.model.formats import format_of
 from cfdist.report import screen
+from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Results, damage_notes, phase_seconds
 from cfdist.widerface.manifest import Manifest
 
@@ -33,7 +34,7 @@ def main(config: Config, output: Path, started: float) -> int:
     with execution.start(config, models, streams=1, pictures=manifest.items) as there:
         screen.print_plan(config, there, manifest)
         ready = time.time()
-        with screen.PictureProgress(len(manifest.items)) as progress:
+        with PictureProgress(len(manifest.items), output) as progress:
             make_work = execution.device_work(config, there)
             events = _run(there, manifest, make_work, tally, progress)
     ran = time.time()
@@ -96,7 +97,7 @@ def _run(
     manifest: Manifest,
     make_work: MakeWork,
     tally: Tally,
-    progress: screen.PictureProgress,
+    progress: PictureProgress,
 ) -> Events:
     """Run the pictures through the comparing devices; returns what happened to these."""
     from cfdist.distributed.pool import DevicePool
@@ -107,15 +108,15 @@ def _run(
         return ComparingDevice(reference, candidate, settings, plan.readers)
 
     def take(_: str, chunk: ComparedChunk) -> list[str]:
-        progress.advance(len(chunk.reference), tally.add(chunk))
+        tally.add(chunk)
         return [found.id for found in chunk.reference]
 
     def give_up(given_up: dict[str, str]) -> None:
         tally.failures |= given_up
-        progress.advance(len(given_up), len(given_up))
 
     group = max(model.capabilities.group for model in there.models)
     pool: DevicePool[ComparedChunk] = DevicePool(plan, make_device, reference.spec.batch, group)
+    pool.monitor = progress.monitor
     with pool:
         run_rounds(pool, manifest.items, make_work, lambda: progress.start(0), take, give_up)
     return pool.events

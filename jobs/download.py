@@ -17,6 +17,7 @@ from cfdist.download.published import (
 )
 from cfdist.errors import ExitCode, UserError
 from cfdist.files import disk_as_user_error, expanded, removed_on_failure
+from cfdist.monitoring.terminal import out
 
 
 def main(config: Config, output: Path, started: float) -> int:
@@ -34,9 +35,10 @@ def main(config: Config, output: Path, started: float) -> int:
         truth = Published(GROUND_TRUTH, None, {}).place(folder, *rest)
         check_together(pictures, truth)
     print(
-        f"\nall 3226 pictures of 61 events, and the four .mat files, are in {folder}\n\n{TERMS}\n"
+        f"\nall 3226 pictures of 61 events, and the four .mat files, are in {folder}\n\n{TERMS}\n",
+        file=out(),
     )
     named = {"dataset.root": pictures, "dataset.ground_truth": truth}
     words = [shlex.quote(f"{key}={path}") for key, path in named.items()]
-    print(f"next: {COMMAND} dataset=wider_val {' '.join(words)}")
+    print(f"next: {COMMAND} dataset=wider_val {' '.join(words)}", file=out())
     return ExitCode.DONE

@@ -13,6 +13,7 @@ from cfdist.files import JOURNAL, PARQUET, PREDICTIONS
 from cfdist.machine import reset_peak_memory
 from cfdist.report import screen
 from cfdist.report.evaluation import evaluation_results
+from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Phases, check_gate
 from cfdist.widerface.own import OwnMetrics
 
@@ -39,8 +40,8 @@ def main(config: Config, output: Path, started: float) -> int:
             *(manifest, truth, there.models[0], there.plan, output, identity, style, make_work),
             metrics=tuple(metrics),
         )
-        with screen.PictureProgress(len(manifest.items)) as progress:
-            report = evaluate_manifest(task, progress.listener(phases))
+        with PictureProgress(len(manifest.items), output) as progress:
+            report = evaluate_manifest(task, progress.listener(phases, model))
         phases.end("run")
     phases.end("shut_down")
     results = evaluation_results(config, task, report, supply, phases)

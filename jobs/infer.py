@@ -17,6 +17,7 @@ from cfdist.distributed.events import Event, event_notes
 from cfdist.errors import ExitCode, StoppedError, UserError
 from cfdist.files import expanded, write_text
 from cfdist.report import screen
+from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Results, device_entry, phase_seconds
 from cfdist.workflow import files
 from cfdist.workflow.device import InferenceTask, infer_files
@@ -127,12 +128,8 @@ def _run_devices(config: Config, model: BackendModel, tensors: InputFiles, folde
     with execution.start(config, [model], readers=1) as there, partial_folder(folder) as partial:
         screen.print_devices(there)
         task = InferenceTask(tensors.items, tensors.contract, model, there.plan, partial)
-        with screen.PictureProgress(len(tensors.items)) as progress:
-            reports, run.failures, run.events = infer_files(
-                task,
-                on_ready,
-                lambda report: progress.advance(len(report.keys), len(report.failures)),
-            )
+        with PictureProgress(len(tensors.items), config.output_dir) as progress:
+            reports, run.failures, run.events = infer_files(task, on_ready, progress.monitor)
         seconds = time.time() - run.ready_at
         if len(run.failures) == len(tensors.items):
             stem, reason = run.failures[0]

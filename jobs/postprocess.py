@@ -11,6 +11,7 @@ from cfdist.distributed.session import session
 from cfdist.errors import UserError
 from cfdist.files import expanded
 from cfdist.report import screen
+from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Results, phase_seconds
 from cfdist.workflow import files
 from cfdist.workflow.stages import write_predictions
@@ -39,7 +40,7 @@ def main(config: Config, output: Path, started: float) -> int:
     with session(config.cluster.joined, config.cluster.dashboard) as dashboard:
         screen.print_dashboard(dashboard)
         ready = time.time()
-        with screen.PictureProgress(len(usable)) as progress:
+        with PictureProgress(len(usable), output) as progress:
             progress.start(0)
             failures += write_predictions(usable, spec, target, style, progress.advance)
     ended = time.time()

@@ -11,6 +11,7 @@ from cfdist.distributed.session import session
 from cfdist.errors import UserError
 from cfdist.files import expanded
 from cfdist.report import screen
+from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Results, damage_notes, phase_seconds
 from cfdist.workflow import files
 from cfdist.workflow.stages import write_inputs
@@ -31,14 +32,14 @@ def main(config: Config, output: Path, started: float) -> int:
     files.check_space(folder, len(missing) * files.input_bytes(contract), KEY)
 
     with session(config.cluster.joined, config.cluster.dashboard) as dashboard:
-        screen.console.print(
+        screen.console.inform(
             f"{total} pictures of dataset={config.dataset.name} to {config.preprocess.input} input "
             f"tensors in {folder}",
             markup=False,
         )
         screen.print_dashboard(dashboard)
         ready = time.time()
-        with screen.PictureProgress(total) as progress:
+        with PictureProgress(total, output) as progress:
             progress.start(total - len(missing))
             written = write_inputs(missing, contract, folder, progress.advance)
     ended = time.time()

@@ -12,8 +12,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 # From the ground up: a room imports itself and the rooms before it.
 ROOMS = (
-    *("errors", "extensions", "files", "machine", "storage", "preprocess", "model", "detections"),
-    "decode",
+    *("errors", "extensions", "files", "machine", "monitoring", "storage", "preprocess"),
+    *("model", "detections", "decode"),
     *("widerface", "sample", "ascend", "network", "backends", "config", "devices", "distributed"),
     *("inputs", "execution", "report", "comparison", "throughput", "workflow"),
     *("download", "doctor"),

@@ -21,7 +21,6 @@ from cfdist.machine import (
     process_times,
     reset_peak_memory,
     seconds_between,
-    show_waiting,
 )
 
 
@@ -306,16 +305,6 @@ def test_differences_are_by_process_and_not_by_its_number():
     before = {(1, 10.0): 5.0, (2, 10.0): 1.0, (3, 10.0): 7.0}
     after = {(1, 10.0): 6.0, (2, 20.0): 4.0, (4, 30.0): 0.5}
     assert seconds_between(before, after) == 1.0 + 4.0 + 0.5
-
-
-def test_what_takes_its_time_is_said_on_a_terminal_only(monkeypatch, capsys):
-    show_waiting("measuring")
-    assert capsys.readouterr().out == ""
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    show_waiting("measuring")
-    assert capsys.readouterr().out == "measuring ...\r"
-    monkeypatch.setattr(sys, "stdout", None)
-    show_waiting("measuring")
 
 
 def test_packages_are_installed_for_this_python(monkeypatch, tmp_path):

@@ -32,9 +32,10 @@ from cfdist.backends.base import Backend, DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.errors import UserError
 from cfdist.files import write_text
-from cfdist.machine import available_cores, available_memory, cpu_model, show_waiting
+from cfdist.machine import available_cores, available_memory, cpu_model
 from cfdist.model import ModelSpec
 from cfdist.model.formats import refuse_other_format
+from cfdist.monitoring.terminal import show_waiting
 from cfdist.preprocess import to_model_input
 
 # Every round measures each runtime, so that what else the machine does slows them alike.

@@ -12,7 +12,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -38,6 +38,7 @@ from cfdist.command.run_folder import (
     claim,
     finished_results,
     is_begun,
+    read_results,
     refuse_package_folder,
 )
 from cfdist.command.uploading import deliver, deliver_unfinished, prepare
@@ -46,8 +47,10 @@ from cfdist.config.messages import HELP_WIDTH
 from cfdist.config.uses import WITHOUT_FOLDER
 from cfdist.distributed.guard import guarded
 from cfdist.errors import DiskFullError, ExitCode, StoppedError, UserError
-from cfdist.files import DISK_IS_FULL, JOURNAL, LOG
+from cfdist.files import DISK_IS_FULL, JOURNAL, LOG, RESULTS
 from cfdist.machine import process_age
+from cfdist.monitoring import stream, terminal
+from cfdist.monitoring.terminal import say
 from cfdist.storage import path_or_uri, shown, uri_of, working_folder
 
 # Set by run.sh: when the command began, its installation left out.
@@ -99,6 +102,7 @@ def main() -> int:
         is_multirun = any(map(asks_for_multirun, sys.argv[1:]))
         sys.argv[1:] = prepare_arguments(sys.argv[1:])
         if question:
+            stream.turn_off()
             print(answer(question))
             return ExitCode.DONE
         sys.argv[1:] = sweep_to_go_on(sys.argv[1:], is_multirun)
@@ -140,11 +144,13 @@ def run_job(composed: DictConfig) -> None:
         typed = config.typed_keys(sys.argv[1:])
         composed = run_to_go_on(composed, typed)
         checked = config.load(composed, typed)
+        _set_screen(checked)
         is_dry = checked.convert.dry_run or checked.job in WITHOUT_FOLDER
         path_or_uri(checked.output_dir, "output_dir")  # refuses a secret
         folder = working_folder(checked.output_dir)
         output = folder if number is None else folder / str(number)
         checked.output_dir = shown(output)
+        stream.emit("start", job=checked.job, output_dir=checked.output_dir)
         guarded()
         interruptions.note_how_to_go_on(lambda: going_on(folder))
         composed.output_dir = config.literal(checked.output_dir)
@@ -158,6 +164,8 @@ def run_job(composed: DictConfig) -> None:
         # A run that was refused before it began has nothing to go on with.
         is_over = output is None or (code == ExitCode.BAD_INPUT and not is_begun(output))
         fail(code, f"{reason}{going_on(None if is_over else output)}")
+    if output is not None:
+        _emit_end(output, code, None if is_dry or reason else output / RESULTS)
     overrides = tuple(HydraConfig.get().overrides.task)
     outcomes.append(JobOutcome(overrides, output, code, reason, is_dry))
 
@@ -174,7 +182,7 @@ def _run(
     if goes_on and (results := finished_results(output, config_yaml)):
         from cfdist.report.results import verdict
 
-        print(f"{shown(output)}: done by an earlier command")
+        say(f"{shown(output)}: done by an earlier command")
         shutil.rmtree(output / JOURNAL, ignore_errors=True)  # it may have been killed before this
         deliver(output)
         return verdict(results)[0], None
@@ -212,7 +220,8 @@ def run_in_folder(
 def _run_job(checked: config.Config, output: Path, started: float) -> tuple[int, Exception | None]:
     """See `run_in_folder`; this process holds the folder."""
     try:
-        return load_job(checked.job).main(checked, output, started), None
+        with terminal.others_to(output / LOG):
+            return load_job(checked.job).main(checked, output, started), None
     except (UserError, StoppedError) as error:
         if isinstance(error, StoppedError):
             _end_session()
@@ -223,6 +232,27 @@ def _run_job(checked: config.Config, output: Path, started: float) -> tuple[int,
             raise file_error from None
         _end_session()
         return ExitCode.INTERNAL, error
+
+
+def _set_screen(checked: config.Config) -> None:
+    """Show as much of the run as the configuration says."""
+    terminal.show(checked.quiet, checked.verbose)
+    if checked.progress == "json":  # as a preset says it; what was typed is known since the start
+        stream.turn_on()
+    logger = logging.getLogger()
+    if checked.verbose and not any(type(one) is logging.StreamHandler for one in logger.handlers):
+        logger.addHandler(logging.StreamHandler())
+
+
+def _emit_end(output: Path, code: int, results: Path | None) -> None:
+    """Write the event of a run's end."""
+    if not stream.is_on():
+        return
+    content: dict[str, Any] = {}
+    with contextlib.suppress(UserError, OSError):
+        content = read_results(output) if results else {}
+    place = shown(results) if results and content else None
+    stream.end_run(shown(output), int(code), place, content)
 
 
 def _end_session() -> None:
@@ -315,4 +345,5 @@ def _start_time() -> float:
 def fail(code: int, message: str) -> int:
     """Say what went wrong, on one line; returns the exit code."""
     print(f"cfdist: {message}", file=sys.stderr)
+    stream.emit("error", exit_code=int(code), message=message)
     return code

@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 from cfdist.errors import ExitCode, HungUpError, TerminatedError
 from cfdist.files import redacted
+from cfdist.monitoring import stream, terminal
 
 # How long an orderly end may take. `ray job stop` kills after 3 s.
 _SECONDS_TO_END = 2.5
@@ -78,12 +79,12 @@ def say(interruption: KeyboardInterrupt) -> ExitCode:
     with contextlib.suppress(Exception):
         how = _how_to_go_on()
     line = redacted(f"cfdist: interrupted{how}\n").encode(errors="backslashreplace")
+    code = _CODES[type(interruption)]
     if not _is_said:
         _is_said = True
-        # Not by `print`: the signal may have come while that was at work.
-        with contextlib.suppress(OSError):
-            os.write(2, line)
-    return _CODES[type(interruption)]
+        terminal.write_error(line)
+        stream.emit("error", exit_code=code, message=f"interrupted{how}")
+    return code
 
 
 def _report_lost(lost: sys.UnraisableHookArgs) -> None:
@@ -127,4 +128,6 @@ def _watch(signals: int) -> None:
         elif time.monotonic() - arrived > _SECONDS_OF_ONE_REQUEST:
             break
     code = say(_first or _RAISED[signal.Signals(first)]())
-    os._exit(code if _last_code is None else _last_code)
+    last: int = code if _last_code is None else _last_code
+    stream.end(last)
+    os._exit(last)

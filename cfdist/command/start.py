@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
+import re
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
 from cfdist.command import interruptions
 from cfdist.distributed.guard import end_guard
 from cfdist.errors import ExitCode
-from cfdist.files import redacted
+from cfdist.monitoring import stream
+from cfdist.monitoring.terminal import guard_screen, show_waiting
 
-_STANDARD = (0, 1, 2)  # the descriptors of input, output and error messages
+# Known before anything is read, so that what is wrong with the rest is an event, too.
+_JSON_TYPED = r"\+{0,2}progress=['\"]?json['\"]?"
 
 
 def main() -> int:
     """Run the command line; returns the process's exit code."""
     guard_screen()
+    if any(re.fullmatch(_JSON_TYPED, argument) for argument in sys.argv[1:]):
+        stream.turn_on()
     interruptions.catch()
     code: int = ExitCode.BAD_INPUT
     try:
@@ -39,6 +42,7 @@ def main() -> int:
     finally:
         interruptions.finish(code)
         end_guard()
+        stream.end(code)
     if interruptions.pending():
         # Ray's own end, if it was interrupted, would begin again as the interpreter ends, and
         # make the folder anew that the guard has removed.
@@ -51,8 +55,6 @@ def main() -> int:
 def _import() -> Callable[[], int] | None:
     """What runs the command line; `None`, with a line that says why, if it cannot be imported."""
     try:
-        from cfdist.machine import show_waiting
-
         show_waiting("starting")
         from cfdist.command.cli import main
     except ImportError as error:
@@ -85,58 +87,3 @@ def python_of_ray() -> str | None:
                     return shlex.split(argument.partition("=")[2])[0]
             process = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
     return None
-
-
-def guard_screen() -> None:
-    """Let nothing that happens to the screen stop a run or lose its results.
-
-    What a closed pipe or a full disk does not take is dropped. A descriptor that the caller has
-    closed leads to nowhere; else the next file that is opened would get its number, and what is
-    printed. A character that the screen cannot show is an escape.
-    """
-    for number in _STANDARD:
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
-    sys.stdout = _guarded(1, sys.stdout)
-    sys.stderr = _guarded(2, sys.stderr)
-
-
-class _Screen(io.FileIO):
-    """A descriptor to write to; once it takes no more, what is written is dropped.
-
-    A line that ends in a carriage return goes when something else comes.
-    """
-
-    waits = False  # whether such a line stands on the terminal
-
-    def write(self, data: object) -> int:
-        """Write bytes, or drop them."""
-        taken: bytes = bytes(data)  # type: ignore[call-overload]
-        text = redacted(taken.decode("latin-1")).encode("latin-1")
-        if _Screen.waits:
-            with contextlib.suppress(OSError):
-                os.write(1, b"\r\x1b[K")
-        _Screen.waits = text.endswith(b"...\r")
-        try:
-            written = super().write(text) or 0
-            return written if text == taken else len(taken)
-        except BlockingIOError:  # it will take more
-            raise
-        except OSError:
-            with contextlib.suppress(OSError):
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self.fileno())
-                os.close(nowhere)
-            return len(taken)
-
-
-def _guarded(number: int, stream: TextIO | None) -> io.TextIOWrapper:
-    """A guarded stream in place of a standard one (`None` if its descriptor was closed)."""
-    with contextlib.suppress(OSError):
-        if stream is not None:
-            stream.flush()
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    buffer = io.BufferedWriter(_Screen(number, "w", closefd=False))
-    return io.TextIOWrapper(buffer, encoding, "backslashreplace", line_buffering=True)

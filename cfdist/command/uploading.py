@@ -20,6 +20,7 @@ from cfdist.command.run_folder import (
 )
 from cfdist.errors import DiskFullError, ExitCode, StoppedError, UserError
 from cfdist.files import DISK_IS_FULL, JOURNAL, RESULTS, SWEEP_CSV, read_file
+from cfdist.monitoring.terminal import say
 from cfdist.storage import (
     RemoteFolder,
     copy_here,
@@ -79,7 +80,7 @@ def deliver(folder: Path) -> None:
         if not is_in_sweep:
             raise
         log.warning("%s", error)
-        print(f"{uri}: not written yet; the sweep's end tries again")
+        say(f"{uri}: not written yet; the sweep's end tries again")
 
 
 def deliver_unfinished(folder: Path) -> None:
@@ -112,7 +113,7 @@ def send(folder: Path, keeps: bool = False) -> None:
         ) from None
     if not keeps:
         shutil.rmtree(folder, ignore_errors=True)
-        print(f"written to {uri}")
+        say(f"written to {uri}")
 
 
 def _upload(folder: Path, remote: RemoteFolder, uri: str) -> None:

@@ -583,6 +583,13 @@ class Config(Section):
     """go on with an unfinished run or sweep: its folder or URI, which holds its settings, or auto,
     the newest in outputs or in the output_dir that is given, with just the settings that are given,
     if there are any; null: a new run"""
+    progress: Annotated[Literal["text", "json"], uses.ALWAYS] = "text"
+    """text: lines for people; json: each line of the standard output is a JSON object, for
+    programs, see docs/monitoring.md"""
+    quiet: Annotated[StrictBool, uses.AS_TEXT] = False
+    """show only results and errors"""
+    verbose: Annotated[StrictBool, uses.also(uses.AS_TEXT, uses.NOT_QUIET)] = False
+    """also show what else goes to run.log: the run's log, and what Ray and other libraries print"""
     predictions: Annotated[PathOrUri | None, uses.only("score")] = None
     """job=score: folder of WIDER prediction files, <event>/<name>.txt, a zip archive of it, or a
     URI of either"""

@@ -158,6 +158,8 @@ CALIBRATION, TO_OM = given("convert.calibration", "N"), missing("convert.calibra
 NOT_DRY = equal("convert.dry_run", False, "false")
 
 ALWAYS = Uses([Use(JOBS)])
+AS_TEXT = Uses([Use(JOBS, (equal("progress", "text", "text"),))])
+NOT_QUIET = equal("quiet", False, "false")
 DATA_SET = Uses(
     [
         Use(("evaluate", "score", "export", "compare", "preprocess", "postprocess")),

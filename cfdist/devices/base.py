@@ -41,6 +41,8 @@ class DeviceReport:
         chip: The accelerator's number on that machine, or its UUID; `None` on a CPU.
         runs_on: What the backend computes on, see `Backend.runs_on`.
         activity: When it read and inferred.
+        starved_seconds: Time between the first and the last inference without a batch to infer, the
+            mean of the streams.
     """
 
     pictures: int = 0
@@ -53,6 +55,7 @@ class DeviceReport:
     chip: str | None = None
     runs_on: str = ""
     activity: ActivityRecord = field(default_factory=ActivityRecord)
+    starved_seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -64,6 +65,8 @@ class Runner:
         self.activity = Activity()
         self._report = DeviceReport()
         self._lock = threading.Lock()
+        self._active = 0  # streams that infer
+        self._since: float | None = None  # when their number last changed
         self._cold = 0  # whole batches to come, one a stream, that are no measurement
 
     def warm_up(self) -> None:
@@ -116,7 +119,12 @@ class Runner:
         """
         size = self._spec.batch
         batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]
-        with self._streams, self.activity.doing("inferring"), memory_as_user_error(size):
+        with (
+            self._streams,
+            self.activity.doing("inferring"),
+            memory_as_user_error(size),
+            self._one_more_active(),
+        ):
             outputs, seconds = self._timed(batches)
         self._count(batches, seconds)
         is_finite = [finite_pictures(one) for one in outputs] or [np.empty(0, np.bool_)]
@@ -140,6 +148,23 @@ class Runner:
             outputs += self.backend.infer_many(group)
             seconds += [(time.perf_counter() - start) / len(group)] * len(group)
         return outputs, seconds
+
+    @contextlib.contextmanager
+    def _one_more_active(self) -> Iterator[None]:
+        """Count the time of the streams that have nothing to infer, while this one has."""
+        self._change_active(1)
+        try:
+            yield
+        finally:
+            self._change_active(-1)
+
+    def _change_active(self, change: int) -> None:
+        with self._lock:
+            now, streams = time.perf_counter(), self.backend.streams
+            idle = (streams - self._active) / streams
+            self._report.starved_seconds += idle * (now - (self._since or now))
+            self._active += change
+            self._since = now
 
     def _count(self, batches: Sequence[NDArray[np.generic]], seconds: Sequence[float]) -> None:
         size, is_padded = self._spec.batch, self.backend.capabilities.has_fixed_batch
@@ -169,7 +194,7 @@ class Runner:
         """Begin a new report: the batches until now only warmed the device up."""
         with self._lock:
             self._cold = 0
-            self._report = DeviceReport()
+            self._report, self._since = DeviceReport(), None
             self.activity.forget()
             self.backend.device_times_ms()
 

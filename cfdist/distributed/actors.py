@@ -17,8 +17,11 @@ from cfdist.distributed.session import shared_session
 Actor = Any  # Ray's handle of an actor
 
 
-def take_actor(name: str, actor_class: type, options: Mapping[str, Any]) -> Actor:
-    """The actor that an earlier run of the sweep left, or a new one if there is none like it."""
+def take_actor(name: str, actor_class: type, options: Mapping[str, Any], *arguments: str) -> Actor:
+    """The actor that an earlier run of the sweep left, or a new one if there is none like it.
+
+    A new one is made with these arguments.
+    """
     import ray
 
     shared = shared_session()
@@ -27,7 +30,7 @@ def take_actor(name: str, actor_class: type, options: Mapping[str, Any]) -> Acto
         if made_as == (actor_class, options):
             return actor
         kill_actors({name: actor})
-    return ray.remote(**options)(actor_class).options(name=name).remote()
+    return ray.remote(**options)(actor_class).options(name=name).remote(*arguments)
 
 
 def leave_actors(

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 
 from cfdist.distributed.joining import answer_of, own_token
 from cfdist.errors import ExitCode, StoppedError
+from cfdist.monitoring import stream, terminal
 
 _PERIOD_SECONDS = 2.0
 _LONGEST_WAIT = 40.0  # seconds: less than Ray's own
@@ -110,7 +111,9 @@ def _watch(address: str, seconds: float, ended: threading.Event) -> None:
             _lost.set()
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
             if not ended.wait(_SECONDS_TO_END):
-                line = f"cfdist: {_line(address, seconds)}; resume=<output_dir> goes on later\n"
-                os.write(2, line.encode())
+                line = f"{_line(address, seconds)}; resume=<output_dir> goes on later"
+                terminal.write_error(f"cfdist: {line}\n".encode())
+                stream.emit("error", exit_code=ExitCode.INTERNAL, message=line)
+                stream.end(ExitCode.INTERNAL)
                 os._exit(ExitCode.INTERNAL)
             return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import re
 import socket
@@ -12,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cfdist.distributed.starting import PRIVATE_LABEL, interruptible
+from cfdist.distributed.starting import PRIVATE_LABEL, interruptible, loudness
 from cfdist.errors import UserError
 
 _ADDRESS = re.compile(r"(?P<client>ray://)?(?P<host>\[[^]\s]+\]|[^\s/:]+):(?P<port>\d{1,5})")
@@ -46,7 +45,7 @@ def join_ray(address: str) -> Any:
     try:
         _refuse_unfit(found, named)
         with interruptible():
-            context = ray.init(address=found, logging_level=logging.ERROR, log_to_driver=False)
+            context = ray.init(address=found, **loudness())
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         with contextlib.suppress(Exception):
             ray.shutdown()

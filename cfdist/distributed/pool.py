@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import socket
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -34,6 +36,7 @@ from cfdist.distributed.scheduler import Scheduler, chunk_for_rate
 from cfdist.distributed.work import Slice, Work, letterbox_items, sources_of
 from cfdist.errors import ExitCode, StoppedError, UserError
 from cfdist.machine import reset_peak_memory
+from cfdist.monitoring.monitor import AP, DeviceUsage, Monitor
 from cfdist.preprocess import UNREADABLE
 from cfdist.widerface.manifest import WorkItem
 
@@ -51,6 +54,8 @@ _WAIT_TIMES, _WAIT_SECONDS = 3, 10.0
 # What a device may take to say what it has done, when the run is over.
 _CLOSE_SECONDS = 20.0
 
+_USAGE_SECONDS = 0.5  # how often a device says what it has done, at most
+
 _NODES_SECONDS = 3.0  # how often the cluster's nodes are looked at
 _SAID_AFTER = 10.0  # seconds until a person learns that a device waits for a place
 
@@ -60,8 +65,25 @@ Ref = Any  # Ray's reference to an object
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True)
+class Answer(Generic[Result]):
+    """What a device actor returns: the result of a call, and now and then what it has done."""
+
+    result: Result
+    usage: DeviceUsage | None = None
+
+
 class DeviceActor:
     """Hosts a device in a process of its own; in a sweep, one after the other."""
+
+    def __init__(self, name: str = "device:0", kind: str = "cpu") -> None:
+        """Take a name that says what it is, in Ray's lists of actors."""
+        self._text = actor_text(name, kind)
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        """Such as "device NPU 0 on host"."""
+        return self._text
 
     def settle(self, kind: str) -> Place:
         """Take the accelerator that Ray gave; returns where the device is.
@@ -85,12 +107,15 @@ class DeviceActor:
         """
         reset_peak_memory()
         self._device = device
+        self._told, self._told_at = DeviceReport(), 0.0
         self._is_reduced = is_reduced
         device.warm_up()
         to_arrow([])  # imports pyarrow before the first chunk
         return place
 
-    def process(self, slices: Sequence[Slice], *blocks: pa.Table) -> tuple[Any, pa.Table | None]:
+    def process(
+        self, slices: Sequence[Slice], *blocks: pa.Table
+    ) -> tuple[Answer[Any], pa.Table | None]:
         """`Device.process` for rows of blocks; a slice and its block have the same position.
 
         Returns:
@@ -98,29 +123,54 @@ class DeviceActor:
         """
         found = self._device.process(sources_of(slices, blocks))
         if not self._is_reduced:
-            return found, None
+            return Answer(found, self._usage()), None
         sound = [one for one in found if not one.is_doubtful]
         report = ChunkReport(
             tuple(one.id for one in sound if one.error is None),
             tuple((one.id, one.error) for one in sound if one.error is not None),
             tuple((one.id, one.error) for one in found if one.is_doubtful),
         )
-        return report, to_arrow(sound)
+        return Answer(report, self._usage()), to_arrow(sound)
+
+    def _usage(self, is_last: bool = False) -> DeviceUsage | None:
+        """What the device has done since it last said so; `None`: it has just said it."""
+        with self._lock:
+            now = time.monotonic()
+            if now - self._told_at < _USAGE_SECONDS and not is_last:
+                return None
+            before, report = self._told, replace(self._device.report())
+            report.batch_ms = [*report.batch_ms]
+            self._told, self._told_at = report, now
+        return DeviceUsage(
+            report.busy_seconds - before.busy_seconds,
+            report.starved_seconds - before.starved_seconds,
+            tuple(report.batch_ms[len(before.batch_ms) :]),
+        )
 
     def letterbox(self, items: Sequence[WorkItem], size: Size, threads: int) -> pa.Table:
-        """A block of the items' letterboxed pictures, see `letterbox_block`."""
+        """A block of the items' letterboxed pictures, see `letterbox`."""
         return letterbox_items(items, size, threads)
 
     def process_directly(self, chunk: Any) -> Any:
         """`Device.process` for a chunk that is not rows of blocks."""
         return self._device.process(chunk)
 
-    def close(self) -> DeviceReport:
+    def close(self) -> Answer[DeviceReport]:
         """Give the device back; returns what it has done."""
-        report = self._device.report()
+        report, usage = self._device.report(), self._usage(is_last=True)
         self._device.close()
         del self._device
-        return replace(report, host=self._place.host, chip=self._place.chip)
+        return Answer(replace(report, host=self._place.host, chip=self._place.chip), usage)
+
+
+def actor_text(name: str, kind: str) -> str:
+    """What a device is, in this process: "device NPU 0 on host"; a CPU has the device's number."""
+    import ray
+
+    resource = ACCELERATOR_RESOURCE[kind]
+    ids = ray.get_runtime_context().get_accelerator_ids().get(resource or "", [])
+    number = ids[0] if ids else name.partition(":")[2]
+    return f"device {resource or 'CPU'} {number} on {socket.gethostname()}"
 
 
 @dataclass
@@ -188,6 +238,7 @@ class DevicePool(Generic[Result]):
         clock: For the time limits.
         limits: The time limits.
         was_doubted: The only device was started again for outputs that were not finite.
+        monitor: Learns how the run goes on.
         find_readable: The work item of a key, if this process can read its picture.
     """
 
@@ -224,6 +275,7 @@ class DevicePool(Generic[Result]):
         self._failed: dict[str, Event] = {}  # key -> of the pictures that are given up
         self.words: dict[str, str] = {}
         self._last_words: Exception = RuntimeError("no device was started")
+        self.monitor = Monitor()
         self.find_readable: Callable[[str], WorkItem | None] = lambda key: None
         self._nodes: dict[str, Node] = {}
         self._first_nodes: set[str] = set()
@@ -257,9 +309,10 @@ class DevicePool(Generic[Result]):
             settings = replace(self.plan.settings(number), starts=self._starts[name])
             self._starts[name] += 1
             device = self._make_device(settings)
-            actor = take_actor(name, DeviceActor, self.plan.actor_options)
-            placed = actor.settle.remote(self.plan.kind)
-            loaded = actor.warm_up.remote(device, placed, self.reducer is not None)
+            actor = take_actor(name, DeviceActor, self.plan.actor_options, name, self.plan.kind)
+            placed = actor.settle.options(name="find the device").remote(self.plan.kind)
+            load = actor.warm_up.options(name="load the model")
+            loaded = load.remote(device, placed, self.reducer is not None)
             self.opening[loaded] = _Opening(name, actor, placed, self.clock.now)
 
     def start(self, waits_for_all: bool = False) -> None:
@@ -301,6 +354,7 @@ class DevicePool(Generic[Result]):
                 self._take_in_refusal(one, error)
                 continue
             self._note_place(one.name, place)
+            self.monitor.add_device(one.name, place.host)
             self.actors[one.name] = one.actor
             if one.name in self._joining:
                 self._joining.remove(one.name)
@@ -554,7 +608,9 @@ class DevicePool(Generic[Result]):
         closed = {}
         for name, actor in self.actors.items():
             try:
-                self.reports[name] = ray.get(actor.close.remote(), timeout=_CLOSE_SECONDS)
+                answer = ray.get(actor.close.remote(), timeout=_CLOSE_SECONDS)
+                self.reports[name] = answer.result
+                self.monitor.note_usage(name, answer.usage)
                 closed[name] = actor
             except ray.exceptions.RayError as error:
                 self.note("device_failed", name, f"gave no report: {words_of(error)}")
@@ -607,6 +663,11 @@ class _Round(Generic[Result]):
                     self._take_in(ref)
             self._end_late()
             self._fill()
+            if pool.monitor.is_depth_due():
+                chunks = Counter(one.name for one in self._running.values())
+                lag = sum(len(one.rows) for one, _ in self._adding.values())
+                pool.monitor.note_depth(chunks, lag)
+        pool.monitor.note_depth({}, 0)
         return self._lost
 
     def _take_in(self, ref: Ref) -> None:
@@ -616,10 +677,12 @@ class _Round(Generic[Result]):
         handed = self._running.pop(ref)
         pool = self._pool
         try:
-            result = cast(Result, ray.get(ref))
+            answer = cast(Answer[Result], ray.get(ref))
         except ray.exceptions.RayError as error:
             self._take_in_failure(handed, error)
             return
+        result = answer.result
+        pool.monitor.note_usage(handed.name, answer.usage)
         pool.limits.note(handed.name, handed.batches, pool.clock.now - handed.since)
         if isinstance(result, ChunkReport):
             result = cast(Result, self._judge_unread(handed, result))
@@ -634,7 +697,8 @@ class _Round(Generic[Result]):
         if pool.reducer is None:
             self._finish(handed, result)
             return
-        self._adding[pool.reducer.add.remote(handed.table)] = (handed, result)
+        add = pool.reducer.add.options(name="journal")
+        self._adding[add.remote(handed.table)] = (handed, result)
 
     def _judge_unread(self, handed: _Handed, report: ChunkReport) -> ChunkReport:
         """Let others read what this process can read, and blame a device that could not.
@@ -690,7 +754,7 @@ class _Round(Generic[Result]):
 
         handed, result = self._adding.pop(ref)
         try:
-            ray.get(ref)
+            self._pool.monitor.note_ap(cast(AP | None, ray.get(ref)))
         except ray.exceptions.RayError as error:
             if not is_lost_block(error):
                 raise user_error(error) from None
@@ -789,10 +853,11 @@ class _Round(Generic[Result]):
             return False
         slices, rows, fresh = self._next(name, is_idle=not held)
         if rows:
-            letterbox = partial(actor.letterbox.remote, threads=pool.plan.readers)
+            call = actor.letterbox.options(name="letterbox")
+            letterbox = partial(call.remote, threads=pool.plan.readers)
             slices = self._work.letterbox(slices, letterbox)
             batches = sum(-(-len(one.rows) // pool.batch) for one in held)
-            call = actor.process.options(num_returns=2)
+            call = actor.process.options(num_returns=2, name="infer")
             ref, table = call.remote(
                 [replace(one, block=None) for one in slices], *(one.block for one in slices)
             )

@@ -19,6 +19,7 @@ from cfdist.distributed.nodes import Node, cluster_nodes
 from cfdist.errors import UserError
 from cfdist.machine import available_memory
 from cfdist.model import refuse_other_model
+from cfdist.monitoring.terminal import say
 from cfdist.storage import read
 from cfdist.widerface.manifest import WorkItem
 
@@ -101,7 +102,7 @@ def check_nodes(
     _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=NAMED_AFTER)
     if silent:
         hosts = ", ".join(asked[ref].host for ref in silent)
-        print(f"no answer yet of {hosts}; waiting for it ...", flush=True)
+        say(f"no answer yet of {hosts}; waiting for it ...")
         left = LEFT_OUT_AFTER - NAMED_AFTER
         _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=left)
     checks = tuple(_checked(node, None if ref in silent else ref) for ref, node in asked.items())

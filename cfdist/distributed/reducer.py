@@ -30,6 +30,7 @@ from cfdist.files import (
     write_bytes,
 )
 from cfdist.machine import peak_memory, reset_peak_memory
+from cfdist.monitoring.monitor import AP
 from cfdist.widerface.ground_truth import PictureTruth
 from cfdist.widerface.manifest import picture_and_pass
 from cfdist.widerface.matches import with_matches
@@ -39,6 +40,10 @@ from cfdist.widerface.predictions import STYLES, prediction_text, rows
 
 # Pictures that are held at once when the final file is written.
 _ROW_GROUP = 512
+
+# The AP so far is computed so often, seconds, but more seldom if that takes more than this part of
+# the time.
+_AP_SECONDS, _AP_SHARE = 10.0, 0.005
 
 # The folder of further passes among the prediction files.
 _THROWN_AWAY = ".further_passes"
@@ -119,6 +124,7 @@ class Reducer:
         self._folders: set[Path] = set()
         self._unwritten: dict[str, Detections] = {}
         self._events = Events()
+        self._next_ap = time.monotonic() + _AP_SECONDS
         with disk_as_user_error(output):
             self._journal = Journal(output / JOURNAL, identity)
             for cut in self._journal.cuts:
@@ -130,8 +136,10 @@ class Reducer:
         self._take_in(from_arrow(to_arrow([])))  # imports now what would be imported late
         return self.done
 
-    def add(self, detections: pa.Table) -> None:
+    def add(self, detections: pa.Table) -> AP | None:
         """Take a device's detections; returns once they are on disk. Known pictures are dropped.
+
+        Now and then it returns the AP so far.
 
         A picture is done when the journal holds it, it is scored, and its file is written. A
         picture that cannot be scored has failed. The ids are keys of work items.
@@ -150,6 +158,17 @@ class Reducer:
             self._unwritten |= found
             self._take_in([*self._unwritten.values()])
             self._unwritten.clear()
+            return self._ap_so_far()
+
+    def _ap_so_far(self) -> AP | None:
+        """The AP of the pictures that are done, if its time has come."""
+        start = time.monotonic()
+        if start < self._next_ap or not len(self._metric):
+            return None
+        ap = self._metric.compute()
+        now = time.monotonic()
+        self._next_ap = now + max(_AP_SECONDS, (now - start) / _AP_SHARE)
+        return ap
 
     def _append(self, table: pa.Table) -> None:
         """Append to the journal; a disk that fails once gets a second try, in a new segment."""

@@ -23,6 +23,7 @@ from cfdist.distributed.reducer import Evaluation
 from cfdist.distributed.watch import ReducerActor, ReducerWatch, reducer_options
 from cfdist.distributed.work import Work
 from cfdist.machine import ProcessTimes, process_times, seconds_between
+from cfdist.monitoring.monitor import Monitor
 from cfdist.preprocess import is_readable
 from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.manifest import Manifest, WorkItem
@@ -65,8 +66,10 @@ def run_rounds(
     left = {item.key: item for item in items}
 
     def take_in(device: str, result: Result) -> None:
-        for key in on_done(device, result):
+        keys = (*on_done(device, result),)
+        for key in keys:
             del left[key]
+        pool.monitor.add(len(keys), len(getattr(result, "failures", ())), device)
 
     todo = items
     pool.begin()
@@ -81,6 +84,7 @@ def run_rounds(
         if len(given_up) == len(left):
             if given_up:
                 on_given_up(given_up)
+                pool.monitor.add(len(given_up), len(given_up))
             return
         todo = [item for key, item in left.items() if key not in given_up]
         if number == MAX_ROUNDS:
@@ -121,12 +125,13 @@ class EvaluationTask:
 class Listener:
     """Learns how an evaluation goes on.
 
-    `on_ready` is called once the devices are warm, with the number of items done already,
-    `on_done` for each chunk that is on disk.
+    Attributes:
+        on_ready: Called once the devices are warm, with the number of items done already.
+        monitor: Learns of each chunk that is on disk, and of the devices.
     """
 
     on_ready: Callable[[int], None]
-    on_done: Callable[[ChunkReport], None]
+    monitor: Monitor
 
 
 @dataclass
@@ -232,6 +237,7 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
         model.capabilities.group,
         reducer,
     )
+    pool.monitor = listener.monitor
     items = {item.key: item for item in task.manifest.items}
     pool.find_readable = lambda key: items[key] if is_readable(items[key].path) else None
     timeline = Timeline(plan.streams)
@@ -244,13 +250,11 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
 
     def on_done(device: str, report: ChunkReport) -> Iterable[str]:
         timeline.add(device, len(report.keys))
-        listener.on_done(report)
         return report.keys
 
     def give_up(given_up: dict[str, str]) -> None:
         failed = [Detections(key, error=reason) for key, reason in given_up.items()]
         ray.get(reducer.add.remote(to_arrow(failed)))
-        listener.on_done(ChunkReport((), tuple(given_up.items())))
 
     try:
         with pool, ReducerWatch(reducer, task.reduced, pool.events) as watch:
@@ -260,7 +264,8 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
             run_rounds(pool, missing, task.make_work, on_ready, on_done, give_up)
             cpu_seconds = seconds_between(cpu_before, process_times())
             pool.close()
-            evaluation = ray.get(reducer.finish.remote())
+            evaluation = ray.get(reducer.finish.options(name="AP").remote())
+            listener.monitor.note_ap(evaluation.ap)
     except BaseException as error:
         kill_actors({REDUCER: reducer})
         if isinstance(error, ray.exceptions.RayError):

@@ -16,6 +16,7 @@ from cfdist.distributed.joining import join_ray
 from cfdist.distributed.plan import Auto, Devices
 from cfdist.distributed.starting import check_loopback, prepare_environment, ray_folder, start_ray
 from cfdist.errors import UserError
+from cfdist.monitoring.terminal import say
 
 if TYPE_CHECKING:
     from cfdist.distributed.work import KeptPictures
@@ -176,7 +177,7 @@ def _announce(address: str | None) -> None:
         check_loopback()
         ray_folder()
         if "ray" not in sys.modules:
-            print("starting Ray ...", flush=True)
+            say("starting Ray ...")
 
 
 def end_autoscaler() -> None:

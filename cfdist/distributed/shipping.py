@@ -120,7 +120,7 @@ def _with_contents(table: pa.Table, contents: Sequence[_Content]) -> pa.Table:
     return table.append_column("content_error", pa.array(errors, pa.string()))
 
 
-def read_block(table: pa.Table) -> pa.Table:
+def read(table: pa.Table) -> pa.Table:
     """A block of work items with the contents of their files."""
     with futures.ThreadPoolExecutor(THREADS) as threads:
         return _with_contents(table, list(threads.map(_read, table.column("path").to_pylist())))
@@ -142,4 +142,4 @@ def reading_stage(dataset: Any) -> Any:
     import ray
 
     here = ray.get_runtime_context().get_node_id()
-    return map_blocks(dataset, read_block, label_selector={"ray.io/node-id": here}, num_cpus=0)
+    return map_blocks(dataset, read, label_selector={"ray.io/node-id": here}, num_cpus=0)

@@ -29,6 +29,7 @@ from cfdist.distributed.guard import clear_dead, guarded
 from cfdist.errors import DiskFullError, UserError
 from cfdist.files import DISK_IS_FULL
 from cfdist.machine import available_cores, available_memory
+from cfdist.monitoring import terminal
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,7 @@ def start_ray(dashboard: bool, accelerators: Mapping[str, Any]) -> Any:
         "num_cpus": available_cores(),
         "include_dashboard": dashboard,
         "labels": dict(PRIVATE_LABEL),
-        "logging_level": logging.ERROR,
-        "log_to_driver": False,
+        **loudness(),
         **_memory_options(),
         **accelerators,
     }
@@ -112,6 +112,13 @@ def start_ray(dashboard: bool, accelerators: Mapping[str, Any]) -> Any:
         context = _init({**options, "_temp_dir": str(folder)}, folder)
         folder.chmod(0o700)  # Ray lets all users write to it
         return context
+
+
+def loudness() -> dict[str, Any]:
+    """`ray.init`'s settings of what it and the actors print in this process."""
+    is_verbose = terminal.settings.is_verbose
+    level = logging.INFO if is_verbose else logging.ERROR
+    return {"logging_level": level, "log_to_driver": is_verbose}
 
 
 def check_loopback() -> None:

@@ -19,6 +19,7 @@ import pyarrow as pa
 from cfdist.distributed.actors import Actor
 from cfdist.distributed.events import Events
 from cfdist.distributed.reducer import Evaluation, Reducer
+from cfdist.monitoring.monitor import AP
 
 Ref = Any  # Ray's reference to an object
 
@@ -36,6 +37,10 @@ log = logging.getLogger(__name__)
 
 class ReducerActor(Reducer):
     """A reducer whose calls wait until it is open, as they must if Ray has started it again."""
+
+    def __repr__(self) -> str:
+        """Its name in Ray's lists of actors."""
+        return "reducer"
 
     def __init__(self) -> None:
         self._opening: Future[None] = Future()
@@ -58,10 +63,10 @@ class ReducerActor(Reducer):
         self._opening.set_result(None)
         return done
 
-    def add(self, detections: pa.Table) -> None:
+    def add(self, detections: pa.Table) -> AP | None:
         """See `Reducer.add`."""
         self._opening.result()
-        super().add(detections)
+        return super().add(detections)
 
     def finish(self) -> Evaluation:
         """See `Reducer.finish`."""

@@ -432,13 +432,13 @@ def map_blocks(dataset: Any, function: Callable[..., pa.Table], **options: Any) 
 def letterbox_stage(
     items: Sequence[WorkItem], size: Size, rows: int, add_reading: AddStage | None = None
 ) -> Any:
-    """A Ray Dataset whose blocks are those of `letterbox_block`, of `rows` pictures each.
+    """A Ray Dataset whose blocks are those of `letterbox`, of `rows` pictures each.
 
     The files are read where they are letterboxed, or by a stage before, which `add_reading` adds.
     """
     dataset = item_dataset(items, rows)
     dataset = add_reading(dataset) if add_reading else dataset
-    return map_blocks(dataset, letterbox_block, fn_kwargs={"size": size})
+    return map_blocks(dataset, letterbox, fn_kwargs={"size": size})
 
 
 def _blocks_of(dataset: Any) -> Generator[Slice, None, None]:
@@ -465,7 +465,7 @@ def run_stage(dataset: Any) -> Iterator[pa.Table]:
         raise user_error(error) from None
 
 
-def letterbox_block(table: pa.Table, size: Size, threads: int = 1) -> pa.Table:
+def letterbox(table: pa.Table, size: Size, threads: int = 1) -> pa.Table:
     """Read and letterbox the pictures of a block of work items, or of their files' contents.
 
     Returns:
@@ -496,8 +496,8 @@ def letterbox_block(table: pa.Table, size: Size, threads: int = 1) -> pa.Table:
 
 
 def letterbox_items(items: Sequence[WorkItem], size: Size, threads: int) -> pa.Table:
-    """`letterbox_block` for work items."""
-    return letterbox_block(pa.Table.from_pylist([asdict(item) for item in items]), size, threads)
+    """`letterbox` for work items."""
+    return letterbox(pa.Table.from_pylist([asdict(item) for item in items]), size, threads)
 
 
 def _items_of(table: pa.Table) -> list[WorkItem]:

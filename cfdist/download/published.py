@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from cfdist.download.transfer import Transfer
 from cfdist.errors import UserError
 from cfdist.files import atomic_write, read_file, write_text
+from cfdist.monitoring.terminal import say
 from cfdist.storage import open_store
 from cfdist.widerface.ground_truth import (
     FACES_FILE,
@@ -119,17 +120,17 @@ class Published:
         """
         if found := self.find(folder):
             self._check_or_name(found, "move it away, and call this again")
-            print(f"{self.name}: there already, {found}")
+            say(f"{self.name}: there already, {found}")
             return found
         target = folder / self.name
         source = self.find(given) if given else None
         if source:
             self._check_or_name(source, "fetch it anew: leave download.from out")
             target = _take(source, folder)
-            print(f"{self.name}: {source}, now {target}")
+            say(f"{self.name}: {source}, now {target}")
         else:
             if given:
-                print(f"{self.name}: not in {given}")
+                say(f"{self.name}: not in {given}")
             addresses = [one for mirror in mirrors if (one := self._address(mirror))]
             if not addresses:
                 raise UserError(
@@ -264,4 +265,4 @@ def _remember(path: Path) -> None:
         while piece := file.read(1 << 20):
             digest.update(piece)
     write_text(f"{path}.sha256", f"{digest.hexdigest()}  {path.name}\n")
-    print(f"{path.name}: {path.stat().st_size} bytes, sha256 {digest.hexdigest()}")
+    say(f"{path.name}: {path.stat().st_size} bytes, sha256 {digest.hexdigest()}")

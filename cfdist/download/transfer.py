@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from cfdist import __version__
 from cfdist.errors import DiskFullError, ExitCode, StoppedError, UserError
 from cfdist.files import Sink, fsync, redacted, write_text
+from cfdist.monitoring.terminal import say
 
 # Connections to one address: in a row that bring hardly anything, and in all.
 _IN_VAIN, _MOST_CONNECTIONS = 3, 50
@@ -89,7 +90,7 @@ class Transfer:
                 self._from(address)
             except _RefusedError as error:
                 reasons[f"{urlsplit(address).netloc.rpartition('@')[2]}"] = str(error)
-                print(redacted(f"{self.target.name}: {address}: {error}"), flush=True)
+                say(redacted(f"{self.target.name}: {address}: {error}"))
                 continue
             fsync(self.part)
             os.replace(self.part, self.target)
@@ -111,7 +112,7 @@ class Transfer:
         Raises:
             _RefusedError: it is not to be had there.
         """
-        print(redacted(f"{self.target.name}: from {address}"), flush=True)
+        say(redacted(f"{self.target.name}: from {address}"))
         while True:
             begun = self._arrived()
             self._connect_until_whole(address)
@@ -122,7 +123,7 @@ class Transfer:
             self._forget()
             if not begun:
                 raise _RefusedError(reason)
-            print(f"{self.target.name}: {reason}; starting anew", flush=True)
+            say(f"{self.target.name}: {reason}; starting anew")
 
     def _connect_until_whole(self, address: str) -> None:
         in_vain = 0
@@ -135,7 +136,7 @@ class Transfer:
                 if in_vain == _IN_VAIN:
                     raise _RefusedError(f"{error}, {in_vain} times in a row") from None
                 wait = _FIRST_WAIT * 2 ** (in_vain - 1) if in_vain else 0.0
-                print(f"{self.target.name}: {error}; going on in {wait:g} s", flush=True)
+                say(f"{self.target.name}: {error}; going on in {wait:g} s")
                 time.sleep(wait)
         raise _RefusedError(f"not whole after {_MOST_CONNECTIONS} connections")
 

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import textwrap
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-)
 from rich.segment import Segment
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
-from cfdist.report.pace import Pace
-from cfdist.report.results import Phases, Results
+from cfdist.monitoring import terminal
+from cfdist.report.results import Results
 from cfdist.storage import shown
 from cfdist.widerface.ground_truth import DIFFICULTIES
 from cfdist.widerface.metric import PROTOCOLS
@@ -34,7 +27,6 @@ if TYPE_CHECKING:
     from cfdist.config import Config
     from cfdist.distributed.plan import DevicePlan
     from cfdist.distributed.preflight import NodeCheck
-    from cfdist.distributed.rounds import Listener
     from cfdist.execution import Execution
     from cfdist.widerface.manifest import Manifest
 
@@ -47,6 +39,34 @@ class _Screen(Console):
 
     Where the output goes into a file or a pipe, a line stays one, however long.
     """
+
+    @property
+    def file(self) -> IO[str]:
+        """Where it prints: the screen, whatever libraries print to meanwhile."""
+        return self._file or terminal.out()
+
+    @file.setter
+    def file(self, file: IO[str]) -> None:
+        self._file = file
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """The terminal's, also if the process's own output leads elsewhere meanwhile."""
+        found = super().size
+        with contextlib.suppress(OSError, ValueError):
+            if self._width is None and not os.environ.get("COLUMNS", "").isdigit():
+                columns = os.get_terminal_size(self.file.fileno()).columns or found.width
+                return ConsoleDimensions(columns, found.height)
+        return found
+
+    @size.setter
+    def size(self, size: tuple[int, int]) -> None:
+        self._width, self._height = size
+
+    def inform(self, *objects: Any, **settings: Any) -> None:
+        """Print what a quiet run leaves out."""
+        if not terminal.settings.is_quiet:
+            self.print(*objects, **settings)
 
     def print(self, *objects: Any, **settings: Any) -> None:
         """Print as `Console.print` does."""
@@ -110,77 +130,6 @@ def _rows_as_lines(table: Table) -> list[str]:
 console = _Screen(highlight=False, soft_wrap=True)
 
 
-class _PaceColumn(ProgressColumn):
-    """The rate and the time left, as they are when the bar is drawn."""
-
-    def __init__(self) -> None:
-        super().__init__(Column(no_wrap=True))
-        self.pace: Pace | None = None
-
-    def render(self, task: Task) -> Text:
-        """Such as "25.3/s ETA 0:01:40"; "-" for what cannot be said."""
-        rate = left = None
-        if self.pace is not None:
-            rate = self.pace.rate
-            left = self.pace.seconds_left(int((task.total or 0) - task.completed))
-        shown_left = "-" if left is None else str(timedelta(seconds=round(left)))
-        return Text(f"{'-' if rate is None else f'{rate:.1f}'}/s ETA {shown_left}")
-
-
-class PictureProgress:
-    """One progress bar over pictures, with rate and time left."""
-
-    def __init__(self, total: int) -> None:
-        self._failed = 0
-        self._column = _PaceColumn()
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(max(5, min(40, console.width - 55))),
-            MofNCompleteColumn(),
-            self._column,
-            console=console,
-            # Drawing takes processor time from the reader threads: seldom, and only on a terminal.
-            auto_refresh=console.is_terminal,
-            refresh_per_second=4,
-        )
-        self._id = self._progress.add_task("loading the model", total=total, start=False)
-
-    def __enter__(self) -> PictureProgress:
-        """Show the bar."""
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the bar as it is."""
-        self._progress.stop()
-
-    def listener(self, phases: Phases) -> Listener:
-        """Shows how an evaluation goes on, and ends the phase "devices" when they are ready."""
-        from cfdist.distributed.rounds import Listener
-
-        def on_ready(done: int) -> None:
-            phases.end("devices")
-            self.start(done)
-
-        return Listener(
-            on_ready, lambda report: self.advance(len(report.keys), len(report.failures))
-        )
-
-    def start(self, done: int) -> None:
-        """Start the clock: the devices are ready, and `done` pictures were done before."""
-        self._column.pace = Pace()
-        self._progress.update(self._id, description="pictures", completed=done)
-        self._progress.start_task(self._id)
-
-    def advance(self, pictures: int, failed: int) -> None:
-        """Count finished pictures, and those of them that failed."""
-        self._failed += failed
-        note = f"pictures [red]({self._failed} failed)[/red]" if self._failed else "pictures"
-        if self._column.pace:
-            self._column.pace.add(pictures)
-        self._progress.update(self._id, advance=pictures, description=note)
-
-
 def print_plan(config: Config, there: Execution, manifest: Manifest | None) -> None:
     """What is about to run, on one line, and where to watch it.
 
@@ -190,7 +139,7 @@ def print_plan(config: Config, there: Execution, manifest: Manifest | None) -> N
         manifest: The pictures; `None` if other lines say what the devices get.
     """
     model = there.models[0]
-    if model.is_simulated:
+    if model.is_simulated and not terminal.settings.is_quiet:
         print_simulated()
     used = " and ".join(one.backend for one in there.models)
     line = f"{model.spec.name} on {used}, {on_devices(there.plan)}, batch {model.spec.batch}"
@@ -201,9 +150,9 @@ def print_plan(config: Config, there: Execution, manifest: Manifest | None) -> N
         if config.dataset.kind == "sample":
             pictures += " (the embedded sample set; no data set named)"
         line += f": {pictures}"
-    console.print(line, markup=False)
+    console.inform(line, markup=False)
     if model.remark:
-        console.print(f"backend=auto: {model.remark}", markup=False)
+        console.inform(f"backend=auto: {model.remark}", markup=False)
     print_devices(there)
 
 
@@ -211,7 +160,7 @@ def print_devices(there: Execution) -> None:
     """What is to be known of the devices, and where to watch the run."""
     print_nodes(there.checks)
     for note in there.notes:
-        console.print(f"note: {note}", markup=False)
+        console.inform(f"note: {note}", markup=False)
     print_dashboard(there.dashboard)
 
 
@@ -221,7 +170,7 @@ def print_nodes(checks: Sequence[NodeCheck]) -> None:
         if len(checks) > 1:
             hosts = ", ".join(sorted({check.node.host for check in checks}))
             line = f"{len(checks)} nodes ({hosts}): same versions, model and pictures"
-            console.print(line, markup=False)
+            console.inform(line, markup=False)
         return
     table = Table(box=SIMPLE_HEAD, title="nodes of the cluster", title_justify="left")
     for title in (
@@ -241,7 +190,7 @@ def print_nodes(checks: Sequence[NodeCheck]) -> None:
             cells = [*check.answer.versions, *(f"{size / 1e9:.1f} GB" for size in sizes)]
         faults = escape("; ".join(check.faults)) or "-"
         table.add_row(escape(check.node.host), *cells, faults)
-    console.print(table)
+    console.inform(table)
 
 
 def on_devices(plan: DevicePlan) -> str:
@@ -259,9 +208,9 @@ def print_dashboard(dashboard: str | None) -> None:
         return
     from cfdist.distributed.starting import token_command
 
-    console.print(f"dashboard: {dashboard}", markup=False)
+    console.inform(f"dashboard: {dashboard}", markup=False)
     if command := token_command():
-        console.print(f"  it asks for a token, which this prints: {command}", markup=False)
+        console.inform(f"  it asks for a token, which this prints: {command}", markup=False)
 
 
 def print_simulated() -> None:
@@ -309,7 +258,7 @@ def print_results(results: Results) -> None:
     if results.throughput:
         console.print(_speed_line(results, results.throughput))
         for device in results.devices:
-            console.print(_device_line(device))
+            console.inform(_device_line(device))
     if results.expected:
         verdict = "reached" if results.expected["met"] else "MISSED"
         console.print(f"expected AP {verdict} (tolerance {results.expected['tolerance']})")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cfdist.errors import UserError
 from cfdist.files import atomic_write, write_text
-from cfdist.machine import show_waiting
+from cfdist.monitoring.terminal import show_waiting
 from cfdist.sample.pictures import render_set
 from cfdist.widerface.ground_truth import DIFFICULTY_FILES, FACES_FILE, PictureTruth
 

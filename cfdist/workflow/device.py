@@ -25,6 +25,7 @@ from cfdist.distributed.pool import DevicePool
 from cfdist.distributed.rounds import run_rounds
 from cfdist.distributed.work import item_work
 from cfdist.errors import UserError
+from cfdist.monitoring.monitor import Monitor
 from cfdist.preprocess import InputContract, to_letterboxed
 from cfdist.widerface.manifest import WorkItem
 from cfdist.workflow.files import Failures, input_contract, output_names, read_raw_into, write_raw
@@ -168,14 +169,14 @@ class InferenceTask:
 def infer_files(
     task: InferenceTask,
     on_ready: Callable[[], None],
-    on_done: Callable[[ChunkReport], None],
+    monitor: Monitor,
 ) -> tuple[dict[str, DeviceReport], Failures, Events]:
     """Run input tensors through the devices until the raw output of each is on the disk.
 
     Args:
         task: What there is to infer.
         on_ready: Called once the devices are warm.
-        on_done: Called for each chunk that is on the disk.
+        monitor: Learns of each chunk that is on the disk, and of the devices.
 
     Returns:
         Each device's report, (id, reason) of the input tensors that failed, and what happened to
@@ -196,12 +197,12 @@ def infer_files(
 
     def take_in(_: str, report: ChunkReport) -> tuple[str, ...]:
         failures.extend(report.failures)
-        on_done(report)
         return report.keys
 
     with DevicePool[ChunkReport](
         task.plan, make_device, model.spec.batch, model.capabilities.group
     ) as pool:
+        pool.monitor = monitor
         run_rounds(pool, task.items, item_work, on_ready, take_in, give_up)
         pool.close()
     return pool.reports, failures, pool.events

@@ -175,7 +175,7 @@ def _run(
         UserError: `write_block` raised it.
     """
 
-    def do_block(table: pa.Table) -> pa.Table:
+    def write_files(table: pa.Table) -> pa.Table:
         cv2.setNumThreads(1)  # the tasks are the parallelism
         try:
             ids, outcomes = table["id"].to_pylist(), list(write_block(table))
@@ -190,7 +190,7 @@ def _run(
 
     end_idle_actors()  # those of a sweep would keep the cores from the stage
     written = Written([], [])
-    for table in run_stage(map_blocks(dataset, do_block)):
+    for table in run_stage(map_blocks(dataset, write_files)):
         failed, damaged = (
             [(row["id"], row[name]) for row in table.to_pylist() if row[name]]
             for name in ("error", "damage")

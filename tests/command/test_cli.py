@@ -16,12 +16,14 @@ from cfdist.command import cli
 from cfdist.command.arguments import Question
 from cfdist.errors import ExitCode, TerminatedError, UserError
 
+SCREEN = {"job": "evaluate", "progress": "text", "quiet": False, "verbose": False}
+
 
 def resolved(composed, typed):
     """In place of the checked configuration: its values as they are."""
     values = OmegaConf.to_container(composed, resolve=True)
     convert = SimpleNamespace(dry_run=False)
-    return SimpleNamespace(**{"job": "evaluate", "resume": None, "convert": convert, **values})
+    return SimpleNamespace(**{"resume": None, "convert": convert, **SCREEN, **values})
 
 
 @pytest.fixture

@@ -108,7 +108,8 @@ def keys_of(job: str) -> set[str]:
     named = {
         f"{section}.{key}".lstrip(".") for section, keys in READ_BY[job].items() for key in keys
     }
-    return named | {"job"} | ({"output_dir"} if job not in WITHOUT_FOLDER else set())
+    of_all = {"job", "progress", "quiet", "verbose"}
+    return named | of_all | ({"output_dir"} if job not in WITHOUT_FOLDER else set())
 
 
 def checked(*settings: str, backends: tuple[str, ...] = ()) -> None:

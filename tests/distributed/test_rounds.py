@@ -25,6 +25,7 @@ from cfdist.distributed.rounds import (
 )
 from cfdist.distributed.work import KeptPictures, item_work, kept_work, letterboxing_work
 from cfdist.errors import UserError
+from cfdist.monitoring.monitor import Monitor
 from cfdist.widerface.manifest import WorkItem
 
 SIZE = (256, 256)
@@ -37,6 +38,7 @@ class PlayedPool:
         self.rounds, self.seen = [*rounds], []
         self.retries = SimpleNamespace(given_up={})
         self.begin = self.start = lambda: None
+        self.monitor = Monitor()
 
     def run_round(self, work, keys, on_done):
         assert work.made == keys
@@ -70,6 +72,26 @@ def test_pictures_that_are_neither_done_nor_given_up_are_no_success():
         play(pool)
 
 
+def test_the_monitor_learns_of_each_picture():
+    pool = PlayedPool(({"e/3"}, {"e/0"}), ({"e/1", "e/2"}, set()))
+    play(pool)
+    state = pool.monitor.snapshot()
+    assert (state.done, state.failed) == (4, 1)
+    assert [(one["name"], one["done"]) for one in state.devices] == [("device:0", 3)]
+
+
+class Told(Monitor):
+    """Calls a function with the number of pictures of each chunk that is done."""
+
+    def __init__(self, on_done) -> None:
+        super().__init__()
+        self.on_done = on_done
+
+    def add(self, pictures: int, failed: int, device: str = "") -> None:
+        super().add(pictures, failed, device)
+        self.on_done(pictures)
+
+
 @pytest.fixture(scope="module")
 def run(compose, spec, ray_session):
     """Evaluates the first 40 sample pictures at a small input size."""
@@ -80,7 +102,7 @@ def run(compose, spec, ray_session):
 
     def evaluate(
         output: Path,
-        on_done=lambda report: None,
+        on_done=lambda pictures: None,
         supply: str = "device",
         passes: int = 1,
         backend: BackendModel | None = None,
@@ -102,7 +124,7 @@ def run(compose, spec, ray_session):
             "official",
             make_work,
         )
-        return evaluate_manifest(task, Listener(lambda done: None, on_done))
+        return evaluate_manifest(task, Listener(lambda done: None, Told(on_done)))
 
     return evaluate
 
@@ -141,7 +163,7 @@ def test_a_lost_device_changes_nothing_but_the_time(run, whole, tmp_path):
 
     killed = []
 
-    def kill_one(report):
+    def kill_one(pictures):
         if not killed:
             killed.append(True)
             ray.kill(ray.get_actor("device:1"))
@@ -163,8 +185,8 @@ def test_an_interrupted_run_does_only_the_rest(run, whole, tmp_path):
 
     seen = []
 
-    def interrupt(report):
-        seen.append(len(report.keys))
+    def interrupt(pictures):
+        seen.append(pictures)
         if len(seen) == 2:
             raise InterruptError
 
@@ -202,7 +224,7 @@ def test_a_device_that_dies_leaves_no_lost_picture_to_the_next_run(run, whole, t
 
     kept, killed = KeptPictures("f", SIZE), []
 
-    def kill(report):
+    def kill(pictures):
         if not killed:
             killed.append(ray.get_actor("device:0"))
             ray.kill(killed[0])
@@ -228,8 +250,8 @@ def test_a_run_that_was_interrupted_keeps_what_it_had_finished(run, whole, tmp_p
 
     seen = []
 
-    def interrupt(report):
-        seen.append(len(report.keys))
+    def interrupt(pictures):
+        seen.append(pictures)
         if len(seen) == 2:
             raise InterruptError
 
@@ -363,7 +385,7 @@ def test_files_that_one_host_does_not_see_are_read_on_another(
 ):
     from cfdist.distributed import pool, work
 
-    plain = work.letterbox_block
+    plain = work.letterbox
 
     class HalfBlindActor(pool.DeviceActor):
         def letterbox(self, items, size, threads):
@@ -378,7 +400,7 @@ def test_files_that_one_host_does_not_see_are_read_on_another(
         monkeypatch.setattr(pool, "DeviceActor", HalfBlindActor)
     else:
         block = lambda table, size: plain(blind_to_some(table), size)  # noqa: E731
-        monkeypatch.setattr(work, "letterbox_block", block)
+        monkeypatch.setattr(work, "letterbox", block)
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     kept = KeptPictures("fingerprint", SIZE)
     try:

@@ -17,7 +17,7 @@ from cfdist.devices.reader import Reader, ShippedPicture
 from cfdist.distributed import shipping
 from cfdist.distributed.shipping import (
     content_block,
-    read_block,
+    read,
     read_here,
     reading_stage,
     ship_model,
@@ -26,7 +26,7 @@ from cfdist.distributed.shipping import (
 from cfdist.distributed.work import (
     KeptPictures,
     kept_work,
-    letterbox_block,
+    letterbox,
     letterboxing_work,
     sources_of,
 )
@@ -158,8 +158,8 @@ def test_blocks_are_gone_once_their_rows_are_done(items):
 
 
 def test_letterboxed_contents_are_letterboxed_files(here):
-    from_files = letterbox_block(table_of(here), SIZE)
-    from_contents = letterbox_block(read_block(table_of(here)), SIZE)
+    from_files = letterbox(table_of(here), SIZE)
+    from_contents = letterbox(read(table_of(here)), SIZE)
     assert from_contents.equals(from_files)
 
 

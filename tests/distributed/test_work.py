@@ -22,7 +22,7 @@ from cfdist.distributed.work import (
     block_rows,
     item_work,
     kept_work,
-    letterbox_block,
+    letterbox,
     letterbox_items,
     letterboxing_work,
     sources_of,
@@ -96,7 +96,7 @@ def test_items_come_back_as_they_were(items):
 
 def test_a_block_is_letterboxed_row_by_row(items):
     table = pa.Table.from_pylist([vars(item) for item in items])
-    block = letterbox_block(table, SIZE)
+    block = letterbox(table, SIZE)
     (rest,) = (sources_of([Slice(None, 2, 9)], [block]),)
     assert [one.key for one in rest] == [item.key for item in items[2:]]
     for item, found in zip(items[2:], rest, strict=True):
@@ -113,7 +113,7 @@ def test_a_block_tells_what_is_damaged(items, tmp_path):
     path.write_bytes(Path(items[0].path).read_bytes()[:-20])
     half = WorkItem("e/half", str(path), 1)
     table = pa.Table.from_pylist([vars(half), vars(replace(half, use_damaged=True))])
-    failed, used = sources_of([Slice(None, 0, 2)], [letterbox_block(table, SIZE)])
+    failed, used = sources_of([Slice(None, 0, 2)], [letterbox(table, SIZE)])
     assert "damaged" in failed.error
     assert failed.damage == used.damage == failed.error
     assert used.error is None

@@ -140,21 +140,6 @@ def test_the_expected_ap_stands_below_its_protocol_s(capsys, met, verdict):
     assert f"expected AP {verdict} (tolerance 0.002)" in shown
 
 
-def test_progress_shows_what_this_run_did_and_what_failed(capsys):
-    with screen.PictureProgress(10) as progress:
-        (task,) = progress._progress.tasks
-        assert "- /s" not in str(progress._column.render(task))
-        assert str(progress._column.render(task)) == "-/s ETA -"
-        progress.start(4)
-        progress.advance(0, 0)
-        progress.advance(3, 1)
-        assert (task.completed, task.description) == (7, "pictures [red](1 failed)[/red]")
-        # The four pictures of an earlier run took none of this one's time.
-        assert progress._column.pace._count == 1
-        progress.advance(3, 0)
-        assert str(progress._column.render(task)).endswith("/s ETA 0:00:00")
-
-
 @pytest.fixture
 def terminal(monkeypatch):
     """The screen as a terminal of so many columns; gives what is printed in the `with` block."""
@@ -221,3 +206,18 @@ def test_the_end_of_a_job_writes_and_shows_its_results(capsys, tmp_path):
     assert screen.finish(found, tmp_path) == 3
     assert capsys.readouterr().out.endswith(f"results: {tmp_path / 'results.json'}\n")
     assert (tmp_path / "results.json").is_file()
+
+
+def test_a_quiet_run_shows_its_results_and_nothing_else(capsys, monkeypatch):
+    monkeypatch.setattr(screen.terminal, "settings", screen.terminal.Settings(is_quiet=True))
+    assert plan_shown(capsys, backends=["simulated"], remark="the fastest") == []
+    devices = [device_entry("device:0", DeviceReport(600), 2.0, 0.0)]
+    seconds = {"total": 4.0, "start_up": 1.0, "run": 2.0, "evaluation": 1.0}
+    rates = {"steady": None, "end_to_end": 20.0}
+    screen.print_results(
+        replace(results(1), devices=devices, seconds=seconds, throughput=rates, notes=["a note"])
+    )
+    shown = capsys.readouterr().out
+    assert "WIDER FACE AP over 609 pictures" in shown
+    assert "note: a note" in shown
+    assert "device:0" not in shown

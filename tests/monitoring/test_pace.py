@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cfdist.report.pace import WINDOW_SECONDS, Pace
+from cfdist.monitoring.pace import WINDOW_SECONDS, Pace
 
 
 class Clock:

@@ -1,0 +1,1 @@
+"""Watching a run: its state, the screen, the stream of events for programs, and Ray's metrics."""
