@@ -44,7 +44,7 @@ def test_values_of_another_kind_or_range_are_refused(compose, section, key, valu
         Config.model_validate(values)
 
 
-@pytest.mark.parametrize("key", ["output_dir", "preprocess.output", "convert.output"])
+@pytest.mark.parametrize("key", ["export.output", "preprocess.output", "convert.output"])
 def test_what_is_written_is_not_named_by_a_uri(compose, key):
     with pytest.raises(UserError, match=rf"^{key}=s3://b/x: must be a path on this machine; copy"):
         compose(f"{key}=s3://b/x")

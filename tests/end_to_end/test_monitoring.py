@@ -182,7 +182,7 @@ def test_prometheus_gets_each_metric_of_a_live_run_and_they_agree_with_the_resul
     assert command("job=score", "predictions=x", f"dataset.root={sample}").returncode == 2
     picture = sorted((sample / "WIDER_val" / "images").glob("*/*.jpg"))[2]
     picture.write_bytes(b"no picture")
-    settings = ["model.height=320", "model.width=320", "dataset.limit=24", "dataset.repeat=8"]
+    settings = ["model.height=320", "model.width=320", "dataset.limit=24", "dataset.repeat=20"]
     settings += [f"dataset.root={sample}", "devices=2", "backend=onnxruntime"]
     done = subprocess.run(
         [sys.executable, "-c", SCRAPING, str(tmp_path), json.dumps([settings])],
@@ -216,9 +216,9 @@ def test_prometheus_gets_each_metric_of_a_live_run_and_they_agree_with_the_resul
         assert mean == pytest.approx(device["batch_ms"]["mean"] / 1000, rel=0.5)
         starved = last["ray_cfdist_device_starved_seconds_total"].get(key, 0.0)
         assert busy + starved <= results["seconds"]["run"] * 1.1
-    assert sum(done_by.values()) == 8 * results["pictures"]["done"] == 8 * 23
-    assert sum(failed_by.values()) == 8 * results["pictures"]["failed"] == 8
-    assert last["ray_cfdist_pictures_wanted"] == {(): 8 * 24}
+    assert sum(done_by.values()) == 20 * results["pictures"]["done"] == 20 * 23
+    assert sum(failed_by.values()) == 20 * results["pictures"]["failed"] == 20
+    assert last["ray_cfdist_pictures_wanted"] == {(): 20 * 24}
     assert last["ray_cfdist_reducer_lag_pictures"] == {(): 0}
     assert last["ray_cfdist_ap"] == {
         (protocol, difficulty): pytest.approx(value)
@@ -228,7 +228,7 @@ def test_prometheus_gets_each_metric_of_a_live_run_and_they_agree_with_the_resul
     live = [values_of(text, f"{tmp_path.name}/0") for text in found["live"]]
     counts = [sum(one.get("ray_cfdist_pictures_done_total", {}).values()) for one in live]
     assert counts == sorted(counts)
-    assert any(0 < count < 8 * 23 for count in counts), "it was scraped while it ran"
+    assert any(0 < count < 20 * 23 for count in counts), "it was scraped while it ran"
     names = dict(found["names"])
     assert names["reducer"] == "reducer"
     assert names["device:0"] == f"device CPU 0 on {host}"
