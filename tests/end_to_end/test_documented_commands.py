@@ -81,7 +81,7 @@ def lines_of(page: Path) -> list[str]:
     text = re.sub(r"^```(?:sh|bash|console)?\n(.*?)^```$", indented, page.read_text(), flags=_BLOCK)
     text = re.sub(r"^```\w+\n.*?^```$", "", text, flags=_BLOCK)
     blocks = re.findall(r"(?:^(?: {4}.*)?\n)+", text, re.MULTILINE)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").split("\n")]
+    lines = [line for block in blocks for line in joined(block)]
     inline = re.findall(r"(?<!`)`([^`]+)`(?!`)", re.sub(r"^ {4}.*$", "", text, flags=re.MULTILINE))
     return [line[4:] for line in lines if line.strip()] + [" ".join(one.split()) for one in inline]
 
@@ -93,10 +93,15 @@ def indented(block: re.Match[str]) -> str:
     return "\n" + re.sub(r"^", "    ", block[1], flags=re.MULTILINE) + "\n"
 
 
+def joined(block: str) -> list[str]:
+    """A block's lines, with those that a backslash continues in one."""
+    return re.sub(r"\s*\\\n\s*", " ", block).split("\n")
+
+
 def command_of(page: str, line: str) -> Command | None:
     """The command that a line is; `None` if it is none."""
     text = re.sub(r"<[^<>]*>", "x", line)  # what the reader fills in
-    text = re.sub(r"\s+#.*|\s{3,}\S.*", "", re.sub(r"\s*\\?\s{2,}(?=[\w.-]+=)", " ", text))
+    text = re.sub(r"\s+#.*|\s{2,}\S.*", "", text)  # what is said of it
     text = re.sub(r"\s\|\s.*|\s>\s.*", "", text)
     try:
         words = shlex.split(text)
@@ -104,13 +109,12 @@ def command_of(page: str, line: str) -> Command | None:
         return None
     while words and re.match(r"[A-Z_]+=", words[0]):
         del words[0]
-    if words and (found := re.fullmatch(r"(?:.*/)?python[\d.]*", words[0])):
+    if words and re.fullmatch(r"(?:.*/)?python[\d.]*", words[0]):
         del words[0]
         if words and words[0] == "-m":
             del words[0]
         if not words:
             return None
-        del found
     if not words:
         return None
     name = words[0] if words[0].startswith("./") else words[0].rpartition("/")[2]
@@ -142,7 +146,7 @@ def blocks_that_are_commands() -> list[tuple[str, str]]:
     for page in PAGES:
         text = re.sub(r"^```\w+\n.*?^```$", "", page.read_text(), flags=_BLOCK)
         for block in re.findall(r"(?:^ {4}.*\n)+", text, re.MULTILINE):
-            for line in block.replace("\\\n", " ").split("\n"):
+            for line in joined(block):
                 if re.match(r" {4}[./\w-]*(?:python|run\.sh|cfdist|pip|ray|docker)\b", line):
                     found.append((page.name, line[4:]))
     return found
