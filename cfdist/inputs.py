@@ -9,13 +9,21 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cfdist.config import DatasetConfig
 from cfdist.config.installation import CHECKOUT, COMMAND
 from cfdist.errors import UserError
 from cfdist.files import DISK_IS_FULL, expanded, user_cache
 from cfdist.sample import SAMPLE_VERSION, ensure_sample
 from cfdist.storage import copy_here, is_uri, path_or_uri
-from cfdist.widerface.ground_truth import GROUND_TRUTH_FILES, GroundTruth, load_ground_truth
+from cfdist.widerface.ground_truth import (
+    GROUND_TRUTH_FILES,
+    GroundTruth,
+    load_face_labels,
+    load_ground_truth,
+)
 from cfdist.widerface.manifest import Manifest, build_manifest
 
 _GET_BOTH = f"`{COMMAND} job=download` gets both"
@@ -37,23 +45,31 @@ def find_ground_truth(config: DatasetConfig) -> GroundTruth:
     Raises:
         UserError: no folder given, or the folder lacks one of the four files.
     """
+    folder = _ground_truth_source(config)
+    paths = [Path(folder), *(Path(folder, name) for name in GROUND_TRUTH_FILES)]
+    files = [path for path in paths if path.is_file()]
+    return _ground_truth_of(str(folder), tuple(file.stat().st_mtime_ns for file in files))
+
+
+def find_face_labels(config: DatasetConfig, truth: GroundTruth) -> dict[str, NDArray[np.uint8]]:
+    """The labels of the faces that `find_ground_truth` has found, see `load_face_labels`."""
+    return load_face_labels(_ground_truth_source(config), truth)
+
+
+def _ground_truth_source(config: DatasetConfig) -> Path | str:
     if config.kind == "sample" and config.ground_truth is not None:
         raise UserError(
             "dataset.ground_truth: the sample set has its own; for your pictures add "
             "dataset=wider_val"
         )
     if config.kind == "sample":
-        folder: Path | str = ensure_sample(_sample_folder(config)).ground_truth
-    elif config.ground_truth is None:
+        return ensure_sample(_sample_folder(config)).ground_truth
+    if config.ground_truth is None:
         raise UserError(
             "dataset.ground_truth: not given; name eval_tools.zip, or the folder with "
             f"wider_face_val.mat and wider_{{easy,medium,hard}}_val.mat; {_GET_BOTH}"
         )
-    else:
-        folder = path_or_uri(config.ground_truth, "dataset.ground_truth")
-    paths = [Path(folder), *(Path(folder, name) for name in GROUND_TRUTH_FILES)]
-    files = [path for path in paths if path.is_file()]
-    return _ground_truth_of(str(folder), tuple(file.stat().st_mtime_ns for file in files))
+    return path_or_uri(config.ground_truth, "dataset.ground_truth")
 
 
 @functools.lru_cache(maxsize=1)

@@ -35,6 +35,11 @@ def test_a_missing_ground_truth_is_named(compose, overrides, reason):
         inputs.find_ground_truth(compose(*overrides).dataset)
 
 
+def test_the_sample_set_has_no_labels(compose):
+    dataset = compose().dataset
+    assert inputs.find_face_labels(dataset, inputs.find_ground_truth(dataset)) == {}
+
+
 def test_missing_pictures_are_named(compose):
     truth = inputs.find_ground_truth(compose().dataset)
     with pytest.raises(UserError, match=r"dataset.root: not given"):

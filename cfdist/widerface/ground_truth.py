@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,17 @@ WIDER_VAL_PICTURES = 3226  # in the whole validation set
 FACES_FILE = "wider_face_val.mat"
 DIFFICULTY_FILES = tuple(f"wider_{difficulty}_val.mat" for difficulty in DIFFICULTIES)
 GROUND_TRUTH_FILES = (FACES_FILE, *DIFFICULTY_FILES)
+
+# What `wider_face_val.mat` says of each face beside its box: label -> what its values 0, 1, .. mean
+# (readme.txt of wider_face_split.zip).
+LABELS = {
+    "blur": ("clear", "normal", "heavy"),
+    "expression": ("typical", "exaggerated"),
+    "illumination": ("normal", "extreme"),
+    "occlusion": ("none", "partial", "heavy"),
+    "pose": ("typical", "atypical"),
+    "invalid": ("valid", "invalid"),
+}
 
 # "<event>/<stem>", neither of which is "." or ".."; a line of a prediction file holds them.
 _NAME = re.compile(r"(?!\.{1,2}/)[^/\\\0-\x1f\x7f]+/(?!\.{1,2}\Z)[^/\\\0-\x1f\x7f]+")
@@ -77,6 +88,36 @@ def load_ground_truth(source: Path | str) -> GroundTruth:
     }
 
 
+def load_face_labels(source: Path | str, truth: GroundTruth) -> dict[str, NDArray[np.uint8]]:
+    """What the faces' labels say, of a source that `load_ground_truth` has read.
+
+    Returns:
+        Picture id -> (faces, len(LABELS)) u8; empty if the files hold no labels, as those of the
+        sample set, or labels of other faces.
+
+    Raises:
+        UserError: the file is gone or damaged meanwhile.
+    """
+    path, columns = _folder_of(source) + FACES_FILE, []
+    names = [f"{label}_label_list" for label in LABELS]
+    content = _read(path, names)
+    for name in names:
+        try:
+            found = _lists(path, content, name)
+        except UserError:
+            return {}
+        columns.append([found[id].ravel() if id in found else _NO_LABELS for id in truth])
+    tables = {}
+    for id, rows in zip(truth, zip(*columns, strict=True), strict=True):
+        if any(len(row) != len(truth[id].boxes) for row in rows):
+            return {}
+        tables[id] = np.stack(rows, axis=1).astype(np.uint8)
+    return tables
+
+
+_NO_LABELS = np.empty(0, np.uint8)
+
+
 def _folder_of(source: Path | str) -> str:
     """What comes before the files' names, up to the slash: for a store, in their places.
 
@@ -116,12 +157,14 @@ def _folder_of(source: Path | str) -> str:
 
 
 def _read_lists(path: str, variable: str) -> dict[str, NDArray[Any]]:
-    """Picture id -> its array in `variable`, event by event.
+    """Picture id -> its array in `variable`, event by event."""
+    return _lists(path, _read(path, [variable]), variable)
 
-    In the file, `file_list` and `variable` are cells, one an event, of cells, one a picture.
-    """
+
+def _read(path: str, variables: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Some variables of a file, and the lists of its events and files."""
     try:
-        content = read_variables(storage.read(path), ("event_list", "file_list", variable))
+        return read_variables(storage.read(path), ("event_list", "file_list", *variables))
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read: {error.strerror or error}; all four .mat files of "
@@ -132,6 +175,15 @@ def _read_lists(path: str, variable: str) -> dict[str, NDArray[Any]]:
             f"{path} cannot be read as a MATLAB file (damaged or cut short?): {error}; "
             "fetch eval_tools.zip again"
         ) from error
+
+
+def _lists(
+    path: str, content: Mapping[str, NDArray[Any]], variable: str
+) -> dict[str, NDArray[Any]]:
+    """Picture id -> its array in `variable`, event by event.
+
+    In the file, `file_list` and `variable` are cells, one an event, of cells, one a picture.
+    """
     try:
         events = [str(cell.item()) for cell in content["event_list"].ravel()]
         names = [

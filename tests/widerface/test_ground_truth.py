@@ -18,6 +18,8 @@ from cfdist.widerface.ground_truth import (
     DIFFICULTY_FILES,
     FACES_FILE,
     GROUND_TRUTH_FILES,
+    LABELS,
+    load_face_labels,
     load_ground_truth,
 )
 
@@ -245,3 +247,28 @@ def test_a_pipe_in_place_of_a_file_is_refused_without_waiting(folder: Path):
     (folder / DIFFICULTY_FILES[1]).unlink()
     os.mkfifo(folder / DIFFICULTY_FILES[1])
     assert_user_error(folder, DIFFICULTY_FILES[1], "is a named pipe, not a file")
+
+
+def with_labels(folder: Path, faces: list[int]) -> None:
+    """Write labels of so many faces a picture beside the boxes: 0, 1, 2, ... by label and face."""
+    content = {
+        name: value for name, value in loadmat(folder / FACES_FILE).items() if name[0] != "_"
+    }
+    for number, label in enumerate(LABELS):
+        values = [np.arange(number, number + count, dtype=np.uint8)[:, None] for count in faces]
+        content[f"{label}_label_list"] = by_event(values)
+    savemat(folder / FACES_FILE, content)
+
+
+def test_labels_stand_beside_their_faces(folder):
+    with_labels(folder, [len(boxes) for boxes in BOXES])
+    labels = load_face_labels(folder, load_ground_truth(folder))
+    assert [table.shape for table in labels.values()] == [(2, 6), (1, 6), (0, 6)]
+    assert labels["0--Parade/a"].tolist() == [[0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6]]
+
+
+def test_without_labels_of_these_faces_there_are_none(folder):
+    truth = load_ground_truth(folder)
+    assert load_face_labels(folder, truth) == {}
+    with_labels(folder, [1, 1, 0])
+    assert load_face_labels(folder, truth) == {}
