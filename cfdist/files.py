@@ -19,6 +19,7 @@ from cfdist.errors import DiskFullError, UserError
 
 # In a run's folder.
 RESULTS = "results.json"
+REPORT = "report.html"  # in a sweep's, too
 CONFIG = "config.yaml"
 LOG = "run.log"
 JOURNAL = "journal"

@@ -16,6 +16,7 @@ from cfdist.errors import UserError
 from cfdist.execution import Execution
 from cfdist.machine import available_cores
 from cfdist.report import screen
+from cfdist.report.page.run import write_run_report
 from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Phases
 from cfdist.throughput import host
@@ -66,6 +67,7 @@ def main(config: Config, output: Path, started: float) -> int:
     results = benchmark_results(config, figures, phases)
     print_benchmark(results)
     screen.print_path(results.write(output))
+    write_run_report(results, output, None)
     return results.exit_code
 
 

@@ -9,6 +9,7 @@ from cfdist import backends, execution, inputs
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.comparison.device import SIDES, ComparedChunk, ComparingDevice
+from cfdist.comparison.page import comparison_parts
 from cfdist.comparison.tables import print_comparison
 from cfdist.comparison.tally import Tally
 from cfdist.config import Config, refuse_unused
@@ -19,6 +20,7 @@ from cfdist.execution import Execution
 from cfdist.extensions import is_own_code
 from cfdist.model.formats import format_of
 from cfdist.report import screen
+from cfdist.report.page.run import write_run_report
 from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Results, damage_notes, phase_seconds
 from cfdist.widerface.manifest import Manifest
@@ -59,6 +61,8 @@ def main(config: Config, output: Path, started: float) -> int:
     print_comparison(comparison)
     screen.print_results(results)
     screen.print_path(results.write(output))
+    places = {item.id: item.path for item in manifest.pictures}
+    write_run_report(results, output, None, lambda: comparison_parts(comparison, tally, places))
     return results.exit_code
 
 

@@ -12,7 +12,8 @@ from cfdist.distributed.rounds import EvaluationTask, evaluate_manifest
 from cfdist.files import JOURNAL, PARQUET, PREDICTIONS
 from cfdist.machine import reset_peak_memory
 from cfdist.report import screen
-from cfdist.report.evaluation import evaluation_results
+from cfdist.report.evaluation import evaluation_evidence, evaluation_results
+from cfdist.report.page.run import write_run_report
 from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Phases, check_gate
 from cfdist.widerface.own import OwnMetrics
@@ -50,6 +51,7 @@ def main(config: Config, output: Path, started: float) -> int:
         shutil.rmtree(output / PREDICTIONS)
         (output / PARQUET).unlink()
     exit_code = screen.finish(results, output)
-    # Last: a run that is killed before this goes on, and one whose journal stays is finished.
+    # Now: a run that is killed before this goes on, and one whose journal stays is finished.
     shutil.rmtree(output / JOURNAL, ignore_errors=True)
+    write_run_report(results, output, evaluation_evidence(config, task, report.evaluation))
     return exit_code

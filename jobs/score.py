@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from cfdist import inputs
@@ -12,6 +13,8 @@ from cfdist.errors import UserError
 from cfdist.machine import available_cores
 from cfdist.report import screen
 from cfdist.report.accuracy import accuracy_notes, expected_notes
+from cfdist.report.page.quality import Evidence
+from cfdist.report.page.run import write_run_report
 from cfdist.report.results import Results, check_gate, chosen_first, expected_ap, phase_seconds
 from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.own import metric_notes
@@ -26,14 +29,17 @@ def main(config: Config, output: Path, started: float) -> int:
     """Score, show and write the results; returns the exit code."""
     check_gate(config)
     with inputs.prediction_folder(config.predictions, output / SCRATCH) as folder:
-        results = _score(config, folder, started)
-    return screen.finish(results, output)
+        results, evidence = _score(config, folder, started)
+        exit_code = screen.finish(results, output)
+        write_run_report(results, output, evidence)  # it reads the files of its pictures
+    return exit_code
 
 
-def _score(config: Config, folder: Path, started: float) -> Results:
-    """The results of a folder of prediction files."""
+def _score(config: Config, folder: Path, started: float) -> tuple[Results, Evidence]:
+    """The results of a folder of prediction files, and what the page shows of these."""
     truth = inputs.find_ground_truth(config.dataset)
-    expected, are_there = _expected(config, truth)
+    expected, places = _expected(config, truth)
+    are_there = bool(places)
     found = find_prediction_files(folder, expected, truth)
     files: dict[str, Path | None] = {**found.found}
     if config.missing == "empty":
@@ -58,7 +64,7 @@ def _score(config: Config, folder: Path, started: float) -> Results:
     expectation = expected_ap(config, ap)
     notes = metric_notes(metrics) + accuracy_notes(ap, metric.reach(), truth, files)
     notes += expected_notes(config, expectation, len(files))
-    return Results(
+    results = Results(
         job="score",
         ap=ap,
         total=len(files) + len(failures),
@@ -73,13 +79,16 @@ def _score(config: Config, folder: Path, started: float) -> Results:
             "metrics": metrics,
         },
     )
+    labels = partial(inputs.find_face_labels, config.dataset)
+    return results, Evidence(truth, metric.matched(), files, places, labels)
 
 
-def _expected(config: Config, truth: GroundTruth) -> tuple[list[str], bool]:
-    """The pictures that should have a file, and whether their pictures are known to be there."""
+def _expected(config: Config, truth: GroundTruth) -> tuple[list[str], dict[str, str]]:
+    """The pictures that should have a file, and where they are; nowhere if nobody has said."""
     if config.dataset.root is None and config.dataset.kind != "sample":
-        return list(truth)[: config.dataset.limit], False
-    return [item.id for item in inputs.find_pictures(config.dataset, truth).items], True
+        return list(truth)[: config.dataset.limit], {}
+    places = {item.id: item.path for item in inputs.find_pictures(config.dataset, truth).items}
+    return list(places), places
 
 
 def _file_notes(config: Config, found: PredictionFiles, are_there: bool) -> Iterator[str]:

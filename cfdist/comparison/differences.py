@@ -121,8 +121,8 @@ class BoxAgreement(_Sums):
 
 def compare_boxes(reference: Detections, candidate: Detections) -> BoxAgreement:
     """Match the boxes of one picture in both directions."""
-    forward = _match(reference, candidate)
-    back = _match(candidate, reference)
+    forward = matched_boxes(reference, candidate)
+    back = matched_boxes(candidate, reference)
     apart = np.array([abs(reference.scores[i] - candidate.scores[j]) for i, j in forward])
     return BoxAgreement(
         int(np.count_nonzero(reference.scores >= MATCH_SCORE)),
@@ -134,7 +134,7 @@ def compare_boxes(reference: Detections, candidate: Detections) -> BoxAgreement:
     )
 
 
-def _match(these: Detections, those: Detections) -> Sequence[tuple[int, int]]:
+def matched_boxes(these: Detections, those: Detections) -> Sequence[tuple[int, int]]:
     """Pairs of boxes: each of `these` by falling score takes its best box of `those` left."""
     strong = np.flatnonzero(these.scores >= MATCH_SCORE)
     if not len(strong) or not len(those.boxes):

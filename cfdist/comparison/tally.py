@@ -16,6 +16,34 @@ from cfdist.widerface.ground_truth import PictureTruth
 from cfdist.widerface.metric import WiderFaceMetric
 from cfdist.widerface.predictions import STYLES, rows
 
+MOST_APART = 12  # pictures that differ most, kept with their boxes
+
+
+@dataclass(frozen=True, eq=False)
+class ApartPicture:
+    """A picture in which the models find different faces.
+
+    Attributes:
+        reference: The reference's detections.
+        candidate: The candidate's.
+        boxes: How many boxes the models share.
+    """
+
+    reference: Detections
+    candidate: Detections
+    boxes: BoxAgreement
+
+    @property
+    def alone(self) -> int:
+        """Boxes that only one of the models has."""
+        boxes = self.boxes
+        return boxes.reference - boxes.found + boxes.candidate - boxes.confirmed
+
+    @property
+    def order(self) -> tuple[float, float, str]:
+        """Sorts the pictures that differ most to the front; no two are equal."""
+        return (-self.alone, -self.boxes.largest_score_difference, self.reference.id)
+
 
 @dataclass
 class Tally:
@@ -30,6 +58,7 @@ class Tally:
         failures: Picture id -> why one of the models has no detections for it.
         damaged: Picture id -> what is wrong with its file.
         metrics: Side -> its metric.
+        apart: The pictures that differ most, those with the largest difference first.
     """
 
     truth: Mapping[str, PictureTruth]
@@ -41,6 +70,7 @@ class Tally:
     metrics: dict[str, WiderFaceMetric] = field(
         default_factory=lambda: {side: WiderFaceMetric() for side in SIDES}
     )
+    apart: list[ApartPicture] = field(default_factory=list)
 
     def add(self, chunk: ComparedChunk) -> int:
         """Take in a chunk; returns how many of its pictures have failed."""
@@ -58,10 +88,17 @@ class Tally:
         if error is not None:
             self.failures[pair[0].id] = error
             return
-        self.boxes += compare_boxes(*pair)
+        agreement = compare_boxes(*pair)
+        self.boxes += agreement
+        self._note_apart(ApartPicture(*pair, agreement))
         for metric, found in zip(self.metrics.values(), pair, strict=True):
             table = rows(found.boxes, found.scores, STYLES[self.protocol])
             metric.update(self.truth[found.id], table[:, :4], table[:, 4])
+
+    def _note_apart(self, picture: ApartPicture) -> None:
+        """Keep a picture if it is among those that differ most, whatever the order of arrival."""
+        if picture.alone or picture.boxes.largest_score_difference:
+            self.apart = sorted([*self.apart, picture], key=lambda one: one.order)[:MOST_APART]
 
     def summary(self, limits: CompareConfig) -> dict[str, Any]:
         """The results' `comparison` section; of each model it holds the APs only.

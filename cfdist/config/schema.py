@@ -579,6 +579,8 @@ class Config(Section):
     output_dir: PathOrUri
     """folder for results.json, predictions and the run's log, or its URI (s3://, gs://, hdfs://,
     ...): the files go there at the run's end"""
+    report: Annotated[StrictBool, uses.only("evaluate", "score", "benchmark", "compare")] = True
+    """write report.html, a page that shows the results, beside results.json"""
     resume: Annotated[PathOrUri | None, uses.only("evaluate")] = None
     """go on with an unfinished run or sweep: its folder or URI, which holds its settings, or auto,
     the newest in outputs or in the output_dir that is given, with just the settings that are given,

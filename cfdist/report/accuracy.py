@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,27 @@ def expected_notes(config: Config, expected: Mapping[str, Any] | None, pictures:
         f"{columns}x{rows}; this is one of {pictures} pictures at {size[1]}x{size[0]}, so they "
         "cannot be compared"
     ]
+
+
+def is_like_published(results: Mapping[str, Any]) -> bool:
+    """Whether a run did what the published figures were measured in, but for chip and weights.
+
+    That is all of WIDER FACE val, scored by the guide's protocol, at the published input size.
+    """
+    config, pictures = results["config"], results["pictures"]
+    size = (config["model"]["height"], config["model"]["width"])
+    return bool(
+        config["dataset"]["kind"] == "wider"
+        and pictures["done"] == pictures["total"] == WIDER_VAL_PICTURES
+        and config["eval"]["protocol"] == published_ap().protocol
+        and size == PUBLISHED_INPUT
+    )
+
+
+@functools.cache
+def published_ap() -> Any:
+    """The published AP: difficulty -> a fraction, the same at every batch size; and "protocol"."""
+    return OmegaConf.load(CONFIG_FOLDER / "model" / "centerface_pytorch.yaml").expected
 
 
 def _limits(reach: Reach, protocol: str, *, with_recall: bool) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from cfdist.distributed.reducer import Evaluation
 from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
 from cfdist.execution import PictureSupply
 from cfdist.files import PREDICTIONS
+from cfdist.inputs import find_face_labels
 from cfdist.machine import peak_memory
 from cfdist.report.accuracy import accuracy_notes, expected_notes
+from cfdist.report.page.quality import Evidence
 from cfdist.report.results import (
     START_UP,
     Phases,
@@ -93,13 +96,32 @@ def evaluation_results(
     )
 
 
+def evaluation_evidence(
+    config: Config, task: EvaluationTask, evaluation: Evaluation
+) -> Evidence | None:
+    """What the page of a run shows; `None` if no model ran. The prediction files are in place."""
+    if task.model.is_simulated or evaluation.matched is None:
+        return None
+    return Evidence(
+        task.truth,
+        evaluation.matched,
+        _prediction_files(task),
+        {item.id: item.path for item in task.manifest.pictures},
+        partial(find_face_labels, config.dataset),
+    )
+
+
+def _prediction_files(task: EvaluationTask) -> dict[str, Path | None]:
+    """Picture id -> its prediction file, there or not."""
+    folder = task.output / PREDICTIONS
+    return {item.id: folder / f"{item.id}.txt" for item in task.manifest.pictures}
+
+
 def _accuracy_notes(config: Config, task: EvaluationTask, evaluation: Evaluation) -> list[str]:
     """Notes on the AP; the prediction files are in place by now."""
     if evaluation.reach is None:
         return []
-    files: dict[str, Path | None] = {
-        item.id: task.output / PREDICTIONS / f"{item.id}.txt" for item in task.manifest.pictures
-    }
+    files = _prediction_files(task)
     ap = chosen_first(evaluation.ap, config.eval.protocol)
     usable = len(files) - len(evaluation.failures)
     return [

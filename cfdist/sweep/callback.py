@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,10 @@ class SweepSummary(Callback):
                 from cfdist.sweep.tables import write_summary
 
                 write_summary(runs, folder)
+                if OmegaConf.select(config, "report"):
+                    from cfdist.sweep.page import write_sweep_report
+
+                    write_sweep_report(runs, folder)
             if uri_of(folder):
                 send(folder)
         except StoppedError as error:
@@ -112,13 +117,16 @@ def _prepare_params(config: DictConfig) -> None:
 def finished_runs() -> list[RunSummary]:
     """The runs of this command, with the figures of each `results.json`."""
     return [
-        summarise_run(
-            number,
-            overrides_by_key(outcome.overrides),
-            outcome.exit_code,
-            outcome.reason,
-            # A run with a reason has no results, and the file may be an earlier run's.
-            None if outcome.reason else _results(outcome),
+        replace(
+            summarise_run(
+                number,
+                overrides_by_key(outcome.overrides),
+                outcome.exit_code,
+                outcome.reason,
+                # A run with a reason has no results, and the file may be an earlier run's.
+                None if outcome.reason else _results(outcome),
+            ),
+            folder=outcome.folder,
         )
         for number, outcome in enumerate(cli.outcomes)
     ]

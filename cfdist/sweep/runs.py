@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from cfdist.backends.simulated import PUBLISHED_INPUT, PUBLISHED_RATES
-from cfdist.config import CONFIG_FOLDER
+from cfdist.backends.simulated import PUBLISHED_RATES
+from cfdist.report.accuracy import is_like_published, published_ap
 from cfdist.report.results import device_time_rate, verdict
-from cfdist.widerface.ground_truth import DIFFICULTIES, WIDER_VAL_PICTURES
+from cfdist.widerface.ground_truth import DIFFICULTIES
 
 BATCH = "model.batch"
 
@@ -65,6 +63,7 @@ class RunSummary:
         figures: Name in `sweep.csv`, or `FIRST_TO_LAST`, which is not there -> figure; only those
             that the run has, and the published ones that may stand beside them.
         notes: What a reader of its results should know.
+        folder: Its folder, in the sweep's; `None` if it has none.
     """
 
     number: int
@@ -77,6 +76,7 @@ class RunSummary:
     origin: dict[str, str] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    folder: Path | None = None
 
     @property
     def state(self) -> str:
@@ -179,21 +179,6 @@ def _first_to_last(results: dict[str, Any]) -> float | None:
     return pictures / seconds if pictures and seconds and first != seconds else None
 
 
-def is_like_published(results: dict[str, Any]) -> bool:
-    """Whether a run did what the published figures were measured in, but for chip and weights.
-
-    That is all of WIDER FACE val, scored by the guide's protocol, at the published input size.
-    """
-    config, pictures = results["config"], results["pictures"]
-    size = (config["model"]["height"], config["model"]["width"])
-    return bool(
-        config["dataset"]["kind"] == "wider"
-        and pictures["done"] == pictures["total"] == WIDER_VAL_PICTURES
-        and config["eval"]["protocol"] == published_ap().protocol
-        and size == PUBLISHED_INPUT
-    )
-
-
 def published_beside(batch: int | None) -> dict[str, float]:
     """The published figures of a batch size, by their names in `sweep.csv`; none for others."""
     if batch not in PUBLISHED_RATES[CHIP]:
@@ -215,9 +200,3 @@ def _origin(results: dict[str, Any]) -> dict[str, str]:
         "commit": known.get("commit"),
     }
     return {name: str(value) for name, value in origin.items() if value not in (None, "")}
-
-
-@functools.cache
-def published_ap() -> Any:
-    """The published AP: difficulty -> a fraction, the same at every batch size; and "protocol"."""
-    return OmegaConf.load(CONFIG_FOLDER / "model" / "centerface_pytorch.yaml").expected

@@ -11,6 +11,7 @@ from typing import Any
 from rich.text import Text
 
 from cfdist.files import SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT, write_text
+from cfdist.report.accuracy import published_ap
 from cfdist.report.screen import TOO_SHORT, console, print_compact, titled_table
 from cfdist.storage import shown
 from cfdist.sweep import plot
@@ -27,7 +28,6 @@ from cfdist.sweep.runs import (
     RunSummary,
     have,
     origin_lines,
-    published_ap,
     swept_keys,
     values_of,
 )
@@ -46,7 +46,7 @@ START_NOTE = (
 
 # The tables for people: the first one of `sweep.md`, which has the published table's shape; the
 # second one of it, which lists the runs; and the one on the screen.
-_COMPARED, _LISTED, _SCREEN = range(3)
+COMPARED, LISTED, SCREEN = range(3)
 # Name of a column in `sweep.csv` -> its title in each of them, empty if the table leaves it out.
 _TITLES = {
     "state": ("", "state", "state"),
@@ -111,7 +111,7 @@ def _cell(run: RunSummary, name: str, table: int) -> str:
         return f"{100 * value:.2f}"
     # Beside published rates, those of simulated devices say what they are.
     is_marked = (
-        table == _COMPARED
+        table == COMPARED
         and run.simulated
         and name
         in (
@@ -123,7 +123,7 @@ def _cell(run: RunSummary, name: str, table: int) -> str:
     return f"{value:.1f}{' (simulated)' if is_marked else ''}"
 
 
-def _table(runs: Sequence[RunSummary], table: int) -> tuple[dict[str, str], list[list[str]]]:
+def cells_of(runs: Sequence[RunSummary], table: int) -> tuple[dict[str, str], list[list[str]]]:
     """A table for people: title -> name of its columns, and the cells of each run."""
     columns: dict[str, str] = {}
     for name, titles in _titles(runs).items():
@@ -169,30 +169,31 @@ def markdown(runs: Sequence[RunSummary], plot: str | None) -> str:
             " Their APs cannot be compared with those of another protocol than "
             f"{PROTOCOLS[guide].title} (`eval={guide}`)."
         )
-    notes = [
-        *dict.fromkeys(note for run in runs for note in run.notes),
-        *_unlike(runs),
-        *_missing_rates(runs),
-    ]
     parts = [
         f"# Sweep of {' and '.join(keys) if keys else 'one run'}",
         SIMULATED_NOTE if any(run.simulated for run in runs) else "",
         "\n".join(f"- {line}" for line in origin_lines(runs)),
         f"APs in percent, by the protocol {protocols}." if protocols else "",
-        _markdown_table(runs, _COMPARED),
+        _markdown_table(runs, COMPARED),
         published,
         f"![pictures a second]({plot})" if plot else "",
         "## The runs",
-        _markdown_table(runs, _LISTED),
+        _markdown_table(runs, LISTED),
         START_NOTE if sum(END_TO_END in run.figures for run in runs) > 1 else "",
-        "\n".join(f"- {failure}" for failure in _failures(runs)),
-        *(f"Note: {note}." for note in notes),
+        "\n".join(f"- {failure}" for failure in failure_lines(runs)),
+        *(f"Note: {note}." for note in notes_of(runs)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def notes_of(runs: Sequence[RunSummary]) -> list[str]:
+    """What a reader of the summary should know, a sentence each without a full stop."""
+    of_runs = dict.fromkeys(note for run in runs for note in run.notes)
+    return [*of_runs, *_unlike(runs), *_missing_rates(runs)]
+
+
 def _markdown_table(runs: Sequence[RunSummary], table: int) -> str:
-    columns, rows = _table(runs, table)
+    columns, rows = cells_of(runs, table)
     lines = [list(columns), ["---"] * len(columns)]
     lines += [[cell.replace("|", "\\|") for cell in cells] for cells in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
@@ -200,7 +201,7 @@ def _markdown_table(runs: Sequence[RunSummary], table: int) -> str:
 
 def print_runs(runs: Sequence[RunSummary]) -> None:
     """The summary's table, why runs failed, and notes; with one swept key in 80 characters."""
-    columns, rows = _table(runs, _SCREEN)
+    columns, rows = cells_of(runs, SCREEN)
     titles = list(columns)
     texts = titles.index("state") + 1  # columns; figures follow
     table = titled_table(_screen_title(runs), titles[:texts], titles[texts:])
@@ -208,7 +209,7 @@ def print_runs(runs: Sequence[RunSummary]) -> None:
         table.add_row(*map(Text, cells))
     print_compact(table)
     for line in [
-        *_failures(runs),
+        *failure_lines(runs),
         *(f"note: {note}" for note in (*_unlike(runs), *_missing_rates(runs))),
     ]:
         console.print(line, markup=False)
@@ -243,7 +244,8 @@ def _unlike(runs: Sequence[RunSummary]) -> list[str]:
     return [f"the runs differ in {' and '.join(names)} as well; compare them with care"]
 
 
-def _failures(runs: Sequence[RunSummary]) -> list[str]:
+def failure_lines(runs: Sequence[RunSummary]) -> list[str]:
+    """Why runs failed, a line each."""
     settings = [" ".join(run.settings(swept_keys(runs))) for run in runs]
     return [
         f"failed: run {run.number}{f' ({text})' if text else ''}: {run.reason}"

@@ -75,6 +75,8 @@ def test_a_wheel_holds_one_package_with_everything_in_it(wheel):
         names = {name for name in content.namelist() if ".dist-info/" not in name}
     assert {name.partition("/")[0] for name in names} == {"cfdist"}
     assert "cfdist/py.typed" in names
+    for path in (PROJECT / "cfdist/report/page/templates").iterdir():
+        assert path.relative_to(PROJECT).as_posix() in names
     for folder, suffix in (("cfdist", ".py"), ("jobs", ".py"), ("conf", ".yaml")):
         inside = PROJECT if folder == "cfdist" else PROJECT / "cfdist"
         for path in (PROJECT / folder).rglob(f"*{suffix}"):
@@ -107,6 +109,7 @@ def test_an_installed_cfdist_evaluates_from_an_empty_folder(wheel, tmp_path):
     assert done.returncode == 0, done.stderr
     results = json.loads((empty / "out" / "results.json").read_text())
     assert results["pictures"] == {"total": 8, "done": 8, "failed": 0}
+    assert (empty / "out" / "report.html").is_file()
     # The sample set is the user's: what is installed is nobody's to write to.
     assert (tmp_path / "cache" / "cfdist").is_dir()
     assert not (installed / ".cache").exists()

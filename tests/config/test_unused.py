@@ -95,6 +95,8 @@ READ_BY = {
     },
     "download": {"download": {"to", "from", "mirrors", "size", "md5", "sha256", "stall_s"}},
 }
+for _job in ("evaluate", "score", "benchmark", "compare"):
+    READ_BY[_job][""] = READ_BY[_job][""] | {"report"} if "" in READ_BY[_job] else {"report"}
 READ_BY["convert"]["model"] -= {"convention"}
 for _job in ("evaluate", "benchmark", "compare", "preprocess", "postprocess"):
     READ_BY[_job]["dataset"] = READ_BY[_job]["dataset"] | {"damaged"}

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfdist.backends.simulated import PUBLISHED_RATES
+from cfdist.report.accuracy import published_ap
 from cfdist.sweep.runs import (
     origin_lines,
-    published_ap,
     published_beside,
     summarise_run,
     swept_keys,

@@ -1,0 +1,133 @@
+"""What the page of a comparison shows: figures, curves, and the pictures that differ most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from cfdist.comparison.device import SIDES
+from cfdist.comparison.differences import MATCH_IOU, MATCH_SCORE, matched_boxes
+from cfdist.comparison.tally import ApartPicture, Tally
+from cfdist.detections import Detections
+from cfdist.report.page.gallery import Drawn, Entry, Gallery, Thumbnails
+from cfdist.report.page.quality import curve_chart
+from cfdist.report.page.run import OwnParts
+from cfdist.report.page.tables import Table, count, number, percent, text
+from cfdist.widerface.analysis import Analysis
+from cfdist.widerface.ground_truth import DIFFICULTIES
+from cfdist.widerface.metric import PROTOCOLS
+
+_KEY = {
+    "face": f"box that both models have (IoU {MATCH_IOU})",
+    "missed": "box that only this model has",
+}
+
+
+def comparison_parts(
+    comparison: Mapping[str, Any], tally: Tally, places: Mapping[str, str]
+) -> OwnParts:
+    """The parts, from the results' section `comparison`, the sums, and where the pictures are."""
+    gallery = Gallery(
+        "The pictures that differ most",
+        f"Both models' boxes with a score of at least {MATCH_SCORE}: the reference's at the left, "
+        "the candidate's at the right. The pictures with the most boxes of one model alone come "
+        "first.",
+        [*_entries(tally, places)],
+        is_wide=True,
+    )
+    analyses = {
+        side: Analysis(tally.truth, metric.matched(), tally.protocol)
+        for side, metric in tally.metrics.items()
+    }
+    title = PROTOCOLS[tally.protocol].title
+    charts = [
+        curve_chart(
+            f"Precision over recall of the {difficulty} faces, {title}",
+            {side: one.curve(difficulty) for side, one in analyses.items()},
+        )
+        for difficulty in DIFFICULTIES
+    ]
+    tables = [_ap_table(comparison), _box_table(comparison["boxes"]), _limit_table(comparison)]
+    if comparison["heads"]:
+        tables.append(_head_table(comparison["heads"]))
+    return OwnParts(tables, charts, _KEY, [gallery])
+
+
+def _ap_table(comparison: Mapping[str, Any]) -> Table:
+    rows = []
+    for protocol, apart in comparison["ap_difference"].items():
+        title = PROTOCOLS[protocol].title
+        for side in SIDES:
+            ap = comparison[side]["ap"][protocol]
+            rows.append([text(f"{title}, {side}"), *(percent(ap[name]) for name in DIFFICULTIES)])
+        cells = [percent(apart[name], 3) for name in DIFFICULTIES]
+        rows.append([text(f"{title}, difference"), *cells])
+    return Table("WIDER FACE AP of both models", ("protocol, model", *DIFFICULTIES), rows, False)
+
+
+def _box_table(boxes: Mapping[str, Any]) -> Table:
+    rows = [
+        [text(name), count(boxes[of]), count(boxes[both]), percent(boxes[f"{both}_share"])]
+        for name, of, both in (
+            ("of the reference's, found by the candidate", "reference", "found"),
+            ("of the candidate's, confirmed by the reference", "candidate", "confirmed"),
+        )
+    ]
+    mean, largest = boxes["mean_score_difference"], boxes["largest_score_difference"]
+    caption = f"Boxes; scores differ by {mean:.1e} on average, {largest:.1e} at most"
+    return Table(caption, ("boxes", "all", "in both", "share"), rows, is_sortable=False)
+
+
+def _limit_table(comparison: Mapping[str, Any]) -> Table:
+    rows = [
+        [text(name), text("within" if is_within else "PAST THE TOLERANCE")]
+        for name, is_within in comparison["within"].items()
+    ]
+    return Table("Tolerances", ("what", "verdict"), rows, is_sortable=False)
+
+
+def _head_table(heads: Mapping[str, Any]) -> Table:
+    rows = [
+        [
+            text(name),
+            text(f"{head['max']:.2e}"),
+            text(f"{head['mean']:.2e}"),
+            number(head["cosine"], 8),
+        ]
+        for name, head in heads.items()
+    ]
+    columns = ("head", "largest difference", "mean difference", "cosine")
+    return Table("Head maps, candidate against reference", columns, rows, is_sortable=False)
+
+
+def _entries(tally: Tally, places: Mapping[str, str]) -> Iterator[Entry]:
+    thumbnails = Thumbnails(side=480)
+    for one in tally.apart:
+        id = one.reference.id
+        yield thumbnails.show(
+            Entry(id, _words(one), data={"picture": id}),
+            places.get(id),
+            lambda width, height: (0, 0, width, height),
+            [
+                ("the reference's boxes", _boxes(one.reference, one.candidate)),
+                ("the candidate's boxes", _boxes(one.candidate, one.reference)),
+            ],
+        )
+
+
+def _words(one: ApartPicture) -> str:
+    boxes = one.boxes
+    return (
+        f"{boxes.reference - boxes.found} of {boxes.reference} boxes of the reference are not the "
+        f"candidate's, {boxes.candidate - boxes.confirmed} of {boxes.candidate} of the candidate "
+        f"not the reference's; scores differ by up to {boxes.largest_score_difference:.2g}"
+    )
+
+
+def _boxes(found: Detections, other: Detections) -> Iterator[Drawn]:
+    """The boxes of one model: those that the other has, too, and those that it has not."""
+    shared = {i for i, _ in matched_boxes(found, other)}
+    for i, (box, score) in enumerate(zip(found.boxes.tolist(), found.scores, strict=True)):
+        if score >= MATCH_SCORE:
+            x1, y1, x2, y2 = box
+            yield Drawn((x1, y1, x2 - x1, y2 - y1), "face" if i in shared else "missed")

@@ -1,0 +1,67 @@
+"""Tables from the content of `results.json`."""
+
+from __future__ import annotations
+
+import pytest
+
+from cfdist.report.page import tables
+from cfdist.report.page.tables import Cell, Table
+
+
+def test_figures_carry_the_number_they_are_sorted_by():
+    assert tables.percent(0.12345) == Cell("12.35 %", 12.345)
+    assert tables.number(None) == Cell("-")
+    assert tables.count(7) == Cell("7", 7)
+    table = Table("c", ("a", "b"), [[tables.text("x"), tables.count(1)], [Cell("y"), Cell("-")]])
+    assert [table.is_number(0), table.is_number(1)] == [False, True]
+
+
+def results(**changes):
+    ap = {"easy": 0.9, "medium": 0.8, "hard": 0.7}
+    return {
+        "ap": {"guide": ap, "official": ap},
+        "pictures": {"done": 3226},
+        "expected": {"protocol": "official", "ap": {"easy": 0.85}},
+        "seconds": {
+            "total": 10.0, "start_up": 3.0, "run": 5.0, "evaluation": 0.5, "shut_down": 1.0
+        },
+        "start_up_seconds": {"imports": 0.5, "checks": 0.5, "ray": 1.0, "devices": 1.0},
+    } | changes  # fmt: skip
+
+
+def test_expected_and_published_figures_stand_below_their_own_protocol():
+    published = {"protocol": "guide", "easy": 0.9224, "medium": 0.9102, "hard": 0.7455}
+    rows = [[cell.text for cell in row] for row in tables.ap_table(results(), published).rows]
+    assert rows == [
+        ["guide (IoU 0.4)", "90.00 %", "80.00 %", "70.00 %"],
+        ["guide, published for the Ascend guide", "92.24 %", "91.02 %", "74.55 %"],
+        ["official (IoU 0.5)", "90.00 %", "80.00 %", "70.00 %"],
+        ["official, expected", "85.00 %", "-", "-"],
+    ]
+    assert len(tables.ap_table(results(expected=None), None).rows) == 2
+
+
+def test_the_parts_of_the_time_make_the_whole():
+    parts = tables.time_parts(results())
+    assert sum(parts.values()) == pytest.approx(10.0)
+    assert parts["start of Ray"] == 1.0
+    assert parts["other"] == pytest.approx(0.5)
+    short = results(start_up_seconds=None, seconds={"total": 2.0, "start_up": 0.5, "run": 1.5})
+    assert tables.time_parts(short) == {"start-up": 0.5, "run": 1.5}
+
+
+def test_long_lists_are_cut_and_say_so():
+    listed = [{"picture": f"e/{i}", "reason": "broken"} for i in range(5)]
+    table = tables.reasons("Failed", listed, 3)
+    assert (len(table.rows), table.caption) == (
+        3, "Failed (the first 3 of 5; results.json has all)",
+    )  # fmt: skip
+    assert tables.reasons("Failed", [], 3) is None
+    assert tables.event_table([], 3) is None
+
+
+def test_settings_are_named_as_they_are_typed():
+    found = dict(
+        tables.settings({"job": "score", "model": {"batch": 4, "weights": {"path": None}}})
+    )
+    assert found == {"job": "score", "model.batch": 4, "model.weights.path": "null"}
