@@ -61,7 +61,10 @@ class ExitCode(IntEnum):
         return member
 
     DONE = 0, "done"
-    INTERNAL = 1, "internal error, or no device, cluster or output_dir is left (see the run's log)"
+    INTERNAL = (
+        1,
+        "internal error; no device, cluster, output_dir or mirror is left; a FAULT of job=doctor",
+    )
     BAD_INPUT = 2, "bad input"
     PICTURES_FAILED = 3, "some pictures failed (listed in results.json)"
     PAST_TOLERANCE = 4, "job=compare past a tolerance"

@@ -46,7 +46,7 @@ def refuse_if_it_fails(
     Raises:
         UserError: the backend cannot run it.
     """
-    reason = _reason(backend, replace(spec, batch=1), json.dumps(dict(options), sort_keys=True))
+    reason = reason_against(backend, replace(spec, batch=1), options)
     if reason and not parts:
         raise UserError(reason)
     if reason:
@@ -57,6 +57,11 @@ def refuse_if_it_fails(
             f"model {spec.path}: backend={backend} cannot run it ({reason}); it holds "
             f"{', '.join(parts)}: choose another backend, or export it in float32"
         )
+
+
+def reason_against(backend: str, spec: ModelSpec, options: Mapping[str, Any]) -> str:
+    """Why a backend cannot infer a black picture here, tried once; an empty text if it can."""
+    return _reason(backend, spec, json.dumps(dict(options), sort_keys=True))
 
 
 @functools.lru_cache(maxsize=64)

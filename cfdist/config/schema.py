@@ -654,9 +654,12 @@ def all_fields() -> dict[str, FieldInfo]:
 
 
 def all_uses() -> dict[str, Uses]:
-    """Every key with what reads it."""
+    """Every key with what reads it; job=doctor looks at what job=evaluate would take."""
     return {
-        key: sum((one for one in field.metadata if isinstance(one, Uses)), Uses()) or section.used
+        key: uses.as_looked_at(
+            sum((one for one in field.metadata if isinstance(one, Uses)), Uses()) or section.used,
+            key,
+        )
         for section, fields in sections()
         for key, field in fields.items()
     }

@@ -22,11 +22,12 @@ Job = Literal[
     "infer",
     "postprocess",
     "download",
+    "doctor",
 ]
 JOBS: tuple[str, ...] = get_args(Job)
 
 # Jobs that leave no results, and have no folder for them.
-WITHOUT_FOLDER = ("download",)
+WITHOUT_FOLDER = ("download", "doctor")
 
 # Ray sets it in the environment of a submitted job's command alone.
 SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -75,6 +76,14 @@ class Uses(tuple[Use, ...]):
     def __add__(self, other: tuple[Any, ...]) -> Uses:
         """Also those of another."""
         return Uses((*self, *other))
+
+
+def as_looked_at(uses: Uses, key: str) -> Uses:
+    """A key's uses with those of job=doctor, which looks at all that job=evaluate reads."""
+    if key == "resume":  # there is nothing to go on with
+        return uses
+    looks = [Use(("doctor",), use.when) for use in uses if "evaluate" in use.jobs]
+    return uses if any("doctor" in use.jobs for use in uses) else uses + Uses(looks)
 
 
 def joined_cluster(address: str | None) -> str | None:

@@ -7,7 +7,7 @@ import logging
 import platform
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,9 @@ def check_nodes(
     sample = pictures[:: max(1, len(pictures) // _SAMPLE)]
     # A picture that cannot be read here either is no node's fault.
     wanted = Wanted(tuple(models), tuple(one for one in sample if not _refusal(one)), kind)
-    asked = {_ask(node, wanted): node for node in cluster_nodes(kind)}
+    asked = {
+        on_node(node, inspect_node, wanted, node.accelerators): node for node in cluster_nodes(kind)
+    }
     _, silent = ray.wait(list(asked), num_returns=len(asked), timeout=NAMED_AFTER)
     if silent:
         hosts = ", ".join(asked[ref].host for ref in silent)
@@ -116,15 +118,15 @@ def check_nodes(
     return checks
 
 
-def _ask(node: Node, wanted: Wanted) -> Any:
-    """The reference to a node's `NodeAnswer`."""
+def on_node(node: Node, function: Callable[..., Any], *arguments: object) -> Any:
+    """The reference to what a function gives on a node."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     strategy = NodeAffinitySchedulingStrategy(node.id, soft=False)
-    task: Any = ray.remote(inspect_node)
+    task: Any = ray.remote(function)
     options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": strategy}
-    return task.options(**options).remote(wanted, node.accelerators)
+    return task.options(**options).remote(*arguments)
 
 
 def _checked(node: Node, ref: Any) -> NodeCheck:

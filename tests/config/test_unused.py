@@ -97,11 +97,14 @@ READ_BY = {
 }
 for _job in ("evaluate", "score", "benchmark", "compare"):
     READ_BY[_job][""] = READ_BY[_job][""] | {"report"} if "" in READ_BY[_job] else {"report"}
+READ_BY["doctor"] = READ_BY["evaluate"] | {
+    "": READ_BY["evaluate"][""] - {"resume"} | {"output_dir"}
+}
 READ_BY["convert"]["model"] -= {"convention"}
-for _job in ("evaluate", "benchmark", "compare", "preprocess", "postprocess"):
+for _job in ("evaluate", "doctor", "benchmark", "compare", "preprocess", "postprocess"):
     READ_BY[_job]["dataset"] = READ_BY[_job]["dataset"] | {"damaged"}
 
-for _job in ("evaluate", "benchmark", "compare"):
+for _job in ("evaluate", "doctor", "benchmark", "compare"):
     READ_BY[_job]["dataset"] = READ_BY[_job]["dataset"] | {"ship"}
 
 
