@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import re
+
 import pytest
 
 from cfdist.doctor import run
 from cfdist.doctor.run import run_findings
 from cfdist.doctor.table import can_run
 from cfdist.errors import UserError
+from tests.conftest import PROJECT
 
 SIMULATED = ("job=doctor", "backend=simulated", "backend.latency_ms=0")
 
@@ -62,3 +66,17 @@ def test_what_ray_says_is_the_fault_and_its_remedy(compose, monkeypatch, tmp_pat
     monkeypatch.setattr(run.execution, "start", refuse)
     *_, last = run_findings(compose(*SIMULATED), tmp_path / "out")
     assert (last.what, last.found, last.remedy) == ("Ray", "no loopback", "ip link set lo up")
+
+
+def test_each_symptom_of_the_page_is_a_message_of_the_program():
+    said = "\0".join(
+        node.value
+        for path in PROJECT.glob("cfdist/**/*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    )
+    page = (PROJECT / "docs" / "troubleshooting.md").read_text()
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    symptoms = [text for row in rows for text in re.findall("`([^`]*)`", row)]
+    assert len(symptoms) > 20
+    assert [one for text in symptoms for one in text.split("…") if one not in said] == []
