@@ -52,7 +52,11 @@ def findings() -> tuple[Finding, ...]:
         rows.append(Finding("ok", "packages", ", ".join(sound)))
     for name, one in broken.items():
         state: Any = "note" if name in _NOT_ALWAYS else "FAULT"
-        rows.append(Finding(state, name, str(one["error"]), remedy_of(name)))
+        cause = next((other for other in _needs(name) if other in broken), None)
+        if cause:
+            rows.append(Finding(state, name, f"needs {cause}, which is broken"))
+        else:
+            rows.append(Finding(state, name, one["error"], remedy_of(name)))
     return (*rows, *_other_versions())
 
 
@@ -73,8 +77,7 @@ def remedy_of(module: str) -> str:
         is_there = origin and Path(origin).absolute().is_relative_to(Path(entry).absolute())
         if is_there and entry not in env:
             return f"take {entry} out of PYTHONPATH; it hides the installed {module}"
-    names = {module: name for name, module in _MODULES.items()}
-    name = names.get(module, module)
+    name = _distribution(module)
     wanted = f"{name}=={pins()[name]}" if name in pins() else name
     reinstall = "" if origin is None else " --force-reinstall --no-deps"
     if importlib.util.find_spec("pip"):
@@ -82,6 +85,20 @@ def remedy_of(module: str) -> str:
     if shutil.which("uv"):
         return f"uv pip install --python {sys.executable}{reinstall} {wanted}"
     return f"call ./run.sh, which makes an environment of its own, or install {wanted}"
+
+
+def _distribution(module: str) -> str:
+    names = {module: name for name, module in _MODULES.items()}
+    return names.get(module, module)
+
+
+def _needs(module: str) -> list[str]:
+    """The modules of what a package requires, as far as it is installed."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        required = metadata.requires(_distribution(module)) or ()
+        also = ["numpy"] if module == "pyarrow" else []  # imports it, and does not require it
+        return [_MODULES.get(name, name) for name, _ in _parsed(required)] + also
+    return []
 
 
 def _python_path() -> list[str]:

@@ -72,7 +72,7 @@ def test_what_is_pinned_and_what_is_not(tmp_path, monkeypatch):
 
 def test_a_broken_package_that_the_doctor_needs_ends_it_with_a_table(monkeypatch, capsys):
     def tried(names):
-        return {one: {"version": "1", "error": "bad" if one == "numpy" else ""} for one in names}
+        return {one: {"version": "1", "error": "bad" * (one in ("numpy", "cv2"))} for one in names}
 
     monkeypatch.setattr(packages, "try_imports", tried)
     packages.findings.cache_clear()
@@ -82,3 +82,4 @@ def test_a_broken_package_that_the_doctor_needs_ends_it_with_a_table(monkeypatch
         packages.findings.cache_clear()
     shown = capsys.readouterr().out
     assert "\nFAULT numpy            bad\n      -> " in shown
+    assert "\nFAULT cv2              needs numpy, which is broken\n" in shown
