@@ -16,6 +16,7 @@ from cfdist.distributed.joining import join_ray
 from cfdist.distributed.plan import Auto, Devices
 from cfdist.distributed.starting import check_loopback, prepare_environment, ray_folder, start_ray
 from cfdist.errors import UserError
+from cfdist.monitoring import terminal
 from cfdist.monitoring.terminal import say
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def own_session(
     names = chosen(kind, devices) if address is None and kind != "cpu" else None
     with only_visible(kind, names):
         if address is None:
-            wants_dashboard = sys.stdout.isatty() if dashboard == "auto" else dashboard
+            wants_dashboard = terminal.out().isatty() if dashboard == "auto" else dashboard
             context = start_ray(wants_dashboard, resources(kind, names))
         else:
             context = join_ray(address)

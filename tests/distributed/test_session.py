@@ -35,6 +35,7 @@ def seen(monkeypatch) -> list[dict]:
     monkeypatch.setattr(sessions, "start_ray", start_ray)
     monkeypatch.setattr(sessions, "join_ray", lambda address: start_ray(False, {}))
     monkeypatch.setattr(sessions, "end_autoscaler", lambda: None)
+    monkeypatch.setattr(sessions, "_log_what_ray_prints", lambda: None)
     monkeypatch.setattr(sessions, "shut_down", lambda: None)
     monkeypatch.setattr(sessions, "head_watched", lambda wait_s: contextlib.nullcontext())
     monkeypatch.setattr(accelerators, "list_npus", lambda: ["chip"] * 8)
@@ -140,6 +141,22 @@ def test_other_devices_and_clusters_are_left_alone(seen):
     with sessions.own_session(None, False, "gpu", 2):
         pass
     assert seen == [{CUDA: None, ASCEND: None}] * 3
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_dashboard_is_there_unasked_on_a_terminal(seen, monkeypatch, is_terminal):
+    """The screen counts, and not what the process's output leads to while a job runs."""
+    asked = []
+
+    def start_ray(dashboard, accelerators):
+        asked.append(dashboard)
+        return SimpleNamespace(dashboard_url=None)
+
+    monkeypatch.setattr(sessions, "start_ray", start_ray)
+    screen = SimpleNamespace(isatty=lambda: is_terminal, write=len, flush=lambda: None)
+    monkeypatch.setattr(sessions.terminal, "out", lambda: screen)
+    with sessions.own_session(None, "auto", "cpu", "auto"):
+        assert asked == [is_terminal]
 
 
 def test_only_the_autoscaler_among_the_children_is_killed(tmp_path):
