@@ -270,7 +270,9 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
         kill_actors({REDUCER: reducer})
         if isinstance(error, ray.exceptions.RayError):
             # A device's death ends no run; this one is the reducer's.
-            raise (reducer_lost() if is_death(error) else user_error(error)) from error
+            problem = reducer_lost() if is_death(error) else user_error(error)
+            if problem is not error:  # an error is no cause of its own
+                raise problem from error
         raise
     leave_actors({REDUCER: reducer}, ReducerActor, options)
     return EvaluationReport(evaluation, pool.reports, timeline, len(done), pool.events, cpu_seconds)

@@ -369,6 +369,17 @@ def test_work_is_closed_whatever_ends_the_round():
         assert work.is_closed
 
 
+def test_an_error_of_ray_is_not_its_own_cause(run, tmp_path):
+    from ray.exceptions import RaySystemError
+
+    def fail(report) -> None:
+        raise RaySystemError("a class that is not there")
+
+    with pytest.raises(RaySystemError) as failed:
+        run(tmp_path, on_done=fail)
+    assert failed.value.__cause__ is None
+
+
 def blind_to_some(table):
     """A block of work items of which a host does not see every third file."""
     paths = [

@@ -55,6 +55,13 @@ sys.stdin.read()
 cluster.shutdown()
 """
 
+# Two cores start 64 processes in minutes. Ray would start as many before they are asked for.
+PATIENCE = {
+    "RAY_worker_register_timeout_seconds": "1200",
+    "RAY_agent_register_timeout_ms": "180000",
+    "RAY_prestart_worker_first_driver": "0",
+}
+
 # Until this part of the pictures is done, processes still take what they need once; what they hold
 # later is compared with what they held then. A process's memory may vary by so much.
 SETTLED = 0.4
@@ -119,11 +126,11 @@ class Outcome:
 
 
 @contextlib.contextmanager
-def cluster_of(nodes: int, cpus: int) -> Iterator[str]:
-    """A cluster on this machine: its address."""
+def cluster_of(nodes: int, cpus: int) -> Iterator[tuple[str, int]]:
+    """A cluster on this machine: its address, and its process."""
     command = [sys.executable, "-c", CLUSTER, str(nodes), str(cpus)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, text=True, **pipes) as process:
+    with subprocess.Popen(command, text=True, env=os.environ | PATIENCE, **pipes) as process:
         try:
             found = (re.match(r"address (\S+)$", line.strip()) for line in process.stdout)
             yield next(filter(None, found))[1], process.pid
