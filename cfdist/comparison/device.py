@@ -11,7 +11,7 @@ from cfdist.backends.model import BackendModel
 from cfdist.comparison.differences import HEADS, HeadDifference, head_difference
 from cfdist.decode import HeadMaps
 from cfdist.detections import Detections
-from cfdist.devices.base import DeviceReport, largest_chunk
+from cfdist.devices.base import DeviceReport, Reasons, largest_chunk
 from cfdist.devices.detector import decode_pictures, load
 from cfdist.devices.reader import Source
 from cfdist.devices.runner import Inferred, Runner
@@ -28,14 +28,25 @@ class ComparedChunk:
         candidate: The candidate's, of the same pictures in the same order.
         heads: Head name -> difference of the maps, over the pictures whose maps are finite in both
             models; empty if a graph gives peaks only.
-        doubtful: (id, reason) of the pictures whose outputs were not finite; the others are in the
-            lists.
+        doubtful: (id, reason) of the pictures for which the device may be the reason, see
+            `ChunkReport`; the others are in the lists.
     """
 
     reference: list[Detections]
     candidate: list[Detections]
     heads: dict[str, HeadDifference]
     doubtful: tuple[tuple[str, str], ...] = ()
+
+    def judged(self, failures: Reasons, doubtful: Reasons) -> ComparedChunk:
+        """See `ChunkReport.judged`."""
+        failed = [Detections(id, error=reason) for id, reason in failures]
+        both = (self.reference + failed, self.candidate + failed)
+        return ComparedChunk(*both, self.heads, doubtful)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """See `ChunkReport.keys`."""
+        return tuple(one.id for one in self.reference)
 
     @property
     def failures(self) -> tuple[tuple[str, str], ...]:

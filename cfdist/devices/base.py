@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from cfdist.backends.base import DeviceSettings
@@ -58,6 +58,9 @@ class DeviceReport:
     starved_seconds: float = 0.0
 
 
+Reasons = tuple[tuple[str, str], ...]  # (key, reason) of pictures
+
+
 @dataclass(frozen=True)
 class ChunkReport:
     """What became of a chunk.
@@ -65,12 +68,17 @@ class ChunkReport:
     Attributes:
         done: Keys of the work items that have a result.
         failures: (key, reason) of those that failed.
-        doubtful: (key, reason) of those whose outputs were not finite; they are tried again.
+        doubtful: (key, reason) of those for which the device may be the reason, as outputs that
+            are not finite and files that it cannot read; they are tried again.
     """
 
     done: tuple[str, ...]
     failures: tuple[tuple[str, str], ...] = ()
     doubtful: tuple[tuple[str, str], ...] = ()
+
+    def judged(self, failures: Reasons, doubtful: Reasons) -> ChunkReport:
+        """The same with other doubtful pictures, some of which have failed instead."""
+        return replace(self, failures=self.failures + failures, doubtful=doubtful)
 
     @property
     def keys(self) -> tuple[str, ...]:

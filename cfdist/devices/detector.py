@@ -41,11 +41,7 @@ class Detector:
         """
         with self._reader.read(chunk) as pictures:
             inferred = self._runner.infer(pictures.letterboxed)
-        # Such a file may be there for another host.
-        return [
-            replace(one, is_doubtful=True) if (one.error or "").startswith(UNREADABLE) else one
-            for one in decode_pictures(pictures, inferred, self._model.spec)
-        ]
+        return decode_pictures(pictures, inferred, self._model.spec)
 
     def report(self) -> DeviceReport:
         """See `Device.report`."""
@@ -91,7 +87,9 @@ def decode_pictures(
     ]
     for i in np.flatnonzero(~inferred.is_finite):
         found[i] = Detections(pictures.keys[i], error=inferred.error, is_doubtful=True)
-    return found + [
-        Detections(key, error=reason, damage=pictures.damages.get(key))
-        for key, reason in pictures.failures
-    ]
+    for key, reason in pictures.failures:
+        # A file that cannot be read here may be there for another host.
+        is_doubtful = reason.startswith(UNREADABLE)
+        damage = pictures.damages.get(key)
+        found.append(Detections(key, error=reason, damage=damage, is_doubtful=is_doubtful))
+    return found

@@ -684,10 +684,10 @@ class _Round(Generic[Result]):
         result = answer.result
         pool.monitor.note_usage(handed.name, answer.usage)
         pool.limits.note(handed.name, handed.batches, pool.clock.now - handed.since)
-        if isinstance(result, ChunkReport):
-            result = cast(Result, self._judge_unread(handed, result))
+        if getattr(result, "doubtful", ()):
+            result = self._judge_unread(handed, result)
         doubtful = dict(getattr(result, "doubtful", ()))
-        tried = {*result.keys} if isinstance(result, ChunkReport) else handed.keys
+        tried = {*getattr(result, "keys", handed.keys)}
         accused = pool.retries.finish(handed.name, tried - doubtful.keys())
         self._doubt(handed, doubtful)
         for name in accused & pool.actors.keys():
@@ -700,17 +700,21 @@ class _Round(Generic[Result]):
         add = pool.reducer.add.options(name="journal")
         self._adding[add.remote(handed.table)] = (handed, result)
 
-    def _judge_unread(self, handed: _Handed, report: ChunkReport) -> ChunkReport:
+    def _judge_unread(self, handed: _Handed, report: Any) -> Any:
         """Let others read what this process can read, and blame a device that could not.
 
         Other pictures have failed.
+
+        Args:
+            handed: The chunk.
+            report: A `ChunkReport`, or what has its `doubtful` and `judged`.
 
         Returns:
             The report without the pictures that have to be tried on another device, if any.
         """
         pool = self._pool
         unread = {key: why for key, why in report.doubtful if why.startswith(UNREADABLE)}
-        if not unread or pool.reducer is None:
+        if not unread:
             return report
         import ray
 
@@ -720,7 +724,7 @@ class _Round(Generic[Result]):
         items = {key: item for key, item in found.items() if item is not None}
         failed = tuple((key, why) for key, why in unread.items() if key not in items)
         pool.refuse_failures(failed)
-        if failed:
+        if failed and pool.reducer is not None:
             ray.get(pool.reducer.add.remote(to_arrow([Detections(k, error=w) for k, w in failed])))
         if items:
             is_to_blame = self._work.is_read_by_device(handed.slices)
@@ -730,7 +734,7 @@ class _Round(Generic[Result]):
                 key = next(iter(items))
                 wrong = ValueError(f"cannot read {key}, which the driver can ({unread[key]})")
                 self._replace(handed.name, handed.actor, "device_failed", wrong, ())
-        return replace(report, failures=report.failures + failed, doubtful=doubtful)
+        return report.judged(failed, doubtful)
 
     def _doubt(self, handed: _Handed, doubtful: dict[str, str]) -> None:
         """Try pictures again whose outputs were not finite."""

@@ -64,6 +64,7 @@ def run_rounds(
         Exception: blocks of the work were lost again and again.
     """
     left = {item.key: item for item in items}
+    pool.find_readable = lambda key: left[key] if is_readable(left[key].path) else None
 
     def take_in(device: str, result: Result) -> None:
         keys = (*on_done(device, result),)
@@ -238,8 +239,6 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
         reducer,
     )
     pool.monitor = listener.monitor
-    items = {item.key: item for item in task.manifest.items}
-    pool.find_readable = lambda key: items[key] if is_readable(items[key].path) else None
     timeline = Timeline(plan.streams)
     cpu_before: ProcessTimes = {}
 

@@ -26,7 +26,7 @@ from cfdist.distributed.rounds import run_rounds
 from cfdist.distributed.work import item_work
 from cfdist.errors import UserError
 from cfdist.monitoring.monitor import Monitor
-from cfdist.preprocess import InputContract, to_letterboxed
+from cfdist.preprocess import UNREADABLE, InputContract, to_letterboxed
 from cfdist.widerface.manifest import WorkItem
 from cfdist.workflow.files import Failures, input_contract, output_names, read_raw_into, write_raw
 
@@ -93,7 +93,8 @@ class FileDevice:
             buffer = self._buffers.get()
             try:
                 with self._runner.activity.doing("reading"):
-                    read = self._read(chunk[start : start + self._rows], buffer, failures)
+                    rows = chunk[start : start + self._rows]
+                read = self._read(rows, buffer, failures, doubtful)
                 # Padded with the first, as ais_bench does, so that every batch takes the same time.
                 whole = -(-len(read) // size) * size
                 buffer[len(read) : whole] = buffer[0]
@@ -114,12 +115,17 @@ class FileDevice:
         return ChunkReport(tuple(done), tuple(failures), tuple(doubtful))
 
     def _read(
-        self, items: Sequence[WorkItem], buffer: NDArray[Any], failures: Failures
+        self,
+        items: Sequence[WorkItem],
+        buffer: NDArray[Any],
+        failures: Failures,
+        unread: Failures,
     ) -> list[WorkItem]:
         """Read input tensors into the first rows of a buffer.
 
         Returns:
-            The items that were read; the others are added to `failures`.
+            The items that were read; those whose files another host may see are added to `unread`,
+            the others to `failures`.
         """
         read: list[WorkItem] = []
         for item in items:
@@ -131,9 +137,10 @@ class FileDevice:
                     floats = np.empty(self.contract.shape(1), np.float32)
                     read_raw_into(item.path, floats)
                     row[:] = to_letterboxed(floats, self.contract)[0]
-            except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or error
-                failures.append((item.id, f"{item.path}: {reason}; run job=preprocess again"))
+            except OSError as error:
+                unread.append((item.id, f"{UNREADABLE}{item.path}: {error.strerror or error}"))
+            except ValueError as error:
+                failures.append((item.id, f"{item.path}: {error}; run job=preprocess again"))
             else:
                 read.append(item)
         return read

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cfdist.detections import Detections, from_arrow
-from cfdist.devices.base import DeviceReport
+from cfdist.devices.base import ChunkReport, DeviceReport
 from cfdist.distributed.accelerators import Place
 from cfdist.distributed.nodes import Node
 from cfdist.distributed.plan import plan_devices
@@ -270,6 +270,30 @@ def test_files_that_nobody_can_read_fail_and_no_device():
     assert set(found.values()) == {"cannot be read: No such file or directory"}
     assert len(found) == 60
     assert pool.events == []
+
+
+class BlindFileDevice(BlindDevice):
+    """Such a device without a reducer, as those of job=infer are."""
+
+    def process(self, chunk):
+        pairs = tuple((one.id, one.error or "") for one in super().process(chunk))
+        return ChunkReport((), (), pairs) if self.is_blind else ChunkReport(tuple(dict(pairs)))
+
+
+@pytest.mark.parametrize("can_read", [True, False])
+def test_without_a_reducer_the_rule_is_the_same(can_read):
+    plan = plan_devices("cpu", 2, readers=1)
+    blind = (1,) if can_read else (0, 1)
+    pool = DevicePool(plan, lambda at: BlindFileDevice(at.number, blind), 2)
+    pool.find_readable = lambda key: WorkItem(key, "", 0) if can_read else None
+    done, failed = [], []
+    with pool:
+        pool.start()
+        run(pool, 60, lambda _, one: (done.extend(one.done), failed.extend(one.failures)))
+    keys = sorted(item.id for item in items_of(60))
+    assert sorted(done) == (keys if can_read else [])
+    assert sorted(id for id, _ in failed) == ([] if can_read else keys)
+    assert {event.device for event in pool.events} == ({"device:1"} if can_read else set())
 
 
 def test_a_run_whose_devices_all_see_no_files_ends_with_their_words():
