@@ -38,6 +38,9 @@ class Scheduler:
         self._finished = dict.fromkeys(self._held, 0)
         self._streams = len(self._held) * streams
         self._batch = batch
+        # Of all devices: with a thousand of them, sums at each question would take a second.
+        self._all_held = 0
+        self._all_paces = len(self._held) * batch
 
     @property
     def left(self) -> int:
@@ -48,25 +51,37 @@ class Scheduler:
         """Count on one more device, unless it is known."""
         if device not in self._held:
             self._held[device] = self._finished[device] = 0
+            self._all_paces += self._batch
 
     def next_chunk(self, device: str, size: int) -> list[Slice]:
         """The next rows for a device, `size` or fewer; empty if it should get none now."""
+        if not self._left:
+            return []
         share = ceil(self._left / (4 * self._streams) / self._batch) * self._batch
         chunk = self._work.take(min(size, share, self._room(device), self._left))
         taken = sum(map(len, chunk))
         self._left -= taken
         self._held[device] += taken
+        self._all_held += taken
         return chunk
 
     def give_back(self, device: str, size: int, is_finished: bool) -> None:
         """Note that a device no longer holds a chunk of this size, finished or not."""
         self._held[device] -= size
+        self._all_held -= size
         if is_finished and device in self._finished:
+            self._all_paces -= self._pace(device)
             self._finished[device] += size
+            self._all_paces += self._pace(device)
 
     def leave_out(self, device: str) -> None:
         """Count no longer on a device that is lost for good."""
-        self._finished.pop(device, None)
+        if device in self._finished:
+            self._all_paces -= self._pace(device)
+            del self._finished[device]
+
+    def _pace(self, device: str) -> int:
+        return max(self._finished[device], self._batch)
 
     def _room(self, device: str) -> int:
         """What a device may take without holding more than its part of the unfinished work.
@@ -76,7 +91,6 @@ class Scheduler:
         """
         held = self._held[device]
         # A part of the last batch takes a device as long as a whole batch.
-        unfinished = ceil(self._left / self._batch) + sum(self._held.values()) / self._batch
-        paces = {name: max(done, self._batch) for name, done in self._finished.items()}
-        fair = unfinished * paces[device] / sum(paces.values())
+        unfinished = ceil(self._left / self._batch) + self._all_held / self._batch
+        fair = unfinished * self._pace(device) / self._all_paces
         return self._batch * max(round(fair - held / self._batch), 0 if held else 1)
