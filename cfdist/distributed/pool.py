@@ -844,11 +844,11 @@ class _Round(Generic[Result]):
         hungry = list(pool.actors)
         for name in hungry:
             self._scheduler.add(name)
-        held: dict[Actor, list[_Handed]] = defaultdict(list)
+        held: dict[int, list[_Handed]] = defaultdict(list)  # by the actors' Python ids
         for one in (*self._running.values(), *(one for one, _ in self._adding.values())):
-            held[one.actor].append(one)
+            held[id(one.actor)].append(one)
         while hungry:
-            hungry = [name for name in hungry if self._hand_out(name, held[pool.actors[name]])]
+            hungry = [name for name in hungry if self._hand_out(name, held[id(pool.actors[name])])]
 
     def _hand_out(self, name: str, held: list[_Handed]) -> bool:
         """Give a device a chunk beside those it holds, if it may hold one more and there is one."""

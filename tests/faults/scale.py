@@ -130,13 +130,16 @@ def cluster_of(nodes: int, cpus: int) -> Iterator[tuple[str, int]]:
     """A cluster on this machine: its address, and its process."""
     command = [sys.executable, "-c", CLUSTER, str(nodes), str(cpus)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, text=True, env=os.environ | PATIENCE, **pipes) as process:
-        try:
-            found = (re.match(r"address (\S+)$", line.strip()) for line in process.stdout)
-            yield next(filter(None, found))[1], process.pid
-        finally:
-            process.stdin.close()
-            process.wait(timeout=120)
+    # A folder of its own: `cluster.address=auto` of others finds no cluster that is about to end.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        environment = os.environ | PATIENCE | {"RAY_TMPDIR": folder}
+        with subprocess.Popen(command, text=True, env=environment, **pipes) as process:
+            try:
+                found = (re.match(r"address (\S+)$", line.strip()) for line in process.stdout)
+                yield next(filter(None, found))[1], process.pid
+            finally:
+                process.stdin.close()
+                process.wait(timeout=120)
 
 
 def records_of(journal: Path) -> tuple[int, int]:
