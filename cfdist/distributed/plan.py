@@ -84,6 +84,7 @@ class DevicePlan:
             "num_gpus": 1 if resource == "GPU" else 0,
             "resources": {"NPU": 1} if resource == "NPU" else None,
             "max_concurrency": self.max_in_flight,
+            "enable_task_events": False,  # the head would keep 100,000 of them
         }
 
 

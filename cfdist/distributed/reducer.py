@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from cfdist.detections import Detections, from_arrow, to_arrow
 from cfdist.distributed.events import Event, Events
-from cfdist.distributed.journal import Journal, RunIdentity
+from cfdist.distributed.journal import Journal, RunIdentity, as_table
 from cfdist.files import (
     DISK_IS_FULL,
     JOURNAL,
@@ -261,9 +261,10 @@ class Reducer:
         import pyarrow.parquet as pq
 
         # The journal is mapped into memory, not read; only the places of its rows are held.
-        table = pa.concat_tables([to_arrow([]), *self._journal.read()])
-        # The first row counts of a picture that is there twice.
-        places = {key: row for row, key in reversed([*enumerate(table.column("id").to_pylist())])}
+        places: dict[str, tuple[pa.Buffer, int]] = {}
+        for content in self._journal.contents():
+            for row, key in enumerate(as_table(content).column("id").to_pylist()):
+                places.setdefault(key, (content, row))  # the first of a picture that is there twice
         if lost := self.done - places.keys():
             reason = f"the journal has lost {len(lost)} pictures while the run went on"
             raise OSError(errno.EIO, reason, str(self._output / JOURNAL))
@@ -276,8 +277,10 @@ class Reducer:
             pq.ParquetWriter(pa.PythonFile(sink), schema, compression="zstd") as writer,
         ):
             for start in range(0, len(found), _ROW_GROUP):
-                group = [table.slice(row, 1) for row in found[start : start + _ROW_GROUP]]
-                rows = pa.concat_tables(group).combine_chunks()
+                group = found[start : start + _ROW_GROUP]
+                tables = {content.address: as_table(content) for content, _ in group}
+                slices = [tables[content.address].slice(row, 1) for content, row in group]
+                rows = pa.concat_tables(slices).combine_chunks()
                 writer.write_table(with_matches(rows, matched))
 
 
