@@ -165,7 +165,7 @@ def test_a_chunk_with_nothing_to_read_is_listed(tmp_path, model):
     items = [WorkItem("p", str(tmp_path / "none.bin"), 1)]
     report, times = run("onnxruntime", model, items, "f32", tmp_path / "out")
     assert report.done == ()
-    assert [id for id, _ in report.failures] == ["p"]
+    assert [id for id, _ in report.doubtful] == ["p"]
     assert (times.pictures, times.batch_ms) == (0, [])
 
 
