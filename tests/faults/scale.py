@@ -110,7 +110,8 @@ class Outcome:
     @property
     def growths(self) -> list[str]:
         """What is not flat: a kind whose largest process has grown, or has opened more files."""
-        late = [one for one in self.samples if one.done >= SETTLED]
+        # The end of the run is a work of its own: the metric, the Parquet file.
+        late = [one for one in self.samples if one.done >= SETTLED and one.memory.get("device")]
         found = []
         for kind in sorted({kind for one in late for kind in one.memory}):
             there = [one for one in late if one.memory.get(kind)]

@@ -27,8 +27,8 @@ def test_what_grows_is_named():
     samples = []
     for number in range(10):
         one = scale.Sample(number, 100 * number, number, number / 9)
-        one.memory |= {"driver": [200 << 20], "reducer": [(100 + 10 * number) << 20]}
-        one.files |= {"driver": [50 + 2 * number], "reducer": [40, 45]}
+        one.memory |= {"device": [1], "driver": [200 << 20], "reducer": [(100 + 10 * number) << 20]}
+        one.files |= {"device": [1], "driver": [50 + 2 * number], "reducer": [40, 45]}
         samples.append(one)
     found = scale.Outcome(samples, {}, 1.0).growths
     assert [text.partition(":")[0] for text in found] == ["files of driver", "memory of reducer"]
