@@ -28,7 +28,7 @@ def test_what_grows_is_named():
     for number in range(10):
         one = scale.Sample(number, 100 * number, number, number / 9)
         one.memory |= {"device": [1], "driver": [200 << 20], "reducer": [(100 + 10 * number) << 20]}
-        one.files |= {"device": [1], "driver": [50 + 2 * number], "reducer": [40, 45]}
+        one.files |= {"device": [1], "driver": [50 + 4 * number], "reducer": [40, 45]}
         samples.append(one)
     found = scale.Outcome(samples, {}, 1.0).growths
     assert [text.partition(":")[0] for text in found] == ["files of driver", "memory of reducer"]
