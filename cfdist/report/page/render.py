@@ -10,6 +10,7 @@ from typing import Any
 
 from cfdist.files import LOG, REPORT, write_text
 from cfdist.report.screen import console
+from cfdist.storage import shown
 
 _TEMPLATES = Path(__file__).with_name("templates")
 
@@ -52,4 +53,4 @@ def write_report(folder: Path, make: Callable[[], str]) -> None:
             f"note: no {REPORT} ({reason}); the results are whole, see {LOG}", markup=False
         )
     else:
-        console.print(f"report: {path}", markup=False)
+        console.print(f"report: {shown(path)}", markup=False)
