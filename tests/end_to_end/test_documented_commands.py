@@ -22,6 +22,7 @@ from cfdist.command.arguments import (
 from cfdist.command.cli import answer
 from cfdist.command.completion import completion_script
 from cfdist.config import installation
+from cfdist.config.installation import groups
 
 PROJECT = Path(__file__).resolve().parents[2]
 PAGES = [*sorted(PROJECT.glob("README*.md")), *sorted(PROJECT.glob("docs/*.md"))]
@@ -161,6 +162,7 @@ def is_single(argument: str) -> str:
 def composed(words: tuple[str, ...]) -> str:
     """Check the arguments of a command of ours as the command itself would before its job."""
     arguments = [word for word in words[1:] if word not in ("...", "[key=value")]
+    arguments = [word for word in arguments if word.removesuffix("=...") not in groups()]
     arguments = [re.sub(r"^(.*=)\.\.\.$", r"\1x", word) for word in arguments]
     arguments = take_config_folder(arguments)
     question = asked(arguments)
