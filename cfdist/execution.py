@@ -27,7 +27,7 @@ from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, chosen
 from cfdist.distributed.journal import RunIdentity, begun_identity
 from cfdist.distributed.nodes import Node, cluster_nodes
 from cfdist.distributed.plan import DevicePlan, Devices, plan_devices, refuse_crowd
-from cfdist.distributed.preflight import NodeCheck, check_nodes
+from cfdist.distributed.preflight import NodeCheck, check_nodes, naming_left_out
 from cfdist.distributed.rounds import MakeWork
 from cfdist.distributed.session import session, shared_session
 from cfdist.distributed.shipping import read_here, reading_stage, ship_model, shipped_work
@@ -209,7 +209,8 @@ def start(
         if checks:
             keep_off(without)
         nodes = [node for node in cluster_nodes(kind) if node.id not in without]
-        plan = replace(plan_on(nodes, on_cluster), without=without)
+        with naming_left_out(checks):
+            plan = replace(plan_on(nodes, on_cluster), without=without)
         plan = _with_limits(plan, config, models)
         yield Execution(tuple(models), plan, dashboard, on_cluster, notes, checks)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,10 +113,32 @@ def check_nodes(
         if check.faults:
             log.warning("%s is left out: %s", check.node.host, "; ".join(check.faults))
     if all(check.faults for check in checks):
-        reasons = "; ".join(f"{check.node.host}: {check.faults[0]}" for check in checks[:3])
-        more = f"; and {len(checks) - 3} more" if len(checks) > 3 else ""
-        raise UserError(f"no node of the cluster can have a device of this run ({reasons}{more})")
+        raise UserError(
+            f"no node of the cluster can have a device of this run ({left_out(checks)})"
+        )
     return checks
+
+
+def left_out(checks: Sequence[NodeCheck]) -> str:
+    """Which nodes are left out of a run, and why; empty if none is."""
+    without = [check for check in checks if check.faults]
+    reasons = "; ".join(f"{check.node.host}: {check.faults[0]}" for check in without[:3])
+    return f"{reasons}; and {len(without) - 3} more" if len(without) > 3 else reasons
+
+
+@contextlib.contextmanager
+def naming_left_out(checks: Sequence[NodeCheck]) -> Iterator[None]:
+    """Let a refusal of the `with` block say which nodes are left out, and why.
+
+    Raises:
+        UserError: in place of one.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not (reasons := left_out(checks)):
+            raise
+        raise UserError(f"{error} (left out: {reasons})") from None
 
 
 def on_node(node: Node, function: Callable[..., Any], *arguments: object) -> Any:

@@ -56,6 +56,17 @@ def test_other_versions_are_a_fault(monkeypatch):
     assert preflight._checked(Node("b", 1.0), None).faults == ("has not answered within 60 s",)
 
 
+def test_nodes_that_are_left_out_are_named_with_their_first_fault():
+    nodes = [preflight.NodeCheck(Node(str(i), 1.0), None, ("a", "b")) for i in range(5)]
+    well = preflight.NodeCheck(Node("x", 1.0), None, ())
+    assert preflight.left_out([well]) == ""
+    assert preflight.left_out([well, *nodes[:2]]) == "0: a; 1: a"
+    assert preflight.left_out(nodes) == "0: a; 1: a; 2: a; and 2 more"
+    for checks, told in (([well], "no CPU"), (nodes[:1], r"no CPU \(left out: 0: a\)")):
+        with pytest.raises(UserError, match=f"^{told}$"), preflight.naming_left_out(checks):
+            raise UserError("no CPU")
+
+
 def test_devices_keep_off_the_nodes_that_are_left_out():
     plan = plan_devices("cpu", 1, nodes=[Node("a", 2.0)])
     assert "label_selector" not in plan.actor_options
