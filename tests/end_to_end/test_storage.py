@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -122,15 +121,13 @@ def test_shipping_changes_no_byte(command, tmp_path, sources):
 
 
 # A node in namespaces of its own. Its arguments: its address, that of the head, where the code is,
-# the interpreter, and the folders that it does not see; another model is in the last one. A line of
-# input names its link.
+# the interpreter, and the folders that it does not see. A line of input names its link.
 NODE = """
 set -e
 ip=$1 head=$2 code=$3 python=$4
 shift 4
 mount --make-rprivate /
 for folder in /dev/shm "$@"; do mount -t tmpfs tmpfs "$folder"; done
-echo another > "$folder/centerface.onnx"
 read -r link
 ip link set lo up
 ip addr add "$ip/24" dev "$link"
@@ -142,10 +139,8 @@ PYTHONPATH=$code exec "$python" -m ray.scripts.scripts start --block --address="
 
 
 @pytest.fixture
-def far_node(tmp_path, sources, monkeypatch) -> Iterator[tuple[str, Callable]]:
+def far_node(tmp_path, sources, monkeypatch) -> Iterator[str]:
     """The address of a cluster whose only CPU is on a node that shares no file with the driver.
-
-    Beside it, what adds a node with a CPU that shares all files.
 
     Both see Python's environment, and Ray's own folder of the session.
     """
@@ -193,13 +188,7 @@ def far_node(tmp_path, sources, monkeypatch) -> Iterator[tuple[str, Callable]]:
         far.stdin.write(f"{pair[1]}\n".encode())
         far.stdin.flush()
         time.sleep(8)
-
-        def add_near_node() -> None:
-            settings = ("--num-cpus=1", "--object-store-memory=150000000")
-            started(*start, f"--address={head}:{port}", f"--node-ip-address={head}", *settings)
-            time.sleep(8)
-
-        yield f"{head}:{port}", add_near_node
+        yield f"{head}:{port}"
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="namespaces need the superuser")
@@ -207,14 +196,7 @@ def test_a_node_without_a_shared_file_gets_all_it_needs(command, tmp_path, sourc
     settings = [*FAST, *dataset(sources["archive"])]
     alone = command(*settings, "output_dir=alone", timeout=120)
     assert alone.returncode == 0, alone.stderr
-    address, add_near_node = far_node
-    on_cluster = [*settings, f"cluster.address={address}"]
-    refused = command(*on_cluster, "output_dir=refused", timeout=120)
-    assert refused.returncode == 2, refused.stdout + refused.stderr
-    (line,) = refused.stderr.splitlines()
-    assert "no node of the cluster has a CPU" in line
-    assert ": cannot read inside:" in line.partition("(left out: ")[2]
-    assert not (tmp_path / "refused").exists()
+    on_cluster = [*settings, f"cluster.address={far_node}"]
     for where in ("device", "cluster"):
         result = command(
             *(*on_cluster, "dataset.ship=true", f"preprocess.where={where}", f"output_dir={where}"),
@@ -222,10 +204,3 @@ def test_a_node_without_a_shared_file_gets_all_it_needs(command, tmp_path, sourc
         )
         assert result.returncode == 0, result.stderr
         assert files(tmp_path / where) == files(tmp_path / "alone")
-    add_near_node()
-    without = command(*on_cluster, "output_dir=without", timeout=120)
-    assert without.returncode == 0, without.stderr
-    assert files(tmp_path / "without") == files(tmp_path / "alone")
-    assert "left out, for it" in without.stdout
-    log = (tmp_path / "without" / "run.log").read_text()
-    assert re.search(r"is left out: cannot read inside:.*; model .* is another one on host", log)
