@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,3 +98,10 @@ def from_arrow(table: pa.Table) -> list[Detections]:
             strict=True,
         )
     ]
+
+
+def read_detections(path: Path) -> list[Detections]:
+    """The detections of a `predictions.parquet`, in its order."""
+    import pyarrow.parquet as pq
+
+    return from_arrow(pq.read_table(path))

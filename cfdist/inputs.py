@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from cfdist.coco.reading import write_prediction_files
 from cfdist.config import DatasetConfig
 from cfdist.config.installation import CHECKOUT, COMMAND
 from cfdist.errors import UserError
 from cfdist.files import DISK_IS_FULL, expanded, user_cache
 from cfdist.sample import SAMPLE_VERSION, ensure_sample
-from cfdist.storage import copy_here, is_uri, path_or_uri
+from cfdist.storage import copy_here, is_uri, path_or_uri, place_of_file, read
 from cfdist.widerface.ground_truth import (
     GROUND_TRUTH_FILES,
     GroundTruth,
@@ -101,27 +102,33 @@ def prediction_folder(predictions: str | None, scratch: Path) -> Iterator[Path]:
     """A local folder of prediction files, for the `with` block.
 
     Args:
-        predictions: The configuration's: a folder, an archive of one, or a URI of either.
-        scratch: Where those of an archive or a URI lie meanwhile.
+        predictions: The configuration's: a folder, an archive of one, a COCO file, or a URI.
+        scratch: Where those of an archive, a COCO file or a URI lie meanwhile.
 
     Raises:
         UserError: not given, or the files cannot be read.
     """
     if predictions is None:
-        raise UserError("predictions: not given; name the folder of <event>/<name>.txt files")
+        raise UserError(
+            "predictions: not given; name the folder of <event>/<name>.txt files, or a COCO file"
+        )
     source = path_or_uri(predictions, "predictions")
     if isinstance(source, Path) and not source.is_file():
         yield source
         return
     try:
         try:
-            copy_here(str(source), scratch)
+            if str(source).lower().endswith(".json"):
+                content = read(place_of_file(source))
+                write_prediction_files(content, str(source), scratch)
+            else:
+                copy_here(str(source), scratch)
         except OSError as error:
             if error.errno in DISK_IS_FULL:
                 raise
             raise UserError(
                 f"predictions={predictions}: {error.strerror or error}; give the folder of "
-                "<event>/<name>.txt files, a zip archive of it, or a URI of either"
+                "<event>/<name>.txt files, a zip archive of it, a COCO .json, or a URI of one"
             ) from None
         yield scratch
     except UserError as error:

@@ -1,7 +1,8 @@
 """From a picture file to a row of the network's input: pure functions on arrays.
 
-Coordinates: `picture` pixels are those of the stored file (EXIF orientation is ignored, because
-the ground truth is); `input` pixels are those of the letterboxed network input.
+Coordinates: `picture` pixels are those of the stored file (EXIF orientation is ignored, as the
+ground truth ignores it), unless an upright picture is asked for; `input` pixels are those of the
+letterboxed network input.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ MAX_PIXELS = 1 << 28
 # In grey levels: more than float32 arithmetic loses, less than another normalisation differs by.
 MAX_LEVEL_ERROR = 0.01
 
+
+_ORIENTATION = 0x0112  # the number of the EXIF tag
 
 UNREADABLE = "cannot be read: "  # begins the reason where it is not the picture's content
 
@@ -271,19 +274,22 @@ def letterbox_into(picture: NDArray[np.uint8], row: NDArray[np.uint8]) -> None:
         ) from None
 
 
-def read_into(path: str, row: NDArray[np.uint8], use_damaged: bool = False) -> StoredPicture:
+def read_into(
+    path: str, row: NDArray[np.uint8], use_damaged: bool = False, is_upright: bool = False
+) -> StoredPicture:
     """Read, decode and letterbox one picture file into its place in a batch.
 
     Args:
         path: The picture file, or its place in a store (`cfdist.storage`).
         row: (H, W, 3) u8, C-contiguous; its content is undefined after an error.
         use_damaged: Take what a decoder makes of a damaged file.
+        is_upright: Turn the picture as its EXIF orientation says.
 
     Raises:
         DamagedPictureError: the file is damaged, unless that is to be used.
         PictureError: the file cannot be read or is not a usable picture.
     """
-    return decode_into(picture_content(path), row, use_damaged)
+    return decode_into(picture_content(path), row, use_damaged, is_upright)
 
 
 def picture_content(path: str) -> bytes:
@@ -307,8 +313,25 @@ def is_readable(path: str) -> bool:
     return True
 
 
-def decode_into(content: bytes, row: NDArray[np.uint8], use_damaged: bool = False) -> StoredPicture:
+def decode_into(
+    content: bytes, row: NDArray[np.uint8], use_damaged: bool = False, is_upright: bool = False
+) -> StoredPicture:
     """`read_into` for the content of a picture file."""
+    picture = decode_stored(content, use_damaged, is_upright)
+    letterbox_into(picture.pixels, row)
+    return StoredPicture((picture.pixels.shape[1], picture.pixels.shape[0]), picture.damage)
+
+
+@dataclass(frozen=True)
+class DecodedPicture:
+    """A picture's pixels, (h, w, 4) u8 as `decode_picture` gives them, and what is damaged."""
+
+    pixels: NDArray[np.uint8]
+    damage: str | None = None
+
+
+def decode_stored(content: bytes, use_damaged: bool, is_upright: bool) -> DecodedPicture:
+    """Decode a picture file's content; the arguments and errors are those of `read_into`."""
     damage = None
     try:
         picture = decode_picture(content)
@@ -316,8 +339,24 @@ def decode_into(content: bytes, row: NDArray[np.uint8], use_damaged: bool = Fals
         if not use_damaged:
             raise
         picture, damage = decode_damaged_picture(content), str(error)
-    letterbox_into(picture, row)
-    return StoredPicture((picture.shape[1], picture.shape[0]), damage)
+    return DecodedPicture(_upright(picture, content) if is_upright else picture, damage)
+
+
+def _upright(picture: NDArray[np.uint8], content: bytes) -> NDArray[np.uint8]:
+    """A picture as viewers show it: mirrored and turned as the EXIF orientation says."""
+    from PIL import Image  # few runs need it
+
+    try:
+        opened = Image.open(io.BytesIO(content))
+        orientation = opened.getexif().get(_ORIENTATION)
+    except Exception:  # Pillow's readers raise nearly anything
+        return picture
+    if opened.format == "TIFF":  # OpenCV has turned it, whatever it was told
+        return picture
+    if orientation in (5, 6, 7, 8):
+        picture = np.asarray(cv2.transpose(picture), np.uint8)
+    flip = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation or 1)
+    return picture if flip is None else np.asarray(cv2.flip(picture, flip), np.uint8)
 
 
 def to_model_input(

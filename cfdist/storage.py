@@ -188,6 +188,14 @@ def place_of(store: str, name: str) -> str:
     return f"{_INSIDE}{quote(store, safe='/:?=&@', errors='surrogateescape')}!{name}"
 
 
+def place_of_file(source: Path | str) -> str:
+    """The text that names a local file, or the file at a URI, to `read`."""
+    if isinstance(source, Path):
+        return str(source)
+    parent, _, name = source.rpartition("/")
+    return place_of(parent, name)
+
+
 def read(place: str) -> bytes:
     """The content of a local file, or of a file in a store.
 

@@ -6,16 +6,19 @@ import shutil
 from pathlib import Path
 
 from cfdist import execution, inputs
+from cfdist.coco import COCO, write_coco
 from cfdist.config import Config
+from cfdist.detections import read_detections
 from cfdist.distributed.journal import check_identity
 from cfdist.distributed.rounds import EvaluationTask, evaluate_manifest
-from cfdist.files import JOURNAL, PARQUET, PREDICTIONS
+from cfdist.files import JOURNAL, PARQUET, PREDICTIONS, disk_as_user_error
 from cfdist.machine import reset_peak_memory
 from cfdist.report import screen
 from cfdist.report.evaluation import evaluation_evidence, evaluation_results
 from cfdist.report.page.run import write_run_report
 from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Phases, check_gate
+from cfdist.widerface.manifest import SUFFIX
 from cfdist.widerface.own import OwnMetrics
 
 
@@ -50,6 +53,9 @@ def main(config: Config, output: Path, started: float) -> int:
         # These files would look like those of a detector that finds no faces.
         shutil.rmtree(output / PREDICTIONS)
         (output / PARQUET).unlink()
+    elif config.coco:
+        with disk_as_user_error(output):
+            write_coco(output / COCO, read_detections(output / PARQUET), SUFFIX)
     exit_code = screen.finish(results, output)
     # Now: a run that is killed before this goes on, and one whose journal stays is finished.
     shutil.rmtree(output / JOURNAL, ignore_errors=True)

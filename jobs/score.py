@@ -1,4 +1,4 @@
-"""`job=score`: the AP of a folder of WIDER prediction files, whoever wrote them."""
+"""`job=score`: the AP of WIDER prediction files or COCO detections, whoever wrote them."""
 
 from __future__ import annotations
 

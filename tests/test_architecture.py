@@ -14,10 +14,11 @@ PROJECT = Path(__file__).resolve().parent.parent
 ROOMS = (
     *("errors", "extensions", "files", "machine", "monitoring", "storage", "preprocess"),
     *("model", "detections", "decode"),
-    *("widerface", "sample", "ascend", "network", "backends", "config", "devices", "distributed"),
+    *("widerface", "coco", "sample", "ascend", "network", "backends"),
+    *("config", "devices", "distributed"),
     *("inputs", "execution", "report", "comparison", "throughput", "workflow"),
-    *("download", "doctor"),
-    *("command", "sweep", "api"),
+    *("download", "doctor", "trackers"),
+    *("command", "detecting", "sweep", "api"),
     "jobs",
     "main",
 )

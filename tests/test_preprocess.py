@@ -443,3 +443,25 @@ def test_a_jpeg_of_four_channels_is_opencv_s_to_decode():
     buffer = io.BytesIO()
     image.fromarray(picture, "CMYK").save(buffer, "JPEG")
     assert_decodes_like_opencv(buffer.getvalue())
+
+
+@pytest.mark.parametrize("orientation", range(9))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+def test_an_upright_picture_is_as_viewers_show_it(orientation, kind):
+    """Pillow's own turning is the reference; the pixels as stored stay the default."""
+    from PIL import Image, ImageOps
+
+    levels = np.kron([[0, 60, 120], [180, 240, 30]], np.ones((16, 16))).astype(np.uint8)
+    exif, file = Image.Exif(), io.BytesIO()
+    if orientation or kind != "TIFF":
+        exif[0x0112] = orientation
+    Image.fromarray(levels).convert("RGB").save(file, kind, exif=exif)
+    content = file.getvalue()
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    found = preprocess.decode_stored(content, use_damaged=False, is_upright=True).pixels
+    np.testing.assert_allclose(found[..., 2::-1], np.asarray(upright), atol=3)
+    row = np.empty((64, 64, 3), np.uint8)
+    stored = preprocess.decode_into(content, row, is_upright=True)
+    assert stored.size == upright.size
+    if kind != "TIFF":
+        assert preprocess.decode_into(content, row).size == (48, 32)

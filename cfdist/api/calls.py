@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from cfdist import config
 from cfdist.api.surroundings import alone, caller_has_ray
-from cfdist.api.types import Comparison, Evaluation, Run, Score
+from cfdist.api.types import Comparison, Detection, Evaluation, Run, Score
 from cfdist.command import cli
 from cfdist.command.arguments import asks_for_multirun, prepare_arguments
 from cfdist.command.resuming import run_to_go_on
@@ -55,6 +55,11 @@ def compare(settings: Settings, *, show: bool = False) -> Comparison:
     return _run(Comparison, "compare", settings, show)
 
 
+def detect(settings: Settings, *, show: bool = False) -> Detection:
+    """Run `job=detect`: the faces in any pictures. See `evaluate`."""
+    return _run(Detection, "detect", settings, show)
+
+
 def _run(kind: type[_R], job: str, settings: Settings | None, show: bool) -> _R:
     """Run a job; returns what it found.
 
@@ -63,6 +68,12 @@ def _run(kind: type[_R], job: str, settings: Settings | None, show: bool) -> _R:
         StoppedError: the run ended early.
     """
     started, output = time.time(), None
+    runs: list[_R] = []
+
+    def look() -> None:  # the files of a run whose folder is a URI are only here now
+        assert output is not None
+        runs.append(kind.of(output, read_results(output)))
+
     with alone(show):
         try:
             arguments = _arguments(job, settings or {})
@@ -74,7 +85,7 @@ def _run(kind: type[_R], job: str, settings: Settings | None, show: bool) -> _R:
             checked.output_dir = shown(output)
             composed.output_dir = config.literal(checked.output_dir)
             config_yaml = OmegaConf.to_yaml(composed, resolve=True)
-            _, error = cli.run_in_folder(checked, config_yaml, output, started)
+            _, error = cli.run_in_folder(checked, config_yaml, output, started, look)
         except StoppedError:
             raise
         except Exception as refused:
@@ -84,7 +95,7 @@ def _run(kind: type[_R], job: str, settings: Settings | None, show: bool) -> _R:
             raise UserError(line) from None
         if error is not None:
             raise error
-        return kind.of(output, read_results(output))
+        return runs[0]
 
 
 def _arguments(job: str, settings: Settings) -> list[str]:

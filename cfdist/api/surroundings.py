@@ -20,6 +20,7 @@ from cfdist.distributed.session import (
     shares_sessions,
 )
 from cfdist.distributed.starting import prepare_environment
+from cfdist.monitoring import terminal
 from cfdist.report.screen import console
 
 # Ray's connection, the environment and the screen are the process's: one run at a time.
@@ -58,6 +59,8 @@ def alone(show: bool) -> Iterator[None]:
         until_end.callback(lambda own: setattr(GlobalHydra.instance(), "hydra", own), hydra.hydra)
         hydra.clear()
         console.quiet = not show
+        until_end.callback(setattr, terminal, "settings", terminal.settings)
+        terminal.show(is_quiet=not show, is_verbose=False)
         yield
 
 

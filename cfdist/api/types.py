@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from cfdist.detecting.files import LINES
 from cfdist.report.results import verdict
 from cfdist.storage import uri_of
 
@@ -45,22 +47,22 @@ class Run:
     results: Mapping[str, Any] = field(repr=False)
 
     @classmethod
-    def of(cls: type[_R], output: Path, results: Mapping[str, Any]) -> _R:
+    def of(cls: type[_R], folder: Path, results: Mapping[str, Any]) -> _R:
         """The run in a folder, by the content of its `results.json`."""
         code, reason = verdict(dict(results))
         return cls(
-            output_dir=uri_of(output) or output,
+            output_dir=uri_of(folder) or folder,
             exit_code=int(code),
             reason=reason,
             pictures=results["pictures"]["done"],
             failures={one["picture"]: one["reason"] for one in results["failures"]},
             notes=tuple(results["notes"]),
             results=results,
-            **cls._figures(results),
+            **cls._figures(folder, results),
         )
 
     @classmethod
-    def _figures(cls, results: Mapping[str, Any]) -> dict[str, Any]:
+    def _figures(cls, folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
         """The fields that only this kind of run has."""
         return {}
 
@@ -77,7 +79,7 @@ class Score(Run):
     ap: Mapping[str, AveragePrecision]
 
     @classmethod
-    def _figures(cls, results: Mapping[str, Any]) -> dict[str, Any]:
+    def _figures(cls, folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
         return {"ap": _by_protocol(results["ap"])}
 
 
@@ -94,10 +96,10 @@ class Evaluation(Score):
     end_to_end_pictures_per_second: float
 
     @classmethod
-    def _figures(cls, results: Mapping[str, Any]) -> dict[str, Any]:
+    def _figures(cls, folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
         rates = results["throughput"]
         return {
-            **super()._figures(results),
+            **super()._figures(folder, results),
             "pictures_per_second": rates["steady"],
             "end_to_end_pictures_per_second": rates["end_to_end"],
         }
@@ -118,10 +120,51 @@ class Comparison(Run):
     candidate: Mapping[str, AveragePrecision]
 
     @classmethod
-    def _figures(cls, results: Mapping[str, Any]) -> dict[str, Any]:
+    def _figures(cls, folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
         found = results["comparison"]
         sides = {side: _by_protocol(found[side]["ap"]) for side in ("reference", "candidate")}
         return {"within_tolerance": found["within_tolerance"], **sides}
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face in a picture, in pixels of the picture as viewers show it.
+
+    Attributes:
+        box: x1 y1 x2 y2.
+        score: 0 to 1.
+        landmarks: x y of the eyes, the nose and the mouth's corners.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    landmarks: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection(Run):
+    """What `detect` found.
+
+    Attributes:
+        faces: Picture -> its faces, by falling score; pictures that failed are left out.
+    """
+
+    faces: Mapping[str, tuple[Face, ...]]
+
+    @classmethod
+    def _figures(cls, folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
+        faces = {}
+        for line in (folder / LINES).read_text(encoding="utf-8").splitlines():
+            found = json.loads(line)
+            if found["faces"] is not None:
+                faces[found["path"]] = tuple(map(_face, found["faces"]))
+        return {"faces": faces}
+
+
+def _face(found: Mapping[str, Any]) -> Face:
+    points = tuple((x, y) for x, y in found["landmarks"])
+    left, top, right, bottom = found["box"]
+    return Face((left, top, right, bottom), found["score"], points)
 
 
 def _by_protocol(ap: Mapping[str, Mapping[str, float]]) -> dict[str, AveragePrecision]:

@@ -17,6 +17,8 @@ from cfdist.files import expanded
 
 # Keys of Hydra's own configuration.
 _OF_HYDRA = re.compile(r"hydra(?=[./@]|$)")
+# Those that a person may set: Hydra's plugins for Optuna and others bring sweepers.
+_OF_SWEEPER = re.compile(r"hydra\.mode$|hydra[./]sweeper(?=[./]|$)")
 
 _MULTIRUN = ("-m", "--multirun")
 _HELP = ("-h", "--help")
@@ -127,7 +129,7 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         if key.startswith("-") and (key not in OPTIONS or (equals and key not in _SHOW)):
             hint = setting_meant(key, OPTIONS) or f", {config.SEE_HELP}"
             raise UserError(f"{argument}: no such option; settings are key=value{hint}")
-        if _OF_HYDRA.match(name) and name != "hydra.mode":
+        if _OF_HYDRA.match(name) and not _OF_SWEEPER.match(name):
             problem = "cfdist sets this itself; output_dir=... names the folder, -m makes a sweep, "
         elif "@" in key:
             problem = "no such key; "

@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -32,6 +33,7 @@ from cfdist.command.arguments import (
     take_config_folder,
 )
 from cfdist.command.completion import completion_script
+from cfdist.command.objective import objective_of
 from cfdist.command.resuming import going_on, run_to_go_on, sweep_to_go_on
 from cfdist.command.run_folder import (
     TO_RUN,
@@ -108,6 +110,12 @@ def main() -> int:
         sys.argv[1:] = sweep_to_go_on(sys.argv[1:], is_multirun)
         with held:
             run(run_job)()
+    except ValueError as error:
+        # A sweeper for which a run has no figure ends the sweep.
+        codes = [outcome.exit_code for outcome in outcomes]
+        if not is_multirun or not any(codes):
+            raise
+        return fail(max(codes), f"the sweeper gave up: {' '.join(str(error).split())}")
     except (UserError, StoppedError, HydraException, OmegaConfBaseException, OSError) as error:
         return fail(*explain(error))
     return max((outcome.exit_code for outcome in outcomes), default=ExitCode.DONE)
@@ -132,13 +140,17 @@ def answer(question: Question) -> str:
     return OmegaConf.to_yaml(composed, resolve=True).rstrip()
 
 
-def run_job(composed: DictConfig) -> None:
+def run_job(composed: DictConfig) -> float | None:
     """Check the composed configuration and run its job; Hydra calls it once a job.
 
     Only an interruption passes, so that in a multirun the failure of one job does not stop the
     others.
+
+    Returns:
+        The figure that `objective` names, for Hydra's sweepers; `None` without one.
     """
     started, number = _start_time(), _run_number()
+    figure = None
     folder, output, is_dry = None, None, False
     try:
         typed = config.typed_keys(sys.argv[1:])
@@ -154,7 +166,8 @@ def run_job(composed: DictConfig) -> None:
         guarded()
         interruptions.note_how_to_go_on(lambda: going_on(folder))
         composed.output_dir = config.literal(checked.output_dir)
-        code, reason = _run(checked, OmegaConf.to_yaml(composed, resolve=True), output, started)
+        config_yaml = OmegaConf.to_yaml(composed, resolve=True)
+        code, reason, figure = _run(checked, config_yaml, output, started)
     except Exception as error:
         code, reason = explain(error, output)
         if code == ExitCode.INTERNAL and not isinstance(error, StoppedError):
@@ -168,14 +181,15 @@ def run_job(composed: DictConfig) -> None:
         _emit_end(output, code, None if is_dry or reason else output / RESULTS)
     overrides = tuple(HydraConfig.get().overrides.task)
     outcomes.append(JobOutcome(overrides, output, code, reason, is_dry))
+    return figure
 
 
 def _run(
     checked: config.Config, config_yaml: str, output: Path, started: float
-) -> tuple[int, str | None]:
-    """The job's exit code, and the reason if it broke down."""
+) -> tuple[int, str | None, float | None]:
+    """The job's exit code, the reason if it broke down, and the figure that `objective` names."""
     if checked.job in WITHOUT_FOLDER:
-        return load_job(checked.job).main(checked, output, started), None
+        return load_job(checked.job).main(checked, output, started), None, None
     is_unsent = uri_of(output) is not None and output.exists()
     typed = config.typed_keys(sys.argv[1:])
     goes_on = _run_number() is not None or "resume" in typed or is_unsent
@@ -185,17 +199,27 @@ def _run(
         say(f"{shown(output)}: done by an earlier command")
         shutil.rmtree(output / JOURNAL, ignore_errors=True)  # it may have been killed before this
         deliver(output)
-        return verdict(results)[0], None
-    code, error = run_in_folder(checked, config_yaml, output, started)
+        return verdict(results)[0], None, objective_of(results)
+    figures = []
+
+    def look() -> None:
+        if checked.objective is not None:
+            figures.append(objective_of(read_results(output)))
+
+    code, error = run_in_folder(checked, config_yaml, output, started, look)
     if error is not None:
-        return code, f"{_internal(error)}; the traceback is in {output / LOG}"
-    return code, None
+        return code, f"{_internal(error)}; the traceback is in {output / LOG}", None
+    return code, None, figures[0] if figures else None
 
 
 def run_in_folder(
-    checked: config.Config, config_yaml: str, output: Path, started: float
+    checked: config.Config,
+    config_yaml: str,
+    output: Path,
+    started: float,
+    look: Callable[[], None] | None = None,
 ) -> tuple[int, Exception | None]:
-    """Run a job in a folder of its own.
+    """Run a job in a folder of its own; `look` is called while its results are there.
 
     Returns:
         The exit code, and the error if it is one of the program's own: its traceback is in the log.
@@ -206,10 +230,16 @@ def run_in_folder(
         OSError: a file or the disk does not work.
     """
     refuse_package_folder(checked)
+    if any(checked.log.model_dump().values()):
+        from cfdist.trackers import check_trackers
+
+        check_trackers(checked.log)
     prepare(output, TO_RUN)
     try:
         with claim(output, config_yaml):
             code, error = _run_job(checked, output, started)
+            if error is None and look is not None:
+                look()
     except StoppedError:
         deliver_unfinished(output)
         raise
@@ -221,7 +251,12 @@ def _run_job(checked: config.Config, output: Path, started: float) -> tuple[int,
     """See `run_in_folder`; this process holds the folder."""
     try:
         with terminal.others_to(output / LOG):
-            return load_job(checked.job).main(checked, output, started), None
+            code = load_job(checked.job).main(checked, output, started)
+            if any(checked.log.model_dump().values()):
+                from cfdist.trackers import track
+
+                track(checked.log, output)
+            return code, None
     except (UserError, StoppedError) as error:
         if isinstance(error, StoppedError):
             _end_session()

@@ -14,6 +14,7 @@ from cfdist.config.overrides import prepare_override as prepare_override
 from cfdist.config.schema import CompareConfig as CompareConfig
 from cfdist.config.schema import Config as Config
 from cfdist.config.schema import DatasetConfig as DatasetConfig
+from cfdist.config.schema import LogConfig as LogConfig
 from cfdist.config.schema import ModelConfig as ModelConfig
 from cfdist.config.unused import key_of as key_of
 from cfdist.config.unused import refuse_twice as refuse_twice

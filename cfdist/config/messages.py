@@ -186,6 +186,11 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
     message = " ".join(str(error).split())
     if found := re.search(r"Could not (?:find|load) '([^']+)'", message):
         group, _, choice = found[1].rpartition("/")
+        if group == "hydra/sweeper":
+            return (
+                f"{group}={choice}: no such sweeper is installed; get it: "
+                f"`pip install hydra-{choice}-sweeper`"
+            )
         if names := group_choices(group):
             told = f"{group}={choice}: no such choice; there are {', '.join(names)}"
             return told + did_you_mean(choice, names)

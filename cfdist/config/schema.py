@@ -165,13 +165,13 @@ class DatasetConfig(Section):
     """job=evaluate, benchmark: passes over the pictures, for longer measurements"""
     damaged: Annotated[
         Literal["fail", "use"],
-        uses.only("evaluate", "benchmark", "compare", "preprocess", "postprocess"),
+        uses.only("evaluate", "benchmark", "compare", "preprocess", "postprocess", "detect"),
     ] = "fail"
     """a picture whose file is damaged: fail, it counts as failed; use, it is taken as it decodes,
     and listed"""
     ship: Annotated[
         StrictBool,
-        uses.only("evaluate", "compare"),
+        uses.only("evaluate", "compare", "detect"),
         uses.only("benchmark", when=(uses.DEVICES,)),
     ] = False
     """send pictures and weights through Ray's object store, to nodes that do not see the files"""
@@ -226,19 +226,19 @@ class ModelConfig(Section):
     """job=export, backend=torch: the .pth file"""
     batch: Annotated[
         UpTo1024,
-        uses.only("evaluate", "compare", "infer"),
+        uses.only("evaluate", "compare", "infer", "detect"),
         uses.only("benchmark", when=(uses.DEVICES,)),
         uses.only("export", "convert", when=(uses.BATCH_IN_NAME,)),
     ] = 1
     """pictures a batch"""
     convention: Annotated[
         Literal["centerface", "centerface_pytorch"] | OwnCode,
-        uses.with_model("compare", "infer", "export", "postprocess"),
+        uses.with_model("compare", "infer", "export", "postprocess", "detect"),
     ]
     """how head maps become boxes; docs/extending.md has how a function of your own does it"""
     outputs: Annotated[
         Annotated[list[Name], Field(min_length=4, max_length=4), Different] | None,
-        uses.also(uses.with_model("infer", "export"), uses.HAS_OUTPUT_NAMES),
+        uses.also(uses.with_model("infer", "export", "detect"), uses.HAS_OUTPUT_NAMES),
         uses.only("compare", "convert"),
     ] = None
     """names of the heat map, size, offset and landmark outputs; null: in the file's order"""
@@ -257,13 +257,13 @@ class ModelConfig(Section):
     top_k: Annotated[
         Whole,
         _between(1, 10000),
-        uses.with_model("compare", "postprocess", "convert"),
+        uses.with_model("compare", "postprocess", "convert", "detect"),
         uses.only("export", when=(uses.equal("export.peaks", True, "true"),)),
     ] = 200
     """peaks kept a picture"""
     nms: Annotated[
         Fraction | None,
-        uses.with_model("compare", "postprocess", parts=uses.END_TO_END),
+        uses.with_model("compare", "postprocess", "detect", parts=uses.END_TO_END),
     ] = None
     """IoU threshold of the suppression after decoding; null: none"""
     expected: ExpectedConfig
@@ -510,6 +510,30 @@ class DownloadConfig(Section):
     """seconds in which nothing comes, after which a connection is made anew"""
 
 
+class DetectConfig(Section):
+    """`job=detect`: the faces in any pictures."""
+
+    used: ClassVar[Uses] = uses.only("detect")
+
+    threshold: Fraction = 0.5
+    """least score of a face"""
+    annotate: StrictBool = True
+    """write copies of the pictures with the faces drawn, into <output_dir>/annotated"""
+
+
+class LogConfig(Section):
+    """Where the results of a run are logged, beside its own folder, see docs/api.md."""
+
+    used: ClassVar[Uses] = uses.only("evaluate", "score", "benchmark", "compare")
+
+    mlflow: Name | None = None
+    """MLflow's tracking URI, such as http://host:5000 or sqlite:///runs.db"""
+    wandb: Name | None = None
+    """a project of Weights & Biases"""
+    tensorboard: LocalPath | None = None
+    """a folder for TensorBoard, which gets one for each run"""
+
+
 class ClusterConfig(Section):
     """Where Ray runs."""
 
@@ -551,7 +575,7 @@ class PipelineConfig(Section):
 
     readers: Annotated[
         Literal["auto"] | UpTo1024,
-        uses.only("evaluate", "compare"),
+        uses.only("evaluate", "compare", "detect"),
         uses.only("benchmark", when=(uses.END_TO_END,)),
         uses.only("benchmark", when=(uses.HOST, uses.equal("benchmark.readers", "auto", "auto"))),
     ] = "auto"
@@ -566,7 +590,7 @@ class Config(Section):
     """what to do"""
     devices: Annotated[
         Literal["auto"] | UpTo1024 | DeviceList,
-        uses.only("evaluate", "compare", "infer"),
+        uses.only("evaluate", "compare", "infer", "detect"),
         uses.only("benchmark", when=(uses.DEVICES,)),
         # The number of reader threads that a run would have is one of those measured.
         uses.only("benchmark", when=(uses.HOST, uses.equal("benchmark.readers", "auto", "auto"))),
@@ -581,6 +605,13 @@ class Config(Section):
     ...): the files go there at the run's end"""
     report: Annotated[StrictBool, uses.only("evaluate", "score", "benchmark", "compare")] = True
     """write report.html, a page that shows the results, beside results.json"""
+    objective: Annotated[
+        Literal["easy", "medium", "hard", "pictures_per_second"] | None,
+        uses.only("evaluate", when=(uses.HAS_OBJECTIVE,)),
+        uses.only("score", when=(uses.AP_OBJECTIVE,)),
+    ] = None
+    """the figure that a sweeper of Hydra's, such as hydra/sweeper=optuna, looks for the best of: an
+    AP by the chosen protocol, or the speed (0 if the run misses eval.gate), see docs/api.md"""
     resume: Annotated[PathOrUri | None, uses.only("evaluate")] = None
     """go on with an unfinished run or sweep: its folder or URI, which holds its settings, or auto,
     the newest in outputs or in the output_dir that is given, with just the settings that are given,
@@ -593,11 +624,16 @@ class Config(Section):
     verbose: Annotated[StrictBool, uses.also(uses.AS_TEXT, uses.NOT_QUIET)] = False
     """also show what else goes to run.log: the run's log, and what Ray and other libraries print"""
     predictions: Annotated[PathOrUri | None, uses.only("score")] = None
-    """job=score: folder of WIDER prediction files, <event>/<name>.txt, a zip archive of it, or a
-    URI of either"""
+    """job=score: folder of WIDER prediction files, <event>/<name>.txt, a zip archive of it, a
+    JSON file of detections as COCO has them (docs/detect.md), or a URI of one of these"""
+    coco: Annotated[StrictBool, uses.only("evaluate", when=(uses.REAL,))] = False
+    """write the detections also as COCO has them, coco.json"""
     missing: Annotated[Literal["skip", "empty"], uses.only("score")] = "skip"
     """job=score: pictures without a file: skip, their faces do not count; empty, nothing was found
     in them, which is what it means if their writer leaves such files out"""
+    input: Annotated[PathOrUri | None, uses.only("detect")] = None
+    """job=detect: a picture, a folder (with those inside), a pattern in quotes ('photos/*.jpg'), a
+    zip archive, or a URI of a picture, folder or archive"""
     reference: Annotated[PathOrUri | None, uses.only("compare")] = None
     """job=compare: a model file or its URI, or <backend>:<file>; its content chooses the backend"""
     candidate: Annotated[PathOrUri | None, uses.only("compare")] = None
@@ -614,6 +650,8 @@ class Config(Section):
     infer: InferConfig
     postprocess: PostprocessConfig
     download: DownloadConfig
+    detect: DetectConfig
+    log: LogConfig
     cluster: ClusterConfig
     device: DeviceConfig
     pipeline: PipelineConfig

@@ -23,6 +23,7 @@ Job = Literal[
     "postprocess",
     "download",
     "doctor",
+    "detect",
 ]
 JOBS: tuple[str, ...] = get_args(Job)
 
@@ -158,6 +159,14 @@ EXPECTS_AP = When(
         run.values[f"model.expected.{name}"] is not None for name in ("easy", "medium", "hard")
     ),
 )
+AP_OBJECTIVE = When(
+    "objective=easy, medium or hard",
+    lambda run: run.values["objective"] != "pictures_per_second",
+)
+HAS_OBJECTIVE = When(
+    "a backend that runs the model, or objective=pictures_per_second",
+    lambda run: run.backends != {"simulated"} or not AP_OBJECTIVE.holds(run),
+)
 WIDER = equal("dataset.kind", "wider", "wider (dataset=wider_val)")
 OWN_CLUSTER = When(
     "cluster.address=local", lambda run: joined_cluster(run.values["cluster.address"]) is None
@@ -180,7 +189,7 @@ WITH_FOLDER = Uses([Use(tuple(job for job in JOBS if job not in WITHOUT_FOLDER))
 INPUT_SIZE = Uses([Use(tuple(job for job in WITH_FOLDER[0].jobs if job != "score"))])
 RAY = Uses(
     [
-        Use(("evaluate", "compare", "preprocess", "postprocess")),
+        Use(("evaluate", "compare", "preprocess", "postprocess", "detect")),
         Use(("benchmark",), (DEVICES,)),
         Use(("infer",), (NOT_BY_TOOL,)),
     ]
@@ -189,14 +198,14 @@ RAY = Uses(
 
 ON_DEVICES = Uses(
     [
-        Use(("evaluate", "compare")),
+        Use(("evaluate", "compare", "detect")),
         Use(("benchmark",), (DEVICES,)),
         Use(("infer",), (NOT_BY_TOOL,)),
     ]
 )
 ON_PICTURES = Uses(
     [
-        Use(("evaluate", "compare")),
+        Use(("evaluate", "compare", "detect")),
         Use(("benchmark",), (END_TO_END,)),
         Use(("infer",), (NOT_BY_TOOL,)),
     ]
@@ -220,12 +229,12 @@ def with_model(*jobs: str, parts: When = DEVICES) -> Uses:
 
 
 MODEL_FILE = (
-    also(with_model("infer"), WITHOUT_CHECKPOINT)
+    also(with_model("infer", "detect"), WITHOUT_CHECKPOINT)
     + only("export", when=(missing("model.checkpoint"),))
     + only("convert")
 )
 NORMALISATION = (
-    with_model("compare", "infer", "export")
+    with_model("compare", "infer", "export", "detect")
     + only("preprocess", when=(equal("preprocess.input", "f32", "f32"),))
     + only("convert", when=(equal("convert.aipp", True, "true"),))
     + only("convert", when=(CALIBRATION,))
@@ -237,7 +246,7 @@ def backend_key(*names: str, when: tuple[When, ...] = ()) -> Uses:
     """The jobs that take `backend=`, with one of these backends; with any if none is named."""
     conditions = (on(*names), *when) if names else when
     return (
-        only("evaluate", when=conditions)
+        only("evaluate", "detect", when=conditions)
         + only("benchmark", when=(DEVICES, *conditions))
         + only("infer", when=(NOT_BY_TOOL, *conditions))
     )

@@ -80,7 +80,8 @@ class ShippedPicture:
         """Decode and letterbox the picture into its place in a batch, see `decode_into`."""
         if self.content is None:
             raise PictureError(self.error or "not read")
-        return decode_into(bytes(self.content), row, self.item.use_damaged)
+        item = self.item
+        return decode_into(bytes(self.content), row, item.use_damaged, item.is_upright)
 
 
 Source = WorkItem | ShippedPicture | LetterboxedPicture

@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from cfdist.command import cli
+from cfdist.command.objective import refuse_aimless
 from cfdist.command.resuming import going_on, refuse_finished_sweep
 from cfdist.command.run_folder import HYDRA_RECORD, TO_SWEEP, claim_sweep, read_results
 from cfdist.command.uploading import deliver, prepare, send
@@ -38,6 +39,7 @@ class SweepSummary(Callback):
             if not config.output_dir:
                 raise UserError("output_dir: must not be empty")
             path_or_uri(str(config.output_dir), "output_dir")  # refuses a secret
+            refuse_aimless(config)
             _prepare_params(config)
             folder = Path(config.hydra.sweep.dir)
             if uri_of(folder) and (folder / SWEEP_CSV).exists():

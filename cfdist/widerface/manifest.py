@@ -33,6 +33,7 @@ class WorkItem:
         size: Its size in bytes.
         pass_number: Which pass over the data set this is, from 1.
         use_damaged: Whether a damaged file is used as a decoder makes it; else it has failed.
+        is_upright: Whether it is turned as its EXIF orientation says.
     """
 
     id: str
@@ -40,6 +41,7 @@ class WorkItem:
     size: int
     pass_number: int = 1
     use_damaged: bool = False
+    is_upright: bool = False
 
     @property
     def key(self) -> str:
@@ -48,7 +50,7 @@ class WorkItem:
 
     def fill(self, row: NDArray[np.uint8]) -> StoredPicture:
         """Read and letterbox the picture into its place in a batch, see `read_into`."""
-        return read_into(self.path, row, self.use_damaged)
+        return read_into(self.path, row, self.use_damaged, self.is_upright)
 
 
 def picture_and_pass(key: str) -> tuple[str, int]:

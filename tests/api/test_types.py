@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
 
-from cfdist.api.types import AveragePrecision, Comparison, Evaluation, Run, Score
+from cfdist.api.types import AveragePrecision, Comparison, Detection, Evaluation, Face, Run, Score
 
 AP = {"easy": 0.9, "medium": 0.8, "hard": 0.7}
 RESULTS = {
@@ -48,3 +49,18 @@ def test_a_comparison_has_the_aps_of_both():
     assert (run.exit_code, run.reason) == (4, "the models are too far apart")
     assert run.candidate["official"].hard == 0.7
     assert isinstance(run, Run)
+
+
+def test_a_detection_has_the_faces_by_picture(tmp_path):
+    points = [[1.0, 2.0]] * 5
+    faces = [{"box": [1.0, 2.0, 3.0, 4.5], "score": 0.5, "landmarks": points}]
+    lines = [
+        {"path": "ü", "width": 9, "height": 9, "faces": faces},
+        {"path": "b", "width": None, "height": None, "faces": None, "error": "empty"},
+        {"path": "c", "width": 9, "height": 9, "faces": []},
+    ]
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (tmp_path / "detections.jsonl").write_text(text, encoding="utf-8")
+    run = Detection.of(tmp_path, RESULTS)
+    face = Face((1.0, 2.0, 3.0, 4.5), 0.5, ((1.0, 2.0),) * 5)
+    assert run.faces == {"ü": (face,), "c": ()}

@@ -199,3 +199,13 @@ def test_a_shell_may_be_named_for_completion(typed, shell):
     assert asked(typed) == Question("completion", shell)
     with pytest.raises(UserError, match="stands alone; leave devices=2 out"):
         asked(["devices=2", *typed])
+
+
+def test_a_sweeper_may_be_chosen_and_set():
+    arguments = [
+        "-m",
+        "hydra/sweeper=optuna",
+        "hydra.sweeper.n_trials=3",
+        "hydra/sweeper/sampler=x",
+    ]
+    assert prepare_arguments(arguments) == arguments

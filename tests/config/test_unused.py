@@ -39,13 +39,13 @@ READ_BY = {
         "backend": BACKEND,
         "eval": {"protocol", "gate", "metrics"},
         "preprocess": {"where", "cache"},
-        "": RAY | {"devices", "pipeline.readers", "resume"} | POOL,
+        "": RAY | {"devices", "pipeline.readers", "resume", "objective", "coco"} | POOL,
     },
     "score": {
         "dataset": DATASET,
         "model": {"name"} | EXPECTED,
         "eval": {"protocol", "gate", "metrics"},
-        "": {"predictions", "missing"},
+        "": {"predictions", "missing", "objective"},
     },
     "benchmark": {
         "dataset": DATASET | {"repeat"},
@@ -95,16 +95,24 @@ READ_BY = {
     },
     "download": {"download": {"to", "from", "mirrors", "size", "md5", "sha256", "stall_s"}},
 }
+READ_BY["detect"] = {
+    "model": SIZE | NETWORK | FILES | {"checkpoint", "batch", "outputs", "top_k", "nms"},
+    "backend": BACKEND,
+    "detect": {"threshold", "annotate"},
+    "dataset": set(),
+    "": RAY | {"input", "devices", "pipeline.readers"} | POOL,
+}
 for _job in ("evaluate", "score", "benchmark", "compare"):
+    READ_BY[_job]["log"] = {"mlflow", "wandb", "tensorboard"}
     READ_BY[_job][""] = READ_BY[_job][""] | {"report"} if "" in READ_BY[_job] else {"report"}
 READ_BY["doctor"] = READ_BY["evaluate"] | {
     "": READ_BY["evaluate"][""] - {"resume"} | {"output_dir"}
 }
 READ_BY["convert"]["model"] -= {"convention"}
-for _job in ("evaluate", "doctor", "benchmark", "compare", "preprocess", "postprocess"):
+for _job in ("evaluate", "doctor", "benchmark", "compare", "preprocess", "postprocess", "detect"):
     READ_BY[_job]["dataset"] = READ_BY[_job]["dataset"] | {"damaged"}
 
-for _job in ("evaluate", "doctor", "benchmark", "compare"):
+for _job in ("evaluate", "doctor", "benchmark", "compare", "detect"):
     READ_BY[_job]["dataset"] = READ_BY[_job]["dataset"] | {"ship"}
 
 
@@ -170,6 +178,8 @@ def test_each_key_is_read_by_the_job_or_refused(job):
         (["backend=simulated", "eval=guide"], "eval: .* only with a backend that runs the model"),
         (["job=benchmark", "backend=simulated", "eval.protocol=guide"], "eval.protocol: .* a back"),
         (["model.expected.easy=0.9"], "model.expected.easy: .* dataset.kind=wider"),
+        (["backend=simulated", "objective=hard"], "objective: .* a backend that runs the model"),
+        (["job=score", "objective=pictures_per_second"], "objective: .*=easy, medium or hard"),
         (
             ["dataset=wider_val", "model.expected.tolerance=0.1"],
             "tolerance: .* model.expected.easy, medium or hard",
@@ -219,6 +229,7 @@ def test_what_has_no_effect_is_refused_with_what_would_give_it_one(settings, ref
         ["dataset=wider_val", "model=centerface_pytorch", "model.expected.tolerance=0.1"],
         ["job=export", "model=centerface_pytorch", "export.peaks=true", "model.top_k=9"],
         ["hydra.mode=RUN"],
+        ["backend=simulated", "objective=pictures_per_second"],
     ],
 )  # fmt: skip
 def test_what_has_an_effect_is_not(settings):

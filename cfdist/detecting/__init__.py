@@ -1,0 +1,1 @@
+"""`job=detect`: the faces in any pictures, without ground truth."""

@@ -1,0 +1,172 @@
+"""Which pictures a person means: a file, a folder, a pattern, an archive or a URI."""
+
+from __future__ import annotations
+
+import glob
+import os
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from cfdist.command.run_folder import is_run_folder
+from cfdist.errors import UserError
+from cfdist.storage import open_store, path_or_uri, place_of, place_of_file
+from cfdist.widerface.manifest import WorkItem
+
+KEY = "input"
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".avif"),
+    *(".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".ras"),
+)
+_REMEDY = (
+    "give a picture, a folder, a pattern in quotes ('photos/*.jpg'), a zip archive, or a URI of a "
+    "picture, folder or archive"
+)
+
+
+@dataclass(frozen=True)
+class FoundPictures:
+    """The pictures that a person means.
+
+    Attributes:
+        items: By name; an id is the picture's path within the folder that was given.
+        refused: (name, reason) of those that cannot be worked on.
+        others: How many other files are beside them.
+    """
+
+    items: tuple[WorkItem, ...]
+    refused: tuple[tuple[str, str], ...]
+    others: int
+
+
+def find_pictures(given: str, use_damaged: bool = False) -> FoundPictures:
+    """The pictures that `input` names, with those in folders inside.
+
+    Hidden files, and the folders of this program's runs, are left out. What is named itself, or
+    by a pattern with a suffix, is taken whatever that is.
+
+    Raises:
+        UserError: nothing is there, or it holds no picture.
+        OSError: it cannot be read.
+    """
+    place = path_or_uri(given, KEY)
+    try:
+        if isinstance(place, str):
+            found = _in_uri(place)
+        elif place.is_file() and not zipfile.is_zipfile(place):
+            found = [(place.name, os.path.abspath(place), True)]
+        elif place.is_file():
+            found = _in_store(os.path.abspath(place))
+        elif place.is_dir():
+            found = list(_in_folder(place, place, {}))
+        else:
+            found = list(_fitting(given, str(place)))
+    except (OSError, UnicodeDecodeError) as error:  # the latter: a name behind a URI
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{KEY}={given}: {reason}; {_REMEDY}") from None
+    pictures = {name: path for name, path, is_named in sorted(found) if is_named or _is_one(name)}
+    if not pictures:
+        raise UserError(
+            f"{KEY}={given}: holds no picture ({len(found)} other files, none with a suffix such "
+            f"as {', '.join(SUFFIXES[:4])}); {_REMEDY}"
+        )
+    refused = {name: _shown(name) for name in pictures if _shown(name) != name}
+    items = [
+        WorkItem(name, path, _size(path), use_damaged=use_damaged, is_upright=True)
+        for name, path in pictures.items()
+        if name not in refused
+    ]
+    reason = "its name has bytes that are no UTF-8; rename it"
+    return FoundPictures(
+        tuple(items),
+        tuple((name, reason) for name in refused.values()),
+        len({name for name, _, _ in found}) - len(pictures),
+    )
+
+
+_Found = tuple[str, str, bool]  # name, path or place, whether the person named it itself
+
+
+def _is_one(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+def _shown(name: str) -> str:
+    return os.fsencode(name).decode(errors="backslashreplace")
+
+
+def _size(path: str) -> int:
+    """The file's bytes; 0 if they cannot be asked for: reading it later gives the reason."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return 0
+
+
+def _in_folder(folder: Path, base: Path, seen: dict[str, str]) -> Iterator[_Found]:
+    """The files in a folder and those inside, named from `base`.
+
+    `seen` holds the folders so far, by what they really are: links may lead back to them.
+    """
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+        if not _is_new(parent, seen):
+            folders.clear()
+            continue
+        folders[:] = sorted(one for one in folders if not one.startswith("."))
+        folders[:] = [one for one in folders if not is_run_folder(Path(parent, one))]
+        for name in names:
+            if not name.startswith("."):
+                path = os.path.join(parent, name)
+                yield Path(os.path.relpath(path, base)).as_posix(), os.path.abspath(path), False
+
+
+def _is_new(folder: str, seen: dict[str, str]) -> bool:
+    return seen.setdefault(os.path.realpath(folder), folder) == folder
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _fitting(given: str, pattern: str) -> Iterator[_Found]:
+    """The files that fit a pattern of the shell's, and the pictures in the folders that do.
+
+    Raises:
+        UserError: nothing fits.
+    """
+    parts = Path(pattern).parts
+    fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), None)
+    paths = sorted(map(Path, glob.glob(pattern, recursive=True)))
+    if fixed is None or not paths:
+        what = "no such file or folder" if fixed is None else "no file or folder fits the pattern"
+        raise UserError(f"{KEY}={given}: {what}; {_REMEDY}")
+    base, seen = Path(*parts[:fixed]), dict[str, str]()
+    for path in sorted(paths, key=lambda path: (len(path.parts), path)):
+        name = path.relative_to(base)
+        if "**" in parts and any(is_run_folder(base / one) for one in (name, *name.parents)):
+            continue
+        if path.is_dir():
+            yield from _in_folder(path, base, seen)
+        elif _is_new(str(path.parent), seen):
+            # A pattern that names no suffix means the pictures among what fits.
+            yield name.as_posix(), os.path.abspath(path), "." in parts[-1]
+
+
+def _in_uri(uri: str) -> list[_Found]:
+    if _is_one(uri):
+        return [(uri.rpartition("/")[2], place_of_file(uri), True)]
+    return _in_store(uri)
+
+
+def _in_store(root: str) -> list[_Found]:
+    """The files of a zip archive or of a folder behind a URI."""
+    return [(name, place_of(root, name), False) for name in _visible(open_store(root).sizes)]
+
+
+def _visible(names: Iterable[str]) -> Iterator[str]:
+    """The names without hidden parts, and without what macOS puts into archives."""
+    for name in names:
+        parts = PurePosixPath(name).parts
+        if "__MACOSX" not in parts and not any(part.startswith(".") for part in parts):
+            yield name

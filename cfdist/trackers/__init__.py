@@ -1,0 +1,157 @@
+"""A run's figures and plots for MLflow, Weights & Biases and TensorBoard, for who asks for it.
+
+What cannot be logged never fails a run: its results are on disk.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from cfdist.config import LogConfig
+from cfdist.errors import UserError
+from cfdist.files import CONFIG, RESULTS
+from cfdist.report.screen import console
+
+# Key of `log` -> (package that is imported, what pip installs).
+PACKAGES = {
+    "mlflow": ("mlflow", "mlflow-skinny"),
+    "wandb": ("wandb", "wandb"),
+    "tensorboard": ("tensorboardX", "tensorboardX"),
+}
+_SECTIONS = ("ap", "throughput", "seconds", "pictures", "comparison")
+_MOST_PARAMETERS = 100  # that MLflow takes at once
+_LONGEST_PARAMETER = 500  # characters
+
+log = logging.getLogger(__name__)
+
+
+def check_trackers(config: LogConfig) -> None:
+    """Refuse a tracker whose package is missing, before the run.
+
+    Raises:
+        UserError: it says how to get the package.
+    """
+    for name, target in config.model_dump().items():
+        package, distribution = PACKAGES[name]
+        if target is not None and importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"log.{name}={target}: the Python package {package} is not installed; get it: "
+                f"`pip install {distribution}`, or leave the key out"
+            )
+
+
+def track(config: LogConfig, output: Path) -> None:
+    """Log the results in a run's folder; a tracker that fails is a line on the screen."""
+    for name, target in config.model_dump().items():
+        if target is None:
+            continue
+        try:
+            results = json.loads((output / RESULTS).read_text(encoding="utf-8"))
+            _LOGGERS[name](target, results, output)
+        except Exception as error:  # whatever the package raises
+            log.warning("log.%s failed", name, exc_info=True)
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            console.print(f"note: log.{name}={target}: nothing logged: {reason}", markup=False)
+
+
+def figures(results: Mapping[str, Any]) -> dict[str, float]:
+    """Name ("ap/official/hard") -> figure, of those that a run has."""
+    found = {}
+    for section in _SECTIONS:
+        for name, value in _flat(results.get(section) or {}, f"{section}/", "/"):
+            if isinstance(value, bool | int | float):
+                found[name] = float(value)
+    return found
+
+
+def settings(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Key -> value of the run's configuration, with what it was computed by."""
+    found = dict(_flat(results["config"], "", "."))
+    return found | {name: results[name] for name in ("backend", "simulated", "fingerprint")}
+
+
+def _flat(values: Mapping[str, Any], prefix: str, separator: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}{separator}", separator)
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _files(output: Path) -> list[Path]:
+    """The files of a run that go with its figures."""
+    plots = [*sorted(output.glob("*.png")), *sorted(output.glob("*.html"))]
+    return [path for path in (output / RESULTS, output / CONFIG, *plots) if path.is_file()]
+
+
+def _name(output: Path) -> str:
+    """A run's name: its folder's, in a sweep with the sweep's before it."""
+    return "/".join(output.parts[-2:]) if output.name.isdigit() else output.name
+
+
+def _mlflow(target: str, results: Mapping[str, Any], output: Path) -> None:
+    import mlflow
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each step
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(target)
+    try:
+        mlflow.set_experiment("cfdist")
+        # A caller from Python may be in a run of its own.
+        with mlflow.start_run(run_name=_name(output), nested=True):
+            found = [(k, str(v)[:_LONGEST_PARAMETER]) for k, v in settings(results).items()]
+            for start in range(0, len(found), _MOST_PARAMETERS):
+                mlflow.log_params(dict(found[start : start + _MOST_PARAMETERS]))
+            mlflow.log_metrics(figures(results))
+            mlflow.set_tags({k: str(v) for k, v in results["provenance"].items()})
+            for path in _files(output):
+                mlflow.log_artifact(str(path))
+    finally:
+        mlflow.set_tracking_uri(before)
+
+
+def _wandb(target: str, results: Mapping[str, Any], output: Path) -> None:
+    import wandb
+
+    run = wandb.init(
+        project=target,
+        name=_name(output),
+        dir=str(output),
+        config=settings(results),
+        settings=wandb.Settings(silent=True, console="off"),
+        reinit="finish_previous",
+    )
+    run.log(figures(results))
+    run.log({path.stem: wandb.Image(str(path)) for path in output.glob("*.png")})
+    artifact = wandb.Artifact(f"results-{run.id}", type="results")
+    for path in _files(output):
+        artifact.add_file(str(path))
+    run.log_artifact(artifact)
+    run.finish(exit_code=0)
+
+
+def _tensorboard(target: str, results: Mapping[str, Any], output: Path) -> None:
+    import cv2
+    from tensorboardX import SummaryWriter
+
+    with SummaryWriter(str(Path(target, _name(output)))) as writer:
+        for name, value in figures(results).items():
+            writer.add_scalar(name, value, 0)
+        lines = (f"    {key}: {value}" for key, value in settings(results).items())
+        writer.add_text("settings", "\n".join(lines), 0)
+        for path in output.glob("*.png"):
+            picture = cv2.imread(str(path))
+            if picture is not None:
+                writer.add_image(path.stem, picture[..., ::-1], 0, dataformats="HWC")
+
+
+_LOGGERS: Mapping[str, Callable[[str, Mapping[str, Any], Path], None]] = {
+    "mlflow": _mlflow,
+    "wandb": _wandb,
+    "tensorboard": _tensorboard,
+}

@@ -1,0 +1,88 @@
+"""What `input` may be, and which pictures are meant by it."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+
+import pytest
+
+from cfdist.detecting.pictures import find_pictures
+from cfdist.errors import UserError
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A folder of files with the names of pictures, and of others."""
+    monkeypatch.chdir(tmp_path)
+    names = ("b/x.jpg", "a/x.JPG", "ü 人.png", "[1].jpg", "note.txt", ".hidden.jpg", "a/.h/y.jpg")
+    for name in (*names, "old run/annotated/x.jpg", "old run/.lock"):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    with zipfile.ZipFile("photos.zip", "w") as archive:
+        for name in ("b/x.jpg", "a/x.jpg", "__MACOSX/a/._x.jpg", "__MACOSX/y.jpg", "note.txt"):
+            archive.writestr(name, "x")
+    return tmp_path / "photos"
+
+
+ALL = ["[1].jpg", "a/x.JPG", "b/x.jpg", "ü 人.png"]
+
+
+@pytest.mark.parametrize(
+    ("given", "ids", "others"),
+    [
+        ("photos", ALL, 1),
+        ("photos/", ALL, 1),
+        ("photos/a/x.JPG", ["x.JPG"], 0),
+        ("photos/note.txt", ["note.txt"], 0),  # named itself
+        ("photos/[1].jpg", ["[1].jpg"], 0),  # a file of that name comes before a pattern
+        ("photos/*.jpg", ["[1].jpg"], 0),
+        ("photos/*/x.*", ["a/x.JPG", "b/x.jpg"], 0),
+        ("photos/[ab]", ["a/x.JPG", "b/x.jpg"], 0),
+        ("photos/*.txt", ["note.txt"], 0),
+        ("photos.zip", ["a/x.jpg", "b/x.jpg"], 1),
+        ("file://{here}/photos/b", ["x.jpg"], 0),
+        ("file://{here}/photos/b/x.jpg", ["x.jpg"], 0),
+        ("file://{here}/photos.zip", ["a/x.jpg", "b/x.jpg"], 1),
+    ],
+)
+def test_what_can_be_named(photos, given, ids, others):
+    found = find_pictures(given.format(here=photos.parent))
+    assert [item.id for item in found.items] == ids
+    assert (found.refused, found.others) == ((), others)
+    assert all(item.is_upright for item in found.items)
+    assert all(item.path.startswith(("inside:", str(photos))) for item in found.items)
+
+
+def test_links_that_lead_back_end(photos):
+    (photos / "a" / "loop").symlink_to("..")
+    assert [item.id for item in find_pictures("photos").items] == ALL
+    assert [item.id for item in find_pictures("photos/**").items] == ALL
+
+
+def test_a_name_that_is_no_utf8_has_failed(photos):
+    with open(os.fsencode(photos) + b"/b/\xff.jpg", "wb"):
+        pass
+    found = find_pictures("photos/b")
+    assert [item.id for item in found.items] == ["x.jpg"]
+    assert found.refused == (("\\xff.jpg", "its name has bytes that are no UTF-8; rename it"),)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ("photo", "no such file or folder; give a picture"),
+        ("photos/*.bmp", "no file or folder fits the pattern"),
+        ("photos/n*", r"holds no picture \(1 other files"),
+        ("empty", r"holds no picture \(0 other files"),
+        ("file:///nowhere", "No such file"),
+        ("nothing://x/y", "nothing"),
+        ("s3://me:secret@bucket/x", "holds a key or password"),
+    ],
+)
+def test_where_no_picture_is_one_line_says_so(photos, given, reason):
+    (photos.parent / "empty").mkdir()
+    with pytest.raises(UserError, match=f"^input.*{reason}") as refused:
+        find_pictures(given)
+    assert "secret" not in str(refused.value)
