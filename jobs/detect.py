@@ -24,6 +24,7 @@ from cfdist.files import disk_as_user_error
 from cfdist.machine import available_cores
 from cfdist.preprocess import PictureError
 from cfdist.report import screen
+from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Results, damage_notes, device_entry, phase_seconds
 
 
@@ -132,7 +133,6 @@ def _run(config: Config, there: Execution, pictures: FoundPictures, output: Path
 
     def take(device: str, chunk: FoundChunk) -> list[str]:
         run.timeline.add(device, len(chunk.found))
-        progress.advance(len(chunk.found), len(chunk.failures))
         for one in chunk.found:
             run.found[one.id] = one
             if config.detect.annotate and one.error is None:
@@ -142,7 +142,6 @@ def _run(config: Config, there: Execution, pictures: FoundPictures, output: Path
 
     def give_up(given_up: dict[str, str]) -> None:
         run.found |= {id: Detections(id, error=reason) for id, reason in given_up.items()}
-        progress.advance(len(given_up), len(given_up))
 
     pool: DevicePool[FoundChunk] = DevicePool(
         plan, make_device, model.spec.batch, model.capabilities.group
@@ -150,7 +149,8 @@ def _run(config: Config, there: Execution, pictures: FoundPictures, output: Path
     make_work = execution.device_work(config, there)
     threads = ThreadPoolExecutor(available_cores(), thread_name_prefix="drawing")
     try:
-        with screen.PictureProgress(len(ids)) as progress, pool:
+        with PictureProgress(len(ids), output) as progress, pool:
+            pool.monitor = progress.monitor
             run_rounds(pool, pictures.items, make_work, on_ready, take, give_up)
             pool.close()
         for id, drawn in drawing.items():
