@@ -30,4 +30,4 @@ def test_the_package_alone_takes_no_time_to_import():
 def test_every_name_is_there_and_no_room_hides_it():
     for name in cfdist.__all__:
         assert callable(getattr(cfdist, name))
-        assert not (PROJECT / "cfdist" / name).exists()
+        assert not (PROJECT / "cfdist" / name / "__init__.py").exists()

@@ -23,7 +23,7 @@ class EchoBackend(Backend):
 
 
 def test_unknown_and_missing_backends_are_refused(monkeypatch):
-    with pytest.raises(UserError, match="backend=tensorrt: no such backend"):
+    with pytest.raises(UserError, match=r"backend\.name=tensorrt: no such backend"):
         backends.resolve("tensorrt")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(

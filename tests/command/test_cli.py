@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 import cfdist
 from cfdist.command import cli
 from cfdist.command.arguments import Question
+from cfdist.config.schema import LogConfig
 from cfdist.errors import ExitCode, TerminatedError, UserError
 
 SCREEN = {"job": "evaluate", "progress": "text", "quiet": False, "verbose": False}
@@ -22,8 +23,8 @@ SCREEN = {"job": "evaluate", "progress": "text", "quiet": False, "verbose": Fals
 def resolved(composed, typed):
     """In place of the checked configuration: its values as they are."""
     values = OmegaConf.to_container(composed, resolve=True)
-    convert = SimpleNamespace(dry_run=False)
-    return SimpleNamespace(**{"resume": None, "convert": convert, **SCREEN, **values})
+    rest = {"resume": None, "convert": SimpleNamespace(dry_run=False), "log": LogConfig()}
+    return SimpleNamespace(**{**rest, **SCREEN, **values})
 
 
 @pytest.fixture
