@@ -130,7 +130,8 @@ def scrape(node):
 
 with session(None, dashboard=False):
     import ray
-    from ray._private.state import actors
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import ActorTableData
     (node,) = ray.nodes()
     for number, settings in enumerate(json.loads(sys.argv[2])):
         texts, ended, names = [], threading.Event(), set()
@@ -138,7 +139,9 @@ with session(None, dashboard=False):
         def look():
             while not ended.wait(1.0):
                 texts.append(scrape(node))
-                names.update((one["Name"], one["ReprName"]) for one in actors().values())
+                table = state._connect_and_get_accessor().get_actor_table(None, None)
+                for one in map(ActorTableData.FromString, table):
+                    names.add((one.name, one.repr_name))
 
         thread = threading.Thread(target=look)
         thread.start()
@@ -229,6 +232,6 @@ def test_prometheus_gets_each_metric_of_a_live_run_and_they_agree_with_the_resul
     counts = [sum(one.get("ray_cfdist_pictures_done_total", {}).values()) for one in live]
     assert counts == sorted(counts)
     assert any(0 < count < 20 * 23 for count in counts), "it was scraped while it ran"
-    names = dict(found["names"])
+    names = dict(one for one in found["names"] if one[1])
     assert names["reducer"] == "reducer"
     assert names["device:0"] == f"device CPU 0 on {host}"
