@@ -7,9 +7,10 @@ and `--help` prints the text below each key.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args
 
@@ -669,7 +670,8 @@ def sections(
         yield from sections(kind, f"{key}.")
 
 
-def help_texts(section: type[Section]) -> dict[str, str]:
+@functools.cache
+def help_texts(section: type[Section]) -> Mapping[str, str]:
     """The text below each key of a section, by its name in the section.
 
     pydantic would read the source of every section for them whenever the program starts.
@@ -686,12 +688,14 @@ def help_texts(section: type[Section]) -> dict[str, str]:
     }
 
 
-def all_fields() -> dict[str, FieldInfo]:
+@functools.cache
+def all_fields() -> Mapping[str, FieldInfo]:
     """Every key of the configuration, such as "model.batch", with its field."""
     return {key: field for _, fields in sections() for key, field in fields.items()}
 
 
-def all_uses() -> dict[str, Uses]:
+@functools.cache
+def all_uses() -> Mapping[str, Uses]:
     """Every key with what reads it; job=doctor looks at what job=evaluate would take."""
     return {
         key: uses.as_looked_at(
