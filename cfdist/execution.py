@@ -198,7 +198,7 @@ def start(
             plan_on([Node(socket.gethostname(), available_cores())])
     cluster = config.cluster
     joined = (cluster.joined, cluster.dashboard, kind, config.devices, cluster.wait_s)
-    with session(*joined) as dashboard:
+    with session(*joined, cluster.keep_minutes) as dashboard:
         on_cluster = feeds_pictures and _letterboxes_on_cluster(config.preprocess.where, kind)
         if config.dataset.ship:
             models, pictures = [ship_model(model) for model in models], ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import platform
 import resource
@@ -14,6 +15,9 @@ import psutil
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
+
+# Ray sets it in the environment of a submitted job's command alone.
+SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 _CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -139,6 +143,15 @@ def pip_install(requirements: str, *options: str) -> str:
         _near(file) if file.is_file() else requirements,
     ]
     return f"`{' '.join(words)}`"
+
+
+def sources_digest() -> str:
+    """SHA-256 over this package's source files and their names, hexadecimal."""
+    folder = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _near(path: Path) -> str:

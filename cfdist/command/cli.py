@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import hydra
+from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -109,6 +110,7 @@ def main() -> int:
             return ExitCode.DONE
         sys.argv[1:] = sweep_to_go_on(sys.argv[1:], is_multirun)
         with held:
+            _spare_composing()
             run(run_job)()
     except ValueError as error:
         # A sweeper for which a run has no figure ends the sweep.
@@ -119,6 +121,16 @@ def main() -> int:
     except (UserError, StoppedError, HydraException, OmegaConfBaseException, OSError) as error:
         return fail(*explain(error))
     return max((outcome.exit_code for outcome in outcomes), default=ExitCode.DONE)
+
+
+def _spare_composing() -> None:
+    """Let Hydra compose the settings once: it does so a first time only to read `hydra.mode`.
+
+    Only an experiment, or the command line, may set that.
+    """
+    if not any("experiment" in argument or "hydra" in argument for argument in sys.argv[1:]):
+        held.callback(setattr, Hydra, "get_mode", Hydra.get_mode)
+        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
 
 
 def answer(question: Question) -> str:
@@ -259,13 +271,13 @@ def _run_job(checked: config.Config, output: Path, started: float) -> tuple[int,
             return code, None
     except (UserError, StoppedError) as error:
         if isinstance(error, StoppedError):
-            _end_session()
+            _end_session(error)
         raise
     except Exception as error:
         log.exception("the job failed")
         if file_error := _file_error(error):
             raise file_error from None
-        _end_session()
+        _end_session(error)
         return ExitCode.INTERNAL, error
 
 
@@ -290,12 +302,12 @@ def _emit_end(output: Path, code: int, results: Path | None) -> None:
     stream.end_run(shown(output), int(code), place, content)
 
 
-def _end_session() -> None:
+def _end_session(error: Exception) -> None:
     """End the session of a sweep, which may be broken; the next run gets a new one."""
     from cfdist.distributed import session
 
     with contextlib.suppress(Exception):
-        session.close_shared_session()
+        session.close_shared_session(error)
 
 
 def explain(error: BaseException, output: str | Path | None = None) -> tuple[ExitCode, str]:

@@ -551,6 +551,12 @@ class ClusterConfig(Section):
     wait_s: Annotated[Real, _between(1, 86_400, "a number")] = 30
     """seconds to wait for what the cluster has lost before the run goes on without it, or ends if
     it cannot: a head that does not answer (40 s at most), a node with room for a device"""
+    keep_minutes: Annotated[
+        Annotated[Real, _between(0, 1440, "a number")] | None,
+        uses.also(uses.RAY, uses.OWN_CLUSTER),
+    ] = None
+    """leave the run's own Ray session for so many minutes to the next commands of this user and
+    checkout; 0: end those that were left; null: use one that was left, and leave none anew"""
 
     @property
     def joined(self) -> str | None:

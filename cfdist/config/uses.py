@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from cfdist.machine import SUBMITTED_JOB
+
 Job = Literal[
     "evaluate",
     "score",
@@ -29,9 +31,6 @@ JOBS: tuple[str, ...] = get_args(Job)
 
 # Jobs that leave no results, and have no folder for them.
 WITHOUT_FOLDER = ("download", "doctor")
-
-# Ray sets it in the environment of a submitted job's command alone.
-SUBMITTED_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 # Backends of this project; another one may read any of the backends' keys.
 BACKENDS = ("openvino", "onnxruntime", "torch", "om", "simulated")

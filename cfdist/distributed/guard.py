@@ -6,6 +6,9 @@ process group or parent that anybody signals, and ignores what ends the command 
 the command's processes by a variable of their environment, and so finds those that have left their
 parents, groups and sessions, as Ray's agents have.
 
+The guard of a session that a command leaves to later ones outlives the command, and ends the
+session when its time is over; see `cfdist.distributed.keeping`.
+
 This file runs as a script with the standard library alone, in 20 ms.
 """
 
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import secrets
@@ -41,6 +45,11 @@ _LONGEST_WAIT = 4.0  # seconds that a command's end waits for its guard
 
 _PROCESSES = Path("/proc")
 
+# Of a session that outlives commands. Whoever uses it holds a lock on this file in its folder.
+IN_USE = ".in_use"
+_KEEP = "keep "  # before the session's record, in what its guard is told
+_LOOKS_EVERY = 0.25  # seconds
+
 
 class Guard:
     """This process's side of its guard.
@@ -50,8 +59,8 @@ class Guard:
         folder: The command's folder, once it has one.
     """
 
-    def __init__(self) -> None:
-        """Mark the processes that start from now on, and start the guard.
+    def __init__(self, marks_all: bool = True) -> None:
+        """Mark the processes that start from now on, unless only some are, and start the guard.
 
         Raises:
             OSError: it cannot be started.
@@ -59,7 +68,9 @@ class Guard:
         self.mark = secrets.token_hex(3)
         self.folder: Path | None = None
         # Ray's workers write their titles over their environment otherwise.
-        os.environ |= {VARIABLE: self.mark, "SPT_NOENV": "1"}
+        os.environ["SPT_NOENV"] = "1"
+        if marks_all:
+            os.environ[VARIABLE] = self.mark
         process = subprocess.Popen(
             [sys.executable, "-IS", __file__, self.mark],
             stdin=subprocess.PIPE,
@@ -93,10 +104,18 @@ class Guard:
         """Leave the folder to the person, until a later command clears it."""
         self._tell("")
 
-    def end(self) -> None:
-        """Let the guard do its work now, and wait until it has."""
+    def keep(self, record: Path) -> None:
+        """Let what is guarded outlive this process, as long as its record says; see `_wait_idle`."""
+        self._tell(f"{_KEEP}{record}")
+
+    def let_go(self) -> None:
+        """Let the guard go on without this process, or do its work if there is nothing to keep."""
         with contextlib.suppress(OSError):
             self._to.close()
+
+    def end(self) -> None:
+        """Let the guard do its work now, and wait until it has."""
+        self.let_go()
         select.select([self._from], [], [], _LONGEST_WAIT)
 
     def _tell(self, line: str) -> None:
@@ -137,6 +156,22 @@ def hold(folder: Path, is_alone: bool = False) -> int:
     try:
         kind = fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def use(folder: Path) -> int:
+    """Lock a session that outlives commands, for as long as the descriptor returned is open.
+
+    Raises:
+        BlockingIOError: another process uses it.
+        OSError: it is not there any more.
+    """
+    descriptor = os.open(folder / IN_USE, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
         raise
@@ -187,18 +222,55 @@ def _marked(mark: str) -> Iterator[int]:
 
 
 def _main(mark: str) -> None:
-    """Wait for the command's end; the last line that it writes is the folder to remove, if any."""
+    """Wait for the command's end; the last line that it writes is the folder to remove, if any.
+
+    A line before may name the record of a session to keep.
+    """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     if os.fork():
         os._exit(0)  # nobody's child: whoever ends the command's children leaves it
-    folder = None
+    folder, record = None, None
     for line in sys.stdin.buffer:
+        if line.startswith(_KEEP.encode()):
+            record = Path(os.fsdecode(line[len(_KEEP) : -1]))
+            continue
         folder = Path(os.fsdecode(line[:-1])) if line.strip() else None
         if folder is not None:
             with contextlib.suppress(OSError):
                 hold(folder)
+    if folder is not None and record is not None:
+        _wait_idle(mark, folder, record)
     clean(mark, folder)
+
+
+def _wait_idle(mark: str, folder: Path, record: Path) -> None:
+    """Return when nobody has used a session for as long as its record says, or the record is gone.
+
+    The record goes first, and nobody can use the session from then on.
+    """
+    since = None
+    while True:
+        time.sleep(_LOOKS_EVERY)
+        try:
+            used = use(folder)
+        except BlockingIOError:
+            since = None
+            continue
+        except OSError:
+            return
+        since = since or time.monotonic()
+        try:
+            content = json.loads(record.read_text())
+            is_ours = content["mark"] == mark
+            if is_ours and time.monotonic() - since < 60 * content["minutes"]:
+                os.close(used)
+                continue
+            if is_ours:
+                record.unlink()
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return  # the lock stays until this process ends
 
 
 if __name__ == "__main__":

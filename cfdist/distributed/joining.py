@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cfdist.distributed.starting import PRIVATE_LABEL, interruptible, loudness
+from cfdist.distributed.processes import interruptible
+from cfdist.distributed.starting import PRIVATE_LABEL, loudness
 from cfdist.errors import UserError
 
 _ADDRESS = re.compile(r"(?P<client>ray://)?(?P<host>\[[^]\s]+\]|[^\s/:]+):(?P<port>\d{1,5})")

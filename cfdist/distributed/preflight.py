@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import platform
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cfdist.backends.model import BackendModel
@@ -18,7 +16,7 @@ from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, count_accelera
 from cfdist.distributed.failures import user_error
 from cfdist.distributed.nodes import Node, cluster_nodes
 from cfdist.errors import UserError
-from cfdist.machine import available_memory
+from cfdist.machine import available_memory, sources_digest
 from cfdist.model import refuse_other_model
 from cfdist.monitoring.terminal import say
 from cfdist.storage import read
@@ -204,9 +202,5 @@ def versions() -> tuple[str, str, str]:
 
     import cfdist
 
-    folder = Path(cfdist.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes())
-    own = f"{cfdist.__version__} ({digest.hexdigest()[:8]})"
+    own = f"{cfdist.__version__} ({sources_digest()[:8]})"
     return ray.__version__, platform.python_version(), own

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cfdist.distributed import keeping
 from cfdist.distributed.accelerators import chosen, only_visible, resources
 from cfdist.distributed.head import head_watched, shut_down
 from cfdist.distributed.joining import join_ray
@@ -64,13 +64,16 @@ def shared_session() -> SharedSession | None:
     return _shared
 
 
-def close_shared_session() -> None:
-    """End the session that the runs of a sweep share, if there is one."""
+def close_shared_session(error: BaseException | None = None) -> None:
+    """End the session that the runs of a sweep share, if there is one.
+
+    After an error, which is raised again, it is not left to later commands.
+    """
     global _shared
     shared, _shared = _shared, None
     if shared is not None:
         shared.pictures = None
-        shared.stack.close()
+        shared.stack.__exit__(type(error) if error else None, error, None)
 
 
 @contextlib.contextmanager
@@ -80,6 +83,7 @@ def session(
     kind: str = "cpu",
     devices: Devices = "auto",
     wait_s: float = WAIT_SECONDS,
+    keep_minutes: float | None = None,
 ) -> Iterator[str | None]:
     """The Ray session of a run: its own, or the one that the runs of a sweep share.
 
@@ -90,6 +94,7 @@ def session(
         devices: As in the configuration; with a list, that cluster sees only those accelerators,
             which are counted within what a scheduler allotted.
         wait_s: How long to wait for a head that does not answer, seconds.
+        keep_minutes: How long that cluster stays for later commands, see `keeping`.
 
     Yields:
         The dashboard's URL, or `None` without one.
@@ -100,16 +105,18 @@ def session(
         StoppedError: the cluster's head is gone.
     """
     global _shared
+    own = (address, dashboard, kind, devices, keep_minutes)
     if not _shares_sessions:
-        with own_session(address, dashboard, kind, devices) as url, head_watched(wait_s):
+        with own_session(*own) as url, head_watched(wait_s):
             yield url
         return
-    settings = (address, dashboard, kind, devices if isinstance(devices, list) else None)
+    numbers = devices if isinstance(devices, list) else None
+    settings = (address, dashboard, kind, numbers, keep_minutes)
     if _shared is not None and _shared.settings != settings:
         close_shared_session()
     if _shared is None:
         with contextlib.ExitStack() as stack:
-            url = stack.enter_context(own_session(address, dashboard, kind, devices))
+            url = stack.enter_context(own_session(*own))
             _shared = SharedSession(settings, stack.pop_all(), url)
     with head_watched(wait_s):
         yield _shared.dashboard
@@ -117,35 +124,41 @@ def session(
 
 @contextlib.contextmanager
 def own_session(
-    address: str | None, dashboard: bool | Auto, kind: str, devices: Devices
+    address: str | None,
+    dashboard: bool | Auto,
+    kind: str,
+    devices: Devices,
+    keep_minutes: float | None = None,
 ) -> Iterator[str | None]:
     """Connect to a cluster, or start one on this machine; leave it at the end. See `session`.
 
     A session that runs already (several jobs in one process) is used and left running.
     """
     prepare_environment()
-    _announce(address)
-    import ray
-
-    # Ray logs a traceback and goes on if the toolkit's package `acl` is missing.
-    logging.getLogger("ray._private.accelerators.npu").setLevel(logging.CRITICAL)
-    _log_what_ray_prints()
-    if ray.is_initialized():
+    _check(address)
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         yield None
         return
     names = chosen(kind, devices) if address is None and kind != "cpu" else None
+    kept: keeping.Kept | None = None
+    is_sound = False
     with only_visible(kind, names):
         if address is None:
             wants_dashboard = terminal.out().isatty() if dashboard == "auto" else dashboard
-            context = start_ray(wants_dashboard, resources(kind, names))
+            context, kept = _here(wants_dashboard, kind, names, keep_minutes)
         else:
             context = join_ray(address)
+            _log_what_ray_prints()
         try:
             yield f"http://{context.dashboard_url}" if context.dashboard_url else None
+            is_sound = True
+        except (KeyboardInterrupt, UserError):
+            is_sound = True
+            raise
         finally:
-            if address is None:
-                end_autoscaler()
             shut_down()
+            if kept is not None:
+                kept.leave(is_sound)
 
 
 def _log_what_ray_prints() -> None:
@@ -159,8 +172,32 @@ def _log_what_ray_prints() -> None:
     worker.print_to_stdstream = note
 
 
-def _announce(address: str | None) -> None:
-    """Say that Ray is started here, which takes a second and more, unless it is there already.
+def _here(
+    dashboard: bool, kind: str, names: list[str] | None, keep_minutes: float | None
+) -> tuple[Any, keeping.Kept | None]:
+    """What `ray.init` returns for a session on this machine, and the session if it is kept."""
+    accelerators = resources(kind, names)
+    path = keeping.record_path((dashboard, kind, accelerators), makes=bool(keep_minutes))
+    kept = keeping.find(path, keep_minutes)
+    if kept is not None:
+        say("using the Ray session that an earlier command left ...")
+    elif "ray" not in sys.modules:
+        say("starting Ray ...")
+    # Ray logs a traceback and goes on if the toolkit's package `acl` is missing.
+    logging.getLogger("ray._private.accelerators.npu").setLevel(logging.CRITICAL)
+    _log_what_ray_prints()
+    if kept is not None and (context := keeping.connect(kept)) is not None:
+        return context, kept
+    if keep_minutes and path is None:
+        say("note: cluster.keep_minutes: no folder of this user's own for it")
+    # One that is there is used by another command: this one has its own.
+    if keep_minutes and path is not None and not path.exists():
+        return keeping.start(path, keep_minutes, dashboard, accelerators)
+    return start_ray(dashboard, accelerators), None
+
+
+def _check(address: str | None) -> None:
+    """Refuse what Ray would refuse at length.
 
     Raises:
         UserError: Ray will not take this process's command line, or cannot start here.
@@ -177,21 +214,3 @@ def _announce(address: str | None) -> None:
     if address is None:
         check_loopback()
         ray_folder()
-        if "ray" not in sys.modules:
-            say("starting Ray ...")
-
-
-def end_autoscaler() -> None:
-    """Kill Ray's autoscaler process, a child of this process that one machine has no use for.
-
-    The process ignores Ray's request to end, and `ray.shutdown` waits for it before it kills it.
-    Ray has no option to start a cluster without it. Measured on 2 cores, medians of three
-    alternating sessions: `ray.shutdown` takes 0.35 s without the process and 1.35 s with it.
-    """
-    import psutil
-
-    script = os.path.join("autoscaler", "_private", "monitor.py")
-    for process in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            if any(part.endswith(script) for part in process.cmdline()):
-                process.kill()

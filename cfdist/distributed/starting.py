@@ -24,11 +24,11 @@ from typing import Any
 
 import psutil
 
-from cfdist.config.uses import SUBMITTED_JOB
-from cfdist.distributed.guard import clear_dead, guarded
+from cfdist.distributed.guard import Guard, clear_dead, guarded
+from cfdist.distributed.processes import interruptible, loopback_only, own_processes
 from cfdist.errors import DiskFullError, UserError
 from cfdist.files import DISK_IS_FULL
-from cfdist.machine import available_cores, available_memory
+from cfdist.machine import SUBMITTED_JOB, available_cores, available_memory
 from cfdist.monitoring import terminal
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,9 @@ _ENVIRONMENT = {
     "RAY_agent_register_timeout_ms": "180000",
     "RAY_raylet_start_wait_time_s": "180",
     "RAY_worker_register_timeout_seconds": "180",
+    # Workers start while the driver makes what they will do, and as many as are wanted: Ray would
+    # first start one a core, and have the driver wait for them.
+    "RAY_prestart_worker_first_driver": "0",
     # Ray's own handlers of SIGTERM print a crash report in place of what the signal asks for.
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
 }
@@ -79,12 +82,13 @@ def prepare_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def start_ray(dashboard: bool, accelerators: Mapping[str, Any]) -> Any:
+def start_ray(dashboard: bool, accelerators: Mapping[str, Any], keeper: Guard | None = None) -> Any:
     """Start Ray on this machine, and connect to it.
 
     Args:
         dashboard: Whether it has a dashboard.
         accelerators: See `accelerators.resources`.
+        keeper: The guard of a session that outlives this process; it has a token of its own.
 
     Returns:
         What `ray.init` does.
@@ -104,12 +108,14 @@ def start_ray(dashboard: bool, accelerators: Mapping[str, Any]) -> Any:
         **_memory_options(),
         **accelerators,
     }
-    with _loopback_only(), interruptible(), _own_sessions(), one_start_at_a_time(base):
+    with loopback_only(), interruptible(), one_start_at_a_time(base):
         clear_dead(base)
-        folder = guarded().make_folder(base)
-        ensure_token(folder)
-        _forget_token()
-        context = _init({**options, "_temp_dir": str(folder)}, folder)
+        guard = keeper or guarded()
+        folder = guard.make_folder(base)
+        ensure_token(folder, keeper is not None)
+        forget_token()
+        with own_processes(keeper and keeper.mark):
+            context = _init({**options, "_temp_dir": str(folder)}, guard, folder)
         folder.chmod(0o700)  # Ray lets all users write to it
         return context
 
@@ -185,7 +191,7 @@ def unusable(folder: Path) -> str | None:
     return None
 
 
-def ensure_token(folder: Path) -> None:
+def ensure_token(folder: Path, is_own: bool = False) -> None:
     """See to the token that Ray asks of whoever connects.
 
     Ray makes one itself, but several commands that start at once would overwrite each other's, and
@@ -193,12 +199,13 @@ def ensure_token(folder: Path) -> None:
 
     Args:
         folder: Takes the token if the home folder cannot.
+        is_own: The token is no other program's, and lies in the folder.
     """
     mode = os.environ.get("RAY_AUTH_MODE", "token").lower()
     if mode != "token" or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
     home = os.environ.get("HOME")
-    if home:
+    if home and not is_own:
         with contextlib.suppress(OSError):
             path = Path(home, ".ray", "auth_token")
             if not (path.is_file() and path.read_text().strip()):
@@ -214,7 +221,7 @@ def ensure_token(folder: Path) -> None:
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(_write_token(folder))
 
 
-def _forget_token() -> None:
+def forget_token() -> None:
     """Let Ray read the token anew: its processes will, and one of another session may differ."""
     from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
 
@@ -239,62 +246,6 @@ def token_command() -> str | None:
     if os.environ.get("RAY_AUTH_TOKEN"):
         return 'echo "$RAY_AUTH_TOKEN"'
     return f"{shlex.quote(str(Path(sys.executable).with_name('ray')))} get-auth-token"
-
-
-@contextlib.contextmanager
-def _loopback_only() -> Iterator[None]:
-    """Let Ray, started in the `with` block, listen on the loopback interface and no other.
-
-    Ray has this setting for Windows and macOS, where it is the default. Without it Ray takes the
-    address by which other machines reach this one, and its processes listen on all interfaces.
-    """
-    from ray._private import ray_constants
-
-    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    before, constant = os.environ.get(name), ray_constants.ENABLE_RAY_CLUSTER
-    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = constant
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
-
-
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
-    """Keep this process's handling of SIGTERM while Ray, in the `with` block, sets its own."""
-    from ray._private import utils
-
-    before = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda _: None
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = before
-
-
-@contextlib.contextmanager
-def _own_sessions() -> Iterator[None]:
-    """Give the processes that Ray starts in the `with` block sessions and groups of their own.
-
-    What is signalled to this process's group, or by its terminal, would end them before this
-    process has ended what it does with them.
-    """
-    from ray._private import services
-
-    class Started(services.ConsolePopen):
-        def __init__(self, *command: Any, **options: Any) -> None:
-            super().__init__(*command, **options, start_new_session=True)
-
-    before = services.ConsolePopen
-    services.ConsolePopen = Started  # type: ignore[misc]
-    try:
-        yield
-    finally:
-        services.ConsolePopen = before  # type: ignore[misc]
 
 
 @contextlib.contextmanager
@@ -332,7 +283,7 @@ def _memory_options() -> dict[str, Any]:
     return {"object_store_memory": max(store, _LEAST_STORE_BYTES)}
 
 
-def _init(options: Mapping[str, Any], folder: Path) -> Any:
+def _init(options: Mapping[str, Any], guard: Guard, folder: Path) -> Any:
     """`ray.init`, tried a second time if the first fails.
 
     Two processes may have chosen the same port, or one of Ray's may have been too slow.
@@ -350,7 +301,7 @@ def _init(options: Mapping[str, Any], folder: Path) -> Any:
             cause = _cause(error, folder)
             log.warning("Ray did not start (attempt %d): %s", attempt, cause, exc_info=error)
             _end_what_was_started(before)
-    guarded().keep_folder()
+    guard.keep_folder()
     raise UserError(
         f"Ray does not start on this machine: {cause}; its logs are in {_own_logs(folder)}"
     )

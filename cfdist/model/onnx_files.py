@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-import onnx
-from google.protobuf.message import DecodeError
+from typing import TYPE_CHECKING
 
 from cfdist.errors import UserError
+
+if TYPE_CHECKING:  # loaded where it is needed: most processes of a run never look into an ONNX
+    import onnx
 
 # Protobuf holds no more in one message, and runtimes are given the whole model as one.
 _MAX_BYTES = 2**31 - 1
@@ -21,6 +22,9 @@ def parse_graph(path: Path) -> onnx.ModelProto | None:
     Raises:
         OSError: the file cannot be read.
     """
+    import onnx
+    from google.protobuf.message import DecodeError
+
     if path.stat().st_size > _MAX_BYTES:
         return None
     try:
@@ -41,6 +45,8 @@ def weight_files(model: onnx.ModelProto, path: Path) -> list[Path]:
     Raises:
         UserError: a file of weights is missing, too short, or outside of that folder.
     """
+    import onnx
+
     found: dict[Path, int] = {}
     for tensor in all_tensors(model):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
@@ -136,6 +142,8 @@ def _place(tensor: onnx.TensorProto, path: Path) -> tuple[Path, int]:
 
 def _bytes_of(tensor: onnx.TensorProto) -> int:
     """What a tensor's values take, bytes; those smaller than a byte are packed."""
+    import onnx
+
     halves = (onnx.TensorProto.UINT4, onnx.TensorProto.INT4, onnx.TensorProto.FLOAT4E2M1)
     count = int(math.prod(tensor.dims))
     if tensor.data_type in halves:

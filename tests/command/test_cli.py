@@ -180,3 +180,19 @@ def test_an_error_that_came_of_an_interruption_is_no_error_of_its_own(run_member
     with pytest.raises(TerminatedError):
         run_member(RuntimeError("the actor has died"))
     assert cli.outcomes == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "composed"),
+    [(["model.batch=2"], False), (["-m", "devices=1,2"], False), (["experiment=any"], True)],
+)
+def test_hydra_composes_a_second_time_only_where_an_experiment_may_be_a_sweep(
+    monkeypatch, arguments, composed
+):
+    before = cli.Hydra.get_mode
+    monkeypatch.setattr(cli.sys, "argv", ["main.py", *arguments])
+    with cli.held:
+        cli._spare_composing()
+        assert (cli.Hydra.get_mode is before) == composed
+        assert composed or cli.Hydra.get_mode(None, config_name="", overrides=[]) is None
+    assert cli.Hydra.get_mode is before

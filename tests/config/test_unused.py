@@ -26,7 +26,7 @@ SIZE = {"name", "height", "width"}
 BACKEND = {"name", "streams", "precision", "providers", "device", "latency_ms", "preset"}
 BACKEND |= {"fault", "fault_device", "fault_after", "fault_once"}
 POOL = {"device.timeout", "on_error"}
-RAY = {"cluster.address", "cluster.dashboard", "cluster.wait_s"}
+RAY = {"cluster.address", "cluster.dashboard", "cluster.wait_s", "cluster.keep_minutes"}
 READ_BY = {
     "evaluate": {
         "dataset": DATASET | {"repeat"},

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -34,9 +32,8 @@ def seen(monkeypatch) -> list[dict]:
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(sessions, "start_ray", start_ray)
     monkeypatch.setattr(sessions, "join_ray", lambda address: start_ray(False, {}))
-    monkeypatch.setattr(sessions, "end_autoscaler", lambda: None)
-    monkeypatch.setattr(sessions, "_log_what_ray_prints", lambda: None)
     monkeypatch.setattr(sessions, "shut_down", lambda: None)
+    monkeypatch.setattr(sessions, "_log_what_ray_prints", lambda: None)
     monkeypatch.setattr(sessions, "head_watched", lambda wait_s: contextlib.nullcontext())
     monkeypatch.setattr(accelerators, "list_npus", lambda: ["chip"] * 8)
     monkeypatch.setattr(accelerators, "count_accelerators", lambda kind: 8)
@@ -159,27 +156,6 @@ def test_a_dashboard_is_there_unasked_on_a_terminal(seen, monkeypatch, is_termin
         assert asked == [is_terminal]
 
 
-def test_only_the_autoscaler_among_the_children_is_killed(tmp_path):
-    monitor = tmp_path / "autoscaler" / "_private" / "monitor.py"
-    other = tmp_path / "other.py"
-    monitor.parent.mkdir(parents=True)
-    children = []
-    for script in (monitor, other):
-        Path(script).write_text("print('up', flush=True)\nimport time\ntime.sleep(60)\n")
-        child = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
-        child.stdout.readline()
-        children.append(child)
-    try:
-        sessions.end_autoscaler()
-        assert children[0].wait(timeout=10) == -9
-        assert children[1].poll() is None
-    finally:
-        for child in children:
-            child.kill()
-            child.wait()
-            child.stdout.close()
-
-
 def test_a_command_line_that_ray_cannot_take_is_refused_before_it_starts(seen, monkeypatch):
     monkeypatch.setattr(sessions.sys, "argv", ["main.py", "output_dir=caf\udce9"])
     with pytest.raises(UserError, match=r"^output_dir=caf\udce9: .* no UTF-8"):
@@ -200,11 +176,14 @@ def test_what_ray_cannot_start_on_is_refused_before_it_is_announced(seen, monkey
 
 
 def test_ray_s_start_is_announced_once(seen, monkeypatch, capsys):
-    sessions._announce(None)  # there already
+    ray = sys.modules["ray"]
     monkeypatch.delitem(sys.modules, "ray")
-    sessions._announce(None)
-    sessions._announce("host:1")
+    for address in (None, "host:1", None):
+        with sessions.own_session(address, False, "cpu", "auto"):
+            pass
+        sys.modules["ray"] = ray
     assert capsys.readouterr().out == "starting Ray ...\n"
+    assert len(seen) == 3
 
 
 def test_what_ray_would_print_is_in_the_log(caplog, capsys):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import socket
 import stat
 import subprocess
@@ -274,16 +273,3 @@ def test_what_a_failed_start_leaves_is_ended_and_nothing_else(ray):
             assert not psutil.pid_exists(left.pid)
         assert own.poll() is None
         own.kill()
-
-
-def test_ray_sets_no_handlers_and_its_processes_have_sessions_of_their_own():
-    from ray._private import services, utils
-
-    before = utils.set_sigterm_handler, services.ConsolePopen, signal.getsignal(signal.SIGTERM)
-    with starting.interruptible(), starting._own_sessions():
-        utils.set_sigterm_handler(lambda *_: None)
-        assert signal.getsignal(signal.SIGTERM) is before[2]
-        with services.ConsolePopen(["sleep", "60"]) as process:
-            assert os.getsid(process.pid) == process.pid
-            process.kill()
-    assert (utils.set_sigterm_handler, services.ConsolePopen) == before[:2]

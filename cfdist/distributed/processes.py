@@ -1,0 +1,160 @@
+"""The processes of a Ray session of one's own: what a run needs, none waiting for another.
+
+Ray has no options for what is changed here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import socket
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+from cfdist.distributed.guard import VARIABLE
+
+# Of the two agents beside Ray's node process.
+_PORTS = (
+    "metrics_agent_port",
+    "metrics_export_port",
+    "dashboard_agent_listen_port",
+    "runtime_env_agent_port",
+)
+
+# Bound to the ports of this process's last session, so that nobody else is given them.
+_reserved: list[socket.socket] = []
+
+
+@contextlib.contextmanager
+def own_processes(mark: str | None = None) -> Iterator[None]:
+    """Let Ray, started in the `with` block, start what a run needs, each in a session of its own.
+
+    With a mark they outlive this process and have that mark, see `cfdist.distributed.guard`.
+
+    What is signalled to this process's group, or by its terminal, would end them before this
+    process has ended what it does with them.
+    """
+    from ray._private import node, services, utils
+
+    class Started(services.ConsolePopen):
+        def __init__(self, *command: Any, **options: Any) -> None:
+            if mark is not None:
+                options["env"] = {**(options.get("env") or os.environ), VARIABLE: mark}
+                options["stdin"] = subprocess.DEVNULL
+            super().__init__(*command, **options, start_new_session=True)
+
+    changed: dict[str, Any] = {}
+    if importlib.util.find_spec("aiohttp"):
+        # Ray would import all that its agents need, to see whether it is there.
+        changed = {"get_dashboard_dependency_error": lambda: None}
+    with (
+        _replaced(services, ConsolePopen=Started),
+        _replaced(node, Node=_node_class(mark is not None)),
+        _replaced(utils, **changed),
+    ):
+        yield
+
+
+def _node_class(outlives: bool) -> type:
+    """Ray's node without what no run needs: each such process takes a second of a core.
+
+    One that outlives this process is not ended with it.
+    """
+    from ray._private import node
+    from ray._raylet import persist_port  # type: ignore[attr-defined]
+
+    class Node(node.Node):
+        def __init__(self, ray_params: Any, **options: Any) -> None:
+            self._agent_ports = reserved_ports()
+            ray_params.update_if_absent(**self._agent_ports)
+            if outlives:
+                options["spawn_reaper"] = False
+            super().__init__(ray_params, **options)
+
+        def start_raylet(self, *options: Any) -> None:
+            """Start the node's process, which would wait for what its agents write here."""
+            for name, port in self._agent_ports.items():
+                persist_port(self._session_dir, self._node_id, name, port)
+            super().start_raylet(*options)
+
+        def start_monitor(self) -> None:
+            """Start no autoscaler."""
+
+        def start_log_monitor(self) -> None:
+            """Start nothing that sends the workers' logs to the driver."""
+
+        def start_api_server(self, *, include_dashboard: Any, **options: Any) -> None:
+            """Start the dashboard if it is wanted."""
+            if include_dashboard:
+                super().start_api_server(include_dashboard=include_dashboard, **options)
+
+        def kill_all_processes(self, *_: Any, **options: Any) -> None:
+            """End the processes at once; Ray would wait for each to end in order."""
+            if not outlives:
+                super().kill_all_processes(**(options | {"allow_graceful": False}))
+
+        def destroy_external_storage(self) -> None:
+            """Remove what Ray has written to disk for want of memory."""
+            if not outlives:
+                super().destroy_external_storage()
+
+    return Node
+
+
+def reserved_ports() -> dict[str, int]:
+    """A free port for each server of Ray's agents, which nobody else is given meanwhile.
+
+    A port that is bound here and not listened to can be bound by a server in the way in which these
+    bind it (SO_REUSEADDR).
+    """
+    while _reserved:
+        _reserved.pop().close()
+    for _ in _PORTS:
+        _reserved.append(socket.socket())
+        _reserved[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _reserved[-1].bind(("127.0.0.1", 0))
+    return {name: one.getsockname()[1] for name, one in zip(_PORTS, _reserved, strict=True)}
+
+
+@contextlib.contextmanager
+def loopback_only() -> Iterator[None]:
+    """Let Ray, started in the `with` block, listen on the loopback interface and no other.
+
+    Ray has this setting for Windows and macOS, where it is the default. Without it Ray takes the
+    address by which other machines reach this one, and its processes listen on all interfaces.
+    """
+    from ray._private import ray_constants
+
+    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+    before = os.environ.get(name)
+    os.environ[name] = "0"
+    try:
+        with _replaced(ray_constants, ENABLE_RAY_CLUSTER=False):
+            yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Keep this process's handling of SIGTERM while Ray, in the `with` block, sets its own."""
+    from ray._private import utils
+
+    with _replaced(utils, set_sigterm_handler=lambda _: None):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, **attributes: Any) -> Iterator[None]:
+    """Give a module other attributes in the `with` block."""
+    before = {name: getattr(module, name) for name in attributes}
+    vars(module).update(attributes)
+    try:
+        yield
+    finally:
+        vars(module).update(before)
