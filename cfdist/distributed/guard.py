@@ -105,7 +105,7 @@ class Guard:
         self._tell("")
 
     def keep(self, record: Path) -> None:
-        """Let what is guarded outlive this process, as long as its record says; see `_wait_idle`."""
+        """Let what is guarded outlive this process, as long as its record says: `_wait_idle`."""
         self._tell(f"{_KEEP}{record}")
 
     def let_go(self) -> None:

@@ -98,7 +98,7 @@ def _node_class(outlives: bool) -> type:
         def destroy_external_storage(self) -> None:
             """Remove what Ray has written to disk for want of memory."""
             if not outlives:
-                super().destroy_external_storage()
+                super().destroy_external_storage()  # type: ignore[no-untyped-call]
 
     return Node
 

@@ -114,7 +114,7 @@ def start_ray(dashboard: bool, accelerators: Mapping[str, Any], keeper: Guard | 
         folder = guard.make_folder(base)
         ensure_token(folder, keeper is not None)
         forget_token()
-        with own_processes(keeper and keeper.mark):
+        with own_processes(keeper.mark if keeper else None):
             context = _init({**options, "_temp_dir": str(folder)}, guard, folder)
         folder.chmod(0o700)  # Ray lets all users write to it
         return context
