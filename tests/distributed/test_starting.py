@@ -240,10 +240,10 @@ def ray(monkeypatch):
 
 def test_a_start_that_fails_once_is_tried_again(ray, tmp_path):
     ray += [RuntimeError("port in use"), "context"]
-    assert starting._init({}, tmp_path) == "context"
+    assert starting._init({}, SimpleNamespace(), tmp_path) == "context"
 
 
-def test_a_start_that_fails_twice_says_why_in_one_line(ray, tmp_path, monkeypatch):
+def test_a_start_that_fails_twice_says_why_in_one_line(ray, tmp_path):
     logs = tmp_path / f"session_2026-01-01_00-00-00_0_{os.getpid()}" / "logs"
     logs.mkdir(parents=True)
     (logs / "raylet.out").write_text(
@@ -251,13 +251,11 @@ def test_a_start_that_fails_twice_says_why_in_one_line(ray, tmp_path, monkeypatc
         "[2026-01-01 00:00:01,000 E 1 1] (raylet) agent.cc:7: the agent did not answer\n"
         "[2026-01-01 00:00:01,000 I 1 1] (raylet) main.cc:2: ending\n"
     )
-    kept = []
-    monkeypatch.setattr(
-        starting, "guarded", lambda: SimpleNamespace(keep_folder=lambda: kept.append(1))
-    )
+    kept: list[int] = []
+    guard = SimpleNamespace(keep_folder=lambda: kept.append(1))
     ray += [RuntimeError("one"), RuntimeError("\ntimed out\n\nmore\nno port\n")]
     with pytest.raises(UserError) as error:
-        starting._init({}, tmp_path)
+        starting._init({}, guard, tmp_path)
     expected = "Ray does not start on this machine: timed out no port (the agent did not answer); "
     assert str(error.value).startswith(expected)
     assert str(logs) in str(error.value)

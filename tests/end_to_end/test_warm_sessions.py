@@ -1,0 +1,132 @@
+"""Whole commands that leave their Ray session to the next one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import PROJECT
+
+pytestmark = pytest.mark.slow
+
+QUICK = ["backend=simulated", "backend.latency_ms=0", "dataset.limit=8"]
+TAKEN = "using the Ray session that an earlier command left ...\n"
+
+
+@pytest.fixture
+def runtime(tmp_path, monkeypatch):
+    """Where the records are; sessions that a test has left are ended."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    folder = tmp_path / "cfdist"
+    yield folder
+    for record in folder.glob("*.json"):
+        content = json.loads(record.read_text())
+        record.unlink()
+        wait_for(lambda gone=content: not Path(gone["folder"]).exists())
+
+
+def wait_for(holds, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert holds()
+
+
+def the_record(runtime: Path) -> dict:
+    (path,) = runtime.glob("*.json")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    return json.loads(path.read_text())
+
+
+def marked(mark: str) -> list[psutil.Process]:
+    """The session's processes."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("CFDIST_MARK") == mark:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(one.relative_to(folder)): one.read_bytes() for one in folder.rglob("*.txt")}
+
+
+def test_a_session_serves_the_next_commands_and_ends_when_told(command, runtime, tmp_path):
+    real = ["dataset.limit=3", "model.height=96", "model.width=96", "backend=onnxruntime"]
+    for name, settings in {
+        "cold": [],
+        "first": ["cluster.keep_minutes=5"],
+        "second": ["cluster.keep_minutes=5"],
+        "third": [],
+    }.items():
+        result = command(*real, *settings, f"output_dir={name}")
+        assert result.returncode == 0, result.stderr
+        expected = TAKEN if name in ("second", "third") else "starting Ray ...\n"
+        assert result.stdout.startswith(expected)
+        if name == "first":
+            record = the_record(runtime)
+    assert the_record(runtime) == record
+    assert files(tmp_path / "cold") == files(tmp_path / "second") == files(tmp_path / "third")
+    assert len(files(tmp_path / "cold")) == 3
+    # Other programs do not join it.
+    ask = "import ray; ray.init(address='auto', log_to_driver=False)"
+    other = subprocess.run(
+        [sys.executable, "-c", ask], env=os.environ | {"RAY_ADDRESS": record["address"]},
+        capture_output=True, timeout=120,
+    )  # fmt: skip
+    assert other.returncode != 0
+    refused = command("cluster.address=auto", *real)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    # Other accelerators or threads are another session's, and so are two commands at once.
+    last = command(*QUICK, "cluster.keep_minutes=0", "output_dir=last")
+    assert last.returncode == 0
+    assert last.stdout.startswith("starting Ray ...\n")
+    assert not [*runtime.glob("*.json")]
+    assert not Path(record["folder"]).exists()
+    assert not marked(record["mark"])
+
+
+def test_what_is_killed_leaves_a_session_that_can_be_used_or_replaced(command, runtime, tmp_path):
+    keep = [*QUICK, "cluster.keep_minutes=5"]
+    assert command(*keep, "output_dir=a").returncode == 0
+    before = the_record(runtime)
+    # A command that is killed while it uses the session, and one beside it.
+    slow = ["dataset.limit=16", "backend=simulated", "backend.latency_ms=300"]
+    process = subprocess.Popen(
+        [sys.executable, str(PROJECT / "main.py"), *slow, "output_dir=killed"],
+        cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == TAKEN
+    beside = command(*keep, "output_dir=b")
+    assert (beside.returncode, beside.stdout.splitlines()[0]) == (0, "starting Ray ...")
+    wait_for(lambda: [*(tmp_path / "killed").glob("journal/segment*")])
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert the_record(runtime) == before
+    # Going on with it works in the same session.
+    resumed = command("resume=killed")
+    assert (resumed.returncode, resumed.stdout.splitlines()[0] + "\n") == (0, TAKEN)
+    # A session whose node process has died is replaced, with a note.
+    for one in marked(before["mark"]):
+        if "raylet/raylet" in one.cmdline()[0]:
+            one.kill()
+    replaced = command(*keep, "output_dir=c")
+    assert replaced.returncode == 0, replaced.stderr
+    assert replaced.stdout.splitlines()[:2] == [
+        "note: the Ray session that an earlier command left has ended",
+        "starting Ray ...",
+    ]
+    assert the_record(runtime) != before
+    wait_for(lambda: not Path(before["folder"]).exists())
