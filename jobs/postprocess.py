@@ -37,7 +37,9 @@ def main(config: Config, output: Path, started: float) -> int:
     remedy = "name the folder that job=infer left, and the dataset it was made from"
     usable, failures = files.match_outputs(found, manifest.items, spec, f"{KEY}={source}", remedy)
 
-    with session(config.cluster.joined, config.cluster.dashboard) as dashboard:
+    cluster = config.cluster
+    keep = cluster.keep_minutes
+    with session(cluster.joined, cluster.dashboard, keep_minutes=keep) as dashboard:
         screen.print_dashboard(dashboard)
         ready = time.time()
         with PictureProgress(len(usable), output) as progress:

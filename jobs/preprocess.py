@@ -31,7 +31,9 @@ def main(config: Config, output: Path, started: float) -> int:
     missing = files.without_input(manifest.items, folder, contract)
     files.check_space(folder, len(missing) * files.input_bytes(contract), KEY)
 
-    with session(config.cluster.joined, config.cluster.dashboard) as dashboard:
+    cluster = config.cluster
+    keep = cluster.keep_minutes
+    with session(cluster.joined, cluster.dashboard, keep_minutes=keep) as dashboard:
         screen.console.inform(
             f"{total} pictures of dataset={config.dataset.name} to {config.preprocess.input} input "
             f"tensors in {folder}",
