@@ -174,6 +174,7 @@ def record_path(wanted: object, makes: bool = False) -> Path | None:
     if folder is None:
         return None
     here = os.stat(".")
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
     names = sorted(
         name
         for name in os.environ
@@ -183,7 +184,8 @@ def record_path(wanted: object, makes: bool = False) -> Path | None:
         wanted,
         (metadata.version("ray"), platform.python_version(), sys.executable, sys.flags),
         sources_digest(),
-        (socket.gethostname(), available_cores(), here.st_dev, here.st_ino, os.getcwd()),
+        (socket.gethostname(), available_cores(), sorted(cores)),
+        (here.st_dev, here.st_ino, os.getcwd()),
         [(name, os.environ[name]) for name in names],
     )
     digest = hashlib.sha256(repr(parts).encode(errors="surrogateescape")).hexdigest()
@@ -207,6 +209,7 @@ def find(path: Path | None, minutes: float | None) -> Kept | None:
         return None
     record = _read(path)
     if record is None:
+        path.unlink(missing_ok=True)
         return None
     used = _lock(record)
     if used is None:
@@ -251,7 +254,8 @@ def is_alive(record: Record) -> bool:
         token = Path(record.token).read_text() if record.token else ""
     except OSError:
         return False
-    return not token or answer_of(record.address, token) == "OK"
+    speaks_otherwise = not token or os.environ.get("RAY_USE_TLS", "0") != "0"
+    return speaks_otherwise or answer_of(record.address, token) == "OK"
 
 
 def connect(kept: Kept) -> Any:

@@ -190,3 +190,4 @@ def test_a_session_that_is_used_or_broken_is_not_taken(runtime, tmp_path, capsys
         wait_for_end(folder, child)
     path.write_text("{}")
     assert keeping.find(path, None) is None
+    assert not path.exists()

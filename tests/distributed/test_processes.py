@@ -51,7 +51,7 @@ def test_a_session_s_processes_are_those_that_a_run_needs(ray_session):
     commands = [" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)]
     for script in ("monitor.py", "dashboard/dashboard.py"):
         assert not [one for one in commands if script in one]
-    assert len([one for one in commands if "gcs_server" in one.split()[0]]) == 1
+    assert len([one for one in commands if "gcs_server" in one.partition(" ")[0]]) == 1
     # The agents listen where Ray was told that they would.
     ports = ray._private.worker._global_node._ray_params
     for name in processes._PORTS:
