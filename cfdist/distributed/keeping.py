@@ -30,8 +30,9 @@ from typing import Any
 from cfdist.distributed import guard
 from cfdist.distributed.joining import answer_of
 from cfdist.distributed.processes import interruptible, loopback_only
-from cfdist.distributed.starting import forget_token, start_ray
+from cfdist.distributed.starting import forget_token, loudness, start_ray
 from cfdist.machine import SUBMITTED_JOB, available_cores, sources_digest
+from cfdist.monitoring.terminal import say
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +217,7 @@ def find(path: Path | None, minutes: float | None) -> Kept | None:
         return None
     # Its guard may have ended it meanwhile.
     if _read(path) != record or not is_alive(record):
-        print("note: the Ray session that an earlier command left has ended", flush=True)
+        say("note: the Ray session that an earlier command left has ended")
         path.unlink(missing_ok=True)
         if used >= 0:
             os.close(used)
@@ -269,12 +270,10 @@ def connect(kept: Kept) -> Any:
     forget_token()
     try:
         with loopback_only(), interruptible():
-            return ray.init(
-                address=kept.record.address, logging_level=logging.ERROR, log_to_driver=False
-            )
+            return ray.init(address=kept.record.address, **loudness())
     except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
         log.warning("no connection to the kept session", exc_info=error)
-        print("note: the Ray session that an earlier command left is broken", flush=True)
+        say("note: the Ray session that an earlier command left is broken")
         with contextlib.suppress(Exception):
             ray.shutdown()
         kept.leave(is_sound=False)

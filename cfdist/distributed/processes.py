@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cfdist.distributed.guard import VARIABLE
+from cfdist.monitoring import terminal
 
 # Of the two agents beside Ray's node process.
 _PORTS = (
@@ -83,7 +84,9 @@ def _node_class(outlives: bool) -> type:
             """Start no autoscaler."""
 
         def start_log_monitor(self) -> None:
-            """Start nothing that sends the workers' logs to the driver."""
+            """Start what sends the workers' logs to the driver, if somebody reads them."""
+            if terminal.settings.is_verbose:
+                super().start_log_monitor()  # type: ignore[no-untyped-call]
 
         def start_api_server(self, *, include_dashboard: Any, **options: Any) -> None:
             """Start the dashboard if it is wanted."""

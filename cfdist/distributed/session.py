@@ -14,7 +14,13 @@ from cfdist.distributed.accelerators import chosen, only_visible, resources
 from cfdist.distributed.head import head_watched, shut_down
 from cfdist.distributed.joining import join_ray
 from cfdist.distributed.plan import Auto, Devices
-from cfdist.distributed.starting import check_loopback, prepare_environment, ray_folder, start_ray
+from cfdist.distributed.starting import (
+    check_loopback,
+    loudness,
+    prepare_environment,
+    ray_folder,
+    start_ray,
+)
 from cfdist.errors import UserError
 from cfdist.monitoring import terminal
 from cfdist.monitoring.terminal import say
@@ -177,7 +183,8 @@ def _here(
 ) -> tuple[Any, keeping.Kept | None]:
     """What `ray.init` returns for a session on this machine, and the session if it is kept."""
     accelerators = resources(kind, names)
-    path = keeping.record_path((dashboard, kind, accelerators), makes=bool(keep_minutes))
+    wanted = (dashboard, kind, accelerators, loudness())
+    path = keeping.record_path(wanted, makes=bool(keep_minutes))
     kept = keeping.find(path, keep_minutes)
     if kept is not None:
         say("using the Ray session that an earlier command left ...")
