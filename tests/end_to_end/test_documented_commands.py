@@ -119,7 +119,8 @@ def command_of(page: str, line: str) -> Command | None:
     if not words:
         return None
     name = words[0] if words[0].startswith("./") else words[0].rpartition("/")[2]
-    is_script = words[0].startswith("benchmarks/") or words[0] == "cfdist.config.document"
+    is_script = words[0].startswith(("benchmarks/", "tests/faults/"))
+    is_script = is_script or words[0] == "cfdist.config.document"
     if name in (*OURS, *ELSEWHERE) and (len(words) > 1 or name in ("./run.sh", "./test.sh")):
         return Command(page, line, (name, *words[1:]))
     if is_script:
@@ -205,7 +206,7 @@ def test_a_command_composes_and_all_its_keys_count(command, monkeypatch):
 
 
 def test_every_script_of_the_pages_is_there_and_knows_its_options():
-    scripts = [one for one in COMMANDS if one.program.startswith("benchmarks/")]
+    scripts = [one for one in COMMANDS if one.program.startswith(("benchmarks/", "tests/"))]
     assert len(scripts) > 8
     shared = (PROJECT / "benchmarks/common.py").read_text()
     for script in scripts:
