@@ -14,7 +14,7 @@ from typing import Any
 
 from cfdist.config import LogConfig
 from cfdist.errors import UserError
-from cfdist.files import CONFIG, RESULTS
+from cfdist.files import CONFIG, RESULTS, missing_folders, remove_empty
 from cfdist.report.screen import console
 
 # Key of `log` -> (package that is imported, what pip installs).
@@ -31,10 +31,11 @@ log = logging.getLogger(__name__)
 
 
 def check_trackers(config: LogConfig) -> None:
-    """Refuse a tracker whose package is missing, before the run.
+    """Refuse a tracker whose package is missing or whose folder cannot be made, before the run.
 
     Raises:
         UserError: it says how to get the package.
+        OSError: the folder cannot be made.
     """
     for name, target in config.model_dump().items():
         package, distribution = PACKAGES[name]
@@ -43,6 +44,11 @@ def check_trackers(config: LogConfig) -> None:
                 f"log.{name}={target}: the Python package {package} is not installed; get it: "
                 f"`pip install {distribution}`, or leave the key out"
             )
+    if config.tensorboard is not None:
+        folder = Path(config.tensorboard)
+        new = missing_folders(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_empty(new)
 
 
 def track(config: LogConfig, output: Path) -> None:

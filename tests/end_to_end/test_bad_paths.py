@@ -31,6 +31,7 @@ NEEDED = {
     "convert": "convert.dry_run=true convert.soc_version=Ascend310P3 convert.batches=[1]",
     "compare": "reference=ONNX candidate=ONNX",
     "download": "download.mirrors=[http://127.0.0.1:9/]",
+    "detect": "input=PICTURES",
     "infer": "infer.input=FOLDER",
     "postprocess": "postprocess.input=FOLDER",
 }
@@ -53,8 +54,9 @@ WITH = {
     "convert dataset.ground_truth": "dataset=wider_val dataset.root=PICTURES "
     "convert.calibration=1 convert.dry_run=false",
 }
-# Names and places whose paths need not be there, and what the run's folder does itself.
-NO_FILES = {"infer.name", "output_dir", "resume"}
+# Names and places whose paths need not be there, and what the run's folder and the command, which
+# tries log.tensorboard (tests/trackers), do themselves.
+NO_FILES = {"infer.name", "output_dir", "resume", "log.tensorboard"}
 # Their jobs look at all input files first.
 LATE = {"infer.output", "postprocess.output"}
 

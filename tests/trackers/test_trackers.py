@@ -125,3 +125,12 @@ def test_wandb_writes_an_offline_run(output, monkeypatch):
     content = b"".join(content[at + 7 : at + 32768] for at in range(0, len(content), 32768))
     for text in (b"ap/official/hard", b"model.batch", b"sweep/3", b"results.json"):
         assert text in content
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: package)
+    trackers.check_trackers(LogConfig(tensorboard=str(tmp_path / "new" / "board")))
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "file").write_text("text")
+    with pytest.raises(OSError, match="file/board"):
+        trackers.check_trackers(LogConfig(tensorboard=str(tmp_path / "file" / "board")))
