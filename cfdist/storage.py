@@ -168,7 +168,7 @@ def copy_here(source: str, folder: Path) -> None:
             temporary.write_bytes(store.read(name))
 
     for name in store.sizes:
-        if ".." in name.split("/"):
+        if name.startswith("/") or ".." in name.split("/"):
             raise OSError(errno.EINVAL, f"holds the name {name!r}, which could lead out", source)
     in_parallel(copy, store.sizes)
 

@@ -330,11 +330,13 @@ def test_a_store_is_copied_to_a_folder(tmp_path, uri, monkeypatch):
             assert (tmp_path / "copy" / name).read_bytes() == content
 
     class Odd:
-        sizes: ClassVar = {"../x": 1}
+        sizes: ClassVar[dict[str, int]] = {}
 
     monkeypatch.setattr(storage, "open_store", lambda root: Odd())
-    with pytest.raises(OSError, match="could lead out"):
-        storage.copy_here("s3://b", tmp_path / "other")
+    for name in ("../x", f"{tmp_path}/x"):
+        Odd.sizes = {name: 1}
+        with pytest.raises(OSError, match="could lead out"):
+            storage.copy_here("s3://b", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 

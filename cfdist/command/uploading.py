@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import uuid
 from pathlib import Path
 
 from cfdist.command.run_folder import (
@@ -19,16 +20,20 @@ from cfdist.command.run_folder import (
     refuse_names,
 )
 from cfdist.errors import DiskFullError, ExitCode, StoppedError, UserError
-from cfdist.files import DISK_IS_FULL, JOURNAL, RESULTS, SWEEP_CSV, read_file
+from cfdist.files import CONFIG, DISK_IS_FULL, JOURNAL, RESULTS, SWEEP_CSV, read_file
 from cfdist.monitoring.terminal import say
 from cfdist.storage import (
     RemoteFolder,
     copy_here,
     in_parallel,
     remote_folder,
+    spool_of,
     uri_of,
     within,
 )
+
+# Ends the names of files and folders that are not whole.
+_PARTIAL = ".partial"
 
 log = logging.getLogger(__name__)
 
@@ -50,8 +55,7 @@ def prepare(folder: Path, refusals: Refusals) -> None:
         there = remote.holds({HYDRA_RECORD, JOURNAL, *(n for ns in refusals.values() for n in ns)})
         refuse_names(uri, there, refusals)
         if there and not folder.exists():
-            copy_here(uri, folder)
-            mark_as_ours(folder)
+            _fetch(uri, folder)
         if uri_of(folder.parent) is None:  # not the further runs of a sweep
             remote.refuse_unwritable()
     except OSError as error:
@@ -60,6 +64,26 @@ def prepare(folder: Path, refusals: Refusals) -> None:
             f"output_dir={uri}: cannot be used ({error.strerror or error}); see that it is there "
             "and to its permissions, or choose another"
         ) from None
+
+
+def _fetch(uri: str, folder: Path) -> None:
+    """Copy what is at a URI into a spool folder, which appears whole or not at all.
+
+    Raises:
+        OSError: something cannot be read or written, or the folder has appeared meanwhile.
+    """
+    spool = spool_of(folder)
+    assert spool is not None
+    copied = spool.with_name(f".{uuid.uuid4().hex}{_PARTIAL}")
+    try:
+        copy_here(uri, copied)
+        # Those of a sweep's runs, too: not each has left a journal that shows whose it is.
+        for claimed in {copied, *(path.parent for path in copied.rglob(CONFIG))}:
+            mark_as_ours(claimed)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        copied.rename(folder)
+    finally:
+        shutil.rmtree(copied, ignore_errors=True)
 
 
 def deliver(folder: Path) -> None:
@@ -123,17 +147,18 @@ def _upload(folder: Path, remote: RemoteFolder, uri: str) -> None:
         OSError: one cannot be written.
         StoppedError: the URI holds another finished run.
     """
+    found = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
     names = [
-        path.relative_to(folder).as_posix()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in HOLDERS and path.suffix != ".partial"
+        path.as_posix()
+        for path in found
+        if path.name not in HOLDERS and not any(one.endswith(_PARTIAL) for one in path.parts)
     ]
     finished = [name for name in names if name.rpartition("/")[2] == RESULTS]
-    for name in finished:
+    runs = {path.parent for path in found if path.name in (CONFIG, RESULTS)}
+    for name in sorted(remote.holds((run / RESULTS).as_posix() for run in runs)):
         parent = name.removesuffix(RESULTS)
-        if not remote.holds([name]):
-            continue
-        if remote.read(name) != read_file(folder / name):
+        # One that has ended early here, and was finished elsewhere, has nothing to send.
+        if name in finished and remote.read(name) != read_file(folder / name):
             raise StoppedError(
                 f"output_dir={within(uri, parent.rstrip('/'))}: another run has finished there "
                 f"meanwhile; the results stay in {folder / parent}",

@@ -153,3 +153,49 @@ def test_a_uri_that_does_not_answer_is_one_line(there):
         UserError, match=r"output_dir=nosuch://b: cannot be used \(Unrecog.*\); see"
     ):
         prepare(storage.working_folder("nosuch://b"), TO_RUN)
+
+
+def test_what_is_not_whole_stays_here(there):
+    folder = run(spool(there), "journal/run.json", ".predictions.partial/a.txt", "b.partial")
+    deliver_unfinished(folder)
+    assert names(there) == {"config.yaml", "journal/run.json"}
+
+
+def test_a_run_that_was_finished_elsewhere_gets_nothing_of_what_had_ended_early(there):
+    folder = run(spool(there), "journal/run.json", "run.log")
+    there.mkdir()
+    for name in ("results.json", "run.log", "config.yaml"):
+        (there / name).write_text("the finished one's")
+    deliver_unfinished(folder)
+    assert names(there) == {"results.json", "run.log", "config.yaml"}
+    deliver(folder)
+    assert {path.read_text() for path in there.iterdir()} == {"the finished one's"}
+    assert not folder.exists()
+
+
+def test_a_folder_that_is_fetched_appears_whole(there, monkeypatch):
+    for name in ("config.yaml", "run.log", "journal/run.json"):
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).touch()
+    read = storage.RemoteFolder.read
+
+    def torn(self, name):
+        if name == "run.log":
+            raise OSError(errno.EIO, "the network is gone")
+        return read(self, name)
+
+    monkeypatch.setattr(storage.RemoteFolder, "read", torn)
+    with pytest.raises(UserError, match="the network is gone"):
+        prepare(spool(there), TO_RUN)
+    assert not spool(there).exists()
+
+
+def test_a_sweep_s_run_without_a_journal_goes_on_elsewhere(there):
+    for name in ("multirun.yaml", "0/config.yaml", "0/run.log"):
+        (there / name).parent.mkdir(parents=True, exist_ok=True)
+        (there / name).touch()
+    folder = spool(there)
+    prepare(folder, {})
+    with claim(folder / "0", ""):
+        pass
+    assert list(folder.parent.iterdir()) == [folder]
