@@ -37,6 +37,7 @@ from cfdist.distributed.work import Slice, Work, letterbox_items, sources_of
 from cfdist.errors import ExitCode, StoppedError, UserError
 from cfdist.machine import reset_peak_memory
 from cfdist.monitoring.monitor import AP, DeviceUsage, Monitor
+from cfdist.monitoring.terminal import say
 from cfdist.preprocess import UNREADABLE
 from cfdist.widerface.manifest import WorkItem
 
@@ -281,6 +282,7 @@ class DevicePool(Generic[Result]):
         self._first_nodes: set[str] = set()
         self._looked = -_NODES_SECONDS
         self._joining: set[str] = set()
+        self._aside_at: dict[str, Place] = {}  # of the devices that were set aside
         self._says_it_waits = False
 
     def __enter__(self) -> DevicePool[Result]:
@@ -389,7 +391,7 @@ class DevicePool(Generic[Result]):
             self.events.note("node_lost", f"{host}: the cluster lost this node", host=host)
         room = sum(self.plan.room(node) for node in self._nodes.values())
         self._first_nodes = self._first_nodes or {*self._nodes}
-        count = room + len(self.aside)
+        count = room + len(self.aside) - self._spoilt_room()
         if self.plan.grows and self._nodes.keys() - self._first_nodes and count > self.plan.count:
             known = {*self.names}
             self.plan = replace(self.plan, count=count)
@@ -407,6 +409,16 @@ class DevicePool(Generic[Result]):
             elif seconds > _SAID_AFTER and not self._says_it_waits:
                 self._say_what_is_waited_for(len(waiting))
 
+    def _spoilt_room(self) -> int:
+        """How many places, on nodes that are there, have devices that were set aside.
+
+        They get no others: a broken chip would have one after the other, to the run's end.
+        """
+        hosts = {node.host for node in self._nodes.values()}
+        spoilt = [place for place in self._aside_at.values() if place.host in hosts]
+        chips = {place for place in spoilt if place.chip is not None}
+        return len(chips) + sum(place.chip is None for place in spoilt)
+
     def _say_what_is_waited_for(self, count: int) -> None:
         """Say once that devices wait for what other jobs of the cluster hold."""
         jobs, free = other_jobs(), free_nodes(self.plan.kind)
@@ -423,7 +435,7 @@ class DevicePool(Generic[Result]):
             f"{named(free, self.plan.kind)}); {rest}"
         )
         log.warning(line)
-        print(line, flush=True)
+        say(line)
 
     def _take_in_refusal(self, one: _Opening, error: Exception) -> None:
         """Note a device that could not be opened; all that refuse the model end the run."""
@@ -551,6 +563,8 @@ class DevicePool(Generic[Result]):
 
     def _set_aside(self, name: str, why: str) -> None:
         self.aside.add(name)
+        if place := self._places.get(name):
+            self._aside_at[name] = place
         self.note("device_set_aside", name, f"set aside: {why}; the other devices do its work")
 
     def _find_place(self, one: _Opening) -> None:
@@ -765,7 +779,9 @@ class _Round(Generic[Result]):
             # The detections were lost with the device's node, and nobody else has them.
             log.error("the detections of %s were lost", handed.name, exc_info=error)
             self._give_back(handed)
-            self._pool.retries.put_back(handed.rows)
+            # The others are tried again already, and may be done since.
+            keys = {*getattr(result, "keys", handed.keys)}
+            self._pool.retries.put_back(row for row in handed.rows if row.key in keys)
             return
         self._finish(handed, result)
 

@@ -14,9 +14,9 @@ from cfdist.devices.base import ChunkReport, DeviceReport
 from cfdist.distributed.accelerators import Place
 from cfdist.distributed.nodes import Node
 from cfdist.distributed.plan import plan_devices
-from cfdist.distributed.pool import DevicePool
+from cfdist.distributed.pool import DevicePool, _Handed, _Round
 from cfdist.distributed.retries import Row
-from cfdist.distributed.work import item_work
+from cfdist.distributed.work import Slice, Work, item_work
 from cfdist.errors import StoppedError, UserError
 from cfdist.widerface.manifest import WorkItem
 
@@ -334,6 +334,28 @@ def test_nodes_that_go_are_named_and_those_that_come_are_used(tmp_path, monkeypa
         assert pool._joining == {*pool.names} - {"device:0"}
 
 
+def test_the_place_of_a_device_that_was_set_aside_gets_no_other(tmp_path, monkeypatch):
+    from cfdist.distributed import pool as pooling
+
+    plan = replace(plan_devices("cpu", 2, readers=1, nodes=[Node("a", 2, id="a")]), grows=True)
+    there = [Node("a", 2, id="a")]
+    monkeypatch.setattr(pooling, "cluster_nodes", lambda kind: there)
+    with DevicePool(plan, lambda settings: DyingDevice(tmp_path, 0), 2) as pool:
+        monkeypatch.setattr(pool, "begin", lambda: None)
+        pool._look_at_nodes()
+        for name, place in (("device:1", Place("a", "", "1")), ("device:2", Place("a", "", "1"))):
+            pool._places[name] = place
+            pool._set_aside(name, "it failed again")
+        assert pool._spoilt_room() == 1
+        there.append(Node("b", 2, id="b"))
+        for _ in range(3):
+            pool._look_at_nodes()
+        assert len(pool.names) == 3  # of four places one is spoilt
+        del there[0]
+        pool._look_at_nodes()
+        assert pool._spoilt_room() == 0
+
+
 class LosingGatherer(Gatherer):
     """A reducer that does not get the first detections: their node is gone."""
 
@@ -352,6 +374,23 @@ def test_detections_that_are_lost_before_the_journal_has_them_are_made_again():
     pool, found = run_blind((), 2, can_read=True, gatherer=LosingGatherer)
     assert found == {item.id: None for item in items_of(60)}
     assert pool.events == []
+
+
+def test_lost_detections_bring_back_only_their_own_pictures(tmp_path, monkeypatch):
+    import ray
+
+    def lost(ref):
+        raise ray.exceptions.ObjectLostError("00" * 28, None, "")
+
+    pool = pool_of(DyingDevice(tmp_path, 0))
+    one_round = _Round(pool, Work((), 0), [], lambda name, report: None)
+    rows = [Row(key, Slice((), 0, 1)) for key in ("done", "doubtful")]
+    handed = _Handed("device:0", None, rows, [], 0, False, 0.0, 1, None)
+    one_round._adding["ref"] = handed, ChunkReport(("done",), doubtful=(("doubtful", "NaN"),))
+    monkeypatch.setattr(ray, "get", lost)
+    one_round._take_in_added("ref")
+    # The other may have been done on another device since, and a picture is done once.
+    assert [row.key for row in pool.retries.take_first("device:0", 9)] == ["done"]
 
 
 def test_a_picture_that_is_tried_again_after_all_has_no_event(tmp_path):
