@@ -34,7 +34,7 @@ from cfdist.files import (
     remove_remains,
     write_text,
 )
-from cfdist.storage import is_recorded, recorded, shown, working_folder
+from cfdist.storage import is_recorded, recorded, remote_folder, shown, uri_of, working_folder
 
 _LOCK = ".lock"
 _HOLDER = ".holder"  # beside it, where the file system has no locks
@@ -144,7 +144,10 @@ def finished_results(folder: Path, config_yaml: str) -> dict[str, Any] | None:
     if not (is_recorded(folder / RESULTS) and is_recorded(folder / CONFIG)):
         return None
     now = redacted(config_yaml).encode(errors="backslashreplace")
-    is_same = _settings(recorded(folder / CONFIG)) == _settings(now)
+    # Where the results are: a spool folder may hold what another run has left.
+    uri = None if (folder / RESULTS).is_file() else uri_of(folder)
+    then = recorded(folder / CONFIG) if uri is None else remote_folder(uri).read(CONFIG)
+    is_same = _settings(then) == _settings(now)
     return read_results(folder) if is_same else None
 
 

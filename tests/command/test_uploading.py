@@ -9,7 +9,7 @@ import pytest
 
 from cfdist import storage
 from cfdist.command import uploading
-from cfdist.command.run_folder import TO_RUN, TO_SWEEP, claim, claim_sweep
+from cfdist.command.run_folder import TO_RUN, TO_SWEEP, claim, claim_sweep, finished_results
 from cfdist.command.uploading import deliver, deliver_unfinished, prepare
 from cfdist.errors import DiskFullError, ExitCode, StoppedError, UserError
 
@@ -199,3 +199,12 @@ def test_a_sweep_s_run_without_a_journal_goes_on_elsewhere(there):
     with claim(folder / "0", ""):
         pass
     assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_results_at_a_uri_are_of_the_settings_there(there):
+    folder = run(spool(there), "journal/run.json")
+    there.mkdir()
+    (there / "results.json").write_text('{"ap": 1}')
+    (there / "config.yaml").write_text("job: score\n")
+    assert finished_results(folder, "job: evaluate\n") is None
+    assert finished_results(folder, "job: score\n") == {"ap": 1}
