@@ -33,6 +33,7 @@ from cfdist.files import (
     check_is_file,
     expanded,
     read_file,
+    redacted,
     user_cache,
 )
 
@@ -91,12 +92,15 @@ def path_or_uri(text: str, key: str) -> Path | str:
     """A URI as it is, else the path of a local file or folder.
 
     Raises:
-        UserError: the URI that `key` names holds a secret.
+        UserError: the URI that `key` names holds a secret, or is none.
     """
     if not is_uri(text):
         return expanded(text)
-    parts = urlsplit(text)
-    if parts.password is not None or _SECRET.search(parts.query):
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise UserError(f"{key}={redacted(text)}: is no URI ({error})") from None
+    if parts.password is not None or _SECRET.search(parts.query) or redacted(text) != text:
         raise UserError(
             f"{key}: this URI holds a key or password, which would end up in results.json; give it "
             "in the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ...)"

@@ -221,12 +221,20 @@ def test_what_a_uri_is(text, is_one):
 
 
 def test_secrets_in_a_uri_are_refused_and_not_shown():
-    for text in ("s3://name:hush@bucket/x", "abfs://c@a.net/x?sas_token=hush"):
+    for text in (
+        "s3://name:hush@bucket/x",
+        "s3://name:1/hush+/@bucket/x",
+        "abfs://c@a.net/x?sas_token=hush",
+    ):
         with pytest.raises(UserError, match="this URI holds a key or password") as found:
             storage.path_or_uri(text, "dataset.root")
         assert "hush" not in str(found.value)
     assert storage.path_or_uri("abfs://c@a.net/x?region=a", "k") == "abfs://c@a.net/x?region=a"
     assert storage.path_or_uri("~", "k") == Path.home()
+    for text in ("hdfs://host:8020/a@b", "file:///a:b@c", "s3://b/a:b@c"):
+        assert storage.path_or_uri(text, "k") == text
+    with pytest.raises(UserError, match=r"^k=s3://\[a/b: is no URI \("):
+        storage.path_or_uri("s3://[a/b", "k")
 
 
 def test_one_store_is_opened_once_by_all_threads(tmp_path):

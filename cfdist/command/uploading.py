@@ -172,8 +172,8 @@ def _upload(folder: Path, remote: RemoteFolder, uri: str) -> None:
 
     last = [*finished, SWEEP_CSV]
     in_parallel(write, [name for name in names if name not in last])
+    # In a thread, too, which nothing interrupts: a store makes a whole file of the first part.
     for name in last:
-        if name in names:
-            write(name)
+        in_parallel(write, [name] if name in names else [])
     for name in finished:
         remote.remove_folder(name.removesuffix(RESULTS) + JOURNAL)

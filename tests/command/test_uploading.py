@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from pathlib import Path
 
 import pytest
@@ -208,3 +209,16 @@ def test_results_at_a_uri_are_of_the_settings_there(there):
     (there / "config.yaml").write_text("job: score\n")
     assert finished_results(folder, "job: evaluate\n") is None
     assert finished_results(folder, "job: score\n") == {"ap": 1}
+
+
+def test_an_interruption_cuts_no_file_short(there, monkeypatch):
+    threads = set()
+    write = storage.RemoteFolder.write
+
+    def noted(self, name, source):
+        threads.add(threading.current_thread())
+        write(self, name, source)
+
+    monkeypatch.setattr(storage.RemoteFolder, "write", noted)
+    deliver(run(spool(there), "results.json", "run.log"))
+    assert threading.main_thread() not in threads  # the only one that is interrupted
