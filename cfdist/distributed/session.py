@@ -143,18 +143,18 @@ def own_session(
     prepare_environment()
     _check(address)
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
-        yield None
+        with _logging_what_ray_prints():
+            yield None
         return
     names = chosen(kind, devices) if address is None and kind != "cpu" else None
     kept: keeping.Kept | None = None
     is_sound = False
-    with only_visible(kind, names):
+    with only_visible(kind, names), _logging_what_ray_prints():
         if address is None:
             wants_dashboard = terminal.out().isatty() if dashboard == "auto" else dashboard
             context, kept = _here(wants_dashboard, kind, names, keep_minutes)
         else:
             context = join_ray(address)
-            _log_what_ray_prints()
         try:
             yield f"http://{context.dashboard_url}" if context.dashboard_url else None
             is_sound = True
@@ -167,15 +167,23 @@ def own_session(
                 kept.leave(is_sound)
 
 
-def _log_what_ray_prints() -> None:
-    """Send what Ray's node processes tell the driver to the run's log: Ray prints it otherwise."""
+@contextlib.contextmanager
+def _logging_what_ray_prints() -> Iterator[None]:
+    """Send what Ray's node processes tell the driver to the run's log: Ray prints it otherwise.
+
+    After the `with` block it does again: the process may be somebody else's.
+    """
     from ray._private import worker
 
     def note(data: Mapping[str, Any], ignore_prefix: bool) -> None:
         for line in data["lines"]:
             log.warning("Ray: %s", line.strip())
 
-    worker.print_to_stdstream = note
+    before, worker.print_to_stdstream = worker.print_to_stdstream, note
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
 
 
 def _here(
@@ -192,7 +200,6 @@ def _here(
         say("starting Ray ...")
     # Ray logs a traceback and goes on if the toolkit's package `acl` is missing.
     logging.getLogger("ray._private.accelerators.npu").setLevel(logging.CRITICAL)
-    _log_what_ray_prints()
     if kept is not None and (context := keeping.connect(kept)) is not None:
         return context, kept
     if keep_minutes and path is None:

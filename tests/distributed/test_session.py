@@ -32,8 +32,8 @@ def seen(monkeypatch) -> list[dict]:
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(sessions, "start_ray", start_ray)
     monkeypatch.setattr(sessions, "join_ray", lambda address: start_ray(False, {}))
+    monkeypatch.setattr(sessions, "_logging_what_ray_prints", contextlib.nullcontext)
     monkeypatch.setattr(sessions, "shut_down", lambda: None)
-    monkeypatch.setattr(sessions, "_log_what_ray_prints", lambda: None)
     monkeypatch.setattr(sessions, "head_watched", lambda wait_s: contextlib.nullcontext())
     monkeypatch.setattr(accelerators, "list_npus", lambda: ["chip"] * 8)
     monkeypatch.setattr(accelerators, "count_accelerators", lambda kind: 8)
@@ -190,12 +190,10 @@ def test_what_ray_would_print_is_in_the_log(caplog, capsys):
     from ray._private import worker
 
     before = worker.print_to_stdstream
-    try:
-        sessions._log_what_ray_prints()
+    with sessions._logging_what_ray_prints():
         lines = ["A worker died or was killed.\n", "more"]
         worker.print_to_stdstream({"lines": lines, "pid": "raylet", "is_err": False}, False)
-    finally:
-        worker.print_to_stdstream = before
+    assert worker.print_to_stdstream is before
     assert [one.message for one in caplog.records] == [
         "Ray: A worker died or was killed.",
         "Ray: more",
