@@ -116,6 +116,7 @@ def prediction_folder(predictions: str | None, scratch: Path) -> Iterator[Path]:
     if isinstance(source, Path) and not source.is_file():
         yield source
         return
+    shutil.rmtree(scratch, ignore_errors=True)  # those of a killed run are other files
     try:
         try:
             if str(source).lower().endswith(".json"):

@@ -70,7 +70,11 @@ def test_prediction_files_may_lie_in_a_folder_an_archive_or_at_a_uri(tmp_path):
     with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
         archive.write(folder / "e" / "a.txt", "e/a.txt")
     for source in (folder, tmp_path / "p.zip", f"file://{folder}", f"file://{tmp_path}/p.zip"):
+        if source != folder:  # what a killed run has left
+            scratch.mkdir()
+            (scratch / "old.txt").touch()
         with inputs.prediction_folder(str(source), scratch) as found:
+            assert not (found / "old.txt").exists()
             assert (found / "e" / "a.txt").read_text() == "a"
             assert scratch.exists() == (found != folder)
         assert not scratch.exists()
