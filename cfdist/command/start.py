@@ -65,6 +65,7 @@ def _import() -> Callable[[], int] | None:
         if (error.name or "").partition(".")[0] in ("cfdist", "jobs"):
             raise
         if (python := python_of_ray()) and python != sys.executable:
+            stream.turn_off()  # the new process has this one's descriptors
             os.execv(python, [python, *sys.argv])
         print(
             f"cfdist: {sys.executable} cannot import what is needed ({error}); call ./run.sh in "

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import queue
+import select
 import sys
 import threading
 import time
@@ -22,9 +23,15 @@ VERSION = 1
 
 _SECONDS_TO_END = 2.0  # for a reader that is slow when the process ends
 
+# Events that the next one of their kind replaces: they are left out while so many lines wait.
+_PASSING, _MOST_WAITING = ("loading", "progress"), 1000
+
 
 class _Writer:
-    """Writes lines to a descriptor, in order; drops them once it takes no more."""
+    """Writes lines to a descriptor, in order; drops what it does not take.
+
+    After a line of which it took a part it gets no other.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
@@ -34,12 +41,22 @@ class _Writer:
     def put(self, line: bytes) -> None:
         self._lines.put(line)
 
+    def is_behind(self) -> bool:
+        """Whether the reader has not taken many lines."""
+        return self._lines.qsize() >= _MOST_WAITING
+
     def _write_lines(self) -> None:
+        is_cut = False
         while True:
-            rest = self._lines.get()
-            with contextlib.suppress(OSError):
-                while rest:
+            line = rest = self._lines.get()
+            while rest and not is_cut:
+                try:
                     rest = rest[os.write(self.descriptor, rest) :]
+                except BlockingIOError:  # it will take more
+                    select.select([], [self.descriptor], [])
+                except OSError:
+                    is_cut = len(rest) < len(line)  # what came next would end that line
+                    break
             self._lines.task_done()
 
     def drain(self) -> None:
@@ -80,10 +97,14 @@ def is_on() -> bool:
 
 
 def emit(event: str, **content: Any) -> None:
-    """Write an event, if events are asked for."""
-    if _writer is not None:
-        keys = {"version": VERSION, "event": event, "time": round(time.time(), 3)}
-        _writer.put(json.dumps(keys | _clean(content)).encode() + b"\n")
+    """Write an event, if events are asked for and the last one is not written."""
+    if _writer is not None and not _has_ended and not (event in _PASSING and _writer.is_behind()):
+        _put(_writer, event, content)
+
+
+def _put(writer: _Writer, event: str, content: dict[str, Any]) -> None:
+    keys = {"version": VERSION, "event": event, "time": round(time.time(), 3)}
+    writer.put(json.dumps(keys | _clean(content)).encode() + b"\n")
 
 
 def end_run(output_dir: str, exit_code: int, results: str | None, content: dict[str, Any]) -> None:
@@ -107,7 +128,8 @@ def end(exit_code: int) -> None:
     if _writer is not None and not _has_ended:
         _has_ended = True
         none: dict[str, Any] = {"output_dir": None, "results": None, "ap": {}}
-        emit("end", exit_code=int(exit_code), **(_runs[0] if len(_runs) == 1 else none))
+        place = _runs[0] if len(_runs) == 1 else none
+        _put(_writer, "end", {"exit_code": int(exit_code), **place})
         _writer.drain()
 
 

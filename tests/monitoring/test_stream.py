@@ -86,6 +86,41 @@ sys.exit(130)
     assert len(events) > 1
 
 
+def test_nothing_follows_the_last_line():
+    events, _, _ = run(
+        "stream.end(2)\nstream.emit('progress', done=1)\nstream.end_run('x', 0, None, {})"
+    )
+    assert [one["event"] for one in events] == ["end"]
+
+
+def test_a_pipe_that_takes_no_more_at_once_gets_whole_lines():
+    events, _, _ = run(
+        """
+os.set_blocking(stream._writer.descriptor, False)
+for _ in range(20):
+    stream.emit("message", text="x" * 50_000)
+stream.end(0)
+""",
+        reader="(sleep 0.5; cat)",
+    )
+    assert [one["event"] for one in events] == ["message"] * 20 + ["end"]
+
+
+def test_progress_is_left_out_while_the_reader_is_far_behind():
+    events, _, _ = run(
+        """
+for number in range(5000):
+    stream.emit("progress", text="x" * 1000)
+stream.emit("message", text="the same")
+stream.end(0)
+""",
+        reader="(sleep 1; cat)",
+    )
+    kinds = [one["event"] for one in events]
+    assert 1000 <= kinds.count("progress") < 2000
+    assert kinds[-2:] == ["message", "end"]
+
+
 def test_a_reader_that_goes_away_stops_nothing():
     _, errors, code = run(
         """
