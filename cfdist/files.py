@@ -40,11 +40,11 @@ MAX_READ_BYTES = 1 << 30
 
 # Errors of a disk without room: no blocks or inodes are left, or none of the user's share.
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT)
-# "scheme://user:password@", and "?secret_key=..." in a query. Keys of AWS often have slashes;
-# "host:port/" is none.
+# "scheme://user:password@", and "?secret_key=..." in a query, also in HTML. Keys of AWS often have
+# slashes; "host:port/" is none.
 _SECRET_IN_URI = re.compile(
-    r"""(\b[a-z][a-z0-9+.-]*://[^/\s:@"']*:)(?!\d{2,5}[/?#])[^\s@"']+(@)"""
-    r"""|([?&][\w.-]*(?:key|token|secret|passw|sig)[\w.-]*=)[^&\s"']+""",
+    r"""(\b[a-z][a-z0-9+.-]*://[^/\s:@"']*:)(?!\d{2,5}[/?#])[^\s@"'<>]+(@)"""
+    r"""|([?&](?:amp;)?[\w.-]*(?:key|token|secret|passw|sig)[\w.-]*=)[^&\s"'<>]+""",
     re.IGNORECASE,
 )
 _LEAST_TOKEN = 8  # characters; a shorter text may be part of any word

@@ -168,6 +168,7 @@ def test_what_killed_processes_left_is_removed(tmp_path):
         ("at s3://key:secret@host/b, s3://k:s2@h", "at s3://key:***@host/b, s3://k:***@h"),
         ("s3://b?region=eu&secret_key=a/b&x=1", "s3://b?region=eu&secret_key=***&x=1"),
         ("'abfs://c?sig=abc'", "'abfs://c?sig=***'"),
+        ("<td>s3://b?x=1&amp;secret_key=a/b</td>", "<td>s3://b?x=1&amp;secret_key=***</td>"),
         ("token-of-ray is it", "*** is it"),
         ("http://127.0.0.1:8265 a@b", "http://127.0.0.1:8265 a@b"),
         ("https://host/a?tokens", "https://host/a?tokens"),
