@@ -7,6 +7,7 @@ import fcntl
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,9 +71,9 @@ def _shared_memory() -> Finding:
         return Finding("note", "/dev/shm", f"is not there; {slow}", remedy)
     try:
         status = os.statvfs(_SHARED_MEMORY)
-        path = _SHARED_MEMORY / f"cfdist-doctor-{os.getpid()}"
-        path.write_bytes(b"x")
-        path.unlink()
+        # A name that nobody can foresee: everybody may write to this folder.
+        with tempfile.NamedTemporaryFile(dir=_SHARED_MEMORY, prefix="cfdist-doctor-") as file:
+            file.write(b"x")
     except OSError as error:
         found = f"cannot be written to ({error.strerror}); {slow}"
         return Finding("note", "/dev/shm", found, remedy)

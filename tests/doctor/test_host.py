@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import namedtuple
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def test_shared_memory_that_is_missing_small_or_closed(monkeypatch, tmp_path):
     assert of("/dev/shm").state == "note" and "is not there" in of("/dev/shm").found
     monkeypatch.setattr(host, "_SHARED_MEMORY", tmp_path)
     assert of("/dev/shm").state == "ok" and list(tmp_path.iterdir()) == []
+    (tmp_path / f"cfdist-doctor-{os.getpid()}").symlink_to(tmp_path / "other")  # somebody else's
+    assert of("/dev/shm").state == "ok" and not (tmp_path / "other").exists()
     monkeypatch.setattr(host, "_LEAST_SHARED", 1 << 60)
     assert of("/dev/shm").state == "note" and "--shm-size" in of("/dev/shm").remedy
     monkeypatch.setattr(host, "_SHARED_MEMORY", Path("/proc/self"))
