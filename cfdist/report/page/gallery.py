@@ -15,7 +15,7 @@ from cfdist import storage
 from cfdist.preprocess import DamagedPictureError, PictureError, decode_damaged_picture
 from cfdist.preprocess import decode_picture as decode_sound_picture
 
-# All thumbnails of a page together, bytes as they stand in it.
+# All thumbnails of a page together with the boxes over them, bytes as they stand in it.
 MOST_BYTES = 3_000_000
 
 _SHOWN_SIDE = 320  # about what a thumbnail's longer side is on a screen
@@ -134,8 +134,13 @@ class Thumbnails:
         if uri is None:
             return _without(entry, "Not drawn, for the page is full")
         self._count += 1
-        images = drawings(entry.title, f"picture{self._count}", uri, part, layers)
-        return replace(entry, images=[*images])
+        images = [*drawings(entry.title, f"picture{self._count}", uri, part, layers)]
+        boxes = sum(map(len, images)) - len(uri)
+        if boxes > self._left:
+            self._left += len(uri)
+            return _without(entry, "Not drawn, for the page is full")
+        self._left -= boxes
+        return replace(entry, images=images)
 
 
 def _without(entry: Entry, why: str) -> Entry:

@@ -102,6 +102,18 @@ def test_what_cannot_be_shown_leaves_a_line(picture, tmp_path):
     assert texts[3].text.endswith("Not drawn, for the page is full")
 
 
+def test_the_boxes_count_as_bytes_of_the_page_as_well(picture):
+    thumbnails = Thumbnails(most_bytes=50_000)
+    crowd = [("faces", [Drawn((10, 10, 20, 20), "face")] * 1000)]
+    assert not shown(thumbnails, str(picture), layers=crowd).images
+    entries = [
+        shown(thumbnails, str(picture), layers=[("faces", crowd[0][1][:100])]) for _ in range(9)
+    ]
+    drawn = [image for entry in entries for image in entry.images]
+    assert 0 < len(drawn) < 9
+    assert 25_000 < sum(map(len, drawn)) <= 50_000
+
+
 def test_a_damaged_picture_is_shown_as_it_decodes(picture, tmp_path):
     half = tmp_path / "half.jpg"
     half.write_bytes(picture.read_bytes()[:-200])
