@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from cfdist import __version__
 from cfdist.errors import DiskFullError, ExitCode, StoppedError, UserError
 from cfdist.files import Sink, fsync, redacted, write_text
+from cfdist.monitoring import terminal
 from cfdist.monitoring.terminal import say
 
 # Connections to one address: in a row that bring hardly anything, and in all.
@@ -194,7 +195,7 @@ class Transfer:
         if self.size is not None and total not in (None, self.size):
             raise _RefusedError(f"holds {total} bytes, not {self.size}")
         if begun and not start:
-            print(f"{self.target.name}: what has arrived does not count there; starting anew")
+            say(f"{self.target.name}: what has arrived does not count there; starting anew")
         self._ask_for_room((total or self.size or 0) - start)
         write_text(self._note, json.dumps({"address": redacted(address), "validator": validator}))
         whole = total or self.size
@@ -212,13 +213,17 @@ class Transfer:
             for piece in pieces:
                 if not done and not piece.startswith(_OF_A_ZIP):
                     raise _RefusedError("what comes is no zip archive")
+                if whole is not None and done + len(piece) > whole:
+                    raise _RefusedError(f"sends more than {whole} bytes")
                 sink.write(piece)
                 done += len(piece)
+                if done // _SPARE_BYTES > (done - len(piece)) // _SPARE_BYTES:
+                    self._ask_for_room(0)  # a server may send more than it has said, or for ever
                 self._show(done, whole, (done - start) / max(time.monotonic() - began, 1e-3))
 
     def _show(self, done: int, whole: int | None, rate: float) -> None:
         is_terminal = sys.stdout.isatty()
-        if time.monotonic() - self._said < _EVERY[not is_terminal]:
+        if terminal.settings.is_quiet or time.monotonic() - self._said < _EVERY[not is_terminal]:
             return
         self._said = time.monotonic()
         of = f" of {whole / 1e6:.0f}" if whole else ""

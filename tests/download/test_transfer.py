@@ -146,6 +146,19 @@ def test_another_size_is_refused_before_it_is_fetched(fetch, mirror, capsys):
     assert f"holds {len(OTHER) + 1} bytes, not {len(GOOD)}" in capsys.readouterr().out
 
 
+def test_a_server_that_sends_more_than_there_is_fills_no_disk(fetch, mirror, capsys):
+    mirror.files["bad/f.zip"], mirror.faults["bad/f.zip"] = GOOD + b"x" * 500_000, ["no length"]
+    fetch("bad/f.zip", "f.zip")
+    assert f"bad/f.zip: sends more than {len(GOOD)} bytes" in capsys.readouterr().out
+
+
+def test_a_quiet_command_says_nothing_of_its_progress(fetch, monkeypatch, capsys):
+    monkeypatch.setattr(transfer, "_EVERY", (0.0, 0.0))
+    monkeypatch.setattr(transfer.terminal, "settings", transfer.terminal.Settings(is_quiet=True))
+    fetch()
+    assert capsys.readouterr() == ("", "")
+
+
 def test_without_a_good_address_nothing_has_the_files_name(mirror, tmp_path):
     mirror.faults["f.zip"] = ["cut", 404]
     with pytest.raises(StoppedError) as stopped:
