@@ -116,7 +116,8 @@ def prediction_folder(predictions: str | None, scratch: Path) -> Iterator[Path]:
     if isinstance(source, Path) and not source.is_file():
         yield source
         return
-    shutil.rmtree(scratch, ignore_errors=True)  # those of a killed run are other files
+    if scratch.exists():  # of a run that was killed: its files are other predictions
+        shutil.rmtree(scratch)
     try:
         try:
             if str(source).lower().endswith(".json"):

@@ -78,6 +78,10 @@ def test_prediction_files_may_lie_in_a_folder_an_archive_or_at_a_uri(tmp_path):
             assert (found / "e" / "a.txt").read_text() == "a"
             assert scratch.exists() == (found != folder)
         assert not scratch.exists()
+    (scratch / "e").mkdir(parents=True)
+    (scratch / "e" / "b.txt").write_text("of a run that was killed")
+    with inputs.prediction_folder(str(tmp_path / "p.zip"), scratch) as found:
+        assert [path.name for path in found.rglob("*.txt")] == ["a.txt"]
     with (
         pytest.raises(UserError, match=f"^file://{folder}/e/a.txt: line 3"),
         inputs.prediction_folder(f"file://{folder}", scratch) as found,

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfdist.distributed import keeping
@@ -149,11 +150,17 @@ def own_session(
     names = chosen(kind, devices) if address is None and kind != "cpu" else None
     kept: keeping.Kept | None = None
     is_sound = False
-    with only_visible(kind, names), _logging_what_ray_prints():
+    with only_visible(kind, names), contextlib.ExitStack() as until_end:
         if address is None:
             wants_dashboard = terminal.out().isatty() if dashboard == "auto" else dashboard
-            context, kept = _here(wants_dashboard, kind, names, keep_minutes)
+            wanted = (wants_dashboard, kind, resources(kind, names), loudness())
+            path = keeping.record_path(wanted, makes=bool(keep_minutes))
+            kept = keeping.find(path, keep_minutes)
+            _announce(kept)
+            until_end.enter_context(_logging_what_ray_prints())
+            context, kept = _here(wants_dashboard, wanted[2], path, kept, keep_minutes)
         else:
+            until_end.enter_context(_logging_what_ray_prints())
             context = join_ray(address)
         try:
             yield f"http://{context.dashboard_url}" if context.dashboard_url else None
@@ -186,20 +193,24 @@ def _logging_what_ray_prints() -> Iterator[None]:
         worker.print_to_stdstream = before
 
 
-def _here(
-    dashboard: bool, kind: str, names: list[str] | None, keep_minutes: float | None
-) -> tuple[Any, keeping.Kept | None]:
-    """What `ray.init` returns for a session on this machine, and the session if it is kept."""
-    accelerators = resources(kind, names)
-    wanted = (dashboard, kind, accelerators, loudness())
-    path = keeping.record_path(wanted, makes=bool(keep_minutes))
-    kept = keeping.find(path, keep_minutes)
+def _announce(kept: keeping.Kept | None) -> None:
+    """Say what comes next, before Ray is imported, which takes a second."""
     if kept is not None:
         say("using the Ray session that an earlier command left ...")
     elif "ray" not in sys.modules:
         say("starting Ray ...")
     # Ray logs a traceback and goes on if the toolkit's package `acl` is missing.
     logging.getLogger("ray._private.accelerators.npu").setLevel(logging.CRITICAL)
+
+
+def _here(
+    dashboard: bool,
+    accelerators: dict[str, object],
+    path: Path | None,
+    kept: keeping.Kept | None,
+    keep_minutes: float | None,
+) -> tuple[Any, keeping.Kept | None]:
+    """What `ray.init` returns for a session on this machine, and the session if it is kept."""
     if kept is not None and (context := keeping.connect(kept)) is not None:
         return context, kept
     if keep_minutes and path is None:
