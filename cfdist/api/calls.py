@@ -18,7 +18,7 @@ from cfdist.command import cli
 from cfdist.command.arguments import asks_for_multirun, prepare_arguments
 from cfdist.command.resuming import run_to_go_on
 from cfdist.command.run_folder import read_results
-from cfdist.config.overrides import quoted
+from cfdist.config.overrides import as_typed
 from cfdist.distributed.nodes import cluster_nodes
 from cfdist.errors import ExitCode, StoppedError, UserError
 from cfdist.storage import path_or_uri, shown, working_folder
@@ -77,7 +77,7 @@ def _run(kind: type[_R], job: str, settings: Settings | None, show: bool) -> _R:
     with alone(show):
         try:
             arguments = _arguments(job, settings or {})
-            composed = config.compose_values(*arguments)
+            composed = config.compose_prepared(*arguments)
             typed = config.typed_keys(arguments)
             composed = run_to_go_on(composed, typed)
             checked = config.load(composed, typed)
@@ -133,7 +133,7 @@ def _written(key: str, value: Value) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str | PurePath):
-        return quoted(os.fspath(value))
+        return as_typed(key, os.fspath(value))
     if isinstance(value, Integral):
         return str(int(value))
     if isinstance(value, Real):

@@ -147,7 +147,7 @@ def answer(question: Question) -> str:
     if question.what == "completion":
         return completion_script(question.about or "")
     settings = settings_of(sys.argv[1:])
-    composed = config.compose_values(*settings)
+    composed = config.compose_prepared(*settings)
     config.load(composed, config.typed_keys(settings))
     return OmegaConf.to_yaml(composed, resolve=True).rstrip()
 

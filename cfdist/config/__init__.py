@@ -1,6 +1,7 @@
 """The configuration: its schema, how it is composed and checked, and what is said about it."""
 
 from cfdist.config.composing import compose as compose
+from cfdist.config.composing import compose_prepared as compose_prepared
 from cfdist.config.composing import compose_values as compose_values
 from cfdist.config.composing import load as load
 from cfdist.config.composing import register as register

@@ -59,10 +59,14 @@ def compose(*overrides: str) -> Config:
 
 def compose_values(*overrides: str) -> DictConfig:
     """The values of every key as Hydra composes them, not checked."""
+    return compose_prepared(*(prepare_override(one, is_multirun=False) for one in overrides))
+
+
+def compose_prepared(*overrides: str) -> DictConfig:
+    """The same of settings whose texts are in quotes already, which must not be quoted twice."""
     register()
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        prepared = [prepare_override(override, is_multirun=False) for override in overrides]
-        return hydra_compose("config", prepared)
+        return hydra_compose("config", [*overrides])
 
 
 @functools.cache

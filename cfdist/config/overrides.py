@@ -102,6 +102,14 @@ def quoted(text: str) -> str:
     return QuotedString(literal(text), Quote.single).with_quotes()
 
 
+def as_typed(key: str, text: str) -> str:
+    """A text in quotes as a person would type them, of which `prepare_override` makes Hydra's."""
+    kind = _text_of(key.lstrip("+"))
+    if kind is None or kind.is_options:  # it leaves these as they are
+        return quoted(text)
+    return QuotedString(text, Quote.single).with_quotes()
+
+
 def _text_of(key: str) -> _Text | None:
     """What a key's texts are; `None` if its value is something else."""
     group = key.partition("@")[0]

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from cfdist import config
 from cfdist.api import calls
 from cfdist.api.calls import InputError, evaluate
 
@@ -117,3 +118,17 @@ def test_the_callers_cluster_is_the_runs(monkeypatch, nodes, joined):
         assert calls._arguments("evaluate", asked)[1:] == expected
     with pytest.raises(InputError, match=r"cluster\.address=local: .*is connected to 10\.0\.0\.1"):
         calls._arguments("evaluate", {"cluster.address": "local"})
+
+
+def test_a_reference_in_a_text_stays_one():
+    text = "a${b}\\${c}"
+    texts = {
+        "input": text,
+        "backend.providers": [text, "x"],
+        "infer.cli_args": [f"--a={text}"],
+    }
+    composed = config.compose_prepared(*calls._arguments("detect", texts))
+    values = OmegaConf.to_container(composed, resolve=True)
+    assert values["input"] == text
+    assert values["backend"]["providers"] == [text, "x"]
+    assert values["infer"]["cli_args"] == [f"--a={text}"]
