@@ -177,7 +177,7 @@ def run_to_go_on(composed: DictConfig, typed: frozenset[str]) -> DictConfig:
     secrets = {key: value for key, value in now.items() if _without_secrets(value) != value}
     now = {key: _without_secrets(value) for key, value in now.items()}
     output = working_folder(str(now["output_dir"]))
-    own = {key for key in typed if key not in _OF_THE_PLACE}
+    own = {key for key in typed if key not in (*_OF_THE_PLACE, "job")}  # it is job=evaluate
     if now["resume"] == AUTO:
         folder = _newest(now, output if "output_dir" in typed else None, bool(own))
     else:

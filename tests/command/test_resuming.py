@@ -236,3 +236,9 @@ def test_the_command_is_the_one_that_was_typed(tmp_path, monkeypatch, argv, scri
     assert going_on(folder) == f"; go on with: {words} resume=outputs/1"
     near = resuming.command_to_go_on(tmp_path / "auto")
     assert near == f"{words} resume={tmp_path / 'auto'}"
+
+
+def test_the_job_is_no_setting_that_auto_looks_for(tmp_path):
+    # As the function `evaluate` has it.
+    newest = interrupted(tmp_path / "outputs" / "1", "model.batch=8")
+    assert resumed("job=evaluate", "resume=auto").output_dir == str(newest)
