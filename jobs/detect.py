@@ -35,7 +35,7 @@ class Run:
     Attributes:
         found: Picture -> what was found in it.
         timeline: When.
-        undrawn: (picture, reason) of those that could not be read again for their copies.
+        undrawn: (picture, reason) of those of which no copy could be made.
         reports: Device -> what it did.
         events: What happened to devices and pictures.
     """
@@ -108,7 +108,7 @@ def _notes(config: Config, pictures: FoundPictures, run: Run) -> list[str]:
         name, reason = run.undrawn[0]
         notes.append(
             f"{len(run.undrawn)} pictures have no copy in {ANNOTATED}/: they could not be read "
-            f"again; the first, {name}: {reason}"
+            f"again, or written; the first, {name}: {reason}"
         )
     return notes
 

@@ -154,7 +154,8 @@ class Detection(Run):
     @classmethod
     def _figures(cls, folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
         faces = {}
-        for line in (folder / LINES).read_text(encoding="utf-8").splitlines():
+        # A name may hold what splitlines() takes for an end of a line.
+        for line in (folder / LINES).read_bytes().splitlines():
             found = json.loads(line)
             if found["faces"] is not None:
                 faces[found["path"]] = tuple(map(_face, found["faces"]))

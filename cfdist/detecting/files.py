@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -13,13 +14,19 @@ from numpy.typing import NDArray
 
 from cfdist.detections import Detections
 from cfdist.files import atomic_write, write_bytes
-from cfdist.preprocess import decode_stored, picture_content
+from cfdist.preprocess import PictureError, decode_stored, picture_content
 
 LINES = "detections.jsonl"
 ANNOTATED = "annotated"
 
 # What OpenCV writes as the suffix says; a copy of any other picture becomes a PNG.
 _WRITTEN = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+
+# Errors of a name that this file system does not take, such as that of a picture in an archive.
+_OF_THE_NAME = (
+    *(errno.ENAMETOOLONG, errno.EEXIST, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EINVAL, errno.EILSEQ),
+)
 
 _BOX, _POINT, _TEXT = (80, 220, 60), (60, 80, 250), (20, 20, 20)  # blue, green, red
 
@@ -53,10 +60,13 @@ def rounded(values: NDArray[np.float32], decimals: int) -> list[Any]:
 
 
 def write_lines(path: Path, found: Iterable[Detections]) -> None:
-    """Write one JSON object a picture, each on a line of its own."""
+    """Write one JSON object a picture, each on a line of its own.
+
+    Bytes of an archive's name that are no UTF-8, in a reason, become JSON's escapes.
+    """
     with atomic_write(path) as temporary:
         lines = (json.dumps(as_json(one), ensure_ascii=False) + "\n" for one in found)
-        write_bytes(temporary, "".join(lines).encode())
+        write_bytes(temporary, "".join(lines).encode(errors="backslashreplace"))
 
 
 def annotated_name(id: str) -> str:
@@ -85,14 +95,24 @@ def write_annotated(path: Path, place: str, found: Detections) -> None:
         found: Its faces.
 
     Raises:
-        PictureError: the picture can no longer be read.
+        PictureError: the picture can no longer be read, or not be written under this name.
         OSError: the copy cannot be written.
     """
     stored = decode_stored(picture_content(place), use_damaged=True, is_upright=True)
     picture = draw(cv2.cvtColor(stored.pixels, cv2.COLOR_BGRA2BGR), found)
-    _, content = cv2.imencode(path.suffix.lower(), picture)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, content.tobytes())
+    try:
+        is_written, content = cv2.imencode(path.suffix.lower(), picture)
+    except cv2.error:
+        is_written = False
+    if not is_written:  # a WebP has at most 16383 pixels a side
+        raise PictureError(f"{picture.shape[1]}x{picture.shape[0]} pixels do not fit {path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content.tobytes())
+    except OSError as error:
+        if error.errno in _OF_THE_NAME:
+            raise PictureError(f"cannot be written: {error.strerror}") from None
+        raise
 
 
 def draw(picture: Any, found: Detections) -> Any:

@@ -141,6 +141,8 @@ def _fitting(given: str, pattern: str) -> Iterator[_Found]:
     if fixed is None or not paths:
         what = "no such file or folder" if fixed is None else "no file or folder fits the pattern"
         raise UserError(f"{KEY}={given}: {what}; {_REMEDY}")
+    if ".." in parts[fixed:]:  # the copies would lie in other folders
+        raise UserError(f"{KEY}={given}: has .. after a wildcard; write it without")
     base, seen = Path(*parts[:fixed]), dict[str, str]()
     for path in sorted(paths, key=lambda path: (len(path.parts), path)):
         name = path.relative_to(base)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from cfdist.api.types import AveragePrecision, Comparison, Detection, Evaluation, Face, Run, Score
+from cfdist.detecting.files import LINES, write_lines
+from cfdist.detections import Detections
 
 AP = {"easy": 0.9, "medium": 0.8, "hard": 0.7}
 RESULTS = {
@@ -64,3 +66,9 @@ def test_a_detection_has_the_faces_by_picture(tmp_path):
     run = Detection.of(tmp_path, RESULTS)
     face = Face((1.0, 2.0, 3.0, 4.5), 0.5, ((1.0, 2.0),) * 5)
     assert run.faces == {"ü": (face,), "c": ()}
+
+
+def test_a_name_may_hold_what_ends_a_line_elsewhere(tmp_path):
+    name = "a\u2028b\x85.jpg"
+    write_lines(tmp_path / LINES, [Detections(name)])
+    assert Detection._figures(tmp_path, {}) == {"faces": {name: ()}}

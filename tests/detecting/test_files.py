@@ -10,6 +10,7 @@ import pytest
 
 from cfdist.detecting import files
 from cfdist.detections import Detections
+from cfdist.preprocess import PictureError
 
 FOUND = Detections(
     "a/ü.jpg",
@@ -72,3 +73,25 @@ def test_faces_beyond_the_edge_are_drawn_as_far_as_they_go():
     beyond = np.array([[-500, -9, 1e6, 1e6]], np.float32)
     found = Detections("x", beyond, np.ones(1, np.float32), np.full((1, 5, 2), 1e6, np.float32))
     assert files.draw(picture, found).any()
+
+
+def test_a_reason_with_bytes_that_are_no_utf8_is_written(tmp_path):
+    files.write_lines(tmp_path / "x", [Detections("a", error="is damaged in \udcff.zip")])
+    assert json.loads((tmp_path / "x").read_bytes())["error"] == "is damaged in \udcff.zip"
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "reason"),
+    [
+        ("x.webp", (8, 17000), "17000x8 pixels do not fit .webp"),
+        (f"{'x' * 252}.png", (8, 9), "cannot be written: File name too long"),
+        ("there/x.png", (8, 9), "cannot be written: (File exists|Not a directory)"),
+    ],
+)
+def test_a_copy_that_cannot_be_made_is_the_pictures_problem(tmp_path, name, size, reason):
+    source, annotated = tmp_path / "source.png", tmp_path / "annotated"
+    cv2.imwrite(str(source), np.zeros((*size, 3), np.uint8))
+    annotated.mkdir()
+    (annotated / "there").touch()
+    with pytest.raises(PictureError, match=reason):
+        files.write_annotated(annotated / name, str(source), Detections("x"))

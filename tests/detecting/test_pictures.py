@@ -86,3 +86,10 @@ def test_where_no_picture_is_one_line_says_so(photos, given, reason):
     with pytest.raises(UserError, match=f"^input.*{reason}") as refused:
         find_pictures(given)
     assert "secret" not in str(refused.value)
+
+
+def test_a_pattern_leads_to_no_folder_outside(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "x.jpg").touch()
+    with pytest.raises(UserError, match=r"has \.\. after a wildcard"):
+        find_pictures(f"{tmp_path}/*/../x.jpg")
