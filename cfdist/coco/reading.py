@@ -94,20 +94,25 @@ def _is_id(value: object) -> bool:
 def _short(where: str, name: str) -> str:
     """The last two parts of a picture's path: "<event>/<name>.jpg"."""
     parts = PurePosixPath(name.replace("\\", "/")).parts[-2:]
-    if not parts or ".." in parts or any("\0" in part for part in parts):
-        raise UserError(f"{where}: {name!r} is no picture's name")
-    return "/".join(part for part in parts if part != "/")
+    short = "/".join(part for part in parts if part != "/")
+    is_text = not any(one in "\0\n\r" or "\ud800" <= one <= "\udfff" for one in short)
+    if not short or ".." in parts or not is_text:
+        raise UserError(f"{where}: {name!a} is no picture's name")
+    return short
 
 
 def _face(source: str, content: Any, annotations: list[Any]) -> Any:
     """The id of the only category that counts; `None` if there is only one."""
     found = {repr(one.get("category_id")) for one in annotations if isinstance(one, dict)}
+    listed = content.get("categories") if isinstance(content, dict) else None
+    listed = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    known = {repr(one.get("id")) for one in listed}
+    # Where a face is another one than the only category, nothing of it is a face.
+    for one in listed if len(found) > 1 or found <= known else ():
+        if str(one.get("name")).lower() in ("face", "faces"):
+            return one.get("id")
     if len(found) < 2:
         return None
-    listed = content.get("categories") if isinstance(content, dict) else None
-    for one in listed if isinstance(listed, list) else ():
-        if isinstance(one, dict) and str(one.get("name")).lower() in ("face", "faces"):
-            return one.get("id")
     raise UserError(
         f"{source}: detections of {len(found)} categories, and none of them is called face; leave "
         'the others out, or name it: "categories": [{"id": 1, "name": "face"}]'

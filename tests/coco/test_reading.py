@@ -114,3 +114,19 @@ def test_two_pictures_of_one_name_are_refused(tmp_path):
     content = written({"images": images, "annotations": []})
     with pytest.raises(UserError, match="two pictures are called x"):
         write_prediction_files(content, "found.json", tmp_path)
+
+
+def test_the_only_category_is_not_that_of_faces():
+    listed = [{"id": 1, "name": "person"}, {"id": 2, "name": "face"}]
+    content = {"images": IMAGES, "categories": listed}
+    assert found(content | {"annotations": [{**NOTE, "category_id": 1}]})["a/x.jpg"] == []
+    assert found(content | {"annotations": [{**NOTE, "category_id": 2}]})["a/x.jpg"]
+    # Without a category, or with one that the file does not name, all are meant.
+    assert found(content | {"annotations": [NOTE]})["a/x.jpg"]
+    assert found(content | {"annotations": [{**NOTE, "category_id": 0}]})["a/x.jpg"]
+
+
+@pytest.mark.parametrize("name", ["/", "a/\ud800.jpg", "a/x\ny.jpg"])
+def test_a_name_that_no_file_has(name):
+    with pytest.raises(UserError, match=r"is no picture's name$"):
+        found([{**NOTE, "image_id": name}])
