@@ -73,9 +73,14 @@ def _processes() -> Iterator[None]:
         if CHECKOUT is not None:  # the caller's sys.path may have it, its processes' not
             paths = [str(CHECKOUT), os.environ.get("PYTHONPATH", "")]
             os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        import ray  # noqa: F401  # now, so that the session does not say on stdout that it starts
+        # Now, so that the session does not say on stdout that it starts.
+        from ray._private import worker
 
-        yield
+        printing = worker.print_to_stdstream  # a session replaces it
+        try:
+            yield
+        finally:
+            worker.print_to_stdstream = printing
     finally:
         end_guard()
         for name in os.environ.keys() - before.keys():
