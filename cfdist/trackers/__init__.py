@@ -8,14 +8,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cfdist.config import LogConfig
 from cfdist.errors import UserError
-from cfdist.files import CONFIG, RESULTS, missing_folders, remove_empty
+from cfdist.files import CONFIG, RESULTS, expanded, missing_folders, remove_empty
 from cfdist.report.screen import console
+from cfdist.storage import shown
 
 # Key of `log` -> (package that is imported, what pip installs).
 PACKAGES = {
@@ -26,6 +28,9 @@ PACKAGES = {
 _SECTIONS = ("ap", "throughput", "seconds", "pictures", "comparison")
 _MOST_PARAMETERS = 100  # that MLflow takes at once
 _LONGEST_PARAMETER = 500  # characters
+_EXPERIMENT = "cfdist"
+# By default MLflow tries a server that does not answer for a quarter of an hour.
+_MLFLOW_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +50,7 @@ def check_trackers(config: LogConfig) -> None:
                 f"`pip install {distribution}`, or leave the key out"
             )
     if config.tensorboard is not None:
-        folder = Path(config.tensorboard)
+        folder = expanded(config.tensorboard)
         new = missing_folders(folder)
         folder.mkdir(parents=True, exist_ok=True)
         remove_empty(new)
@@ -97,19 +102,22 @@ def _files(output: Path) -> list[Path]:
 
 def _name(output: Path) -> str:
     """A run's name: its folder's, in a sweep with the sweep's before it."""
-    return "/".join(output.parts[-2:]) if output.name.isdigit() else output.name
+    parts = PurePosixPath(shown(output)).parts
+    return "/".join(parts[-2:]) if output.name.isdigit() else parts[-1]
 
 
 def _mlflow(target: str, results: Mapping[str, Any], output: Path) -> None:
     import mlflow
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of each step
+    for name, value in _MLFLOW_LIMITS.items():
+        os.environ.setdefault(name, value)
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(target)
     try:
-        mlflow.set_experiment("cfdist")
-        # A caller from Python may be in a run of its own.
-        with mlflow.start_run(run_name=_name(output), nested=True):
+        # A caller from Python may be in a run of its own, and has an experiment of its own.
+        where = _mlflow_experiment(mlflow.MlflowClient())
+        with mlflow.start_run(experiment_id=where, run_name=_name(output), nested=True):
             found = [(k, str(v)[:_LONGEST_PARAMETER]) for k, v in settings(results).items()]
             for start in range(0, len(found), _MOST_PARAMETERS):
                 mlflow.log_params(dict(found[start : start + _MOST_PARAMETERS]))
@@ -121,31 +129,43 @@ def _mlflow(target: str, results: Mapping[str, Any], output: Path) -> None:
         mlflow.set_tracking_uri(before)
 
 
+def _mlflow_experiment(client: Any) -> str:
+    """The id of the experiment, which is made if it is not there."""
+    found = client.get_experiment_by_name(_EXPERIMENT)
+    if found is None:
+        try:
+            return str(client.create_experiment(_EXPERIMENT))
+        except Exception:  # another command has made it meanwhile
+            found = client.get_experiment_by_name(_EXPERIMENT)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
 def _wandb(target: str, results: Mapping[str, Any], output: Path) -> None:
     import wandb
 
-    run = wandb.init(
+    with wandb.init(
         project=target,
         name=_name(output),
         dir=str(output),
         config=settings(results),
         settings=wandb.Settings(silent=True, console="off"),
-        reinit="finish_previous",
-    )
-    run.log(figures(results))
-    run.log({path.stem: wandb.Image(str(path)) for path in output.glob("*.png")})
-    artifact = wandb.Artifact(f"results-{run.id}", type="results")
-    for path in _files(output):
-        artifact.add_file(str(path))
-    run.log_artifact(artifact)
-    run.finish(exit_code=0)
+        reinit="create_new",  # a caller from Python may be in a run of its own
+    ) as run:
+        run.log(figures(results))
+        run.log({path.stem: wandb.Image(str(path)) for path in output.glob("*.png")})
+        artifact = wandb.Artifact(f"results-{run.id}", type="results")
+        for path in _files(output):
+            artifact.add_file(str(path))
+        run.log_artifact(artifact)
 
 
 def _tensorboard(target: str, results: Mapping[str, Any], output: Path) -> None:
     import cv2
     from tensorboardX import SummaryWriter
 
-    with SummaryWriter(str(Path(target, _name(output)))) as writer:
+    with SummaryWriter(str(expanded(target) / _name(output))) as writer:
         for name, value in figures(results).items():
             writer.add_scalar(name, value, 0)
         lines = (f"    {key}: {value}" for key, value in settings(results).items())

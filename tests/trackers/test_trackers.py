@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cfdist import trackers
+from cfdist import storage, trackers
 from cfdist.config import LogConfig
 from cfdist.errors import UserError
 
@@ -134,3 +134,23 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_run(tmp_path, monkey
     (tmp_path / "file").write_text("text")
     with pytest.raises(OSError, match="file/board"):
         trackers.check_trackers(LogConfig(tensorboard=str(tmp_path / "file" / "board")))
+
+
+def test_a_run_behind_a_uri_has_its_name():
+    folder = storage.working_folder("s3://bucket/runs/a")
+    assert trackers._name(folder) == "a"
+    assert trackers._name(folder / "3") == "a/3"
+
+
+def test_mlflow_leaves_its_callers_experiment(output, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+    uri = (tmp_path / "runs").as_uri()
+    mlflow.set_tracking_uri(uri)
+    own = mlflow.set_experiment("own")
+    for _ in range(2):
+        trackers.track(LogConfig(mlflow=uri), output)
+    with mlflow.start_run() as run:
+        assert run.info.experiment_id == own.experiment_id
+    experiment = mlflow.get_experiment_by_name("cfdist")
+    assert len(mlflow.MlflowClient(uri).search_runs([experiment.experiment_id])) == 2
