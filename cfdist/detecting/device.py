@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.detections import Detections
+from cfdist.devices.base import Reasons
 from cfdist.devices.detector import Detector
 from cfdist.devices.reader import Source
-from cfdist.preprocess import UNREADABLE
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,22 @@ class FoundChunk:
 
     Attributes:
         found: One record a picture, failed ones included.
-        doubtful: (id, reason) of the pictures whose outputs were not finite; they are tried again.
+        doubtful: (id, reason) of the pictures for which the device may be the reason, see
+            `ChunkReport`; the others are in `found`.
     """
 
     found: list[Detections]
     doubtful: tuple[tuple[str, str], ...] = ()
+
+    def judged(self, failures: Reasons, doubtful: Reasons) -> FoundChunk:
+        """See `ChunkReport.judged`."""
+        failed = [Detections(id, error=reason) for id, reason in failures]
+        return FoundChunk(self.found + failed, doubtful)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """See `ChunkReport.keys`."""
+        return tuple(one.id for one in self.found)
 
     @property
     def failures(self) -> tuple[tuple[str, str], ...]:
@@ -46,11 +57,7 @@ class FaceFinder:
     def process(self, chunk: Sequence[Source]) -> FoundChunk:
         """Detect the faces of some pictures."""
         found = self._detector.process(chunk)
-        doubtful = {
-            one.id: str(one.error)
-            for one in found
-            if one.is_doubtful and not str(one.error).startswith(UNREADABLE)
-        }
+        doubtful = {one.id: str(one.error) for one in found if one.is_doubtful}
         sound = [above(one, self._threshold) for one in found if one.id not in doubtful]
         return FoundChunk(sound, tuple(doubtful.items()))
 

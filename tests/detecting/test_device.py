@@ -39,10 +39,14 @@ class Stub:
         ]
 
 
-def test_only_what_another_device_may_do_better_is_doubtful(monkeypatch):
+def test_what_another_device_may_do_better_is_doubtful(monkeypatch):
     monkeypatch.setattr(device, "Detector", Stub)
     chunk = device.FaceFinder(None, None, 1, 0.6).process([])
-    assert [one.id for one in chunk.found] == ["a.jpg", "c.jpg"]
+    assert chunk.keys == ("a.jpg",)
     assert len(chunk.found[0].scores) == 1
-    assert chunk.doubtful == (("b.jpg", "NaN"),)
-    assert chunk.failures == (("c.jpg", "cannot be read: no such file"),)
+    gone = (("c.jpg", "cannot be read: no such file"),)
+    assert chunk.doubtful == (("b.jpg", "NaN"), *gone)
+    assert chunk.failures == ()
+    judged = chunk.judged(gone, chunk.doubtful[:1])
+    assert (judged.keys, judged.failures) == (("a.jpg", "c.jpg"), gone)
+    assert judged.doubtful == (("b.jpg", "NaN"),)
