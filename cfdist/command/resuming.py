@@ -191,6 +191,8 @@ def run_to_go_on(composed: DictConfig, typed: frozenset[str]) -> DictConfig:
             f"resume={shown(folder)}: a run of other settings: {different}; leave out what differs"
         )
     settings = cast(DictConfig, OmegaConf.create(_escaped(then)))
+    for key in now.keys() - _flat(then).keys():  # what an earlier version did not have
+        OmegaConf.update(settings, key, _escaped(now[key]))
     # The folder has the settings without their secrets, which have to be typed again.
     for key, value in (secrets | {"output_dir": shown(folder), "resume": None}).items():
         OmegaConf.update(settings, key, _escaped(value))
@@ -288,11 +290,11 @@ def _value(setting: str) -> str | None:
 
 
 def _different(then: Mapping[str, Any], now: Mapping[str, Any], keys: Iterable[str]) -> str:
-    """In what the settings differ, in words, among these keys."""
+    """In what the settings differ, in words, among these keys; one that is new does not count."""
     words = [
-        f"{key}={_written(then.get(key))} then, {_written(now.get(key))} now"
+        f"{key}={_written(then[key])} then, {_written(now.get(key))} now"
         for key in sorted(keys)
-        if then.get(key) != now.get(key)
+        if key in then and then[key] != now.get(key)
     ]
     return ", ".join(words)
 

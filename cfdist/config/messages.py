@@ -121,9 +121,11 @@ def refused_value(error: ValidationError, values: dict[str, Any]) -> str:
     for place in problem["loc"]:  # after a key follow indices of lists and choices of unions
         if key in fields or not isinstance(value, dict):
             break
-        key, value = f"{key}.{place}".lstrip("."), value[str(place)]
+        key, value = f"{key}.{place}".lstrip("."), value.get(str(place))
     if key not in fields and problem["type"] == "extra_forbidden":
         return no_such_key(key)
+    if problem["type"] == "missing":  # in a record that somebody has changed
+        return f"{key}: no value given; add {key}=... to the command"
     if key not in fields:
         inner = next(name for name in fields if name.startswith(f"{key}."))
         return f"{key}={shown(value)}: holds further keys; set these, such as {inner}=..."

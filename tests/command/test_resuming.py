@@ -242,3 +242,15 @@ def test_the_job_is_no_setting_that_auto_looks_for(tmp_path):
     # As the function `evaluate` has it.
     newest = interrupted(tmp_path / "outputs" / "1", "model.batch=8")
     assert resumed("job=evaluate", "resume=auto").output_dir == str(newest)
+
+
+def test_a_run_of_a_version_with_fewer_keys_goes_on(tmp_path):
+    folder = interrupted(tmp_path / "outputs" / "1", "model.batch=8")
+    values = OmegaConf.load(folder / "config.yaml")
+    for key in ("log", "download", "objective"):
+        del values[key]
+    del values.eval["metrics"]
+    OmegaConf.save(values, folder / "config.yaml")
+    for resume in (f"resume={folder}", "resume=auto"):
+        checked = config.load(resumed(resume, "model.batch=8"), frozenset(["resume"]))
+        assert (checked.model.batch, checked.eval.metrics, checked.log.mlflow) == (8, [], None)
