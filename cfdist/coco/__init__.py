@@ -40,7 +40,7 @@ def coco_document(found: Iterable[Detections], suffix: str = "") -> dict[str, An
             one.boxes.tolist(), one.scores.tolist(), one.landmarks.tolist(), strict=True
         ):
             left, top, right, bottom = box
-            # As WIDER FACE's prediction files have them, so that both give the same AP.
+            # As the prediction files of eval=official have them, so that both give the same AP.
             width, height = round(right - left, 3), round(bottom - top, 3)
             flat = [[round(x, 2), round(y, 2), 2] for x, y in points]
             annotations.append(

@@ -22,7 +22,7 @@ from cfdist.config.installation import CHECKOUT
 from cfdist.devices.base import DeviceReport
 from cfdist.distributed.events import Event
 from cfdist.errors import ExitCode, UserError
-from cfdist.files import RESULTS, write_text
+from cfdist.files import REPORT, RESULTS, write_text
 from cfdist.machine import available_cores, cpu_model
 from cfdist.storage import shown, uri_of
 from cfdist.widerface.ground_truth import DIFFICULTIES
@@ -172,7 +172,8 @@ class Results:
         return content | self.extra
 
     def write(self, folder: Path) -> Path:
-        """Write `results.json`, whole or not at all."""
+        """Write `results.json`, whole or not at all; a page of earlier results goes."""
+        (folder / REPORT).unlink(missing_ok=True)
         path, text = folder / RESULTS, json.dumps(self.to_dict(), indent=2) + "\n"
         # Paths in a spool folder are the URI's by the time that somebody reads this.
         write_text(path, text.replace(str(folder), shown(folder)) if uri_of(folder) else text)

@@ -22,7 +22,7 @@ import cfdist
         (["job=compare", "reference=nope.onnx", "candidate=x.onnx"], ["cfdist: reference=nope"]),
         (["hydra.run.dir=X"], ["hydra.run.dir=X: cfdist sets this itself", "output_dir"]),
         (["hydra/launcher=joblib"], ["hydra/launcher=joblib: cfdist sets this itself"]),
-        (["--config-dir", "x"], ["--config-dir: no such option"]),
+        (["--config-dir", "x"], ["--config-dir=x: no such folder"]),
         (["--cfg", "job", "model.batch=0"], ["model.batch=0: must be"]),
         (["convert.batches=[1,1]", "job=convert"], ["convert.batches=[1, 1]: must be"]),
         (["--help", "job=conv"], ["job=conv: must be evaluate"]),

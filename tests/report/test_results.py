@@ -79,6 +79,13 @@ def test_the_exit_code_is_that_of_what_was_written(tmp_path):
         assert (one.exit_code, verdict(written)[0]) == (code, code)
 
 
+def test_a_page_of_earlier_results_goes(tmp_path):
+    page = tmp_path / "report.html"
+    page.write_text("of another run")
+    results().write(tmp_path)
+    assert not page.exists()
+
+
 def test_the_keys_are_a_promise(tmp_path):
     written = json.loads(results(extra={"own": [1]}).write(tmp_path).read_text())
     assert list(written) == [
