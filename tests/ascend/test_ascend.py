@@ -86,6 +86,7 @@ def test_the_reason_is_what_the_toolkit_marks():
     assert reason_of("one\ntwo\n") == "one | two"
 
 
+@pytest.mark.slow
 @given(st.text())
 def test_any_output_gives_a_reason_of_one_line(printed):
     reason = reason_of(printed)
@@ -254,6 +255,7 @@ def test_without_pkg_resources_the_remedy_is_named(monkeypatch, tmp_path):
         run_ais_bench(om, bins, tmp_path / "out" / "dump", 1, ToolCall())
 
 
+@pytest.mark.slow
 def test_a_tool_that_hangs_is_ended_and_named(monkeypatch, tmp_path):
     om, bins = prepare(monkeypatch, tmp_path)
     hidden = tmp_path / "hidden"

@@ -42,7 +42,10 @@ def start(reaction: str, *prefix: str) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize("reaction", [IN_ORDER, LOST, IN_A_LIBRARY])
+@pytest.mark.parametrize(
+    "reaction",
+    [IN_ORDER, *(pytest.param(one, marks=pytest.mark.slow) for one in (LOST, IN_A_LIBRARY))],
+)
 def test_a_signal_ends_a_process_whatever_becomes_of_its_exception(reaction):
     codes = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
     processes = {number: start(reaction) for number in codes}
@@ -88,6 +91,7 @@ def test_what_the_caller_ignores_stays_ignored():
     process.communicate()
 
 
+@pytest.mark.slow
 def test_an_interruption_that_nothing_can_catch_is_no_traceback():
     code = PROCESS.format(reaction=LOST).replace("time.sleep(60)", IN_A_DESTRUCTOR)
     with subprocess.Popen(

@@ -106,6 +106,7 @@ class Gcs:
         return self.metadata and json.dumps(self.metadata).encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("theirs", "refusal"),
     [

@@ -134,6 +134,7 @@ def wait_for_end(folder: Path, child: int) -> float:
     return time.monotonic() - began
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["leave", signal.SIGKILL])
 def test_a_session_outlives_its_command_for_its_time(runtime, tmp_path, end):
     path = runtime / "a.json"
@@ -158,6 +159,7 @@ def test_a_session_outlives_its_command_for_its_time(runtime, tmp_path, end):
         assert not path.exists()
 
 
+@pytest.mark.slow
 def test_without_its_record_a_session_ends_when_nobody_uses_it(runtime, tmp_path, monkeypatch):
     path = keeping.record_path("any")
     with session(tmp_path, path, 60) as (process, folder, child):

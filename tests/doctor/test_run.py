@@ -46,6 +46,7 @@ def test_a_model_that_is_not_there(look):
     assert found["model"].remedy == "give the path of a model file"
 
 
+@pytest.mark.slow
 def test_data_that_is_missing_or_a_part(look, shared, monkeypatch):
     missing = look(*SIMULATED, "dataset=wider_val")
     assert missing["ground truth"].state == missing["pictures"].state == "FAULT"
@@ -68,6 +69,7 @@ def test_what_ray_says_is_the_fault_and_its_remedy(compose, monkeypatch, tmp_pat
     assert (last.what, last.found, last.remedy) == ("Ray", "no loopback", "ip link set lo up")
 
 
+@pytest.mark.slow
 def test_each_symptom_of_the_page_is_a_message_of_the_program():
     said = "\0".join(
         node.value
