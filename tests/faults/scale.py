@@ -33,7 +33,9 @@ SAMPLE = 69  # pictures of the sample set
 KINDS = {
     str(PROJECT / "main.py"): "driver",
     "ray::ReducerActor": "reducer",
+    "ray::journal": "reducer",
     "ray::DeviceActor": "device",
+    "ray::infer": "device",
     "ray::IDLE": "idle worker",
     "gcs_server": "gcs_server",
     "raylet/raylet": "raylet",
@@ -227,7 +229,7 @@ def run(pictures: int, devices: int, nodes: int, every: float, latency_ms: float
 def show(outcome: Outcome) -> None:
     """Print a table: the largest process of each kind, and what all of a kind hold."""
     there = {kind for one in outcome.samples for kind in one.memory}
-    kinds = [kind for kind in (*KINDS.values(), "agents") if kind in there]
+    kinds = [kind for kind in dict.fromkeys((*KINDS.values(), "agents")) if kind in there]
     print("PSS in MB of the largest process (RSS; open files), by kind")
     print(" ".join(f"{one:>22}" for one in ("seconds, done", *kinds)))
     for one in outcome.samples:

@@ -98,7 +98,9 @@ def test_a_device_process_that_a_signal_ends_or_stops(tmp_path, number, what):
         time.sleep(0.05)
     time.sleep(2)
     children = psutil.Process(process.pid).children(recursive=True)
-    actors = [one for one in children if "ray::DeviceActor" in " ".join(one.cmdline())]
+    # A process of Ray is called as what it does now.
+    titles = ("ray::DeviceActor", "ray::infer")
+    actors = [one for one in children if " ".join(one.cmdline()).startswith(titles)]
     assert len(actors) == 2
     actors[0].send_signal(number)
     at = time.monotonic()

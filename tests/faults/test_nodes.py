@@ -21,18 +21,19 @@ from tests.conftest import PROJECT
 pytestmark = pytest.mark.slow
 
 LONGEST_SECONDS = 60
-REDUCER, HEAD = "ray::ReducerActor", "gcs_server"
+# A process of Ray is called as what it does now.
+REDUCER, HEAD = ("ray::ReducerActor", "ray::journal"), ("gcs_server",)
 SETTINGS = ("dataset.limit=60", "model.height=320", "model.width=320", "backend=openvino")
 
 
-def process_named(parent: int, name: str) -> int:
+def process_named(parent: int, names: tuple[str, ...]) -> int:
     """The process of a command whose command line begins with a name, or a path that ends so."""
     for one in psutil.Process(parent).children(recursive=True):
         with contextlib.suppress(psutil.Error):
             first = " ".join(one.cmdline()).split(" --")[0]
-            if first.startswith(name) or first.endswith(name):
+            if first.startswith(names) or first.endswith(names):
                 return one.pid
-    raise AssertionError(f"no {name}")
+    raise AssertionError(f"no {names}")
 
 
 # Starts a cluster of so many nodes of one CPU, prints its address and its last node's process, adds
