@@ -10,6 +10,7 @@ import importlib.util
 import os
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,8 @@ _PORTS = (
     "dashboard_agent_listen_port",
     "runtime_env_agent_port",
 )
+
+_RAYLET_SECONDS = 30.0  # that a raylet may take to listen
 
 # Bound to the ports of this process's last session, so that nobody else is given them.
 _reserved: list[socket.socket] = []
@@ -63,7 +66,7 @@ def _node_class(outlives: bool) -> type:
 
     One that outlives this process is not ended with it.
     """
-    from ray._private import node
+    from ray._private import node, ray_constants
     from ray._raylet import persist_port  # type: ignore[attr-defined]
 
     class Node(node.Node):
@@ -79,6 +82,16 @@ def _node_class(outlives: bool) -> type:
             for name, port in self._agent_ports.items():
                 persist_port(self._session_dir, self._node_id, name, port)
             super().start_raylet(*options)
+            self._refuse_a_dead_raylet()
+
+        def _refuse_a_dead_raylet(self) -> None:
+            """Raise if the node's process has ended: Ray would ask for its node for minutes."""
+            raylet = self.all_processes[ray_constants.PROCESS_TYPE_RAYLET][0].process
+            deadline = time.monotonic() + _RAYLET_SECONDS
+            while not os.path.exists(str(self._raylet_socket_name)) and time.monotonic() < deadline:
+                if raylet.poll() is not None:
+                    raise RuntimeError(f"the raylet has ended with {raylet.returncode}")
+                time.sleep(0.02)
 
         def start_monitor(self) -> None:
             """Start no autoscaler."""

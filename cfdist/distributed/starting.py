@@ -64,6 +64,7 @@ _ENVIRONMENT = {
 # A Unix socket's path has at most 107 bytes. This is the longest that Ray puts into its folder.
 _SOCKET_BYTES = 107
 _SOCKET_NAME = "/cfdist-a1b2c3/session_2000-01-01_00-00-00_000000_4194304/sockets/plasma_store"
+_SHARED_MEMORY = Path("/dev/shm")
 _LEAST_FREE_BYTES = 64 << 20  # for Ray's logs
 _LEAST_STORE_BYTES = 80 << 20  # Ray refuses less
 
@@ -115,7 +116,7 @@ def start_ray(dashboard: bool, accelerators: Mapping[str, Any], keeper: Guard | 
         ensure_token(folder, keeper is not None)
         forget_token()
         with own_processes(keeper.mark if keeper else None):
-            context = _init({**options, "_temp_dir": str(folder)}, guard, folder)
+            context = _init({**options, **_folders(folder)}, guard, folder)
         folder.chmod(0o700)  # Ray lets all users write to it
         return context
 
@@ -268,6 +269,15 @@ def one_start_at_a_time(folder: Path) -> Iterator[None]:
         yield
 
 
+def _folders(folder: Path) -> dict[str, str]:
+    """Where Ray puts its files; the object store, too, if there is no shared memory to write to."""
+    try:
+        with tempfile.TemporaryFile(dir=_SHARED_MEMORY):
+            return {"_temp_dir": str(folder)}
+    except OSError:  # Ray would take it all the same, and its node's process would abort
+        return {"_temp_dir": str(folder), "_plasma_directory": str(folder)}
+
+
 def _memory_options() -> dict[str, Any]:
     """The object store's size where a limit holds that Ray does not see.
 
@@ -279,7 +289,7 @@ def _memory_options() -> dict[str, Any]:
         return {}
     store = int(free * _STORE_SHARE)
     with contextlib.suppress(OSError):
-        store = min(store, int(shutil.disk_usage("/dev/shm").free * 0.95))
+        store = min(store, int(shutil.disk_usage(_SHARED_MEMORY).free * 0.95))
     return {"object_store_memory": max(store, _LEAST_STORE_BYTES)}
 
 

@@ -271,3 +271,10 @@ def test_what_a_failed_start_leaves_is_ended_and_nothing_else(ray):
             assert not psutil.pid_exists(left.pid)
         assert own.poll() is None
         own.kill()
+
+
+def test_the_object_store_is_in_the_session_s_folder_without_shared_memory(monkeypatch, tmp_path):
+    monkeypatch.setattr(starting, "_SHARED_MEMORY", tmp_path)
+    assert starting._folders(tmp_path / "s") == {"_temp_dir": str(tmp_path / "s")}
+    monkeypatch.setattr(starting, "_SHARED_MEMORY", tmp_path / "none")
+    assert starting._folders(tmp_path / "s")["_plasma_directory"] == str(tmp_path / "s")
