@@ -311,7 +311,8 @@ def test_a_job_looks_at_no_key_that_is_refused(job, settings, looked_at, tmp_pat
         load_job(job).main(found, tmp_path / "out", time.time())
     except UserError:
         assert job == "score"  # an empty folder of predictions
-    # `inputs.find_pictures` hands dataset.damaged on, whoever reads the pictures then.
-    used = looked_at - {"dataset.kind", "dataset.damaged", "backend.name"}
+    # `inputs.find_pictures` hands dataset.damaged on, whoever reads the pictures then, and
+    # `execution.conventions` imports a convention of one's own for all jobs.
+    used = looked_at - {"dataset.kind", "dataset.damaged", "backend.name", "model.convention"}
     assert len(used) > 3
     assert {key for key in used if conditions(key, job) is None} == set()

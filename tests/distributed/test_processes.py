@@ -47,7 +47,7 @@ def test_a_reserved_port_is_a_server_s_alone():
 def test_a_session_s_processes_are_those_that_a_run_needs(ray_session):
     import ray
 
-    ray.get(ray.remote(os.getpid).remote())
+    ray.get(ray.remote(lambda: os.getpid()).remote())
     commands = [" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)]
     for script in ("monitor.py", "dashboard/dashboard.py"):
         assert not [one for one in commands if script in one]
