@@ -101,7 +101,7 @@ def test_what_is_killed_leaves_a_session_that_can_be_used_or_replaced(command, r
     assert command(*keep, "output_dir=a").returncode == 0
     before = the_record(runtime)
     # A command that is killed while it uses the session, and one beside it.
-    slow = ["dataset.limit=16", "backend=simulated", "backend.latency_ms=300"]
+    slow = ["dataset.limit=16", "dataset.repeat=8", "backend=simulated", "backend.latency_ms=300"]
     process = subprocess.Popen(
         [sys.executable, str(PROJECT / "main.py"), *slow, "output_dir=killed"],
         cwd=tmp_path, stdout=subprocess.PIPE, text=True,
