@@ -34,6 +34,7 @@ KINDS = {
     str(PROJECT / "main.py"): "driver",
     "ray::ReducerActor": "reducer",
     "ray::journal": "reducer",
+    "ray::AP": "reducer",
     "ray::DeviceActor": "device",
     "ray::infer": "device",
     "ray::IDLE": "idle worker",
