@@ -82,16 +82,8 @@ def _node_class(outlives: bool) -> type:
             for name, port in self._agent_ports.items():
                 persist_port(self._session_dir, self._node_id, name, port)
             super().start_raylet(*options)
-            self._refuse_a_dead_raylet()
-
-        def _refuse_a_dead_raylet(self) -> None:
-            """Raise if the node's process has ended: Ray would ask for its node for minutes."""
             raylet = self.all_processes[ray_constants.PROCESS_TYPE_RAYLET][0].process
-            deadline = time.monotonic() + _RAYLET_SECONDS
-            while not os.path.exists(str(self._raylet_socket_name)) and time.monotonic() < deadline:
-                if raylet.poll() is not None:
-                    raise RuntimeError(f"the raylet has ended with {raylet.returncode}")
-                time.sleep(0.02)
+            _wait_for_raylet(raylet, str(self._raylet_socket_name))
 
         def start_monitor(self) -> None:
             """Start no autoscaler."""
@@ -117,6 +109,19 @@ def _node_class(outlives: bool) -> type:
                 super().destroy_external_storage()  # type: ignore[no-untyped-call]
 
     return Node
+
+
+def _wait_for_raylet(raylet: subprocess.Popen[bytes], path: str) -> None:
+    """Wait until the node's process has made its socket.
+
+    Raises:
+        RuntimeError: it has ended; Ray would ask for its node for minutes.
+    """
+    deadline = time.monotonic() + _RAYLET_SECONDS
+    while not os.path.exists(path) and time.monotonic() < deadline:
+        if raylet.poll() is not None:
+            raise RuntimeError(f"the raylet has ended with {raylet.returncode}")
+        time.sleep(0.02)
 
 
 def reserved_ports() -> dict[str, int]:

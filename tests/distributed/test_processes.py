@@ -77,3 +77,8 @@ def test_an_actor_s_process_imports_what_it_needs(module):
     ).stdout.split()
     assert module in found
     assert {*HEAVY}.isdisjoint(found)
+
+
+def test_a_raylet_that_ends_as_it_starts_is_noticed(tmp_path):
+    with subprocess.Popen(["false"]) as raylet, pytest.raises(RuntimeError, match="ended with 1"):
+        processes._wait_for_raylet(raylet, str(tmp_path / "raylet"))
