@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hydra.errors import HydraException
 from hypothesis import settings
+from omegaconf.errors import OmegaConfBaseException
 
 from cfdist import config
+from cfdist.command.arguments import prepare_arguments
+from cfdist.errors import UserError
 from cfdist.files import sha256_of
 from cfdist.model import ModelSpec, locate_model
 
@@ -52,6 +56,17 @@ def shared() -> Path:
 def compose() -> Callable[..., config.Config]:
     """Overrides as on the command line -> the checked configuration."""
     return config.compose
+
+
+def refusal(*arguments: str) -> str:
+    """The line that a command line gets, which is refused."""
+    try:
+        config.compose(*prepare_arguments(list(arguments)))
+    except UserError as error:
+        return str(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        return config.one_line(error)
+    raise AssertionError(f"{arguments} were not refused")
 
 
 @pytest.fixture

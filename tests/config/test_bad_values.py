@@ -13,13 +13,11 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic.fields import FieldInfo
 
 from cfdist import config
-from cfdist.command.arguments import OPTIONS, prepare_arguments
+from cfdist.command.arguments import OPTIONS
 from cfdist.config.composing import validated
 from cfdist.config.installation import group_choices, groups
 from cfdist.config.messages import allowed, choices, no_such_key
@@ -27,6 +25,7 @@ from cfdist.config.schema import PATH, all_fields
 from cfdist.config.unused import conditions
 from cfdist.config.uses import JOBS
 from cfdist.errors import UserError
+from tests.conftest import refusal
 
 
 def members(field: FieldInfo) -> Iterator[FieldInfo]:
@@ -146,17 +145,6 @@ def test_every_misspelt_choice_is_told_the_one_that_is_meant(composed):
             assert f"; did you mean {word}?" in str(refused.value), (key, wrong)
             tried += 1
     assert tried > 40
-
-
-def refusal(*arguments: str) -> str:
-    """The line that a command line gets."""
-    try:
-        config.compose(*prepare_arguments(list(arguments)))
-    except UserError as error:
-        return str(error)
-    except (HydraException, OmegaConfBaseException) as error:
-        return config.one_line(error)
-    raise AssertionError(f"{arguments} were not refused")
 
 
 def test_every_misspelt_choice_of_a_group_is_told_the_one_that_is_meant():

@@ -5,27 +5,14 @@ from __future__ import annotations
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from cfdist import config
-from cfdist.command.arguments import prepare_arguments
 from cfdist.config.messages import SEE_HELP, allowed, help_text, shown
 from cfdist.config.schema import all_fields
 from cfdist.config.uses import JOBS as JOB_NAMES
 from cfdist.errors import ExitCode, UserError
-
-
-def refusal(*arguments: str) -> str:
-    """What a command line is told."""
-    try:
-        config.compose(*prepare_arguments(list(arguments)))
-    except UserError as error:
-        return str(error)
-    except (HydraException, OmegaConfBaseException) as error:
-        return config.one_line(error)
-    raise AssertionError(f"{arguments} were not refused")
+from tests.conftest import refusal
 
 
 @pytest.fixture(scope="module")
