@@ -32,11 +32,17 @@ IN_A_LIBRARY = "import ctypes; ctypes.CDLL(None).sleep(60)"
 DONE = "interruptions.finish(7)"
 
 
+def heed_all() -> None:
+    """Ignore no signal, whatever starts the tests does (nohup, a shell's background)."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def start(reaction: str, *prefix: str) -> subprocess.Popen:
     process = subprocess.Popen(
         [*prefix, sys.executable, "-c", PROCESS.format(reaction=reaction)],
         cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_all,
     )  # fmt: skip
     assert process.stdout.readline() == "ready\n"
     return process
