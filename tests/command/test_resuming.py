@@ -120,6 +120,24 @@ def test_auto_takes_the_newest_run_of_these_settings(tmp_path):
         resumed("resume=auto", "model.batch=8")
 
 
+def test_what_is_shown_may_differ(tmp_path):
+    folder = interrupted(tmp_path / "outputs" / "run", "model.batch=16", "quiet=true")
+    for resume in (f"resume={folder}", "resume=auto"):
+        values = resumed(resume, "quiet=false", "progress=json", "report=false")
+        assert (values.model.batch, values.output_dir) == (16, str(folder))
+        assert (values.quiet, values.progress, values.report) == (False, "json", False)
+    assert resumed(f"resume={folder}").quiet
+    assert resumed("resume=auto", "model.batch=16", "verbose=true").model.batch == 16
+    begun = sweep(tmp_path / "outputs" / "s", "devices=1,2", "quiet=true", "output_dir=o")
+    expected = ["--multirun", "devices=1,2", f"output_dir='{begun}'", "progress='json'"]
+    for resume in ("resume=outputs/s", "resume=auto"):
+        typed = prepared(resume, "quiet=false", "progress=json", "devices=1,2")
+        found = sweep_to_go_on(typed, is_multirun=True)
+        assert [one.replace("progress=json", "progress='json'") for one in found] == [
+            *expected, "quiet=false"
+        ]  # fmt: skip
+
+
 def sweep(folder: Path, *settings: str) -> Path:
     folder.mkdir(parents=True)
     tasks = [one for one in prepared(*settings) if not one.startswith("-")]
