@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,14 @@ from cfdist.backends.base import DeviceSettings
 from cfdist.coco import COCO, write_coco
 from cfdist.config import Config
 from cfdist.detecting.device import FaceFinder, FoundChunk
-from cfdist.detecting.files import ANNOTATED, LINES, annotated_names, write_annotated, write_lines
+from cfdist.detecting.files import (
+    ANNOTATED,
+    LINES,
+    PARTIAL,
+    annotated_names,
+    write_annotated,
+    write_lines,
+)
 from cfdist.detecting.pictures import KEY, FoundPictures, find_pictures
 from cfdist.detections import Detections
 from cfdist.devices.base import DeviceReport
@@ -59,14 +68,13 @@ def main(config: Config, output: Path, started: float) -> int:
         line = f"{len(pictures.items)} pictures of {KEY}={config.input}"
         screen.console.print(line, markup=False)
         ready = time.time()
-        run = _run(config, there, pictures, output)
+        run = Run(Timeline(there.plan.streams))
+        with _kept_if_it_ends_early(run, len(pictures.items), output):
+            _run(config, there, pictures, output, run)
     ran = time.time()
     refused = [Detections(name, error=reason) for name, reason in pictures.refused]
     found = sorted([*run.found.values(), *refused], key=lambda one: one.id)
-    with disk_as_user_error(output):
-        write_lines(output / LINES, found)
-        write_coco(output / COCO, found)
-
+    _write(found, output)
     ended, timeline = time.time(), run.timeline
     failures = [(one.id, one.error) for one in found if one.error is not None]
     damaged = [(one.id, one.damage) for one in found if one.damage is not None]
@@ -100,6 +108,29 @@ def main(config: Config, output: Path, started: float) -> int:
     return screen.finish(results, output)
 
 
+@contextlib.contextmanager
+def _kept_if_it_ends_early(run: Run, wanted: int, output: Path) -> Iterator[None]:
+    """Write what a run has found if the `with` block fails or is interrupted."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            if run.found:
+                found = sorted(run.found.values(), key=lambda one: one.id)
+                write_lines(output / PARTIAL, found)
+                line = f"{len(found)} of {wanted} pictures are in {output / PARTIAL}"
+                screen.console.print(line, markup=False)
+        raise
+
+
+def _write(found: list[Detections], output: Path) -> None:
+    """Write the detections of all pictures, in their order."""
+    with disk_as_user_error(output):
+        write_lines(output / LINES, found)
+        write_coco(output / COCO, found)
+        (output / PARTIAL).unlink(missing_ok=True)  # of a run here that ended early
+
+
 def _notes(config: Config, pictures: FoundPictures, run: Run) -> list[str]:
     notes = event_notes(run.events)
     if pictures.others:
@@ -113,12 +144,11 @@ def _notes(config: Config, pictures: FoundPictures, run: Run) -> list[str]:
     return notes
 
 
-def _run(config: Config, there: Execution, pictures: FoundPictures, output: Path) -> Run:
+def _run(config: Config, there: Execution, pictures: FoundPictures, output: Path, run: Run) -> None:
     """Run the pictures through the devices; draw each as soon as its faces are known."""
     from cfdist.distributed.pool import DevicePool
 
     (model,), plan = there.models, there.plan
-    run = Run(Timeline(plan.streams))
     ids = [item.id for item in pictures.items]
     paths = {item.id: item.path for item in pictures.items}
     copies = dict(zip(ids, annotated_names(ids), strict=True))
@@ -162,4 +192,3 @@ def _run(config: Config, there: Execution, pictures: FoundPictures, output: Path
     finally:
         threads.shutdown(cancel_futures=True)
     run.reports, run.events = pool.reports, list(pool.events)
-    return run

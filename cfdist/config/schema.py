@@ -606,7 +606,7 @@ class Config(Section):
     ASCEND_RT_VISIBLE_DEVICES), or auto (every accelerator; on CPUs one for each 8 cores)"""
     on_error: Annotated[Literal["report", "fail"], uses.ON_PICTURES] = "report"
     """a picture that fails: report, it is listed and the others are done; fail, it ends the run,
-    which can go on later"""
+    and job=evaluate can go on later"""
     output_dir: PathOrUri
     """folder for results.json, predictions and the run's log, or its URI (s3://, gs://, hdfs://,
     ...): the files go there at the run's end"""

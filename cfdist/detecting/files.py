@@ -17,6 +17,7 @@ from cfdist.files import atomic_write, write_bytes
 from cfdist.preprocess import PictureError, decode_stored, picture_content
 
 LINES = "detections.jsonl"
+PARTIAL = "detections.partial.jsonl"  # of a run that has ended early
 ANNOTATED = "annotated"
 
 # What OpenCV writes as the suffix says; a copy of any other picture becomes a PNG.

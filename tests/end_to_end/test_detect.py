@@ -140,6 +140,28 @@ for settings in ({}, {"input": "nowhere"}, {"input": "photos", "backend": "simul
 """
 
 
+def test_a_run_that_ends_early_keeps_what_it_has_found(command, photos, tmp_path):
+    folder, largest = photos
+    (tmp_path / "in").mkdir()
+    for name in "abcdefgh":
+        shutil.copy(largest, tmp_path / "in" / f"{name}.jpg")
+    shutil.copy(folder / "cut.jpg", tmp_path / "in" / "z.jpg")
+    run = ("job=detect", "input=in", "output_dir=out", "devices=1", "detect.annotate=false")
+    done = command(*run, "on_error=fail")
+    assert done.returncode == 3, done.stderr
+    assert "z.jpg" in done.stderr
+    partial = tmp_path / "out" / "detections.partial.jsonl"
+    kept = partial.read_text().splitlines()
+    assert kept
+    assert f"{len(kept)} of 9 pictures are in {partial}" in done.stdout
+    assert not (tmp_path / "out" / "detections.jsonl").exists()
+    assert command(*run).returncode == 3
+    assert not partial.exists()
+    whole = (tmp_path / "out" / "detections.jsonl").read_text().splitlines()
+    assert set(kept) <= set(whole)
+    assert len(whole) == 9
+
+
 def test_one_picture_from_python(photos, tmp_path):
     done = run_program(PROGRAM, tmp_path)
     assert done.returncode == 0, done.stderr
