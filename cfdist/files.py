@@ -94,13 +94,35 @@ def expanded(path: Path | str) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def user_cache() -> Path:
-    """This user's cache folder of this program, or one for temporary files where there is none."""
+def user_cache_path() -> Path:
+    """Where this user's cache of this program is: a temporary folder where there is no home."""
     home = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     near = next((one for one in (home, *home.parents) if one.exists()), home)
     if home.is_absolute() and os.access(near, os.W_OK):
         return home / "cfdist"
     return Path(tempfile.gettempdir()) / f"cache_of_cfdist_{os.getuid()}"
+
+
+def user_cache() -> Path:
+    """This user's cache folder of this program, for what is trusted later.
+
+    Raises:
+        UserError: somebody else can.
+    """
+    folder = user_cache_path()
+    if folder.name == "cfdist":
+        return folder
+    with contextlib.suppress(OSError):
+        folder.mkdir(mode=0o700)
+    with contextlib.suppress(FileNotFoundError):
+        status = folder.lstat()
+        is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+        if not is_own or status.st_mode & 0o022:
+            raise UserError(
+                f"{folder}: others can write there, so that nothing in it can be trusted; remove "
+                "it, or set XDG_CACHE_HOME to a folder of your own"
+            )
+    return folder
 
 
 @contextlib.contextmanager

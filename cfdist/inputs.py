@@ -16,7 +16,7 @@ from cfdist.coco.reading import write_prediction_files
 from cfdist.config import DatasetConfig
 from cfdist.config.installation import CHECKOUT, COMMAND
 from cfdist.errors import UserError
-from cfdist.files import DISK_IS_FULL, expanded, user_cache
+from cfdist.files import DISK_IS_FULL, expanded, user_cache_path
 from cfdist.sample import SAMPLE_VERSION, ensure_sample
 from cfdist.storage import copy_here, is_uri, path_or_uri, place_of_file, read
 from cfdist.widerface.ground_truth import (
@@ -34,7 +34,7 @@ def _cache_folder() -> Path:
     """The checkout's own cache; the user's cache without a checkout that can be written to."""
     if CHECKOUT and ((CHECKOUT / ".cache").is_dir() or os.access(CHECKOUT, os.W_OK)):
         return CHECKOUT / ".cache"
-    return user_cache()
+    return user_cache_path()
 
 
 SAMPLE_FOLDER = _cache_folder() / f"sample-{SAMPLE_VERSION}"

@@ -7,7 +7,6 @@ import hashlib
 import os
 import socket
 import stat
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -190,4 +189,14 @@ def test_a_user_without_a_home_folder_has_a_cache_as_well(monkeypatch, tmp_path)
     for home in (Path, lambda _: Path("/proc/1/nowhere")):  # "~" stays as it is
         monkeypatch.setattr(files, "expanded", home)
         monkeypatch.setattr(files.os, "access", lambda path, _: path != Path("/proc/1"))
-        assert files.user_cache() == Path(tempfile.gettempdir()) / f"cache_of_cfdist_{os.getuid()}"
+        monkeypatch.setattr(files.tempfile, "gettempdir", lambda: str(tmp_path))
+        folder = files.user_cache()
+        assert folder == tmp_path / f"cache_of_cfdist_{os.getuid()}"
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.chmod(0o777)
+    with pytest.raises(UserError, match=r"others can write there.* set XDG_CACHE_HOME"):
+        files.user_cache()
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="others can write there"):
+        files.user_cache()
