@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,37 @@ PROJECT = Path(__file__).resolve().parent.parent
 if str(PROJECT) not in sys.path:
     sys.path.insert(0, str(PROJECT))
 
+from cfdist.errors import UserError  # noqa: E402
 from cfdist.machine import available_cores  # noqa: E402
 from cfdist.preprocess import letterbox_affine  # noqa: E402
+
+SHARED = Path(os.environ.get("CFDIST_SHARED", PROJECT.parent / "shared"))
+GROUND_TRUTH = SHARED / "data/wider_val_mini/ground_truth"
 
 SIZE = 800  # the networks' input, pixels each way
 
 # Python writes bytecode files and reads them, as under `./run.sh`.
 BYTECODE = {"PYTHONDONTWRITEBYTECODE": ""}
+
+
+@contextlib.contextmanager
+def prediction_folder(given: Path | None, name: str) -> Iterator[Path]:
+    """The folder of predictions that was given, or the golden set of that name, unpacked.
+
+    Raises:
+        UserError: neither is there.
+    """
+    if given is not None:
+        yield given
+        return
+    archive = SHARED / "golden" / f"{name}.tar.gz"
+    if not archive.is_file():
+        raise UserError(f"no predictions at {archive}: give --predictions DIR")
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(archive) as members:
+        # Python before 3.10.12 and 3.11.4 knows no filter.
+        safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
+        members.extractall(folder, **safe)
+        yield Path(folder)
 
 
 def arguments_for(documentation: str) -> argparse.ArgumentParser:

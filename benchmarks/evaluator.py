@@ -18,10 +18,7 @@ half a minute or more for the full set.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tarfile
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,8 +26,7 @@ from statistics import median
 from typing import TypeVar
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import GROUND_TRUTH, prediction_folder
 
 from cfdist.errors import UserError
 from cfdist.widerface.ground_truth import (
@@ -42,10 +38,6 @@ from cfdist.widerface.ground_truth import (
 from cfdist.widerface.metric import PROTOCOLS, Protocol, WiderFaceMetric
 from cfdist.widerface.predictions import find_prediction_files, read_predictions_file
 
-PROJECT = Path(__file__).resolve().parent.parent
-SHARED = Path(os.environ.get("CFDIST_SHARED", PROJECT.parent / "shared"))
-GROUND_TRUTH = SHARED / "data/wider_val_mini/ground_truth"
-PREDICTIONS = SHARED / "golden/predictions_synthetic.tar.gz"
 PRODUCT_RUNS = 3
 
 Predictions = Mapping[str, tuple[np.ndarray, np.ndarray]]
@@ -152,9 +144,9 @@ def timed(function: Callable[..., Result], *arguments: object) -> tuple[Result, 
     return result, time.perf_counter() - start
 
 
-def read_predictions(folder: Path, ids: list[str]) -> Predictions:
+def read_predictions(folder: Path, truth: GroundTruth, ids: list[str]) -> Predictions:
     """Predictions of `ids`; none where a picture has no file."""
-    files = find_prediction_files(folder, ids).found
+    files = find_prediction_files(folder, truth).found
     nothing = np.empty((0, 4)), np.empty(0)
     return {i: read_predictions_file(files[i]) if i in files else nothing for i in ids}
 
@@ -199,17 +191,8 @@ def main() -> None:
         raise UserError(f"--pictures is {arguments.pictures}, it must be at least 1")
     truth, truth_seconds = timed(load_ground_truth, arguments.ground_truth)
     ids = list(truth)[: arguments.pictures]
-    with tempfile.TemporaryDirectory() as unpacked:
-        folder = arguments.predictions
-        if folder is None:
-            if not PREDICTIONS.is_file():
-                raise UserError(f"no predictions at {PREDICTIONS}: give --predictions DIR")
-            with tarfile.open(PREDICTIONS) as archive:
-                # Python before 3.10.12 and 3.11.4 knows no filter.
-                safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
-                archive.extractall(unpacked, **safe)
-            folder = Path(unpacked)
-        predictions, read_seconds = timed(read_predictions, folder, ids)
+    with prediction_folder(arguments.predictions, "predictions_synthetic") as folder:
+        predictions, read_seconds = timed(read_predictions, folder, truth, ids)
     rows = sum(len(scores) for _, scores in predictions.values())
     print(f"{len(ids)} pictures, {rows} predictions")
     print(f"ground truth read in {truth_seconds:.3f} s, prediction files in {read_seconds:.3f} s")

@@ -16,17 +16,12 @@ none chosen it has to give cfdist's AP, or the script ends.
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-import tarfile
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import GROUND_TRUTH, prediction_folder
 
 from cfdist.widerface.ground_truth import DIFFICULTIES, PictureTruth, load_ground_truth
 from cfdist.widerface.metric import (
@@ -40,11 +35,6 @@ from cfdist.widerface.metric import (
     recall_and_precision,
 )
 from cfdist.widerface.predictions import find_prediction_files, read_predictions_file
-
-PROJECT = Path(__file__).resolve().parent.parent
-SHARED = Path(os.environ.get("CFDIST_SHARED", PROJECT.parent / "shared"))
-GROUND_TRUTH = SHARED / "data/wider_val_mini/ground_truth"
-PREDICTIONS = SHARED / "golden/predictions_retinaface_mnet025.tar.gz"
 
 Picture = tuple[PictureTruth, np.ndarray, np.ndarray]  # boxes x y w h and scores, highest first
 
@@ -221,11 +211,8 @@ def main() -> None:
     parser.add_argument("--predictions", type=Path)
     parser.add_argument("--ground-truth", type=Path, default=GROUND_TRUTH)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        if arguments.predictions is None:
-            with tarfile.open(PREDICTIONS) as archive:
-                archive.extractall(folder, filter="data")
-        pictures = read(arguments.predictions or Path(folder), arguments.ground_truth)
+    with prediction_folder(arguments.predictions, "predictions_retinaface_mnet025") as folder:
+        pictures = read(folder, arguments.ground_truth)
     print(f"{len(pictures)} pictures, {sum(len(scores) for _, _, scores in pictures)} boxes\n")
     print("| habit | easy | medium | hard |\n|---|---|---|---|")
     for number, (name, values) in enumerate(rows(pictures)):
