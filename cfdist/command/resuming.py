@@ -18,7 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from cfdist import config
-from cfdist.command.run_folder import HYDRA_RECORD, is_held, is_run_folder
+from cfdist.command.run_folder import HYDRA_RECORD, OF_THE_SCREEN, is_held, is_run_folder
 from cfdist.errors import ExitCode, StoppedError, UserError
 from cfdist.files import CONFIG, RESULTS, SWEEP_CSV, SWEEP_FILES, redacted
 from cfdist.storage import is_recorded, path_or_uri, recorded, shown, spool_of, working_folder
@@ -30,8 +30,6 @@ AUTO = "auto"
 
 # What a run that goes on may have of its own.
 _OF_THE_PLACE = ("resume", "output_dir")
-# What a run shows, and no result depends on: a run may go on with others.
-_OF_THE_SCREEN = ("progress", "quiet", "verbose", "report")
 
 # Hydra's key for the folder that --config-dir names.
 SEARCH_PATH = "hydra.searchpath"
@@ -93,7 +91,7 @@ def sweep_to_go_on(arguments: list[str], is_multirun: bool) -> list[str]:
     """
     settings = {one.partition("=")[0]: one for one in arguments if not one.startswith("-")}
     resume, output_dir = (_value(settings.get(key, "")) for key in _OF_THE_PLACE)
-    others = (*_OF_THE_PLACE, *_OF_THE_SCREEN, "hydra.mode", SEARCH_PATH)
+    others = (*_OF_THE_PLACE, *OF_THE_SCREEN, "hydra.mode", SEARCH_PATH)
     typed = {redacted(one): one for key, one in settings.items() if key not in others}
     if resume is None or (resume == AUTO and not is_multirun):
         return arguments
@@ -115,7 +113,7 @@ def sweep_to_go_on(arguments: list[str], is_multirun: bool) -> list[str]:
     if spool_of(folder) is None or not (folder / SWEEP_CSV).exists():
         refuse_finished_sweep(folder)
     place = config.prepare_override(f"output_dir={name}", is_multirun=False)
-    now = [settings[key] for key in (*_OF_THE_SCREEN, SEARCH_PATH) if key in settings]
+    now = [settings[key] for key in (*OF_THE_SCREEN, SEARCH_PATH) if key in settings]
     begun = [one for one in begun if one.partition("=")[0] not in settings or one in typed]
     # The record has the settings without their secrets, which have to be typed again.
     return ["--multirun", *(typed.get(one, one) for one in begun), place, *now]
@@ -159,7 +157,7 @@ def _newest_sweep(typed: set[str], base: Path | None) -> Path:
         begun = {
             one
             for one in _sweep_settings(folder) or ()
-            if one.partition("=")[0] not in _OF_THE_SCREEN
+            if one.partition("=")[0] not in OF_THE_SCREEN
         }
         if begun == typed and (folder / HYDRA_RECORD).exists():
             return folder
@@ -186,7 +184,7 @@ def run_to_go_on(composed: DictConfig, typed: frozenset[str]) -> DictConfig:
     now = {key: _without_secrets(value) for key, value in now.items()}
     output = working_folder(str(now["output_dir"]))
     # It is job=evaluate.
-    own = {key for key in typed if key not in (*_OF_THE_PLACE, *_OF_THE_SCREEN, "job")}
+    own = {key for key in typed if key not in (*_OF_THE_PLACE, *OF_THE_SCREEN, "job")}
     if now["resume"] == AUTO:
         folder = _newest(now, output if "output_dir" in typed else None, bool(own))
     else:
@@ -202,7 +200,7 @@ def run_to_go_on(composed: DictConfig, typed: frozenset[str]) -> DictConfig:
     settings = cast(DictConfig, OmegaConf.create(_escaped(then)))
     for key in now.keys() - _flat(then).keys():  # what an earlier version did not have
         OmegaConf.update(settings, key, _escaped(now[key]))
-    for key in typed.intersection(_OF_THE_SCREEN):
+    for key in typed.intersection(OF_THE_SCREEN):
         OmegaConf.update(settings, key, now[key])
     # The folder has the settings without their secrets, which have to be typed again.
     for key, value in (secrets | {"output_dir": shown(folder), "resume": None}).items():
@@ -220,7 +218,7 @@ def _newest(now: Mapping[str, Any], base: Path | None, has_settings: bool) -> Pa
     for folder in _candidates(base):
         if (folder / HYDRA_RECORD).exists():
             continue
-        keys = now.keys() - {*_OF_THE_PLACE, *_OF_THE_SCREEN}
+        keys = now.keys() - {*_OF_THE_PLACE, *OF_THE_SCREEN}
         different = _different(_flat(_settings_of(folder)), now, keys)
         if not different or not has_settings:
             return folder

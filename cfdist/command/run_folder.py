@@ -42,6 +42,8 @@ HOLDERS = (_LOCK, _HOLDER)
 HYDRA_RECORD = "multirun.yaml"  # Hydra writes it into every sweep's folder
 _OF_PACKAGES = "working_dir_files"  # what Ray calls its folder of submitted working folders
 _OF_SWEEP = (*HOLDERS, HYDRA_RECORD)
+# What a run shows, and no result depends on: a run may go on with others.
+OF_THE_SCREEN = ("progress", "quiet", "verbose", "report")
 _OF_INTERRUPTED_RUN = (PREDICTIONS, PARQUET, JOURNAL)
 
 # Why a folder is refused -> the names of which it holds one; the first goes into the braces.
@@ -152,12 +154,14 @@ def finished_results(folder: Path, config_yaml: str) -> dict[str, Any] | None:
 
 
 def _settings(content: bytes) -> Any:
-    """A run's settings but for the place of its folder; other content as it is."""
+    """A run's settings but for the place of its folder and its screen; other content as it is."""
     try:
         settings = yaml.safe_load(content)
     except (ValueError, yaml.YAMLError):
         return content
-    return settings | {"output_dir": None} if isinstance(settings, dict) else content
+    if not isinstance(settings, dict):
+        return content
+    return settings | dict.fromkeys(("output_dir", *OF_THE_SCREEN))
 
 
 def read_results(folder: Path) -> dict[str, Any]:

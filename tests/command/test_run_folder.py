@@ -175,6 +175,9 @@ def test_only_results_of_the_very_settings_count_as_finished(tmp_path):
         (tmp_path / "results.json").write_text(json.dumps({"job": "evaluate"}))
     assert finished_results(tmp_path, settings) == {"job": "evaluate"}
     assert finished_results(tmp_path, settings.replace("4", "8")) is None
+    assert finished_results(tmp_path, f"{settings}quiet: true\nreport: false\n") == {
+        "job": "evaluate"
+    }
     moved = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name}_moved"))
     assert finished_results(moved, f"{settings}output_dir: {moved}\n") == {"job": "evaluate"}
 
