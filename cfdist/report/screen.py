@@ -51,12 +51,16 @@ class _Screen(Console):
 
     @property
     def size(self) -> ConsoleDimensions:
-        """The terminal's, also if the process's own output leads elsewhere meanwhile."""
+        """The terminal's, also if the process's own output leads elsewhere meanwhile.
+
+        COLUMNS makes it narrower, but not wider: a line that wraps cannot be replaced.
+        """
         found = super().size
         with contextlib.suppress(OSError, ValueError):
-            if self._width is None and not os.environ.get("COLUMNS", "").isdigit():
-                columns = os.get_terminal_size(self.file.fileno()).columns or found.width
-                return ConsoleDimensions(columns, found.height)
+            columns = os.get_terminal_size(self.file.fileno()).columns or found.width
+            is_limited = self._width is not None or os.environ.get("COLUMNS", "").isdigit()
+            width = min(columns, found.width) if is_limited else columns
+            return ConsoleDimensions(width, found.height)
         return found
 
     @size.setter

@@ -59,7 +59,9 @@ NOTEBOOK = """
 import asyncio, os, signal
 import ray
 from cfdist import evaluate
-ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+ray.init(
+    "local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR"
+)
 handlers = [signal.getsignal(number) for number in (2, 15, 1, 12)]
 address = ray.get_runtime_context().gcs_address
 environment = dict(os.environ)

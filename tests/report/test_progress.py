@@ -117,7 +117,8 @@ def play_on_terminal(folder, widths: list[int], **environment: str) -> list[str]
     if child == 0:
         time.sleep(0.1)  # until the width is set
         os.chdir(PROJECT)
-        environment = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(PROJECT), **environment}
+        inherited = {name: text for name, text in os.environ.items() if name != "COLUMNS"}
+        environment = {**inherited, "TERM": "xterm", "PYTHONPATH": str(PROJECT), **environment}
         os.execve(sys.executable, [sys.executable, "-c", PLAYED, str(folder)], environment)
     shown, began = b"", 0.0
     set_width(screen, widths[0])
@@ -149,6 +150,15 @@ def test_on_a_terminal_one_line_is_replaced_and_fits(tmp_path, widths):
     assert any(line.startswith("loading the model") for line in lines)
     assert lines[-2].startswith("pictures 60/60 ")
     assert "(raylet) a worker died" in (tmp_path / "run.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", ["50", "200"])
+def test_columns_make_the_line_narrower_but_not_wider(tmp_path, columns):
+    shown = play_on_terminal(tmp_path, [60], COLUMNS=columns)
+    live = [line for line in shown if "pictures " in line][:-1]
+    lengths = [len(re.sub(r"\x1b\[K", "", line)) for line in live]
+    assert max(lengths) < min(60, int(columns))
 
 
 @pytest.mark.slow
