@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cfdist.command import interruptions
-from cfdist.distributed.guard import end_guard
+from cfdist.distributed.guard import end_guard, has_left_ray
 from cfdist.doctor import packages
 from cfdist.errors import ExitCode
 from cfdist.monitoring import stream
@@ -44,9 +44,9 @@ def main() -> int:
         interruptions.finish(code)
         end_guard()
         stream.end(code)
-    if interruptions.pending():
+    if interruptions.pending() or has_left_ray():
         # Ray's own end, if it was interrupted, would begin again as the interpreter ends, and
-        # make the folder anew that the guard has removed.
+        # make the folder anew that the guard has removed. Without a head it might not come.
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(code)

@@ -125,6 +125,7 @@ class Guard:
 
 
 _guard: Guard | None = None
+_has_left_ray = False
 
 
 def guarded() -> Guard:
@@ -141,6 +142,17 @@ def end_guard() -> None:
     guard, _guard = _guard, None
     if guard is not None:
         guard.end()
+
+
+def leave_ray(leaves: bool = True) -> None:
+    """Note that Ray is left as it is: the guard ends its processes, and its own end is skipped."""
+    global _has_left_ray
+    _has_left_ray = leaves
+
+
+def has_left_ray() -> bool:
+    """Whether Ray's own end, which may never come, has to be skipped as this process ends."""
+    return _has_left_ray
 
 
 def hold(folder: Path, is_alone: bool = False) -> int:

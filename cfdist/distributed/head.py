@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+from cfdist.distributed import guard
 from cfdist.distributed.joining import answer_of, own_token
 from cfdist.errors import ExitCode, StoppedError
 from cfdist.monitoring import stream, terminal
@@ -87,13 +88,31 @@ def _is_silent(address: str) -> bool:
 
 
 def shut_down() -> None:
-    """`ray.shutdown`, which would wait for a head that is gone, also as the process ends."""
+    """`ray.shutdown`; a command leaves a session whose head is gone to its guard.
+
+    `ray.shutdown` waits for such a head, and may end the process without a word when it gives up.
+    """
     import ray
 
     if not is_silent():
         ray.shutdown()
         return
     atexit.unregister(ray.shutdown)
+    guard.leave_ray()
+    if not terminal.is_guarded():  # the process goes on
+        end_left_session()
+
+
+def end_left_session() -> None:
+    """End the session whose head is gone, if this process has left one, to make room for another.
+
+    It goes on ending in a thread if that takes too long.
+    """
+    if not guard.has_left_ray():
+        return
+    import ray
+
+    guard.leave_ray(False)
     thread = threading.Thread(target=ray.shutdown, daemon=True)
     thread.start()
     thread.join(_SECONDS_TO_END)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cfdist.distributed import keeping
 from cfdist.distributed.accelerators import chosen, only_visible, resources
-from cfdist.distributed.head import head_watched, shut_down
+from cfdist.distributed.head import end_left_session, head_watched, shut_down
 from cfdist.distributed.joining import join_ray
 from cfdist.distributed.plan import Auto, Devices
 from cfdist.distributed.starting import (
@@ -143,6 +143,7 @@ def own_session(
     """
     prepare_environment()
     _check(address)
+    end_left_session()
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         with _logging_what_ray_prints():
             yield None

@@ -48,6 +48,11 @@ def show(is_quiet: bool, is_verbose: bool) -> None:
     settings = Settings(is_quiet, is_verbose)
 
 
+def is_guarded() -> bool:
+    """Whether this process is a command, which ends with its run; else it is its owner's."""
+    return _is_guarded
+
+
 def out() -> TextIO:
     """Where this program's lines go."""
     return _messages if stream.is_on() else _own.get(1, sys.stdout)  # type: ignore[return-value]

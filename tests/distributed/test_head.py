@@ -11,8 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from cfdist.distributed import head
+from cfdist.distributed import guard, head
 from cfdist.errors import StoppedError
+from cfdist.monitoring import terminal
 
 
 @pytest.fixture
@@ -105,3 +106,16 @@ def test_the_end_of_a_session_without_a_head_is_limited(monkeypatch):
     assert time.monotonic() - began < 5
     assert not ended.is_set()
     ended.set()
+
+
+def test_a_command_leaves_a_session_without_a_head_until_it_needs_another(monkeypatch):
+    ended = []
+    monkeypatch.setattr(head, "is_silent", lambda: True)
+    monkeypatch.setattr("ray.shutdown", lambda: ended.append(1))
+    monkeypatch.setattr(terminal, "_is_guarded", True)
+    head.shut_down()
+    assert (ended, guard.has_left_ray()) == ([], True)
+    head.end_left_session()
+    assert (ended, guard.has_left_ray()) == ([1], False)
+    head.end_left_session()
+    assert ended == [1]
