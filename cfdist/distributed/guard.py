@@ -136,6 +136,13 @@ def guarded() -> Guard:
     return _guard
 
 
+def guarded_anew() -> Guard:
+    """The guard of this process's next session; what is left of the one before ends first."""
+    if guarded().folder is not None:
+        end_guard()
+    return guarded()
+
+
 def end_guard() -> None:
     """End what is left of this command, if it has a guard."""
     global _guard

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from cfdist.distributed.guard import Guard, clear_dead, guarded
+from cfdist.distributed.guard import Guard, clear_dead, guarded_anew
 from cfdist.distributed.processes import interruptible, loopback_only, own_processes
 from cfdist.errors import DiskFullError, UserError
 from cfdist.files import DISK_IS_FULL
@@ -111,7 +111,7 @@ def start_ray(dashboard: bool, accelerators: Mapping[str, Any], keeper: Guard | 
     }
     with loopback_only(), interruptible(), one_start_at_a_time(base):
         clear_dead(base)
-        guard = keeper or guarded()
+        guard = keeper or guarded_anew()
         folder = guard.make_folder(base)
         ensure_token(folder, keeper is not None)
         forget_token()

@@ -72,6 +72,21 @@ def test_however_a_command_ends_nothing_is_left(tmp_path, then):
     assert list(tmp_path.iterdir()) == []
 
 
+# Its second session: nothing of the first is left.
+AGAIN = """
+second = guard.guarded_anew().make_folder(base)
+sys.exit(f"{folder} {second}" if folder.exists() or folder == second else 0)
+"""
+
+
+def test_a_second_session_of_a_command_ends_what_is_left_of_the_first(tmp_path):
+    process, folder, child = start(tmp_path, AGAIN)
+    assert process.wait(timeout=60) == 0
+    wait_for_end(child, folder)
+    assert not lives(child)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_can_be_left_to_the_person(tmp_path):
     process, folder, child = start(tmp_path, "guard.guarded().keep_folder()")
     process.wait(timeout=60)

@@ -151,13 +151,13 @@ def disturbed(tmp_path) -> Callable[..., tuple[subprocess.CompletedProcess, floa
     Gives what became of the command, and the seconds from the signal to its end.
     """
 
-    def run(name: str, number: int, *arguments: str) -> tuple:
+    def run(name: str, number: int, *arguments: str, folder: str = "disturbed") -> tuple:
         output = tmp_path / "disturbed"
         command = [sys.executable, PROJECT / "main.py", f"output_dir={output}", *arguments]
         with subprocess.Popen(
             command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         ) as process:
-            with_journal(process, output)
+            with_journal(process, tmp_path / folder)
             os.kill(process_named(process.pid, name), number)
             began = time.monotonic()
             said = process.communicate(timeout=LONGEST_SECONDS + 60)
@@ -189,3 +189,15 @@ def test_a_lost_head_ends_the_run_and_the_next_one_goes_on(command, disturbed, t
     results = json.loads((tmp_path / "disturbed" / "results.json").read_text())
     assert results["pictures"] == {"total": 69, "done": 69, "failed": 0}
     assert any("were done by an earlier" in note for note in results["notes"])
+
+
+def test_a_lost_head_fails_one_run_of_a_sweep(disturbed, tmp_path):
+    settings = ("-m", "backend=simulated", "backend.latency_ms=200", "dataset.limit=20")
+    changed = ("dataset.repeat=4,1", "cluster.wait_s=5")
+    done, _ = disturbed(HEAD, signal.SIGKILL, *settings, *changed, folder="disturbed/0")
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("cfdist: ")]
+    assert len(lines) == 1, (done.stdout, done.stderr)
+    assert "the head of the Ray cluster" in lines[0]
+    results = json.loads((tmp_path / "disturbed" / "1" / "results.json").read_text())
+    assert results["pictures"] == {"total": 20, "done": 20, "failed": 0}
