@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import subprocess
@@ -10,8 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hypothesis import settings
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from cfdist import config
@@ -31,15 +35,22 @@ settings.load_profile("quick")
 
 # Tests that start Ray, a command or an ATC, run real networks or draw the sample set take seconds.
 SLOW_FIXTURES = {"ray_session", "command", "calls"}
-SLOW_FOLDERS = ("end_to_end", "network", "sample")
+SLOW_PATHS = [
+    PROJECT / "tests" / path
+    for path in ("end_to_end", "network", "sample", "backends/test_torch.py")
+]
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave files whose tests are all slow unread where those are not wanted."""
+    return (config.option.markexpr == "not slow" and collection_path in SLOW_PATHS) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the slow tests."""
     for item in items:
-        folder = item.path.relative_to(PROJECT / "tests").parts[0]
         fixtures = set(getattr(item, "fixturenames", ()))
-        if folder in SLOW_FOLDERS or fixtures & SLOW_FIXTURES:
+        if any(map(item.path.is_relative_to, SLOW_PATHS)) or fixtures & SLOW_FIXTURES:
             item.add_marker(pytest.mark.slow)
 
 
@@ -50,6 +61,39 @@ def shared() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip(f"no goldens at {folder} (set CFDIST_SHARED to where they are)")
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def files_read_once() -> Iterator[None]:
+    """Hydra composes the files of `conf/` once for the same choices, not for each test.
+
+    It takes a sixth of a second. Hydra itself puts the settings into a copy, as it does otherwise.
+    """
+    read = ConfigLoaderImpl._load_configuration_impl
+    known: dict[tuple[str, ...], DictConfig] = {}
+
+    def load(loader, config_name, overrides, run_mode, from_shell=True, **others) -> DictConfig:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+        folders = [one.path for one in loader.get_sources()]
+        is_odd = any(one.is_hydra_override() or one.is_sweep_override() for one in parsed)
+        if from_shell or is_odd or str(config.CONFIG_FOLDER) not in folders:
+            return read(loader, config_name, overrides, run_mode, from_shell, **others)
+        choices, values = [], []
+        for one in parsed:
+            is_choice = loader.repository.group_exists(one.key_or_group)
+            (choices if is_choice and not isinstance(one.value(), dict) else values).append(one)
+        lines = tuple(str(one.input_line) for one in choices)
+        if lines not in known:
+            known[lines] = read(loader, config_name, [*lines], run_mode, from_shell, **others)
+            with open_dict(known[lines]):
+                del known[lines]["hydra"]  # which `hydra.compose` does not give either
+        found = copy.deepcopy(known[lines])
+        loader._apply_overrides_to_config(values, found)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigLoaderImpl, "_load_configuration_impl", load)
+        yield
 
 
 @pytest.fixture(scope="session")

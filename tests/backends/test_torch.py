@@ -55,7 +55,6 @@ def assert_same_heads(actual, expected, atol=1e-4):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_authors_onnx(pictures, batch):
     try:
@@ -72,7 +71,6 @@ def test_authors_onnx(pictures, batch):
     assert_same_heads(backend.infer(inputs), expected, atol=2e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["seed_arch", "head_conv64"])
 def test_checkpoint_and_its_export_in_the_other_backends(shared, pictures, tmp_path, name):
     checkpoint = shared / "golden" / f"centerface_{name}.pth"

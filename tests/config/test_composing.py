@@ -6,6 +6,9 @@ import json
 from typing import get_args
 
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from omegaconf import OmegaConf
 
 from cfdist import config
 from cfdist.config.schema import Job, all_fields
@@ -47,6 +50,24 @@ def test_values_get_their_key_s_type(override, value, monkeypatch):
         found = getattr(found, name)
     assert found == value
     assert type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("model=centerface_pytorch", "model.batch=4", "model.expected={easy: 0.5}"),
+        ("experiment=published_table", "dataset.limit=3", "backend='openvino'", "++model.nms=null"),
+    ],
+)
+def test_what_the_tests_compose_is_what_hydra_composes(overrides):
+    """The tests' `files_read_once` changes nothing."""
+    shared = config.compose_values(*overrides)
+    with initialize_config_dir(str(config.CONFIG_FOLDER), version_base="1.3"):
+        # What has one of Hydra's own settings is composed as it stands.
+        alone = hydra_compose("config", [*overrides, "hydra.verbose=false"])
+    assert OmegaConf.to_yaml(shared) == OmegaConf.to_yaml(alone)
+    assert OmegaConf.is_struct(shared) is OmegaConf.is_struct(alone) is True
 
 
 def test_a_group_chooses_what_its_file_says_and_leaves_the_rest():
