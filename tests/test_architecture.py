@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 from pathlib import Path
 
@@ -44,10 +45,17 @@ def module_of(path: Path) -> str:
 MODULES = {module_of(path): path for path in source_files()}
 
 
+@functools.cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    """A file's syntax tree, node by node."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@functools.cache
 def imports_of(path: Path) -> set[str]:
     """The modules of this project that a file imports, also inside functions."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -67,13 +75,12 @@ def room_of(module: str) -> str:
     return module.partition(".")[0]
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "cfdist"])
-def test_arrows_point_down(module):
-    floor = ROOMS.index(room_of(module))
+def test_arrows_point_down():
     upwards = {
-        imported
-        for imported in imports_of(MODULES[module])
-        if ROOMS.index(room_of(imported)) > floor
+        (module, imported)
+        for module, path in MODULES.items()
+        for imported in imports_of(path)
+        if module != "cfdist" and ROOMS.index(room_of(imported)) > ROOMS.index(room_of(module))
     }
     assert not upwards
 
@@ -102,10 +109,10 @@ def test_few_modules_lie_outside_of_the_rooms():
     assert len(loose) <= MAX_LOOSE_MODULES, loose
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_functions_fit_on_a_screen(module):
+def test_functions_fit_on_a_screen():
     too_large = []
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    nodes = [(module, node) for module, path in MODULES.items() for node in nodes_of(path)]
+    for module, node in nodes:
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         body = node.body[1:] if ast.get_docstring(node) else node.body
@@ -113,14 +120,15 @@ def test_functions_fit_on_a_screen(module):
         arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
         count = sum(one.arg not in ("self", "cls") for one in arguments)
         if lines > MAX_BODY_LINES or count > MAX_PARAMETERS:
-            too_large.append(f"{node.name}: {lines} lines, {count} parameters")
+            too_large.append(f"{module} {node.name}: {lines} lines, {count} parameters")
     assert not too_large
 
 
 def says_something(path: Path) -> bool:
     """Whether a file holds more than its docstring, imports and names that it hands on."""
     names = (ast.Expr, ast.Import, ast.ImportFrom, ast.Assign)
-    return not all(isinstance(node, names) for node in ast.parse(path.read_text()).body)
+    (module, *_) = nodes_of(path)
+    return not all(isinstance(node, names) for node in module.body)
 
 
 def test_each_source_file_has_a_test_file():

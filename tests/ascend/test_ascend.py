@@ -242,6 +242,7 @@ def test_a_chip_that_fails_is_named(monkeypatch, tmp_path):
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_without_pkg_resources_the_remedy_is_named(monkeypatch, tmp_path):
     om, bins = prepare(monkeypatch, tmp_path)
     hidden = tmp_path / "hidden"

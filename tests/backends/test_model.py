@@ -36,7 +36,7 @@ def test_a_model_that_its_backend_cannot_run_is_refused_before_a_device(spec, tm
         BackendModel("openvino", spec(broken), {"precision": "f32"}).check()
 
 
-@pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "torch"])
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_a_file_of_another_kind_is_named(spec, tmp_path, backend):
     om = tmp_path / "model.onnx"
     om.write_bytes(b"IMOD" + bytes(100))

@@ -164,6 +164,7 @@ def test_every_form_of_a_network_runs(spec, form_files, form, name, batch):
         assert np.abs(head - wanted).max() <= limit * np.abs(wanted).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [TensorProto.BFLOAT16, TensorProto.DOUBLE])
 @pytest.mark.parametrize("name", ["openvino", "onnxruntime"])
 def test_rarer_floats_run_or_are_refused_by_name(spec, form_files, tmp_path, kind, name):

@@ -36,6 +36,7 @@ def infer(name: str, model, warped: np.ndarray, slots: int = 1):
         backend.close()
 
 
+@pytest.mark.slow
 def test_backends_agree_on_random_pictures(spec):
     model = spec(height=160, width=160, batch=3)
     warped = pictures(3)
@@ -102,6 +103,7 @@ def test_a_batch_is_computed_in_as_many_pictures_as_a_stream_has_threads(
             )
 
 
+@pytest.mark.slow
 def test_streams_do_not_disturb_each_other(spec):
     model = spec(height=160, width=160, batch=1)
     backend = backends.backend_class("openvino")(model, DeviceSettings(3, 3, 0, OPTIONS))

@@ -104,6 +104,13 @@ def test_onnx_of_the_other_convention_is_refused(tmp_path):
             refuse()
 
 
+def test_a_file_of_another_kind_is_named(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"IMOD" + bytes(100))
+    spec = model_spec(tmp_path / "model.onnx", "centerface_pytorch")
+    with pytest.raises(UserError, match=r"is an OM of Ascend's ATC.*choose backend=om"):
+        TorchBackend.check(spec, CPU.options)
+
+
 def test_check_looks_at_file_and_options(shared, tmp_path):
     spec = model_spec(shared / "golden" / "centerface_seed_arch.pth", "centerface_pytorch")
     TorchBackend.check(spec, {"device": "cuda"})  # the devices may be on another machine

@@ -35,6 +35,7 @@ def compared(reference: BackendModel, candidate: BackendModel, items: list[WorkI
     return chunk
 
 
+@pytest.mark.slow
 def test_two_runtimes_of_one_model_agree(spec, items):
     reference = BackendModel("openvino", spec(height=96, width=96, batch=2), OPTIONS)
     chunk = compared(reference, replace(reference, backend="onnxruntime"), items)

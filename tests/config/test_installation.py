@@ -39,6 +39,7 @@ def make_stranger(folder: Path) -> None:
     (folder / "jobs" / "score.py").touch()
 
 
+@pytest.mark.slow
 def test_a_stranger_s_jobs_are_not_imported(tmp_path):
     make_stranger(tmp_path)
     code = "from cfdist.config.installation import load_job; load_job('score')"

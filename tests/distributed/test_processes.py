@@ -69,6 +69,7 @@ def _wait_for_server(port: int) -> None:
             subprocess.run(["sleep", "0.1"], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["cfdist.distributed.pool", "cfdist.distributed.watch"])
 def test_an_actor_s_process_imports_what_it_needs(module):
     asked = f"import sys, {module}, cfdist.devices.detector; print(*sys.modules)"

@@ -91,6 +91,7 @@ def test_a_host_without_npus_has_one_line_unless_they_are_needed(monkeypatch, tm
     assert (wanted["NPUs"], wanted["ais_bench"], wanted["ATC"]) == ("FAULT", "FAULT", "note")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_an_ascend_host_after_each_remedy(monkeypatch, tmp_path, generation):
     monkeypatch.setattr(host, "_DRIVER", tmp_path / "version.info")

@@ -106,10 +106,8 @@ PUBLISHED = {"published_images_per_s": 371.8}
 @pytest.mark.parametrize(
     "runs",
     [
-        [run_of(8, 1), run_of(9, 32, figures=PUBLISHED)],
-        [run_of(299, 1, figures=PUBLISHED), run_of(1, None, figures=NOT_STEADY)],
-        [run_of(8, swept={"backend": "torch"}), run_of(7, swept={"backend": "openvino"})],
-        [run_of(8, swept={}, figures=PUBLISHED)],
+        [run_of(299, 1), run_of(9, 32, figures=PUBLISHED), run_of(1, None, figures=NOT_STEADY)],
+        [run_of(8, swept={"backend": "torch"}), run_of(7, swept={}, figures=PUBLISHED)],
         [run_of(8, origin={"data_set": "wider_val", "host": "h" * 200, "cpu": "a $ or _two_ $"})],
     ],
 )

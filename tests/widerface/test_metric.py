@@ -46,13 +46,8 @@ GOLDEN_AP = {
 }
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param("predictions_synthetic", marks=pytest.mark.slow),
-        "predictions_retinaface_mnet025",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["predictions_synthetic", "predictions_retinaface_mnet025"])
 def test_golden_average_precision(shared: Path, tmp_path, name: str):
     with tarfile.open(shared / "golden" / f"{name}.tar.gz") as archive:
         # Python before 3.10.12 and 3.11.4 knows no filter.

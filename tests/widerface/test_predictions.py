@@ -352,6 +352,7 @@ def test_where_most_files_fit_no_picture_the_folder_is_refused(tmp_path: Path, f
 names = st.text("aB.1- ", min_size=1, max_size=3).filter(lambda name: name.strip(" .") == name)
 
 
+@pytest.mark.slow
 @given(st.sets(st.tuples(names, names), min_size=1, max_size=8), st.data())
 def test_each_picture_gets_the_file_that_was_written_for_it(tmp_path_factory, pairs, data):
     """Whatever else is there, a file of the very name is its picture's."""

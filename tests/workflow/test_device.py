@@ -192,6 +192,7 @@ def test_an_onnx_for_bytes_takes_float_bins_too(tmp_path, model):
     assert content(tmp_path / "u8") == content(tmp_path / "f32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aipp", [False, True])
 def test_an_om_gives_what_the_tool_itself_gives(tmp_path, monkeypatch, model, aipp):
     """Batch, padding and names as `python -m ais_bench` has them, to the byte."""
