@@ -19,7 +19,8 @@ from cfdist.report.results import Results, check_gate, chosen_first, expected_ap
 from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.own import metric_notes
 from cfdist.widerface.predictions import PredictionFiles, find_prediction_files
-from cfdist.widerface.scoring import score_files
+from cfdist.widerface.quirks import quirk_notes, quirk_sets
+from cfdist.widerface.scoring import Wanted, score_files
 
 # The copies of prediction files that lie in an archive or at a URI, removed when they are read.
 SCRATCH = ".predictions"
@@ -28,14 +29,18 @@ SCRATCH = ".predictions"
 def main(config: Config, output: Path, started: float) -> int:
     """Score, show and write the results; returns the exit code."""
     check_gate(config)
+    quirks = quirk_sets(config.eval.quirks, config.eval.protocol)
+    wanted = Wanted(config.eval.metrics, quirks, config.eval.protocol)
     with inputs.prediction_folder(config.predictions, output / SCRATCH) as folder:
-        results, evidence = _score(config, folder, started)
+        results, evidence = _score(config, folder, wanted, started)
         exit_code = screen.finish(results, output)
         write_run_report(results, output, evidence)  # it reads the files of its pictures
     return exit_code
 
 
-def _score(config: Config, folder: Path, started: float) -> tuple[Results, Evidence]:
+def _score(
+    config: Config, folder: Path, wanted: Wanted, started: float
+) -> tuple[Results, Evidence]:
     """The results of a folder of prediction files, and what the page shows of these."""
     truth = inputs.find_ground_truth(config.dataset)
     expected, places = _expected(config, truth)
@@ -53,16 +58,17 @@ def _score(config: Config, folder: Path, started: float) -> tuple[Results, Evide
         )
 
     ready = time.time()
-    metric, own = score_files(truth, files, available_cores(), config.eval.metrics)
-    metrics = own.compute()
+    scores = score_files(truth, files, available_cores(), wanted)
+    metric, metrics = scores.metric, scores.own.compute()
     read = time.time()
-    ap = chosen_first(metric.compute(), config.eval.protocol)
+    ap = chosen_first(scores.ap(), config.eval.protocol)
     ended = time.time()
 
     # Where nobody has said which pictures there are, those with a file are all that was asked for.
     failures = [id for id in expected if id not in files] if are_there else []
     expectation = expected_ap(config, ap)
-    notes = metric_notes(metrics) + accuracy_notes(ap, metric.reach(), truth, files)
+    notes = quirk_notes(wanted.quirks) + metric_notes(metrics)
+    notes += accuracy_notes(ap, metric.reach(), truth, files)
     notes += expected_notes(config, expectation, len(files))
     results = Results(
         job="score",

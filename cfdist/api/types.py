@@ -72,8 +72,8 @@ class Score(Run):
     """What `score` found.
 
     Attributes:
-        ap: Protocol ("official", "guide") -> its APs, the chosen protocol first; empty if no model
-            ran (backend=simulated).
+        ap: Protocol ("official", "guide") -> its APs, the chosen protocol first, then those with
+            quirks ("official with no_pixel"); empty if no model ran (backend=simulated).
     """
 
     ap: Mapping[str, AveragePrecision]

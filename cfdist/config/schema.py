@@ -44,6 +44,11 @@ def _different(values: list[_T]) -> list[_T]:
     return values
 
 
+def _as_list(value: object) -> object:
+    """A list of a single name; "each" and other values unchanged."""
+    return [value] if isinstance(value, str) and value != "each" else value
+
+
 def _word(value: object) -> str:
     """The word that was typed; Hydra reads null, nan and inf as values of other types."""
     return "null" if value is None else str(value)
@@ -110,6 +115,28 @@ OwnCode = Annotated[str, Field(pattern=OWN_CODE, title="<module>:<name> of your 
 Protocol = Literal["official", "guide"]
 InputKind = Literal["f32", "u8"]
 BenchmarkPart = Literal["inference", "host", "end_to_end"]
+# The names of `cfdist.widerface.quirks.QUIRKS`, which is not imported here for its arrays' library.
+Quirk = Literal[
+    "iou_0.4",
+    "iou_0.5",
+    "no_pixel",
+    "sizes_plus_1",
+    "guide_style",
+    "whole_corners",
+    "scores_2_decimals",
+    "count_line",
+    "first_line",
+    "scores_from_0.5",
+    "skip_empty",
+    "last_face",
+    "reverse_ties",
+    "raw_scores",
+    "picture_scores",
+    "ignored_wrong",
+    "repeats_ignored",
+    "every_score",
+    "eleven_points",
+]
 
 
 def key_name(field: str) -> str:
@@ -354,6 +381,13 @@ class EvalConfig(Section):
         list[OwnCode], Different, uses.only("evaluate", when=(uses.REAL,)), uses.only("score")
     ] = []
     """further figures by classes of your own, see docs/extending.md"""
+    quirks: Annotated[
+        Annotated[list[Quirk], Different] | Literal["each"],
+        BeforeValidator(_as_list),
+        uses.only("score"),
+    ] = []
+    """habits of other evaluators: also the AP with all of them, which is none of the benchmark's;
+    each: with every one alone. docs/concepts.md says what they do"""
 
 
 class BenchmarkConfig(Section):

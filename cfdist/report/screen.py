@@ -21,7 +21,7 @@ from cfdist.monitoring import terminal
 from cfdist.report.results import Results
 from cfdist.storage import shown
 from cfdist.widerface.ground_truth import DIFFICULTIES
-from cfdist.widerface.metric import PROTOCOLS
+from cfdist.widerface.metric import PROTOCOLS, title_of
 
 if TYPE_CHECKING:
     from cfdist.config import Config
@@ -258,7 +258,8 @@ def print_results(results: Results) -> None:
     if results.simulated:
         print_simulated()
     if results.ap:
-        console.print(_ap_table(results))
+        has_quirks = not results.ap.keys() <= PROTOCOLS.keys()
+        (print_compact if has_quirks else console.print)(_ap_table(results))
     if results.throughput:
         console.print(_speed_line(results, results.throughput))
         for device in results.devices:
@@ -308,8 +309,15 @@ def _ap_table(results: Results) -> Table:
     if (results.passes or 1) > 1:
         title += f" (the first of {results.passes} passes)"
     table = titled_table(title, ["protocol"], DIFFICULTIES)
+    chosen = next(iter(results.ap.values()))
     for protocol, ap in results.ap.items():
-        table.add_row(PROTOCOLS[protocol].title, *percents(ap))
+        cells = percents(ap)
+        if protocol not in PROTOCOLS:  # quirks: how much they add
+            cells = [
+                f"{cell} {100 * (ap[name] - chosen[name]):+.2f}"
+                for cell, name in zip(cells, DIFFICULTIES, strict=True)
+            ]
+        table.add_row(title_of(protocol), *cells)
         if results.expected and results.expected["protocol"] == protocol:
             table.add_row("  expected", *percents(results.expected["ap"]))
     return table

@@ -57,7 +57,7 @@ class RunSummary:
         reason: Why that is not 0, one line.
         simulated: No real model ran.
         resolved_backend: The resolved backend.
-        protocol: The chosen protocol, by which its AP was computed.
+        protocol: The chosen protocol, by which its AP was computed, with its quirks.
         origin: Data set, picture count, host, processor, date and commit, see `ORIGIN`; only
             what is known.
         figures: Name in `sweep.csv`, or `FIRST_TO_LAST`, which is not there -> figure; only those
@@ -110,7 +110,7 @@ def summarise_run(
         reason=verdict(results)[1],
         simulated=results["simulated"],
         resolved_backend=results["backend"],
-        protocol=results["config"]["eval"]["protocol"],
+        protocol=_protocol(results),
         origin=_origin(results),
         figures=_figures(results) | beside,
         notes=tuple(results["notes"]),
@@ -153,7 +153,7 @@ def _figures(results: dict[str, Any]) -> dict[str, float]:
     medians = [device["batch_ms"]["median"] for device in devices if device["batch_ms"]]
     busy = [device["busy_share"] for device in results["devices"]]
     host = [rate["pictures_per_second"] for rate in benchmark.get("host") or []]
-    ap = results["ap"].get(results["config"]["eval"]["protocol"], {})
+    ap = results["ap"].get(_protocol(results), {})
     figures = {
         "device_count": len(devices) or None,
         "batch": results["batch"],
@@ -169,6 +169,13 @@ def _figures(results: dict[str, Any]) -> dict[str, float]:
         "total_seconds": results["seconds"]["total"],
     }
     return {name: value for name, value in figures.items() if value is not None}
+
+
+def _protocol(results: dict[str, Any]) -> str:
+    """The name of the AP that a run is about: that with its quirks, if it has one such."""
+    chosen: str = results["config"]["eval"]["protocol"]
+    with_quirks = [name for name in results["ap"] if name.startswith(f"{chosen} with ")]
+    return with_quirks[0] if len(with_quirks) == 1 else chosen
 
 
 def _first_to_last(results: dict[str, Any]) -> float | None:

@@ -32,7 +32,7 @@ from cfdist.sweep.runs import (
     values_of,
 )
 from cfdist.widerface.ground_truth import DIFFICULTIES
-from cfdist.widerface.metric import PROTOCOLS
+from cfdist.widerface.metric import PROTOCOLS, title_of
 
 SIMULATED_NOTE = (
     "**Simulated**: no model ran in the runs that say so; a device only waited as long as a chip "
@@ -227,7 +227,7 @@ def _screen_title(runs: Sequence[RunSummary]) -> str:
 def _protocol_titles(runs: Sequence[RunSummary]) -> str:
     """The protocols that the APs were computed by."""
     protocols = {run.protocol for run in runs if "ap_easy" in run.figures and run.protocol}
-    return " and ".join(PROTOCOLS[protocol].title for protocol in sorted(protocols))
+    return " and ".join(map(title_of, sorted(protocols)))
 
 
 def _unlike(runs: Sequence[RunSummary]) -> list[str]:

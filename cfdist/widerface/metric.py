@@ -64,6 +64,11 @@ PROTOCOLS = {
 }
 
 
+def title_of(name: str) -> str:
+    """What a row of APs is called: a protocol's title, or its name with quirks as it is."""
+    return PROTOCOLS[name].title if name in PROTOCOLS else name
+
+
 def box_iou(predictions: Floats, boxes: Floats) -> Floats:
     """Intersection over union, counting pixels: x2 = x + w, and x1 to x2 is x2 - x1 + 1 wide.
 
@@ -310,20 +315,23 @@ def first_thresholds(normalised: Floats) -> Ints:
     return len(THRESHOLDS) - np.searchsorted(THRESHOLDS[::-1], normalised, side="right")
 
 
-def recall_and_precision(steps: Ints, outcomes: Outcomes, face_count: int) -> tuple[Floats, Floats]:
+def recall_and_precision(
+    steps: Ints, outcomes: Outcomes, face_count: int, thresholds: int = len(THRESHOLDS)
+) -> tuple[Floats, Floats]:
     """Recall and precision at each score threshold, at one difficulty.
 
     Args:
         steps: (n,) of the predictions, as `first_thresholds`.
         outcomes: (n,) int8 of the predictions.
         face_count: faces that count.
+        thresholds: t, how many there are.
 
     Returns:
-        Recall, (1000,) float64, never falling, 0 if no face counts; and precision, (1000,) float64,
-        0 at thresholds that let no counted prediction in.
+        Recall, (t,) float64, never falling, 0 if no face counts; and precision, (t,) float64, 0 at
+        thresholds that let no counted prediction in.
     """
     kinds = TRUE_POSITIVE + 1
-    table = np.bincount(steps * kinds + outcomes, minlength=len(THRESHOLDS) * kinds)
+    table = np.bincount(steps * kinds + outcomes, minlength=thresholds * kinds)
     at_least = table.reshape(-1, kinds).cumsum(axis=0)
     found = at_least[:, TRUE_POSITIVE]
     proposed = found + at_least[:, FALSE_POSITIVE]

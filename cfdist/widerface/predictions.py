@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,9 @@ TOO_LARGE = 1e9
 
 # Larger files are not read: some 400,000 faces in one picture.
 MAX_PREDICTION_BYTES = 1 << 24
+
+# Which lines of a file count: all, as many as its count line says, or the first one.
+Lines = Literal["all", "counted", "first"]
 
 # What stands after a picture's name in the name of its prediction file.
 _SUFFIX = ".txt"
@@ -97,12 +101,15 @@ def prediction_text(picture_id: str, table: NDArray[np.float64], style: Style) -
     return f"{picture_id}.jpg\n{len(table)}\n{lines}"
 
 
-def read_predictions_file(path: Path | str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def read_predictions_file(
+    path: Path | str, counted: Lines = "all"
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Read one prediction file, whoever wrote it.
 
     The picture is known by the file's name, so the header line may say anything. The count may be
     right, or 1 whatever follows (the CenterFace script's habit), or too low. If it is higher than
     the number of lines that follow, the file was cut short. A file of 0 bytes holds no predictions.
+    Those that are not `counted` are left out.
 
     Returns:
         boxes (n, 4) float64, x y w h in picture pixels, and scores (n,) float64, by falling score;
@@ -141,6 +148,8 @@ def read_predictions_file(path: Path | str) -> tuple[NDArray[np.float64], NDArra
             f"{path}: line 2 promises {count} predictions, the file holds {len(table)}; "
             "it was cut short, write it again"
         )
+    if counted != "all":
+        table = table[: int(count) if counted == "counted" else 1]
     table = table[np.argsort(-table[:, 4], kind="stable")]
     return table[:, :4], table[:, 4]
 

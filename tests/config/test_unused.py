@@ -44,7 +44,7 @@ READ_BY = {
     "score": {
         "dataset": DATASET,
         "model": {"name"} | EXPECTED,
-        "eval": {"protocol", "gate", "metrics"},
+        "eval": {"protocol", "gate", "metrics", "quirks"},
         "": {"predictions", "missing", "objective"},
     },
     "benchmark": {

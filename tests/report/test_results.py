@@ -244,6 +244,7 @@ def test_nothing_is_expected_of_the_sample_set_or_without_figures(compose):
     assert expected_ap(compose(*EXPECTED, "dataset=sample"), ap) is None
     none = [f"model.expected.{name}=null" for name in ("easy", "medium", "hard")]
     assert expected_ap(compose("dataset=wider_val", *none), ap) is None
+    assert expected_ap(compose(*EXPECTED, "eval.quirks=each"), ap) is None
 
 
 @pytest.mark.parametrize(
@@ -252,6 +253,7 @@ def test_nothing_is_expected_of_the_sample_set_or_without_figures(compose):
         (["model.expected.easy=null", "model.expected.hard=null"], "has no expected AP"),
         (["dataset=sample"], "the sample set has no expected AP"),
         (["backend=simulated"], "the simulated backend"),
+        (["eval.quirks=no_pixel"], "beside eval.quirks no AP is held against"),
     ],
 )
 def test_a_gate_that_no_result_can_miss_is_refused(compose, overrides, words):

@@ -37,6 +37,16 @@ def test_the_ap_is_that_of_the_pictures_however_often_they_were_read(passes, tit
     assert title in shown
 
 
+def test_figures_with_quirks_say_how_much_these_add(capsys):
+    quirky = {"easy": 0.5, "medium": 0.75, "hard": 0.4}
+    found = results(None)
+    screen.print_results(replace(found, ap=found.ap | {"official with no_pixel": quirky}))
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["official", "(IoU", "0.5)", *["50.00", "%"] * 3] in shown
+    cells = ["50.00", "%", "+0.00", "75.00", "%", "+25.00", "40.00", "%", "-10.00"]
+    assert ["official", "with", "no_pixel", *cells] in shown
+
+
 def plan_shown(
     capsys, *, backends=("openvino",), remark="", kind="wider", passes=1, pictures=610
 ) -> list[str]:

@@ -14,7 +14,7 @@ from cfdist.sweep.runs import (
     summarise_run,
     swept_keys,
 )
-from tests.sweep.results import FAILED, results_of, runs_of
+from tests.sweep.results import AP, FAILED, results_of, runs_of
 
 
 def test_a_run_has_its_figures():
@@ -119,15 +119,25 @@ def changed(section: str, **values) -> dict:
         {"pictures": {"total": 3226, "done": 3225, "failed": 1}},
         changed("dataset", kind="sample"),
         changed("eval", protocol="official"),
+        changed("eval", quirks=["no_pixel"]),
         changed("model", height=640),
         changed("model", width=1024),
     ],
-    ids=["part", "failed", "sample", "protocol", "rows", "columns"],
+    ids=["part", "failed", "sample", "protocol", "quirks", "rows", "columns"],
 )
 def test_published_figures_stand_beside_their_like_only(changes):
     assert "published_images_per_s" in runs_of(4)[0].figures
     (run,) = runs_of(4, **changes)
     assert not [name for name in run.figures if name.startswith("published")]
+
+
+def test_a_run_with_quirks_is_about_the_figure_with_them():
+    quirky = {"guide with no_pixel": dict.fromkeys(("easy", "medium", "hard"), 0.25)}
+    (run,) = runs_of(4, ap=AP | quirky)
+    assert (run.protocol, run.figures["ap_hard"]) == ("guide with no_pixel", 0.25)
+    # With each of them alone, none is the run's.
+    (run,) = runs_of(4, ap=AP | quirky | {"guide with last_face": AP["guide"]})
+    assert (run.protocol, run.figures["ap_hard"]) == ("guide", AP["guide"]["hard"])
 
 
 def test_a_run_says_what_it_was_measured_on():

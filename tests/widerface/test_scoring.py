@@ -35,6 +35,29 @@ def test_processes_do_not_change_the_figures(monkeypatch, predictions):
     assert one.compute()["official"]["hard"] > 0
 
 
+def test_quirks_stand_beside_the_protocols_and_read_files_their_way(monkeypatch, predictions):
+    truth, files = predictions
+    text = files["e/4"].read_text()
+    files["e/4"].write_text(text.replace("\n5\n", "\n1\n", 1))  # as the guide's script does
+    wanted = scoring.Wanted(
+        quirks=[("count_line",), ("first_line",), ("no_pixel",)], protocol="guide"
+    )
+    plain = scoring.score_files(truth, files, cores=1).ap()
+    found = scoring.score_files(truth, files, cores=1, wanted=wanted).ap()
+    monkeypatch.setattr(scoring, "FILES_A_PROCESS", 6)
+    assert scoring.score_files(truth, files, cores=8, wanted=wanted).ap() == found
+    counted, first, without = (
+        found.pop(f"guide with {name}")["hard"] for name in ("count_line", "first_line", "no_pixel")
+    )
+    assert found == plain
+    assert first < counted < plain["guide"]["hard"]
+    assert without != plain["guide"]["hard"]
+    files["e/4"].write_text("\n".join(text.split("\n")[:3]))
+    files["e/4"].write_text(files["e/4"].read_text().replace("\n5\n", "\n1\n", 1))
+    cut = scoring.score_files(truth, files, cores=1).ap()["guide"]["hard"]
+    assert cut == counted  # the other four lines might as well not be there
+
+
 def test_figures_are_those_of_one_picture_after_the_other(predictions):
     truth, files = predictions
     metric = WiderFaceMetric()

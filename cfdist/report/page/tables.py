@@ -8,7 +8,7 @@ from typing import Any
 
 from cfdist.report.results import START_UP
 from cfdist.widerface.ground_truth import DIFFICULTIES
-from cfdist.widerface.metric import PROTOCOLS
+from cfdist.widerface.metric import title_of
 
 NONE = "-"  # stands for a figure that there is not
 
@@ -82,7 +82,7 @@ def ap_table(results: Mapping[str, Any], published: Mapping[str, Any] | None) ->
     rows = []
     expected = results["expected"]
     for protocol, ap in results["ap"].items():
-        rows.append([text(PROTOCOLS[protocol].title), *(percent(ap[d]) for d in DIFFICULTIES)])
+        rows.append([text(title_of(protocol)), *(percent(ap[d]) for d in DIFFICULTIES)])
         if expected and expected["protocol"] == protocol:
             wanted = [percent(expected["ap"].get(d)) for d in DIFFICULTIES]
             rows.append([text(f"{protocol}, expected"), *wanted])

@@ -39,6 +39,9 @@ def test_expected_and_published_figures_stand_below_their_own_protocol():
         ["official, expected", "85.00 %", "-", "-"],
     ]
     assert len(tables.ap_table(results(expected=None), None).rows) == 2
+    quirky = {"guide with no_pixel": results()["ap"]["guide"]}
+    (row,) = tables.ap_table(results(ap=quirky, expected=None), None).rows
+    assert row[0].text == "guide with no_pixel"
 
 
 def test_the_parts_of_the_time_make_the_whole():
