@@ -32,8 +32,10 @@ from cfdist.files import (
     atomic_write,
     check_is_file,
     expanded,
+    missing_folders,
     read_file,
     redacted,
+    remove_empty,
     user_cache,
 )
 
@@ -190,6 +192,12 @@ def in_parallel(call: Callable[[str], None], names: Iterable[str]) -> None:
 def place_of(store: str, name: str) -> str:
     """The text that names a file of a store to `read`."""
     return f"{_INSIDE}{quote(store, safe='/:?=&@', errors='surrogateescape')}!{name}"
+
+
+def store_at(place: str) -> str | None:
+    """The URI of the store that a place is in; `None` for files and archives of this host."""
+    store = unquote(place.removeprefix(_INSIDE).partition("!")[0], errors="surrogateescape")
+    return store if place.startswith(_INSIDE) and is_uri(store) else None
 
 
 def place_of_file(source: Path | str) -> str:
@@ -366,15 +374,17 @@ class RemoteFolder:
     def refuse_unwritable(self) -> None:
         """Write a file and remove it again.
 
+        Local folders that were made for it go, too. Other file systems (HDFS) have no way to
+        remove a folder only if it is empty; theirs stay.
+
         Raises:
             OSError: it cannot be written.
         """
-        is_new = self._has_folders and not self.holds([""])
+        new = missing_folders(Path(self._path)) if self._system.type_name == "local" else []
         self.write(_PROBE, io.BytesIO(b"can be written to"))
         with contextlib.suppress(OSError):  # who may write need not be allowed to remove
             self._system.delete_file(self._inside(_PROBE))
-            if is_new:
-                self._system.delete_dir(self._path)
+        remove_empty(new)
 
     def _inside(self, name: str) -> str:
         return "/".join(part for part in (self._path, name) if part)

@@ -276,7 +276,7 @@ def test_other_folders_are_no_spool_folders(tmp_path, monkeypatch):
 def test_what_is_written_to_a_uri_is_whole_or_not_there(tmp_path):
     remote = storage.remote_folder(f"file://{tmp_path}/a/b")
     remote.refuse_unwritable()
-    assert not (tmp_path / "a" / "b").exists()
+    assert not (tmp_path / "a").exists()
     for content in (b"1", b"22"):
         remote.write("c/d.txt", io.BytesIO(content))
         assert remote.read("c/d.txt") == content
@@ -296,6 +296,19 @@ def test_what_is_written_to_a_uri_is_whole_or_not_there(tmp_path):
     with pytest.raises(OSError, match="file") as refused:
         storage.remote_folder(f"file://{tmp_path}/file").refuse_unwritable()
     assert "\n" not in refused.value.strerror
+
+
+def test_a_probe_removes_nothing_that_others_have_made_meanwhile(tmp_path, monkeypatch):
+    remote = storage.remote_folder(f"file://{tmp_path}/a/b")
+    write = storage.RemoteFolder.write
+
+    def beside(self, name, source):
+        write(self, name, source)
+        (tmp_path / "a" / "b" / "theirs").touch()
+
+    monkeypatch.setattr(storage.RemoteFolder, "write", beside)
+    remote.refuse_unwritable()
+    assert [one.name for one in (tmp_path / "a" / "b").iterdir()] == ["theirs"]
 
 
 def test_object_stores_get_their_files_at_once(monkeypatch):

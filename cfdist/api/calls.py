@@ -25,6 +25,9 @@ from cfdist.storage import path_or_uri, shown, working_folder
 
 InputError = UserError
 
+# What the command's screen shows.
+_OF_THE_COMMAND = ("progress", "quiet", "verbose")
+
 Value = Union[str, "PurePath", float, bool, None, Sequence["Value"]]
 Settings = Mapping[str, Value]
 
@@ -106,6 +109,11 @@ def _arguments(job: str, settings: Settings) -> list[str]:
     """
     given: dict[str, Any] = dict(settings)
     for key, value in given.items():
+        if key in _OF_THE_COMMAND:
+            raise UserError(
+                f"{key}={value}: the command reads it, a function does not; show=True prints what "
+                "the command prints"
+            )
         if asks_for_multirun(f"{key}={value}"):
             raise UserError(f"{key}={value}: a sweep, which only a command makes; call once a run")
     if caller_has_ray():

@@ -202,23 +202,14 @@ def _run(
     """The job's exit code, the reason if it broke down, and the figure that `objective` names."""
     if checked.job in WITHOUT_FOLDER:
         return load_job(checked.job).main(checked, output, started), None, None
-    is_unsent = uri_of(output) is not None and output.exists()
-    typed = config.typed_keys(sys.argv[1:])
-    goes_on = _run_number() is not None or "resume" in typed or is_unsent
-    if goes_on and (results := finished_results(output, config_yaml)):
-        from cfdist.report.results import verdict
-
-        say(f"{shown(output)}: done by an earlier command")
-        shutil.rmtree(output / JOURNAL, ignore_errors=True)  # it may have been killed before this
-        deliver(output)
-        return verdict(results)[0], None, objective_of(results)
     figures = []
 
     def look() -> None:
         if checked.objective is not None:
             figures.append(objective_of(read_results(output)))
 
-    code, error = run_in_folder(checked, config_yaml, output, started, look)
+    goes_on = _run_number() is not None
+    code, error = run_in_folder(checked, config_yaml, output, started, look, goes_on)
     if error is not None:
         return code, f"{_internal(error)}; the traceback is in {output / LOG}", None
     return code, None, figures[0] if figures else None
@@ -229,9 +220,19 @@ def run_in_folder(
     config_yaml: str,
     output: Path,
     started: float,
-    look: Callable[[], None] | None = None,
+    look: Callable[[], None],
+    goes_on: bool = False,
 ) -> tuple[int, Exception | None]:
-    """Run a job in a folder of its own; `look` is called while its results are there.
+    """Run a job in a folder of its own, unless it was done there when this command goes on.
+
+    Args:
+        checked: The run's configuration.
+        config_yaml: The same as it is written.
+        output: The folder.
+        started: When the command began, seconds since the epoch.
+        look: Is called while the results are there.
+        goes_on: Whether the run may have been done before, as those of a sweep. It may if it was
+            resumed, or if a folder for its URI is left here.
 
     Returns:
         The exit code, and the error if it is one of the program's own: its traceback is in the log.
@@ -241,6 +242,15 @@ def run_in_folder(
         StoppedError: the run ended early.
         OSError: a file or the disk does not work.
     """
+    goes_on = goes_on or "resume" in checked.typed() or bool(uri_of(output) and output.exists())
+    if goes_on and (results := finished_results(output, config_yaml, checked.typed())):
+        from cfdist.report.results import verdict
+
+        say(f"{shown(output)}: done by an earlier command")
+        shutil.rmtree(output / JOURNAL, ignore_errors=True)  # it may have been killed before this
+        look()
+        deliver(output)
+        return verdict(results)[0], None
     refuse_package_folder(checked)
     if any(checked.log.model_dump().values()):
         from cfdist.trackers import check_trackers
@@ -250,7 +260,7 @@ def run_in_folder(
     try:
         with claim(output, config_yaml):
             code, error = _run_job(checked, output, started)
-            if error is None and look is not None:
+            if error is None:
                 look()
     except StoppedError:
         deliver_unfinished(output)

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -130,14 +130,14 @@ def refuse_finished_sweep(folder: Path) -> None:
     Raises:
         StoppedError: it has; the exit code is the highest of its runs.
     """
-    path = folder / SWEEP_CSV
+    content = _recorded(folder, SWEEP_CSV)
+    if content is None:
+        return
     try:
-        if not is_recorded(path):
-            return
-        rows = csv.DictReader(io.StringIO(recorded(path).decode()))
+        rows = csv.DictReader(io.StringIO(content.decode()))
         highest = max(int(row["exit_code"]) for row in rows)
         code = {int(one): one for one in ExitCode}[highest]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"resume={shown(folder)}: its {SWEEP_CSV} is damaged") from None
     again = f"; remove {', '.join(SWEEP_FILES)} to run again what failed" if code else ""
     raise StoppedError(
@@ -179,7 +179,7 @@ def run_to_go_on(composed: DictConfig, typed: frozenset[str]) -> DictConfig:
     """
     if composed.get("resume") is None or composed.get("job") != "evaluate":
         return composed
-    now = _flat(cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)))
+    now = config.flat(cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)))
     secrets = {key: value for key, value in now.items() if _without_secrets(value) != value}
     now = {key: _without_secrets(value) for key, value in now.items()}
     output = working_folder(str(now["output_dir"]))
@@ -192,13 +192,13 @@ def run_to_go_on(composed: DictConfig, typed: frozenset[str]) -> DictConfig:
     then = _settings_of(folder)
     if "output_dir" in typed and output != folder:
         raise UserError(f"resume={shown(folder)}: goes on in its own folder; leave output_dir out")
-    different = _different(_flat(then), now, {config.key_of(key) for key in own})
+    different = _different(config.flat(then), now, {config.key_of(key) for key in own})
     if different:
         raise UserError(
             f"resume={shown(folder)}: a run of other settings: {different}; leave out what differs"
         )
     settings = cast(DictConfig, OmegaConf.create(_escaped(then)))
-    for key in now.keys() - _flat(then).keys():  # what an earlier version did not have
+    for key in now.keys() - config.flat(then).keys():  # what an earlier version did not have
         OmegaConf.update(settings, key, _escaped(now[key]))
     for key in typed.intersection(OF_THE_SCREEN):
         OmegaConf.update(settings, key, now[key])
@@ -219,10 +219,10 @@ def _newest(now: Mapping[str, Any], base: Path | None, has_settings: bool) -> Pa
         if (folder / HYDRA_RECORD).exists():
             continue
         keys = now.keys() - {*_OF_THE_PLACE, *OF_THE_SCREEN}
-        different = _different(_flat(_settings_of(folder)), now, keys)
+        different = _different(config.flat(_settings_of(folder)), now, keys)
         if not different or not has_settings:
             return folder
-        closest = closest or f"; {folder} differs: {different}"
+        closest = closest or f"; {shown(folder)} differs: {different}"
     raise UserError(
         f"resume={AUTO}: no unfinished run{' with these settings' if has_settings else ''} in "
         f"{_where(base)}{closest}; leave resume out to begin one"
@@ -246,7 +246,7 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _where(base: Path | None) -> str:
-    return str(base or Path("outputs").absolute())
+    return shown(base or Path("outputs").absolute())
 
 
 def _settings_of(folder: Path) -> dict[str, Any]:
@@ -255,14 +255,11 @@ def _settings_of(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder holds none that can be read.
     """
-    name, path = shown(folder), folder / CONFIG
+    name, content = shown(folder), _recorded(folder, CONFIG)
     try:
-        settings = yaml.safe_load(recorded(path))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = getattr(error, "strerror", None) or "it is damaged"
-        raise UserError(
-            f"resume={name}: is no run's folder: {CONFIG} cannot be read ({reason})"
-        ) from None
+        settings = None if content is None else yaml.safe_load(content)
+    except (UnicodeDecodeError, yaml.YAMLError):
+        raise UserError(f"resume={name}: is no run's folder: its {CONFIG} is damaged") from None
     if not isinstance(settings, dict) or not (is_run_folder(folder) or spool_of(folder)):
         raise UserError(f"resume={name}: is no run's folder; name the folder of a run or sweep")
     if settings.get("job") != "evaluate":
@@ -278,19 +275,29 @@ def _sweep_settings(folder: Path) -> list[str] | None:
     Raises:
         UserError: the sweep's record is damaged.
     """
-    name, path = shown(folder), folder / HYDRA_RECORD
-    try:
-        if not is_recorded(path):
-            return None
-        content = recorded(path)
-    except OSError as error:
-        raise UserError(f"resume={name}: cannot be read ({error.strerror or error})") from None
+    content = _recorded(folder, HYDRA_RECORD)
+    if content is None:
+        return None
     try:
         record = yaml.safe_load(content)
         settings = record["hydra"]["overrides"]["task"]
         return [one for one in settings if one.partition("=")[0] not in _OF_THE_PLACE]
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
-        raise UserError(f"resume={name}: its {HYDRA_RECORD} is damaged") from None
+        raise UserError(f"resume={shown(folder)}: its {HYDRA_RECORD} is damaged") from None
+
+
+def _recorded(folder: Path, name: str) -> bytes | None:
+    """A file of a run's folder, here or at its URI; `None` if neither has it.
+
+    Raises:
+        UserError: it cannot be read, or the URI does not answer.
+    """
+    try:
+        return recorded(folder / name) if is_recorded(folder / name) else None
+    except OSError as error:
+        raise UserError(
+            f"resume={shown(folder)}: {name} cannot be read ({error.strerror or error})"
+        ) from None
 
 
 def _value(setting: str) -> str | None:
@@ -324,15 +331,3 @@ def _escaped(value: Any) -> Any:
     if isinstance(value, list):
         return [_escaped(inner) for inner in value]
     return config.literal(value) if isinstance(value, str) else value
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    return dict(_flat_items(values))
-
-
-def _flat_items(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat_items(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import yaml
 
-from cfdist.config import Config
+from cfdist.config import Config, flat, new_keys
 from cfdist.errors import DiskFullError, UserError
 from cfdist.files import (
     CONFIG,
@@ -134,10 +134,12 @@ def claim_sweep(folder: Path) -> Iterator[None]:
             _remove(new, _OF_SWEEP)
 
 
-def finished_results(folder: Path, config_yaml: str) -> dict[str, Any] | None:
+def finished_results(
+    folder: Path, config_yaml: str, typed: Collection[str] = ()
+) -> dict[str, Any] | None:
     """The results that a run with these settings left in a folder, or at its URI, if one has.
 
-    The folder may have been moved since.
+    The folder may have been moved since, and keys may be new since then, see `config.new_keys`.
 
     Raises:
         UserError: `results.json` is damaged or no run's.
@@ -149,19 +151,19 @@ def finished_results(folder: Path, config_yaml: str) -> dict[str, Any] | None:
     # Where the results are: a spool folder may hold what another run has left.
     uri = None if (folder / RESULTS).is_file() else uri_of(folder)
     then = recorded(folder / CONFIG) if uri is None else remote_folder(uri).read(CONFIG)
-    is_same = _settings(then) == _settings(now)
-    return read_results(folder) if is_same else None
+    begun, wanted = _settings(then), _settings(now)
+    is_same = begun == wanted or new_keys(begun, wanted, typed) | begun == wanted
+    return read_results(folder) if begun and is_same else None
 
 
-def _settings(content: bytes) -> Any:
-    """A run's settings but for the place of its folder and its screen; other content as it is."""
+def _settings(content: bytes) -> dict[str, Any]:
+    """A run's settings but for the place of its folder and its screen; none of other content."""
     try:
         settings = yaml.safe_load(content)
     except (ValueError, yaml.YAMLError):
-        return content
-    if not isinstance(settings, dict):
-        return content
-    return settings | dict.fromkeys(("output_dir", *OF_THE_SCREEN))
+        settings = None
+    values = flat(settings) if isinstance(settings, dict) else {}
+    return {key: one for key, one in values.items() if key not in ("output_dir", *OF_THE_SCREEN)}
 
 
 def read_results(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -65,9 +65,7 @@ def refuse_unused(config: Config, backends: Iterable[str] | None = None) -> None
         UserError: it names the key, and the job or setting with which it would count.
     """
     known = frozenset(backends or ())
-    run = Situation(
-        dict(_flat(config.model_dump())), known or frozenset(_possible_backends(config))
-    )
+    run = Situation(flat(config.model_dump()), known or frozenset(_possible_backends(config)))
     for key in sorted(config.typed()):
         if problem := _why_unread(key_of(key), config.job, run):
             is_resolved = known and config.job != "compare" and config.backend.name == "auto"
@@ -126,9 +124,37 @@ def _inner_keys(key: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield key, value
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a configuration's sections, "model.batch", with their values."""
+    return dict(_flat_items(values))
+
+
+def new_keys(
+    then: Mapping[str, Any], now: Mapping[str, Any], typed: Collection[str]
+) -> dict[str, Any]:
+    """What these settings have, and those of an earlier version do not, at its default.
+
+    Args:
+        then: The settings of the earlier version.
+        now: Those of this one.
+        typed: The keys and groups that the person has typed. A preset may set any other.
+
+    Returns:
+        Key -> its default: the schema's, or what `conf/` says.
+    """
+    chosen = {*typed, *(key_of(one) for one in typed)}
+    return {
+        key: value
+        for key, value in now.items()
+        if key not in then
+        and key in all_fields()
+        and (value == all_fields()[key].default or not {key, "experiment"} & chosen)
+    }
+
+
+def _flat_items(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping):
+            yield from _flat_items(value, f"{prefix}{name}.")
         else:
-            yield prefix + name, value
+            yield f"{prefix}{name}", value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +16,10 @@ from omegaconf import OmegaConf
 
 from cfdist import config
 from cfdist.api import calls
-from cfdist.api.calls import InputError, evaluate
+from cfdist.api.calls import InputError, evaluate, score
+from cfdist.command import cli, uploading
+from cfdist.errors import StoppedError
+from tests.api.test_types import RESULTS
 
 _PARSER = OverridesParser.create()
 
@@ -81,6 +86,9 @@ def test_paths_are_texts():
         ({"hydra.mode": "MULTIRUN"}, "a sweep, which only a command makes"),
         ({"hydra.job.name": "x"}, "cfdist sets this itself"),
         ({"job": "score"}, "job: given twice"),
+        ({"quiet": True}, r"quiet=True: the command reads it.*show=True prints"),
+        ({"progress": "json"}, r"progress=json: the command reads it"),
+        ({"verbose": False}, r"verbose=False: the command reads it"),
         ({"predictions": "p"}, "predictions: job=evaluate does not read it"),
         ({"-m": True}, "no such option"),
         ({3: 4}, "3=4: |3: no such key"),
@@ -118,6 +126,32 @@ def test_the_callers_cluster_is_the_runs(monkeypatch, nodes, joined):
         assert calls._arguments("evaluate", asked)[1:] == expected
     with pytest.raises(InputError, match=r"cluster\.address=local: .*is connected to 10\.0\.0\.1"):
         calls._arguments("evaluate", {"cluster.address": "local"})
+
+
+def test_a_repeated_call_sends_what_could_not_be_sent(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    there, runs = tmp_path / "there", []
+
+    def main(config, output, started):
+        runs.append(output)
+        (output / "results.json").write_text(json.dumps(RESULTS))
+        return 3
+
+    def cut(*_):
+        raise OSError(errno.ECONNRESET, "connection reset")
+
+    monkeypatch.setattr(cli, "load_job", lambda name: SimpleNamespace(main=main))
+    call = {"predictions": "p", "output_dir": f"file://{there}"}
+    with monkeypatch.context() as broken:
+        broken.setattr(uploading, "_upload", cut)
+        with pytest.raises(StoppedError, match=r"connection reset.*until the same command"):
+            score(call)
+    assert not (there / "results.json").exists()
+    run = score(call)
+    assert (run.output_dir, run.exit_code, run.ap["official"].hard) == (call["output_dir"], 3, 0.7)
+    assert json.loads((there / "results.json").read_text()) == RESULTS
+    assert len(runs) == 1
+    assert not runs[0].exists()
 
 
 def test_a_reference_in_a_text_stays_one():

@@ -24,7 +24,7 @@ def resolved(composed, typed):
     """In place of the checked configuration: its values as they are."""
     values = OmegaConf.to_container(composed, resolve=True)
     rest = {"resume": None, "convert": SimpleNamespace(dry_run=False), "log": LogConfig()}
-    return SimpleNamespace(**{**rest, **SCREEN, **values})
+    return SimpleNamespace(**{**rest, **SCREEN, **values}, typed=lambda: typed)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import time
@@ -138,6 +139,10 @@ def test_what_is_shown_may_differ(tmp_path):
         ]  # fmt: skip
 
 
+def unanswered(path):
+    raise TimeoutError(errno.ETIMEDOUT, "timed out")
+
+
 def sweep(folder: Path, *settings: str) -> Path:
     folder.mkdir(parents=True)
     tasks = [one for one in prepared(*settings) if not one.startswith("-")]
@@ -170,7 +175,7 @@ def test_a_sweep_goes_on_with_its_settings_in_their_order(tmp_path):
     assert not is_unfinished(folder)
 
 
-def test_a_finished_sweep_says_how_it_ended(tmp_path):
+def test_a_finished_sweep_says_how_it_ended(tmp_path, monkeypatch):
     folder = sweep(tmp_path / "s", "devices=1,2")
     alone = prepare_arguments([f"resume={folder}"])
     for codes, code, told in (("0\n0\n", 0, "done"), ("0\n3\n", 3, "failed.*sweep.csv, sweep.md")):
@@ -178,6 +183,13 @@ def test_a_finished_sweep_says_how_it_ended(tmp_path):
         with pytest.raises(StoppedError, match=f"is finished .exit code {code}, .*{told}") as said:
             sweep_to_go_on(alone, is_multirun=False)
         assert said.value.exit_code == code
+    monkeypatch.setattr(resuming, "recorded", unanswered)
+    with pytest.raises(UserError, match=r"s: sweep\.csv cannot be read \(timed out\)$"):
+        resuming.refuse_finished_sweep(folder)
+    with pytest.raises(UserError, match=r"s/0: config\.yaml cannot be read \(timed out\)$"):
+        resumed(f"resume={interrupted(folder / '0')}")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
     (folder / "sweep.csv").write_text("x\n1\n")
     with pytest.raises(UserError, match=r"its sweep\.csv is damaged"):
         sweep_to_go_on(alone, is_multirun=False)
@@ -213,6 +225,17 @@ def test_a_run_at_a_uri_goes_on_by_it(uri):
         resumed("resume=s3://key:hush@b/c")
     with pytest.raises(UserError, match=r"resume=file:///nowhere: is no run's folder"):
         resumed("resume=file:///nowhere")
+
+
+def test_auto_names_what_it_looks_at_by_its_uri(uri):
+    def refused(*typed: str) -> str:
+        with pytest.raises(UserError, match=rf"no unfinished run.* in {uri}") as found:
+            resumed("resume=auto", f"output_dir={uri}", *typed)
+        return str(found.value)
+
+    assert "spool" not in refused()
+    interrupted(storage.working_folder(uri))
+    assert f"; {uri} differs: model.batch" in refused("model.batch=3")
 
 
 def test_a_sweep_at_a_uri_goes_on_by_it(uri):

@@ -178,6 +178,11 @@ def test_only_results_of_the_very_settings_count_as_finished(tmp_path):
     assert finished_results(tmp_path, f"{settings}quiet: true\nreport: false\n") == {
         "job": "evaluate"
     }
+    newer = "eval:\n  metrics: []\n  gate: true\n"
+    assert finished_results(tmp_path, settings + newer) == {"job": "evaluate"}
+    assert finished_results(tmp_path, settings + newer, {"eval.metrics"}) == {"job": "evaluate"}
+    for typed in ("eval.gate", "experiment"):
+        assert finished_results(tmp_path, settings + newer, {typed}) is None
     moved = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name}_moved"))
     assert finished_results(moved, f"{settings}output_dir: {moved}\n") == {"job": "evaluate"}
 
@@ -195,6 +200,8 @@ def test_a_configuration_that_is_no_text_is_another_run_s(tmp_path):
     (tmp_path / "config.yaml").write_bytes(b"\xff\xfe")
     (tmp_path / "results.json").write_text("{}")
     assert finished_results(tmp_path, "job: evaluate\n") is None
+    (tmp_path / "config.yaml").write_text("")
+    assert finished_results(tmp_path, "eval:\n  metrics: []\n") is None
 
 
 def test_a_disk_that_is_full_refuses_the_run_and_leaves_no_folder(tmp_path, monkeypatch):

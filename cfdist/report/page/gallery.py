@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,6 +23,8 @@ _SHOWN_SIDE = 320  # about what a thumbnail's longer side is on a screen
 _CONTEXT = 5.0  # a cut-out is so many times as large as its face
 _LEAST_SIDE = 120  # of a cut-out, pixels of the picture
 _QUALITY = 78
+
+_OF_ONE_FILE = (errno.ENOENT, errno.EBADMSG, errno.EFBIG)  # missing, damaged, too large
 
 Box = tuple[float, float, float, float]  # x y w h, picture pixels
 
@@ -92,6 +95,7 @@ class Thumbnails:
     def __init__(self, most_bytes: int = MOST_BYTES, side: int = 320) -> None:
         """Have room for so many bytes, and give the longer side of each so many pixels."""
         self._left, self._side, self._count = most_bytes, side, 0
+        self._silent: dict[str, str] = {}  # store -> why; one that is gone is slow to say so
 
     def data_uri(self, pixels: NDArray[np.uint8], view: Box) -> str | None:
         """A part of a picture as a small JPEG in a data URI; `None` once the page is full."""
@@ -124,10 +128,15 @@ class Thumbnails:
         """
         if place is None:
             return _without(entry, "The picture is not shown: dataset.root is not given")
+        store = storage.store_at(place)
         try:
+            if store in self._silent:
+                raise OSError(errno.EIO, self._silent[store])
             pixels = picture_pixels(place)
         except (OSError, PictureError, MemoryError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            if store and isinstance(error, OSError) and error.errno not in _OF_ONE_FILE:
+                self._silent[store] = reason
             return _without(entry, f"The picture cannot be read any more: {reason}")
         part = view(pixels.shape[1], pixels.shape[0])
         uri = self.data_uri(pixels, part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import re
 import zipfile
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cfdist import storage
 from cfdist.report.page.gallery import Drawn, Entry, Thumbnails, around
 from cfdist.storage import place_of
 
@@ -100,6 +102,20 @@ def test_what_cannot_be_shown_leaves_a_line(picture, tmp_path):
     assert texts[1].text.endswith("cannot be read any more: No such file or directory")
     assert "cannot be read any more: " in texts[2].text
     assert texts[3].text.endswith("Not drawn, for the page is full")
+
+
+def test_a_store_that_does_not_answer_is_asked_once(picture, tmp_path, monkeypatch):
+    errors = iter([FileNotFoundError(errno.ENOENT, "not there"), OSError(errno.EIO, "timed out")])
+
+    def read(place):
+        raise next(errors)
+
+    monkeypatch.setattr(storage, "read", read)
+    thumbnails = Thumbnails()
+    gone = [shown(thumbnails, place_of("s3://bucket/a", f"{n}.jpg")).text for n in range(4)]
+    assert [text.rpartition(": ")[2] for text in gone] == ["not there", *["timed out"] * 3]
+    monkeypatch.undo()
+    assert shown(thumbnails, str(picture)).images  # another place
 
 
 def test_the_boxes_count_as_bytes_of_the_page_as_well(picture):
