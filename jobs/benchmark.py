@@ -21,8 +21,9 @@ from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Phases
 from cfdist.throughput import host
 from cfdist.throughput.device import loop_devices
-from cfdist.throughput.results import Figures, benchmark_results
-from cfdist.throughput.tables import print_benchmark
+from cfdist.throughput.latency import measure_latency
+from cfdist.throughput.results import Figures, benchmark_results, latency_results
+from cfdist.throughput.tables import latency_parts, print_benchmark, print_latency
 from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.manifest import Manifest
 
@@ -38,6 +39,8 @@ def main(config: Config, output: Path, started: float) -> int:
         raise UserError(
             "eval.gate: job=benchmark computes no AP; use job=evaluate, or leave eval.gate out"
         )
+    if config.benchmark.scenario == "single_stream":
+        return _single_stream(config, output, phases)
     parts = set(config.benchmark.parts)
     model = execution.find_model(config) if parts & {"inference", "end_to_end"} else None
     truth, manifest = _find_pictures(config) if parts & {"host", "end_to_end"} else (None, None)
@@ -54,10 +57,12 @@ def main(config: Config, output: Path, started: float) -> int:
             screen.print_plan(config, there, None)
             if "inference" in parts:
                 loops, kind = config.benchmark.loops, config.benchmark.input
+                least = config.benchmark.min_seconds
                 screen.console.inform(
                     f"inference: {loops} batches of {kind} in each stream of each device"
+                    f"{_for_at_least(least)}"
                 )
-                figures.loops = loop_devices(there.models[0], there.plan, kind, loops)
+                figures.loops = loop_devices(there.models[0], there.plan, kind, loops, least)
                 phases.end("inference")
             if manifest and truth and "end_to_end" in parts:
                 figures.end_to_end = _evaluate(
@@ -69,6 +74,51 @@ def main(config: Config, output: Path, started: float) -> int:
     screen.print_path(results.write(output))
     write_run_report(results, output, None)
     return results.exit_code
+
+
+def _single_stream(config: Config, output: Path, phases: Phases) -> int:
+    """Measure how long one picture after another takes; returns the exit code."""
+    config = _one_device(config)
+    pictures, least = config.benchmark.pictures, config.benchmark.min_seconds
+    model = execution.find_model(config)
+    _, manifest = _find_pictures(config)
+    phases.end("checks")
+    with execution.start(config, [model], readers=1, streams=1) as there:
+        phases.end("ray")
+        screen.print_plan(config, there, None)
+        screen.console.inform(
+            f"single_stream: {pictures} pictures, one after another{_for_at_least(least)}"
+        )
+        found = measure_latency(there.models[0], there.plan, manifest.items, pictures, least)
+        phases.end("run")
+    phases.end("shut_down")
+    results = latency_results(config, there.models[0], manifest, found, phases)
+    print_latency(results)
+    screen.print_path(results.write(output))
+    write_run_report(results, output, None, lambda: latency_parts(results))
+    return results.exit_code
+
+
+def _one_device(config: Config) -> Config:
+    """The configuration of a run with one device that takes one picture at once.
+
+    Raises:
+        UserError: a person has asked for several devices.
+    """
+    devices = config.devices
+    is_one = devices in (1, "auto") or (isinstance(devices, list) and len(devices) == 1)
+    if "devices" in config.typed() and not is_one:
+        raise UserError(
+            f"devices={devices}: benchmark.scenario=single_stream is that of one device; "
+            "devices=1, or the number of one, such as devices=[0]"
+        )
+    one = devices[:1] if isinstance(devices, list) else 1
+    model = config.model.model_copy(update={"batch": 1})
+    return config.model_copy(update={"devices": one, "model": model})
+
+
+def _for_at_least(seconds: float) -> str:
+    return f", for at least {seconds:g} s" if seconds else ""
 
 
 def _find_pictures(config: Config) -> tuple[GroundTruth, Manifest]:
@@ -97,7 +147,8 @@ def _measure_host(
         f"reader thread{'' if counts == [1] else 's'}"
     )
     size = (config.model.width, config.model.height)
-    return host.measure_host(manifest.items, pictures, size, counts)
+    least = config.benchmark.min_seconds
+    return host.measure_host(manifest.items, pictures, size, counts, least)
 
 
 def _evaluate(

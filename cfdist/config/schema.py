@@ -188,7 +188,7 @@ class DatasetConfig(Section):
         Positive,
         Field(le=10_000, title="a whole number from 1 to 10000"),
         uses.only("evaluate"),
-        uses.only("benchmark", when=(uses.END_TO_END,)),
+        uses.only("benchmark", when=(uses.END_TO_END, uses.OFFLINE)),
     ] = 1
     """job=evaluate, benchmark: passes over the pictures, for longer measurements"""
     damaged: Annotated[
@@ -200,7 +200,7 @@ class DatasetConfig(Section):
     ship: Annotated[
         StrictBool,
         uses.only("evaluate", "compare", "detect"),
-        uses.only("benchmark", when=(uses.DEVICES,)),
+        uses.only("benchmark", when=(uses.DEVICES, uses.OFFLINE)),
     ] = False
     """send pictures and weights through Ray's object store, to nodes that do not see the files"""
 
@@ -255,7 +255,7 @@ class ModelConfig(Section):
     batch: Annotated[
         UpTo1024,
         uses.only("evaluate", "compare", "infer", "detect"),
-        uses.only("benchmark", when=(uses.DEVICES,)),
+        uses.only("benchmark", when=(uses.DEVICES, uses.OFFLINE)),
         uses.only("export", "convert", when=(uses.BATCH_IN_NAME,)),
     ] = 1
     """pictures a batch"""
@@ -309,7 +309,8 @@ class BackendConfig(Section):
     """auto: om where NPUs and ais_bench are, else openvino, else onnxruntime; or a class of your
     own, <module>:<class>"""
     streams: Annotated[
-        Literal["auto"] | Positive, uses.backend_key("openvino", "onnxruntime", "simulated")
+        Literal["auto"] | Positive,
+        uses.offline(uses.backend_key("openvino", "onnxruntime", "simulated")),
     ] = "auto"
     """inferences a device takes at once; auto: as many as its threads and memory allow"""
     precision: Annotated[Literal["f32", "bf16"], uses.model_option("openvino")] = "f32"
@@ -371,7 +372,7 @@ class EvalConfig(Section):
 
     protocol: Annotated[
         Protocol,
-        uses.with_model("score", "compare", "postprocess", parts=uses.END_TO_END),
+        uses.offline(uses.with_model("score", "compare", "postprocess", parts=uses.END_TO_END)),
     ]
     """official: IoU 0.5, boxes written and scored as the detector gives them; guide: IoU 0.4, boxes
     and scores rounded as the CenterFace script does. Both IoUs are always computed"""
@@ -395,23 +396,32 @@ class BenchmarkConfig(Section):
 
     used: ClassVar[Uses] = uses.only("benchmark")
 
-    parts: Annotated[list[BenchmarkPart], NotEmpty, Different] = list(get_args(BenchmarkPart))
+    scenario: Literal["offline", "single_stream"] = "offline"
+    """as MLPerf calls them. offline: as many pictures at once as the devices take, for their rate;
+    single_stream: one picture after another on one device, for their latency"""
+    min_seconds: Annotated[Real, _between(0, 86_400, "a number")] = 1
+    """how long each measurement goes on at least, seconds; an end-to-end part that ends sooner has
+    no rate"""
+    parts: Annotated[
+        list[BenchmarkPart], NotEmpty, Different, uses.only("benchmark", when=(uses.OFFLINE,))
+    ] = list(get_args(BenchmarkPart))
     """which to run: inference, the model alone; host, reading the pictures alone; end_to_end, both,
     as job=evaluate"""
-    loops: Annotated[UpToMillion, uses.only("benchmark", when=(uses.INFERENCE,))] = 20
-    """inference: batches in each slot of a device, after a warm-up"""
-    input: Annotated[Literal["zeros", "random"], uses.only("benchmark", when=(uses.INFERENCE,))] = (
-        "zeros"
-    )
+    loops: Annotated[UpToMillion, uses.only("benchmark", when=(uses.INFERENCE, uses.OFFLINE))] = 20
+    """inference: batches in each stream of a device at least, after a warm-up"""
+    input: Annotated[
+        Literal["zeros", "random"], uses.only("benchmark", when=(uses.INFERENCE, uses.OFFLINE))
+    ] = "zeros"
     """inference: what the model is given"""
     readers: Annotated[
         Literal["auto"] | UpTo1024 | Annotated[list[UpTo1024], NotEmpty, Different],
-        uses.only("benchmark", when=(uses.HOST,)),
+        uses.only("benchmark", when=(uses.HOST, uses.OFFLINE)),
     ] = "auto"
     """host: number of reader threads, or a list of numbers; auto: 1, 2, 4, ... up to the number of
     cores, and the number that the run has"""
     pictures: Annotated[UpToMillion, uses.only("benchmark", when=(uses.PICTURES,))] = 300
-    """host, end_to_end: the first N of the data set, which is repeated if it has fewer"""
+    """host, end_to_end, single_stream: the first N of the data set, which is repeated if it has
+    fewer"""
 
 
 class ExportConfig(Section):
@@ -617,8 +627,11 @@ class PipelineConfig(Section):
     readers: Annotated[
         Literal["auto"] | UpTo1024,
         uses.only("evaluate", "compare", "detect"),
-        uses.only("benchmark", when=(uses.END_TO_END,)),
-        uses.only("benchmark", when=(uses.HOST, uses.equal("benchmark.readers", "auto", "auto"))),
+        uses.only("benchmark", when=(uses.END_TO_END, uses.OFFLINE)),
+        uses.only(
+            "benchmark",
+            when=(uses.HOST, uses.equal("benchmark.readers", "auto", "auto"), uses.OFFLINE),
+        ),
     ] = "auto"
     """reader threads a device, which read, decode and letterbox pictures; auto: its share of the
     cores"""
@@ -638,7 +651,7 @@ class Config(Section):
     ] = "auto"
     """device actors: a number, a list such as [0,1] (counted within CUDA_VISIBLE_DEVICES or
     ASCEND_RT_VISIBLE_DEVICES), or auto (every accelerator; on CPUs one for each 8 cores)"""
-    on_error: Annotated[Literal["report", "fail"], uses.ON_PICTURES] = "report"
+    on_error: Annotated[Literal["report", "fail"], uses.offline(uses.ON_PICTURES)] = "report"
     """a picture that fails: report, it is listed and the others are done; fail, it ends the run,
     and job=evaluate can go on later"""
     output_dir: PathOrUri

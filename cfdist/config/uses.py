@@ -134,6 +134,7 @@ def _file(run: Situation) -> str:
     return next((str(run.values[key]) for key in keys if run.values[key] is not None), "")
 
 
+OFFLINE = equal("benchmark.scenario", "offline", "offline")
 DEVICES = parts("inference", "end_to_end")
 PICTURES = parts("host", "end_to_end")
 INFERENCE, HOST, END_TO_END = parts("inference"), parts("host"), parts("end_to_end")
@@ -219,6 +220,13 @@ def only(*jobs: str, when: tuple[When, ...] = ()) -> Uses:
 def also(uses: Uses, *when: When) -> Uses:
     """The same jobs, under further conditions."""
     return Uses(Use(use.jobs, (*use.when, *when)) for use in uses)
+
+
+def offline(uses: Uses) -> Uses:
+    """The same, by job=benchmark only if its devices take as many pictures at once as they can."""
+    return Uses(
+        Use(use.jobs, (*use.when, OFFLINE)) if use.jobs == ("benchmark",) else use for use in uses
+    )
 
 
 def with_model(*jobs: str, parts: When = DEVICES) -> Uses:

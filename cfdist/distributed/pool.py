@@ -462,8 +462,8 @@ class DevicePool(Generic[Result]):
             raise problem
         raise StoppedError(f"no device is left; the last one, {problem}", ExitCode.INTERNAL)
 
-    def await_call(self, name: str, call: Ref, batches: int) -> Any:
-        """What a call to a device returns that nobody else can do.
+    def await_call(self, name: str, call: Ref, batches: int, min_seconds: float = 0) -> Any:
+        """What a call to a device returns that nobody else can do, after `min_seconds` at least.
 
         Raises:
             UserError: the device refuses it.
@@ -471,7 +471,7 @@ class DevicePool(Generic[Result]):
         """
         import ray
 
-        limit = self.plan.timeout or self.plan.first_seconds * max(1, batches)
+        limit = min_seconds + (self.plan.timeout or self.plan.first_seconds * max(1, batches))
         try:
             return ray.get(call, timeout=limit)
         except ray.exceptions.RayError as error:

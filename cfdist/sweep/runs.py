@@ -23,6 +23,8 @@ HOST = "host_pictures_per_s"
 # 1000 * batch / mean(NPU_compute_time): what ais_bench prints and the published table holds.
 DEVICE_TIME = "device_time_pictures_per_s"
 PUBLISHED = "published_images_per_s"
+# How long a picture takes that is alone: name in `sweep.csv`, before "_ms" -> name in the results.
+LATENCIES = {"p50": "median", "p90": "p90", "p99": "p99"}
 # From the first picture that was handed out to the last one that was finished; only plotted.
 FIRST_TO_LAST = "first_to_last_pictures_per_s"
 
@@ -154,6 +156,7 @@ def _figures(results: dict[str, Any]) -> dict[str, float]:
     busy = [device["busy_share"] for device in results["devices"]]
     host = [rate["pictures_per_second"] for rate in benchmark.get("host") or []]
     ap = results["ap"].get(_protocol(results), {})
+    latency = (results.get("latency_ms") or {}).get("whole")
     figures = {
         "device_count": len(devices) or None,
         "batch": results["batch"],
@@ -165,6 +168,7 @@ def _figures(results: dict[str, Any]) -> dict[str, float]:
         HOST: max(host, default=None),
         FIRST_TO_LAST: _first_to_last(results),
         "median_batch_ms": statistics.median(medians) if medians else None,
+        **{f"{name}_ms": latency[one] for name, one in LATENCIES.items() if latency},
         "busy_share": statistics.fmean(busy) if busy else None,
         "total_seconds": results["seconds"]["total"],
     }

@@ -20,6 +20,7 @@ from cfdist.sweep.runs import (
     DEVICE_TIME,
     END_TO_END,
     HOST,
+    LATENCIES,
     ORIGIN,
     PUBLISHED,
     PUBLISHED_NOTE,
@@ -64,6 +65,7 @@ _TITLES = {
     PURE_INFERENCE: ("pictures/s, pure inference", "", "pure\ninf."),
     DEVICE_TIME: ("pictures/s by device time", "", "device\ntime"),
     "median_batch_ms": ("", "ms a batch (median)", "ms a\nbatch"),
+    **{f"{name}_ms": ("", f"{name} ms", f"{name}\nms") for name in LATENCIES},
     "busy_share": ("", "busy %", "busy\n%"),
     "total_seconds": ("", "seconds", "s"),
     **dict.fromkeys(ORIGIN, ("", "", "")),
@@ -76,6 +78,7 @@ _OPTIONAL = {
     PURE_INFERENCE,
     DEVICE_TIME,
     PUBLISHED,
+    *(f"{name}_ms" for name in LATENCIES),
     *(f"published_ap_{name}" for name in DIFFICULTIES),
 }
 

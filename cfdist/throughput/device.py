@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from cfdist.backends.base import Backend, DeviceSettings
 from cfdist.backends.model import BackendModel
-from cfdist.devices.base import DeviceReport, device_name
+from cfdist.devices.base import DeviceReport, MakeDevice, device_name
 from cfdist.devices.memory import memory_as_user_error
 from cfdist.distributed.failures import user_error
 from cfdist.distributed.plan import DevicePlan
@@ -29,31 +29,35 @@ class LoopReport:
     """What a device did in its loops.
 
     Attributes:
-        ends: (streams, loops) float64: when each batch ended, seconds since its stream began.
+        ends: For each stream (batches,) float64: when each batch ended, seconds since the stream
+            began.
         device_ms: The device's own time of each batch, milliseconds, if it measures one.
         runs_on: What the backend computes on, see `Backend.runs_on`.
     """
 
-    ends: NDArray[np.float64]
+    ends: Sequence[NDArray[np.float64]]
     device_ms: tuple[float, ...]
     runs_on: str = ""
 
     @property
     def batch_ms(self) -> NDArray[np.float64]:
-        """(streams * loops,) float64: host-visible time of each batch, milliseconds.
+        """(n,) float64: host-visible time of each batch of all streams, milliseconds.
 
         With several streams a batch takes longer than it would take alone, because the others run
         beside it.
         """
-        return np.diff(self.ends, prepend=0.0).ravel() * 1000
+        return 1000 * np.concatenate([np.diff(ends, prepend=0.0) for ends in self.ends])
 
 
 class LoopingDevice:
     """Runs loops; keeps the `Device` protocol. A chunk is a number of loops."""
 
-    def __init__(self, model: BackendModel, settings: DeviceSettings, kind: str) -> None:
-        """Remember what to load, and the kind of its input, see `model_input`."""
+    def __init__(
+        self, model: BackendModel, settings: DeviceSettings, kind: str, min_seconds: float = 0
+    ) -> None:
+        """Remember what to load, the kind of its input, see `model_input`, and the least time."""
         self._model = model
+        self._min_seconds = min_seconds
         self._settings = settings
         self._kind = kind
 
@@ -71,11 +75,11 @@ class LoopingDevice:
             self._backend = self._model.load(self._settings)
             self._inputs = model_input(self._kind, self._backend.contract, batch)
             for _ in range(2):
-                self.process(self._backend.capabilities.group)
+                run_loops(self._backend, self._inputs, self._backend.capabilities.group)
 
     def process(self, chunk: int) -> LoopReport:
-        """Run this many batches in each stream."""
-        self._loops = run_loops(self._backend, self._inputs, chunk)
+        """Run at least this many batches in each stream."""
+        self._loops = run_loops(self._backend, self._inputs, chunk, self._min_seconds)
         return self._loops
 
     def report(self) -> DeviceReport:
@@ -113,37 +117,41 @@ def model_input(kind: str, contract: InputContract, batch: int) -> NDArray[Any]:
     return to_model_input(noise, contract)
 
 
-def run_loops(backend: Backend, inputs: NDArray[Any], loops: int) -> LoopReport:
+def run_loops(
+    backend: Backend, inputs: NDArray[Any], loops: int, min_seconds: float = 0
+) -> LoopReport:
     """Infer the same batch again and again, in every stream of the backend at once.
 
     Args:
         backend: A loaded model.
         inputs: A batch.
-        loops: Batches in each stream. They are handed over in groups (`Capabilities.group`), and
-            each then counts as the group's time divided by its batches.
+        loops: Batches in each stream, at least. They are handed over in groups
+            (`Capabilities.group`), and each then counts as the group's time divided by its batches.
+        min_seconds: How long each stream goes on at least.
     """
     group = backend.capabilities.group
     together = threading.Barrier(backend.streams)
 
-    def run_stream(ends: NDArray[np.float64]) -> None:
+    def run_stream(_: int) -> NDArray[np.float64]:
         together.wait()
-        start, previous = time.perf_counter(), 0.0
-        for first in range(0, loops, group):
-            count = min(group, loops - first)
+        start, now, done = time.perf_counter(), 0.0, 0
+        ends = [np.empty(0)]
+        while done < loops or now < min_seconds:
+            count = min(group, loops - done) if done < loops else group
             backend.infer_many([inputs] * count)
-            now = time.perf_counter() - start
-            ends[first : first + count] = np.linspace(previous, now, count + 1)[1:]
-            previous = now
+            previous, now = now, time.perf_counter() - start
+            ends.append(np.linspace(previous, now, count + 1)[1:])
+            done += count
+        return np.concatenate(ends)
 
-    ends = np.empty((backend.streams, loops))
     backend.device_times_ms()  # forgets those of earlier batches
     with ThreadPoolExecutor(backend.streams) as pool:
-        list(pool.map(run_stream, ends))
+        ends = list(pool.map(run_stream, range(backend.streams)))
     return LoopReport(ends, tuple(backend.device_times_ms()), backend.runs_on)
 
 
 def loop_devices(
-    model: BackendModel, plan: DevicePlan, kind: str, loops: int
+    model: BackendModel, plan: DevicePlan, kind: str, loops: int, min_seconds: float = 0
 ) -> dict[str, LoopReport]:
     """Run the loops on all devices at once, as soon as all are warm.
 
@@ -151,7 +159,8 @@ def loop_devices(
         model: The model and its backend.
         plan: The devices.
         kind: What the model is given, see `model_input`.
-        loops: Batches in each stream.
+        loops: Batches in each stream, at least.
+        min_seconds: How long each stream goes on at least.
 
     Returns:
         Device name -> what it did.
@@ -160,12 +169,41 @@ def loop_devices(
         UserError: the model does not fit a device.
         StoppedError: a device failed, or took too long.
     """
-    import ray
 
     def make_device(settings: DeviceSettings) -> LoopingDevice:
-        return LoopingDevice(model, settings, kind)
+        return LoopingDevice(model, settings, kind, min_seconds)
 
-    pool: DevicePool[LoopReport] = DevicePool(plan, make_device, model.spec.batch)
+    return on_each_device(plan, make_device, model, loops, loops, min_seconds)
+
+
+def on_each_device(
+    plan: DevicePlan,
+    make_device: MakeDevice,
+    model: BackendModel,
+    chunk: Any,
+    batches: int,
+    min_seconds: float,
+) -> dict[str, Any]:
+    """Have all devices do a chunk at once, as soon as all are warm.
+
+    Args:
+        plan: The devices.
+        make_device: Makes one of them.
+        model: What they load.
+        chunk: What each is to do.
+        batches: How many batches that are.
+        min_seconds: How long it takes at least.
+
+    Returns:
+        Device name -> what it gives back.
+
+    Raises:
+        UserError: the model does not fit a device.
+        StoppedError: a device failed, or took too long.
+    """
+    import ray
+
+    pool: DevicePool[Any] = DevicePool(plan, make_device, model.spec.batch)
     try:
         with pool:
             pool.start(waits_for_all=True)
@@ -175,8 +213,11 @@ def loop_devices(
                     said = pool.words.get(name, "not ready")
                     text = f"{pool.label(name)} failed ({said}), and its rate would be missing"
                     raise StoppedError(text, ExitCode.INTERNAL)
-            calls = {name: pool.actors[name].process_directly.remote(loops) for name in names}
-            reports = {name: pool.await_call(name, call, loops) for name, call in calls.items()}
+            calls = {name: pool.actors[name].process_directly.remote(chunk) for name in names}
+            reports = {
+                name: pool.await_call(name, call, batches, min_seconds)
+                for name, call in calls.items()
+            }
             pool.close()
     except ray.exceptions.RayError as error:
         raise user_error(error) from None
@@ -194,7 +235,7 @@ def common_rates(devices: Sequence[LoopReport], batch: int) -> list[float]:
         devices: What each device did; all began at the same time.
         batch: Pictures a batch.
     """
-    until = min(float(report.ends[:, -1].min()) for report in devices)
+    until = min(float(ends[-1]) for report in devices for ends in report.ends)
     return [
         float(sum(np.interp(until, [0, *ends], range(len(ends) + 1)) for ends in report.ends))
         * batch

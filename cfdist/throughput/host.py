@@ -70,7 +70,11 @@ def reader_counts(cores: int, readers: int | Auto, devices: Devices, kind: str) 
 
 
 def measure_host(
-    items: Sequence[WorkItem], pictures: int, size: Size, counts: Sequence[int]
+    items: Sequence[WorkItem],
+    pictures: int,
+    size: Size,
+    counts: Sequence[int],
+    min_seconds: float = 0,
 ) -> tuple[list[HostRate], tuple[Failure, ...]]:
     """Read pictures in this process, with each number of threads.
 
@@ -82,6 +86,7 @@ def measure_host(
             more; those that can be read are repeated.
         size: Width and height of the letterboxed pictures, pixels.
         counts: Numbers of reader threads.
+        min_seconds: How long each time takes at least.
 
     Returns:
         The rate of each number of threads, and the pictures that cannot be read.
@@ -99,8 +104,14 @@ def measure_host(
     rates = []
     for readers in counts:
         count = max(pictures, PICTURES_A_READER * readers)
-        work = list(itertools.islice(itertools.cycle(usable), count))
-        rates.append(read_pictures(work, size, readers)[0])
+        while True:
+            work = list(itertools.islice(itertools.cycle(usable), count))
+            rate = read_pictures(work, size, readers)[0]
+            seconds = rate.pictures / rate.pictures_per_second
+            if seconds >= min_seconds:
+                break
+            count = ceil(count * min(100.0, 1.1 * min_seconds / seconds))
+        rates.append(rate)
     return rates, failures
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from math import ceil
 from typing import Any
 
 from cfdist.backends.model import BackendModel
@@ -24,6 +25,7 @@ from cfdist.report.results import (
 )
 from cfdist.throughput.device import LoopReport, common_rates
 from cfdist.throughput.host import Failure, HostRate
+from cfdist.throughput.latency import LEAST_PICTURES, STEPS, Latencies
 from cfdist.widerface.manifest import Manifest
 
 # The phases that an evaluation alone does not have.
@@ -63,6 +65,8 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
     """
     model, host = figures.model, figures.host
     whole = _evaluation(config, figures, phases)
+    if whole and whole.throughput and _missing_pictures(config, figures):
+        whole.throughput["steady"] = None
     failures = dict([*figures.unreadable, *(whole.failures if whole else [])])
     inference = _inference_section(config, figures)
     is_simulated = model is not None and model.is_simulated
@@ -94,6 +98,7 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
         extra={
             **(whole.extra if whole else {}),
             "benchmark": {
+                "scenario": "offline",
                 "inference": inference,
                 "host": [asdict(rate) for rate in host] if host else None,
                 "end_to_end": {
@@ -108,6 +113,77 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
             },
         },
     )
+
+
+def latency_results(
+    config: Config, model: BackendModel, manifest: Manifest, found: Latencies, phases: Phases
+) -> Results:
+    """The figures of one picture after another, as they are written and shown.
+
+    Percentiles of a run that is too short are none: they are left out.
+
+    Args:
+        config: The run's.
+        model: What the device ran.
+        manifest: The pictures, each once.
+        found: What was measured.
+        phases: Those of `evaluation_results`.
+    """
+    too_few = found.missing_seconds is not None
+    columns = {"whole": found.whole_ms, **dict(zip(STEPS, found.ms.T, strict=True))}
+    notes = preset_notes(config) if model.is_simulated else []
+    if too_few:
+        notes.append(
+            f"{len(found.ms)} pictures in {found.seconds:.2g} s are too few for a 99th percentile, "
+            f"which takes {LEAST_PICTURES}, about {found.missing_seconds:.2g} s: "
+            f"benchmark.pictures={LEAST_PICTURES}"
+        )
+    elif config.dataset.kind == "sample":
+        notes.append(_SAMPLE_NOTE)
+    return Results(
+        job="benchmark",
+        total=len(manifest.items),
+        done=len(manifest.items) - len(found.failures),
+        failures=found.failures,
+        seconds={
+            **dict.fromkeys(("evaluation", "inference", "host")),
+            "total": sum(phases.seconds.values()),
+            "start_up": sum(phases.seconds.get(name, 0.0) for name in START_UP),
+            "run": phases.seconds["run"],
+            "shut_down": phases.seconds["shut_down"],
+        },
+        model=None
+        if model.is_simulated
+        else {"path": str(model.spec.path), "sha256": model.spec.sha256},
+        backend=model.backend,
+        batch=1,
+        simulated=model.is_simulated,
+        config=config.model_dump(),
+        notes=notes,
+        extra={
+            "latency_ms": {
+                name: None if too_few else batch_statistics(times.tolist())
+                for name, times in columns.items()
+            },
+            "benchmark": {
+                "scenario": "single_stream",
+                "pictures": len(found.ms),
+                "measured_seconds": found.seconds,
+                "runs_on": found.runs_on or None,
+            },
+        },
+    )
+
+
+def _missing_pictures(config: Config, figures: Figures) -> int | None:
+    """How many pictures the end-to-end part should have; `None` if it lasted long enough."""
+    if figures.end_to_end is None:
+        return None
+    task, report = figures.end_to_end
+    seconds, least = report.timeline.seconds, config.benchmark.min_seconds
+    if seconds >= least or not seconds:
+        return None
+    return ceil(len(task.manifest.items) * least / seconds)
 
 
 def _evaluation(config: Config, figures: Figures, phases: Phases) -> Results | None:
@@ -141,6 +217,7 @@ def _inference_section(config: Config, figures: Figures) -> dict[str, Any] | Non
             "name": name,
             "runs_on": report.runs_on or None,
             "streams": len(report.ends),
+            "batch_count": sum(map(len, report.ends)),
             "pictures_per_second": rate,
             "batch_ms": batch_statistics(report.batch_ms.tolist()),
             "device_ms": batch_statistics(report.device_ms),
@@ -182,27 +259,36 @@ def _bound_section(inference: dict[str, Any] | None, figures: Figures) -> dict[s
     }
 
 
+_SAMPLE_NOTE = (
+    "the pictures are those of the embedded sample set; others may take longer to read "
+    "(dataset=wider_val dataset.root=... dataset.ground_truth=...)"
+)
+
+
 def _notes(config: Config, figures: Figures) -> list[str]:
     notes = []
     manifest = figures.manifest
     if manifest and config.dataset.kind == "sample":
-        notes.append(
-            "the pictures are those of the embedded sample set; others may take longer to read "
-            "(dataset=wider_val dataset.root=... dataset.ground_truth=...)"
-        )
+        notes.append(_SAMPLE_NOTE)
     if manifest and len(manifest.items) < config.benchmark.pictures:
         notes.append(
             f"the data set has {len(manifest.items)} pictures; they were repeated to make "
             f"{config.benchmark.pictures}"
         )
-    if figures.loops and config.benchmark.loops == 1:
+    if figures.loops and any(len(ends) == 1 for one in figures.loops.values() for ends in one.ends):
         notes.append("the inference alone is the rate of a single batch; raise benchmark.loops")
     if figures.unreadable:
         notes.append("pictures that cannot be read are in none of the host's rates")
     if figures.end_to_end is None:
         return notes
     _, report = figures.end_to_end
-    if report.timeline.steady_rate is None:
+    if missing := _missing_pictures(config, figures):
+        notes.append(
+            f"the end-to-end part took {report.timeline.seconds:.2g} s, too short for a rate by "
+            f"benchmark.min_seconds={config.benchmark.min_seconds:g}; so long it takes with about "
+            f"benchmark.pictures={ceil(missing / config.dataset.repeat)}"
+        )
+    elif report.timeline.steady_rate is None:
         notes.append("too few pictures for a steady rate; raise benchmark.pictures")
     if config.cluster.joined is not None:
         notes.append("the processor time of a cluster that ran before is not known")

@@ -7,6 +7,8 @@ from types import MappingProxyType
 from typing import Any
 
 from cfdist.report import screen
+from cfdist.report.page.run import OwnParts
+from cfdist.report.page.tables import Table, number, text
 from cfdist.report.results import Results
 
 # Short, so that the table has room on 80 columns.
@@ -39,6 +41,37 @@ def print_benchmark(results: Results) -> None:
         reached = results.throughput["steady"] if results.throughput else None
         screen.console.print(bound_sentence(bound, reached, results.simulated))
     screen.print_remarks(results)
+
+
+_PERCENTILES = {"min": "min", "mean": "mean", "median": "p50", "p90": "p90", "p99": "p99"}
+
+
+def print_latency(results: Results) -> None:
+    """How long one picture after another took, and what a reader should know."""
+    if results.simulated:
+        screen.print_simulated()
+    part = results.extra["benchmark"]
+    title = (
+        f"{'SIMULATED ' if results.simulated else ''}single_stream: {results.backend}, "
+        f"{part['pictures']} pictures in {part['measured_seconds']:.1f} s, milliseconds"
+    )
+    table = screen.titled_table(title, [""], _PERCENTILES.values())
+    for name, times in results.extra["latency_ms"].items():
+        label = "a picture, from its file to its faces" if name == "whole" else f"  {name}"
+        cells = [f"{times[one]:.2f}" for one in _PERCENTILES if times] or [screen.TOO_SHORT]
+        table.add_row(label, *cells)
+    screen.print_compact(table)
+    screen.print_remarks(results)
+
+
+def latency_parts(results: Results) -> OwnParts:
+    """The same for the page."""
+    rows = [
+        [text(name), *(number((times or {}).get(one), 2) for one in _PERCENTILES)]
+        for name, times in results.extra["latency_ms"].items()
+    ]
+    columns = ("one picture after another", *_PERCENTILES.values())
+    return OwnParts([Table("Latency, milliseconds", columns, rows, is_sortable=False)])
 
 
 def _rows(results: Results) -> Iterator[list[str]]:

@@ -25,7 +25,7 @@ PACKAGES = {
     "wandb": ("wandb", "wandb"),
     "tensorboard": ("tensorboardX", "tensorboardX"),
 }
-_SECTIONS = ("ap", "throughput", "seconds", "pictures", "comparison")
+_SECTIONS = ("ap", "throughput", "seconds", "pictures", "comparison", "latency_ms")
 _MOST_PARAMETERS = 100  # that MLflow takes at once
 _LONGEST_PARAMETER = 500  # characters
 _EXPERIMENT = "cfdist"

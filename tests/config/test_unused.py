@@ -52,7 +52,7 @@ READ_BY = {
         "model": SIZE | NETWORK | FILES | {"checkpoint", "batch", "outputs", "top_k", "nms"},
         "backend": BACKEND,
         "eval": {"protocol"},
-        "benchmark": {"parts", "loops", "input", "readers", "pictures"},
+        "benchmark": {"parts", "loops", "input", "readers", "pictures", "scenario", "min_seconds"},
         "": RAY | {"devices", "pipeline.readers"} | POOL,
     },
     "export": {
@@ -191,6 +191,14 @@ def test_each_key_is_read_by_the_job_or_refused(job):
         (
             ["job=benchmark", "benchmark.parts=[host]", "model.batch=3"],
             "model.batch: .* only with benchmark.parts of inference or end_to_end",
+        ),
+        *(
+            (
+                ["job=benchmark", "benchmark.scenario=single_stream", setting],
+                f"{key}: .* only with benchmark.scenario=offline",
+            )
+            for setting in ("model.batch=4", "backend.streams=2", "benchmark.parts=[host]")
+            for key in [setting.partition("=")[0]]
         ),
         (["job=infer", "infer.cli=true", "backend=om"], "backend: .* only with infer.cli=false"),
         (["job=preprocess", "preprocess.input=u8", "model.color=RGB"], "color: .*preprocess.input"),

@@ -86,6 +86,14 @@ def test_the_host_s_rate_is_its_best():
     assert run.figures["host_pictures_per_s"] == 609.7
 
 
+def test_latencies_are_those_of_whole_pictures():
+    whole = {"median": 5.0, "p90": 6.0, "p99": 9.0}
+    (run,) = runs_of(4, latency_ms={"whole": whole, "reading": {"median": 1.0}})
+    assert [run.figures[f"{name}_ms"] for name in ("p50", "p90", "p99")] == [5.0, 6.0, 9.0]
+    (run,) = runs_of(4, latency_ms={"whole": None})  # too short
+    assert "p50_ms" not in run.figures
+
+
 def test_the_published_ap_is_the_guide_s():
     ap = {"easy": 0.9224, "medium": 0.9102, "hard": 0.7455}
     assert {name: published_ap()[name] for name in ap} == ap

@@ -77,7 +77,7 @@ def test_devices_loop_in_actors_of_their_own(spec):
     reports = loop(5.0)
     assert list(reports) == ["device:0", "device:1"]
     for report in reports.values():
-        assert report.ends.shape == (1, 4)
+        assert [len(ends) for ends in report.ends] == [4]
         assert len(report.device_ms) == 4
         assert report.batch_ms.min() >= min(report.device_ms) >= 5
     # What a device refuses reaches the caller, and the names are free again.
@@ -104,8 +104,18 @@ def test_all_streams_are_busy_at_once():
     backend = RecordingBackend(streams=3, group=1)
     report = run_loops(backend, np.zeros(1), loops=4)
     assert backend.most_inside == 3
-    assert report.ends.shape == (3, 4)
+    assert [len(ends) for ends in report.ends] == [4, 4, 4]
     assert len(report.batch_ms) == len(report.device_ms) == 12
+
+
+def test_loops_go_on_for_the_least_time(monkeypatch):
+    ticks = iter(range(1000))
+    monkeypatch.setattr(devices.time, "perf_counter", lambda: float(next(ticks)))
+    (ends,) = run_loops(RecordingBackend(1, 2), np.zeros(1), loops=3, min_seconds=4).ends
+    # Groups of 2, 1, and then of 2 until four ticks are over.
+    np.testing.assert_allclose(ends, [0.5, 1, 2, 2.5, 3, 3.5, 4])
+    (ends,) = run_loops(RecordingBackend(1, 2), np.zeros(1), loops=3, min_seconds=2).ends
+    assert len(ends) == 3
 
 
 def test_rates_are_those_of_the_time_that_all_were_running():

@@ -12,7 +12,14 @@ import pytest
 from cfdist.devices.reader import SWITCH_SECONDS
 from cfdist.errors import UserError
 from cfdist.preprocess import StoredPicture
-from cfdist.throughput.host import PICTURES_A_READER, measure_host, read_pictures, reader_counts
+from cfdist.throughput import host
+from cfdist.throughput.host import (
+    PICTURES_A_READER,
+    HostRate,
+    measure_host,
+    read_pictures,
+    reader_counts,
+)
 from cfdist.widerface.manifest import WorkItem
 
 
@@ -81,6 +88,19 @@ def test_every_picture_is_read_and_each_reader_has_enough(items, monkeypatch, re
     assert rate.pictures == len(read) - 3 == PICTURES_A_READER * readers
     counts = [read.count(item.path) for item in usable]
     assert max(counts) - min(counts) <= 1
+
+
+def test_reading_goes_on_for_the_least_time(items, monkeypatch):
+    counts = []
+
+    def read(work, size, readers):
+        counts.append(len(work))
+        return HostRate(readers, len(work), 100.0, 1.0), ()
+
+    monkeypatch.setattr(host, "read_pictures", read)
+    (rate,), _ = measure_host(items[::2], 50, (48, 32), [1], min_seconds=2.0)
+    assert counts[:2] == [3, 50]
+    assert 200 <= counts[2] == rate.pictures < 250
 
 
 def test_readers_wait_for_python_as_long_as_in_a_device(items, monkeypatch):

@@ -19,7 +19,8 @@ from cfdist.distributed.work import item_work
 from cfdist.report.results import Phases
 from cfdist.throughput.device import LoopReport
 from cfdist.throughput.host import HostRate
-from cfdist.throughput.results import Figures, benchmark_results
+from cfdist.throughput.latency import Latencies
+from cfdist.throughput.results import Figures, benchmark_results, latency_results
 from cfdist.widerface.manifest import Manifest, WorkItem
 
 MANIFEST = Manifest(tuple(WorkItem(f"e/{i}", f"{i}.jpg", 9) for i in range(4)), 0, 0)
@@ -107,10 +108,57 @@ def test_all_parts(compose, figures, phases):
 
 def test_a_rate_of_a_single_batch_is_pointed_out(compose, figures, phases):
     words = "the rate of a single batch; raise benchmark.loops"
-    for loops, is_noted in ((1, True), (2, False)):
-        config = compose("job=benchmark", f"benchmark.loops={loops}")
-        notes = " ".join(benchmark_results(config, figures, phases).notes)
+    for ends, is_noted in (([2.0], True), ([1.0, 2.0], False)):
+        figures.loops = {"device:0": LoopReport([np.array([1.0, 2.0]), np.array(ends)], ())}
+        notes = " ".join(benchmark_results(compose("job=benchmark"), figures, phases).notes)
         assert (words in notes) == is_noted
+
+
+def test_an_end_to_end_part_that_is_too_short_has_no_rate(compose, figures, phases):
+    task, report = figures.end_to_end
+    # Steady: eight further pictures in two seconds.
+    steady = Timeline(1, 0.0, [(2.0, 8), (3.0, 12), (4.0, 16)],
+                      {"device:0": [(2.0, 8), (3.0, 4), (4.0, 4)]})  # fmt: skip
+    figures.end_to_end = (task, replace(report, timeline=steady))
+
+    def measured(seconds: float):
+        config = compose("job=benchmark", f"benchmark.min_seconds={seconds}", "dataset.repeat=2")
+        results = benchmark_results(config, figures, phases)
+        return results.throughput["steady"], " ".join(results.notes)
+
+    rate, notes = measured(4)
+    assert rate == pytest.approx(4.0) and "too short" not in notes
+    rate, notes = measured(10)
+    assert rate is None
+    words = (
+        "took 4 s, too short for a rate by benchmark.min_seconds=10; so long it takes with about"
+    )
+    assert f"{words} benchmark.pictures=10" in notes  # 8 * 10 / 4, in two passes
+
+
+def test_latencies_of_too_few_pictures_are_no_result(compose, phases, spec):
+    model = BackendModel("openvino", spec(batch=1))
+    config = compose("job=benchmark", "benchmark.scenario=single_stream", "dataset=wider_val")
+
+    def measured(count: int):
+        found = Latencies(np.full((count, 3), 10.0), 0.03 * count, (("e/3", "no picture"),))
+        return latency_results(config, model, MANIFEST, found, phases)
+
+    results = measured(100)
+    assert (results.total, results.done, results.exit_code) == (4, 3, 3)
+    assert (results.notes, results.batch) == ([], 1)
+    latency = results.extra["latency_ms"]
+    assert list(latency) == ["whole", "reading", "inference", "finding faces"]
+    assert (latency["whole"]["p99"], latency["inference"]["median"]) == (30.0, 10.0)
+    assert results.extra["benchmark"]["scenario"] == "single_stream"
+
+    results = measured(40)
+    assert set(results.extra["latency_ms"].values()) == {None}
+    (note,) = results.notes
+    assert note == (
+        "40 pictures in 1.2 s are too few for a 99th percentile, which takes 100, about 3 s: "
+        "benchmark.pictures=100"
+    )
 
 
 def test_the_host_alone(compose, phases):
