@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from cfdist.detections import Detections
 from cfdist.extensions import load_object
 from cfdist.model import ModelSpec
-from cfdist.preprocess import letterbox_affine
+from cfdist.preprocess import letterbox_affine, stretch_affine
 
 Floats = NDArray[np.float32]
 Points = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # see CONVENTIONS
@@ -26,6 +26,9 @@ STRIDE = 4  # input pixels a cell, both published networks
 PEAK_OUTPUTS = ("scores", "cells", "values")
 PEAK_VALUES = 14  # what the heads say at a peak: size 2, offset 2, landmarks 10
 TOP_K = 200  # peaks a picture, the CenterFace evaluation script's own number
+
+# Pairs of boxes that the suppression compares at once, which bounds its memory: about 50 MB.
+_PAIRS_AT_ONCE = 1 << 20
 
 _NEIGHBOURHOOD = np.ones((3, 3), np.uint8)
 
@@ -53,7 +56,7 @@ class HeadMaps(NamedTuple):
 
 
 class Peaks(NamedTuple):
-    """The top K heat map maxima of n pictures and what the other heads say there.
+    """The top K cells of the heat maps of n pictures and what the other heads say there.
 
     Rows are by falling score; rows past a picture's last peak have score 0.
 
@@ -72,19 +75,24 @@ class Peaks(NamedTuple):
 Outputs = HeadMaps | Peaks
 
 
-def to_peaks(outputs: Outputs, k: int = TOP_K) -> Peaks:
-    """The K highest peaks of a model's outputs: its own, or those of its head maps."""
-    return outputs if isinstance(outputs, Peaks) else select_peaks(outputs, k)
+def to_peaks(outputs: Outputs, spec: ModelSpec) -> Peaks:
+    """The peaks of a model's outputs, its own or those of its head maps, as the spec picks them."""
+    if isinstance(outputs, HeadMaps):
+        return select_peaks(outputs, spec.top_k, spec.score, spec.peaks == "maxima")
+    return outputs._replace(score=np.where(outputs.score > spec.score, outputs.score, 0))
 
 
-def join_peaks(batches: Sequence[Peaks], k: int) -> Peaks:
-    """The peaks of several batches as those of one.
-
-    Args:
-        batches: Peaks with K rows a picture.
-        k: K, for the shape of no batch at all.
-    """
-    return Peaks(*map(np.concatenate, zip(*batches, strict=True))) if batches else _no_peaks(0, k)
+def join_peaks(batches: Sequence[Peaks]) -> Peaks:
+    """The peaks of several batches as those of one; those with fewer rows get empty ones."""
+    rows = max((one.score.shape[1] for one in batches), default=0)
+    joined = _no_peaks(sum(len(one.score) for one in batches), rows)
+    start = 0
+    for one in batches:
+        count, used = one.score.shape
+        place = np.s_[start : start + count, :used]
+        joined.score[place], joined.cell[place], joined.values[place] = one
+        start += count
+    return joined
 
 
 def _no_peaks(pictures: int, k: int) -> Peaks:
@@ -92,18 +100,26 @@ def _no_peaks(pictures: int, k: int) -> Peaks:
     return Peaks(np.zeros((pictures, k), np.float32), np.zeros((pictures, k), np.int32), values)
 
 
-def select_peaks(heads: HeadMaps, k: int = TOP_K) -> Peaks:
-    """The K highest local maxima of each heat map.
+def select_peaks(
+    heads: HeadMaps, k: int | None = TOP_K, above: float = 0.0, only_maxima: bool = True
+) -> Peaks:
+    """The K highest peaks of each heat map.
 
-    A cell is a peak where it equals the maximum of its 3x3 neighbourhood and is above 0. Equal
-    scores come in the order of their cells.
+    A cell is a peak where it is above a score and equals the maximum of its 3x3 neighbourhood.
+    Equal scores come in the order of their cells.
+
+    Args:
+        heads: Of n pictures.
+        k: `None`: all peaks; K is the number in the picture that has most.
+        above: 0 or more.
+        only_maxima: `False`: every cell above the score is a peak.
 
     Returns:
         `Peaks` of n pictures with K rows each.
     """
-    peaks = _no_peaks(len(heads.hm), k)
-    for i, hm in enumerate(heads.hm[:, 0]):
-        found = _top_peaks(hm, k)
+    cells = [_top_cells(hm, k, above, only_maxima) for hm in heads.hm[:, 0]]
+    peaks = _no_peaks(len(cells), max(map(len, cells), default=0) if k is None else k)
+    for i, (hm, found) in enumerate(zip(heads.hm[:, 0], cells, strict=True)):
         count = len(found)
         peaks.score[i, :count] = hm.reshape(-1)[found]
         peaks.cell[i, :count] = found
@@ -160,18 +176,20 @@ def finite_pictures(outputs: Outputs) -> NDArray[np.bool_]:
     return finite
 
 
-def _top_peaks(hm: Floats, k: int) -> NDArray[np.intp]:
+def _top_cells(hm: Floats, k: int | None, above: float, only_maxima: bool) -> NDArray[np.intp]:
     """Flat indices of the k highest peaks of one (h, w) map, by falling score, then by index."""
-    is_peak = (hm == cv2.dilate(hm, _NEIGHBOURHOOD)) & (hm > 0)
+    is_peak = hm > np.float32(above)
+    if only_maxima:
+        is_peak &= hm == cv2.dilate(hm, _NEIGHBOURHOOD)
     cells = np.flatnonzero(is_peak)
     scores = hm.reshape(-1)[cells]
-    if len(cells) > k:
+    if k is not None and len(cells) > k:
         last = np.partition(scores, len(scores) - k)[len(scores) - k]
-        above = scores > last
+        chosen = scores > last
         # Of those equal to the k-th score, the first ones.
-        level = np.flatnonzero(scores == last)[: k - np.count_nonzero(above)]
-        above[level] = True
-        cells, scores = cells[above], scores[above]
+        level = np.flatnonzero(scores == last)[: k - np.count_nonzero(chosen)]
+        chosen[level] = True
+        cells, scores = cells[chosen], scores[chosen]
     return cells[np.argsort(-scores, kind="stable")]
 
 
@@ -212,6 +230,7 @@ def decode_boxes(
     convention: str,
     picture_sizes: NDArray[np.integer],
     input_size: tuple[int, int],
+    is_stretched: bool = False,
 ) -> tuple[Floats, Floats]:
     """Peaks to boxes and landmarks in picture pixels, a whole batch at once.
 
@@ -226,6 +245,7 @@ def decode_boxes(
         convention: A key of `CONVENTIONS`, or such a function of others, "module:name".
         picture_sizes: (n, 2) width and height of the pictures, pixels.
         input_size: Width and height of the network's input, pixels.
+        is_stretched: Each picture fills the input; else it was letterboxed.
 
     Returns:
         Boxes, (n, K, 4) x1 y1 x2 y2, and landmarks, (n, K, 5, 2) x y, in picture pixels, float32;
@@ -235,10 +255,11 @@ def decode_boxes(
     cells = np.stack([columns, rows], axis=-1).astype(np.float32)
     points = CONVENTIONS.get(convention) or load_object(convention, "model.convention")
     start, end, landmarks = points(cells, peaks.values)
-    affines = np.array([letterbox_affine(int(w), int(h), *input_size) for w, h in picture_sizes])
+    affine_of = stretch_affine if is_stretched else letterbox_affine
+    affines = np.array([affine_of(int(w), int(h), *input_size) for w, h in picture_sizes])
     affines = affines.reshape(-1, 2, 3)  # keeps its shape for no pictures
-    # The affine is a scale and a shift.
-    scale = affines[:, 0, 0, None, None, None] / STRIDE
+    # The affine is a scale and a shift of each axis.
+    scale = affines[:, None, None, (0, 1), (0, 1)] / STRIDE
     shift = affines[:, None, None, :, 2] / STRIDE
     corners = np.stack([start, end], axis=-2)
     boxes, landmarks = (
@@ -261,19 +282,31 @@ def nms(boxes: Floats, scores: Floats, iou_threshold: float) -> NDArray[np.bool_
     Returns:
         (k,) True where the box stays.
     """
-    x1, y1, x2, y2 = boxes.astype(np.float32).T
-    area = (x2 - x1 + 1) * (y2 - y1 + 1)
-    width = np.minimum(x2[:, None], x2) - np.maximum(x1[:, None], x1) + 1
-    height = np.minimum(y2[:, None], y2) - np.maximum(y1[:, None], y1) + 1
-    overlap = np.maximum(width, 0) * np.maximum(height, 0)
-    suppresses = overlap >= np.float32(iou_threshold) * (area[:, None] + area - overlap)
-    suppresses &= np.tri(len(boxes), k=-1, dtype=bool).T  # only later boxes go
+    boxes = boxes.astype(np.float32)
     keep = scores > 0
-    # Boxes that overlap nothing later need no pass of the loop.
-    for i in np.flatnonzero(suppresses.any(axis=1)):
-        if keep[i]:
-            keep[suppresses[i]] = False
+    left = np.flatnonzero(keep)
+    while len(left):
+        # The first of those left, and what they suppress of all that are left.
+        count = min(len(left), max(1, _PAIRS_AT_ONCE // len(left)))
+        suppresses = _overlap(boxes[left[:count]], boxes[left], iou_threshold)
+        suppresses &= ~np.tri(count, len(left), dtype=bool)  # only later boxes go
+        # Boxes that overlap nothing later need no pass of the loop.
+        for i in np.flatnonzero(suppresses.any(axis=1)):
+            if keep[left[i]]:
+                keep[left[suppresses[i]]] = False
+        left = left[count:][keep[left[count:]]]
     return keep
+
+
+def _overlap(boxes: Floats, others: Floats, iou_threshold: float) -> NDArray[np.bool_]:
+    """(k, m): which of k boxes overlap which of m others by at least the threshold."""
+    x1, y1, x2, y2 = boxes.T[:, :, None]
+    left, top, right, bottom = others.T
+    width = np.minimum(x2, right) - np.maximum(x1, left) + 1
+    height = np.minimum(y2, bottom) - np.maximum(y1, top) + 1
+    overlap = np.maximum(width, 0) * np.maximum(height, 0)
+    areas = (x2 - x1 + 1) * (y2 - y1 + 1) + (right - left + 1) * (bottom - top + 1)
+    return np.asarray(overlap >= np.float32(iou_threshold) * (areas - overlap))
 
 
 def decode_detections(
@@ -288,13 +321,15 @@ def decode_detections(
         spec: The convention, the input's size and the suppression.
 
     Returns:
-        n records. A picture with a box that is not finite has failed.
+        n records. A picture with a box that is not finite has failed. The boxes of pictures at
+        their own size are clipped to them, as the authors' test does.
     """
+    is_stretched = spec.size == "own"
     # Only the rows up to the last peak of any picture.
     used = int(np.count_nonzero(peaks.score > 0, axis=1).max(initial=0))
     peaks = Peaks(peaks.score[:, :used], peaks.cell[:, :used], peaks.values[:, :used])
     with np.errstate(over="ignore", invalid="ignore"):  # such pictures fail below
-        found = decode_boxes(peaks, spec.convention, sizes, (spec.width, spec.height))
+        found = decode_boxes(peaks, spec.convention, sizes, (spec.width, spec.height), is_stretched)
     detections = []
     for key, (width, height), scores, boxes, landmarks in zip(
         keys, sizes.tolist(), peaks.score, *found, strict=True
@@ -303,6 +338,8 @@ def decode_detections(
         if not (np.isfinite(boxes[keep]).all() and np.isfinite(landmarks[keep]).all()):
             detections.append(Detections(key, error="the model's outputs make infinite boxes"))
             continue
+        if is_stretched:
+            boxes = boxes.clip(0, np.array([width, height] * 2, np.float32))
         if spec.nms is not None and keep.any():
             keep = nms(boxes, scores, spec.nms)
         detections.append(

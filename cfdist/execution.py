@@ -12,7 +12,7 @@ import json
 import logging
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from cfdist import __version__, backends
 from cfdist.ascend.npu_smi import health_notes, read_npus
 from cfdist.backends.choice import choose_cpu_backend
 from cfdist.backends.model import BackendModel
-from cfdist.config import Config, ModelConfig, refuse_unused
+from cfdist.config import Config, ModelConfig, PreprocessConfig, refuse_unused
 from cfdist.devices.memory import needed_bytes, refuse_too_large, stream_bytes
 from cfdist.devices.reader import Size
 from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, chosen
@@ -43,9 +43,11 @@ from cfdist.distributed.work import (
 from cfdist.errors import UserError
 from cfdist.extensions import is_own_code, load_object
 from cfdist.files import JOURNAL
+from cfdist.inputs import picture_sizes
 from cfdist.machine import available_cores, available_memory
 from cfdist.model import ModelSpec, locate_model, verify_model
 from cfdist.model.fetched import is_fetched
+from cfdist.preprocess import own_size
 from cfdist.widerface.manifest import Manifest, WorkItem
 
 _NORMALISATION = ("model.color", "model.mean", "model.scale", "model.std")
@@ -65,6 +67,7 @@ class Execution:
             each device does.
         notes: What a person should know of the devices, a sentence each.
         checks: The nodes of a cluster that was joined.
+        sizes: Picture's id -> its width and height, of pictures at their own size.
     """
 
     models: tuple[BackendModel, ...]
@@ -73,6 +76,7 @@ class Execution:
     letterboxes_on_cluster: bool = False
     notes: tuple[str, ...] = ()
     checks: tuple[NodeCheck, ...] = ()
+    sizes: Mapping[str, Size] = field(default_factory=dict)
 
 
 def find_model(config: Config, folder: Path | None = None) -> BackendModel:
@@ -104,7 +108,8 @@ def _backend_model(config: Config, folder: Path | None) -> BackendModel:
     if begun:
         name = begun.backend
     elif backends.is_cpu_auto(name) and config.cluster.joined is None:
-        return _faster_cpu_model(model_spec(config.model), config.backend.model_dump())
+        spec = replace(model_spec(config.model), size=config.preprocess.size)
+        return _faster_cpu_model(spec, config.backend.model_dump())
     return model_on_backend(config, name)
 
 
@@ -140,6 +145,7 @@ def model_on_backend(
         spec = conventions(config.model)
     else:
         spec = model_spec(config.model, file, key)
+    spec = replace(spec, size=config.preprocess.size)
     model = BackendModel(backend, spec, config.backend.model_dump())
     model.check()
     return model
@@ -166,6 +172,8 @@ def start(
     """
     is_here = config.cluster.joined is None
     _refuse_unkept(config)
+    sizes = picture_sizes(pictures) if config.preprocess.size == "own" else {}
+    models = [at_largest_size(model, sizes) for model in models]
     # Models of two kinds run beside the rarer kind of device.
     kind = min((model.kind for model in models), key=("npu", "gpu", "cpu").index)
     _refuse_device_numbers(config, kind)
@@ -199,7 +207,7 @@ def start(
     cluster = config.cluster
     joined = (cluster.joined, cluster.dashboard, kind, config.devices, cluster.wait_s)
     with session(*joined, cluster.keep_minutes) as dashboard:
-        on_cluster = feeds_pictures and _letterboxes_on_cluster(config.preprocess.where, kind)
+        on_cluster = feeds_pictures and _letterboxes_on_cluster(config.preprocess, kind)
         if config.dataset.ship:
             models, pictures = [ship_model(model) for model in models], ()
         elif not is_here:  # what was fetched for this host is shipped to the others
@@ -212,7 +220,7 @@ def start(
         with naming_left_out(checks):
             plan = replace(plan_on(nodes, on_cluster), without=without)
         plan = _with_limits(plan, config, models)
-        yield Execution(tuple(models), plan, dashboard, on_cluster, notes, checks)
+        yield Execution(tuple(models), plan, dashboard, on_cluster, notes, checks, sizes)
 
 
 def _with_limits(plan: DevicePlan, config: Config, models: Sequence[BackendModel]) -> DevicePlan:
@@ -266,14 +274,25 @@ def _refuse_device_numbers(config: Config, kind: str) -> None:
     chosen(kind, devices)
 
 
-def _letterboxes_on_cluster(where: str, kind: str) -> bool:
+def at_largest_size(model: BackendModel, sizes: Mapping[str, Size]) -> BackendModel:
+    """The model with the largest input of pictures of these sizes; as it is if there are none."""
+    inputs = [own_size(*size) for size in sizes.values()]
+    if not inputs:
+        return model
+    width, height = max(inputs, key=lambda size: (size[0] * size[1], size))
+    return replace(model, spec=replace(model.spec, height=height, width=width))
+
+
+def _letterboxes_on_cluster(preprocess: PreprocessConfig, kind: str) -> bool:
     """Whether a stage of a Ray Dataset letterboxes the pictures.
 
     "auto" does so only if the cluster has nodes with CPUs and no device of the run. CPU devices
     use all CPUs of all nodes.
     """
-    if where != "auto":
-        return where == "cluster"
+    if preprocess.size == "own":
+        return False
+    if preprocess.where != "auto":
+        return preprocess.where == "cluster"
     if ACCELERATOR_RESOURCE[kind] is None:
         return False
     return any(node.cpus >= 1 and not node.accelerators for node in cluster_nodes(kind))
@@ -322,14 +341,35 @@ def supply_pictures(config: Config, execution: Execution, manifest: Manifest) ->
 
 def device_work(config: Config, execution: Execution) -> MakeWork:
     """Makes work whose pictures each device decodes and letterboxes."""
-    if not config.dataset.ship:
-        return item_work
     least = max(model.spec.batch * model.capabilities.group for model in execution.models)
-    return lambda items: shipped_work(items, least)
+
+    def make_work(items: Sequence[WorkItem]) -> Work:
+        if execution.sizes:
+            items = by_shape(items, execution.sizes)
+        work = shipped_work(items, least) if config.dataset.ship else item_work(items)
+        work.keys = [item.key for item in items]
+        return work
+
+    return make_work
+
+
+def by_shape(items: Sequence[WorkItem], sizes: Mapping[str, Size]) -> list[WorkItem]:
+    """The items with those of one input shape together, the largest shape first.
+
+    A batch has one shape. The largest come first because devices should end at the same time.
+    """
+
+    def shape(item: WorkItem) -> tuple[int, Size]:
+        width, height = own_size(*sizes.get(item.id, (0, 0)))
+        return -width * height, (width, height)
+
+    return sorted(items, key=shape)
 
 
 def _kept_pictures(config: Config, manifest: Manifest, size: Size) -> KeptPictures | None:
     """Those of the sweep, or none yet, to which this run adds its own; `None`: it keeps none."""
+    if config.preprocess.size == "own":
+        return None
     shared, cache = shared_session(), config.preprocess.cache
     kept = shared.pictures if shared else None
     if kept is None or (kept.fingerprint, kept.size) != (manifest.fingerprint, size):
@@ -378,6 +418,11 @@ def conventions(config: ModelConfig) -> ModelSpec:
     if is_own_code(config.convention):
         load_object(config.convention, "model.convention")
     names = {field.name for field in fields(ModelSpec)} - _NO_CONVENTIONS
+    if config.peaks == "threshold" and config.top_k is None and not config.score:
+        raise UserError(
+            "model.peaks=threshold: without a threshold every cell is a peak; set model.score, "
+            "such as 0.02, or a number model.top_k"
+        )
     values = config.model_dump(include=names)
     for name, value in values.items():
         if isinstance(value, list):
@@ -398,6 +443,9 @@ def run_identity(
     size.
     """
     spec = asdict(model.spec)
+    size = spec.pop("size")
+    if size == "own":  # the pictures' sizes decide
+        del spec["height"], spec["width"]
     for key in ("path", "batch", "needs_outputs", "typed_normalisation"):
         del spec[key]
     parts = {
@@ -408,6 +456,7 @@ def run_identity(
         "backend": model.backend,
         **{f"backend.{key}": value for key, value in model.numeric_options.items()},
         "dataset.repeat": manifest.passes,
+        "preprocess.size": size,
         "eval.protocol": protocol,
     }
     text = json.dumps(parts, sort_keys=True)

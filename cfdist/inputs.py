@@ -6,7 +6,8 @@ import contextlib
 import functools
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,19 @@ from cfdist.config import DatasetConfig
 from cfdist.config.installation import CHECKOUT, COMMAND
 from cfdist.errors import UserError
 from cfdist.files import DISK_IS_FULL, expanded, user_cache_path
+from cfdist.preprocess import size_in_header
 from cfdist.sample import SAMPLE_VERSION, ensure_sample
-from cfdist.storage import copy_here, is_uri, path_or_uri, place_of_file, read
+from cfdist.storage import copy_here, is_in_store, is_uri, path_or_uri, place_of_file, read
 from cfdist.widerface.ground_truth import (
     GROUND_TRUTH_FILES,
     GroundTruth,
     load_face_labels,
     load_ground_truth,
 )
-from cfdist.widerface.manifest import Manifest, build_manifest
+from cfdist.widerface.manifest import Manifest, WorkItem, build_manifest
+
+# What is read of a picture's file for its size: usually, and at most; files on their way at once.
+_HEAD_BYTES, _MOST_HEAD_BYTES, _THREADS = 1 << 14, 1 << 24, 16
 
 _GET_BOTH = f"`{COMMAND} job=download` gets both"
 
@@ -95,6 +100,28 @@ def find_pictures(config: DatasetConfig, truth: GroundTruth) -> Manifest:
     else:
         root = path_or_uri(config.root, "dataset.root")
     return build_manifest(root, truth, config.limit, use_damaged=config.damaged == "use")
+
+
+def picture_sizes(items: Iterable[WorkItem]) -> dict[str, tuple[int, int]]:
+    """Id -> width and height of the pictures whose files tell them; the others will fail.
+
+    Of a local file only the beginning is read.
+    """
+    paths = {item.id: item.path for item in items}
+    with ThreadPoolExecutor(_THREADS) as threads:
+        found = threads.map(_size_of, paths.values())
+        return {id: size for id, size in zip(paths, found, strict=True) if size is not None}
+
+
+def _size_of(path: str) -> tuple[int, int] | None:
+    with contextlib.suppress(OSError, MemoryError):
+        if is_in_store(path):
+            return size_in_header(read(path))
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+            # A header with a large colour profile or preview.
+            return size_in_header(head) or size_in_header(head + file.read(_MOST_HEAD_BYTES))
+    return None
 
 
 @contextlib.contextmanager

@@ -2,11 +2,12 @@
 
 Coordinates: `picture` pixels are those of the stored file (EXIF orientation is ignored, as the
 ground truth ignores it), unless an upright picture is asked for; `input` pixels are those of the
-letterboxed network input.
+network's input, which is the letterboxed picture or the stretched one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ _OTHER_FORMATS = ("PNG", "BMP", "GIF", "TIFF", "WEBP", "JPEG2000", "AVIF", "PPM"
 # A larger picture is refused from its header. Decoded it has 4 bytes a pixel, in each reader
 # thread, and from 2^31 bytes on OpenCV's warpAffine ends the process.
 MAX_PIXELS = 1 << 28
+
+# The sides of a network's input are multiples of this, both published networks.
+SIDE = 32
 
 # In grey levels: more than float32 arithmetic loses, less than another normalisation differs by.
 MAX_LEVEL_ERROR = 0.01
@@ -129,6 +133,48 @@ def letterbox_affine(
             [0.0, scale, height / 2 - scale * picture_height / 2],
         ]
     )
+
+
+def own_size(picture_width: int, picture_height: int) -> tuple[int, int]:
+    """Width and height of the input for a picture at its own size: the next multiples of `SIDE`.
+
+    >>> own_size(1024, 683)
+    (1024, 704)
+    """
+    return -(-picture_width // SIDE) * SIDE, -(-picture_height // SIDE) * SIDE
+
+
+def stretch_affine(
+    picture_width: int, picture_height: int, width: int, height: int
+) -> NDArray[np.float64]:
+    """The (2, 3) affine that takes points of the picture to those of an input that it fills."""
+    return np.array([[width / picture_width, 0.0, 0.0], [0.0, height / picture_height, 0.0]])
+
+
+def stretch_into(picture: NDArray[np.uint8], row: NDArray[np.uint8]) -> None:
+    """Resize a picture to the size of `row`, each axis by its own factor.
+
+    Args:
+        picture: (h, w, 4) u8, as `decode_picture` returns it.
+        row: (H, W, 3) u8, C-contiguous, overwritten whole.
+    """
+    height, width = row.shape[:2]
+    if picture.shape[:2] != (height, width):
+        picture = np.asarray(cv2.resize(picture, (width, height)), np.uint8)
+    cv2.cvtColor(picture, cv2.COLOR_BGRA2BGR, dst=row)
+
+
+def size_in_header(content: bytes) -> tuple[int, int] | None:
+    """Width and height that a picture file's beginning tells; `None` if it tells no usable ones."""
+    size = None
+    if content.startswith(_JPEG_START):
+        size = _jpeg_size(content)
+    else:
+        from PIL import Image  # seldom needed
+
+        with contextlib.suppress(Exception):  # Pillow's readers raise nearly anything
+            size = Image.open(io.BytesIO(content), formats=_OTHER_FORMATS).size
+    return size if size and 0 < size[0] * size[1] <= MAX_PIXELS else None
 
 
 def decode_picture(content: bytes) -> NDArray[np.uint8]:
@@ -319,7 +365,7 @@ def decode_into(
     """`read_into` for the content of a picture file."""
     picture = decode_stored(content, use_damaged, is_upright)
     letterbox_into(picture.pixels, row)
-    return StoredPicture((picture.pixels.shape[1], picture.pixels.shape[0]), picture.damage)
+    return StoredPicture(picture.size, picture.damage)
 
 
 @dataclass(frozen=True)
@@ -328,6 +374,11 @@ class DecodedPicture:
 
     pixels: NDArray[np.uint8]
     damage: str | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, pixels."""
+        return self.pixels.shape[1], self.pixels.shape[0]
 
 
 def decode_stored(content: bytes, use_damaged: bool, is_upright: bool) -> DecodedPicture:

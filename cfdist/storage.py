@@ -208,13 +208,18 @@ def place_of_file(source: Path | str) -> str:
     return place_of(parent, name)
 
 
+def is_in_store(place: str) -> bool:
+    """Whether `read` takes a file from a store, and not a local one."""
+    return place.startswith(_INSIDE)
+
+
 def read(place: str) -> bytes:
     """The content of a local file, or of a file in a store.
 
     Raises:
         OSError: it cannot be read; `strerror` says why.
     """
-    if not place.startswith(_INSIDE):
+    if not is_in_store(place):
         return read_file(place)
     store, _, name = place.removeprefix(_INSIDE).partition("!")
     return open_store(unquote(store, errors="surrogateescape")).read(name)

@@ -31,6 +31,11 @@ def main(config: Config, output: Path, started: float) -> int:
     target = expanded(config.export.output or output / "CenterFace.onnx")
     if target.resolve() == spec.path:
         raise UserError(f"export.output={target}: is the model itself; name another file")
+    if config.export.peaks and spec.top_k is None:
+        raise UserError(
+            "model.top_k=null: a graph that picks peaks gives a fixed number of them; set "
+            "model.top_k"
+        )
     ready = time.time()
     report = export_onnx(
         network,

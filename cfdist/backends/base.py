@@ -29,6 +29,7 @@ class Capabilities:
         is_simulated: The backend runs no model: it needs no file and finds nothing.
         streams_need_threads: A stream has at least one of the device's CPU threads to itself.
         numeric_options: The backend's settings that change a model's numbers.
+        takes_any_size: A loaded model takes batches of any height and width, multiples of 32.
     """
 
     group: int = 1
@@ -38,6 +39,7 @@ class Capabilities:
     is_simulated: bool = False
     streams_need_threads: bool = False
     numeric_options: tuple[str, ...] = ()
+    takes_any_size: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ class Backend(ABC):
         """Run the model on 1 to `spec.batch` pictures.
 
         Args:
-            inputs: C-contiguous array of `contract.shape(n)` and dtype. A backend whose model has
+            inputs: C-contiguous array of `contract.shape(n)` and dtype, for pictures at their own
+                size with a height and width of its own. A backend whose model has
                 a fixed batch pads it and drops the padding's outputs.
 
         Returns:

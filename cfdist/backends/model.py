@@ -8,6 +8,7 @@ from typing import Any
 
 from cfdist import backends
 from cfdist.backends.base import Backend, Capabilities, DeviceSettings
+from cfdist.errors import UserError
 from cfdist.model import ModelSpec, refuse_other_model
 from cfdist.model.formats import refuse_other_format
 from cfdist.model.shipped import ModelFiles, unpack
@@ -67,6 +68,12 @@ class BackendModel:
         Raises:
             UserError: the backend cannot run the file.
         """
+        if self.spec.size == "own" and not self.capabilities.takes_any_size:
+            raise UserError(
+                f"preprocess.size=own: backend={self.backend} runs a model of one input size; "
+                "choose backend=openvino, onnxruntime or torch with the ONNX or checkpoint, or "
+                "preprocess.size=letterbox"
+            )
         if not self.is_simulated:
             refuse_other_format(self.spec.path, [self.backend], f"backend={self.backend}")
         self.backend_class.check(self.spec, self.options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -23,14 +24,22 @@ from cfdist.model import ModelSpec
 from cfdist.model.formats import ONNX, format_of
 from cfdist.model.onnx_files import all_tensors, parse_graph, weight_files
 
+_FREE_SIDES = (
+    "for preprocess.size=own export it with free height and width (dynamic axes), or choose "
+    "preprocess.size=letterbox"
+)
 # The axis of the colours: float inputs are NCHW, bytes NHWC.
 _FLOATS: tuple[int, ...] = (TensorProto.FLOAT, *CAST_FLOATS)
 _COLOUR_AXIS: dict[int, int] = {TensorProto.UINT8: 3} | dict.fromkeys(_FLOATS, 1)
+# Heights and widths at which a graph is checked that has to take any.
+_TRIED_SIZES = ((64, 96), (96, 64))
 _INTEGERS = (TensorProto.INT64, TensorProto.INT32)  # what cells can be
 
 
 def load_onnx(spec: ModelSpec) -> onnx.ModelProto:
     """Load a CenterFace ONNX with its input declared for any batch of the spec's size.
+
+    For pictures at their own size its sides are free, too.
 
     The shapes that a file declares are often only the label of its export (the authors' file says
     10x3x32x32 and takes any); they are declared anew and the graph is checked to give the four
@@ -51,22 +60,33 @@ def load_onnx(spec: ModelSpec) -> onnx.ModelProto:
     model = _parse(spec.path)
     _make_weights_constant(model)
     _check_input(model, spec.path)
-    sides = (spec.height, spec.width)
-    shape = ("batch", *sides, 3) if takes_u8(model) else ("batch", 3, *sides)
     if model.graph.input[0].type.tensor_type.elem_type in CAST_FLOATS:
         cast_input(model, TensorProto.FLOAT)
-    type_proto = model.graph.input[0].type
-    elem_type = type_proto.tensor_type.elem_type
-    type_proto.CopyFrom(onnx.helper.make_tensor_type_proto(elem_type, shape))
     outputs = list(model.graph.output)
     order = output_order([output.name for output in outputs], spec)
     del model.graph.output[:]
     model.graph.output.extend(outputs[i] for i in order)
-    _check_output_shapes(model, spec)
+    for height, width in _TRIED_SIZES if spec.size == "own" else [(spec.height, spec.width)]:
+        _declare_input(model, height, width)
+        _check_output_shapes(model, replace(spec, height=height, width=width))
+    if spec.size == "own":
+        _declare_input(model, "height", "width")
+        for output in model.graph.output:
+            for axis, name in ((2, "rows"), (3, "columns")):
+                output.type.tensor_type.shape.dim[axis].dim_param = name
     for i, output in enumerate(model.graph.output):
         if output.type.tensor_type.elem_type in CAST_FLOATS:
             cast_output(model, i, TensorProto.FLOAT)
     return model
+
+
+def _declare_input(model: onnx.ModelProto, height: int | str, width: int | str) -> None:
+    """Declare the shape of the input anew; a side that is a name is free."""
+    sides = (height, width)
+    shape = ("batch", *sides, 3) if takes_u8(model) else ("batch", 3, *sides)
+    type_proto = model.graph.input[0].type
+    elem_type = type_proto.tensor_type.elem_type
+    type_proto.CopyFrom(onnx.helper.make_tensor_type_proto(elem_type, shape))
 
 
 def takes_u8(model: onnx.ModelProto) -> bool:
@@ -146,9 +166,11 @@ def _check_output_shapes(model: onnx.ModelProto, spec: ModelSpec) -> None:
         )
     except Exception as error:  # a damaged graph can raise anything
         reason = " ".join(str(error).split())[:200]
+        remedy = "export it for that size or set model.height and model.width to its own"
+        if spec.size == "own":
+            remedy = _FREE_SIDES
         raise UserError(
-            f"model {spec.path}: its graph does not take an input of {size} ({reason}); "
-            "export it for that size or set model.height and model.width to its own"
+            f"model {spec.path}: its graph does not take an input of {size} ({reason}); {remedy}"
         ) from None
     foreign = foreign_operators(inferred)
     for i, (output, sides) in enumerate(zip(inferred.graph.output, expected, strict=True)):
@@ -164,6 +186,7 @@ def _check_output_shapes(model: onnx.ModelProto, spec: ModelSpec) -> None:
                 f"({', '.join(map(str, shape))}) for an input of {size}, expected "
                 f"(batch, {', '.join(map(str, sides))}); another network, or one exported for "
                 "another size, batch or model.top_k"
+                + (f": {_FREE_SIDES}" if spec.size == "own" else "")
             )
         is_cell = len(expected) == len(PEAK_OUTPUTS) and PEAK_OUTPUTS[i] == "cells"
         _check_number(output, _INTEGERS if is_cell else _FLOATS, spec)

@@ -56,6 +56,7 @@ class OnnxRuntimeBackend(Backend):
         activation_bytes_per_pixel=350,
         numeric_options=("providers",),
         streams_need_threads=True,
+        takes_any_size=True,
     )
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
@@ -71,6 +72,7 @@ class OnnxRuntimeBackend(Backend):
         options = ort.SessionOptions()
         options.intra_op_num_threads = settings.threads // self.streams
         options.inter_op_num_threads = 1
+        options.enable_mem_pattern = spec.size == "letterbox"  # it keeps one for each shape
         options.log_severity_level = 3  # its warnings are about the exporter, not for the user
         # Idle threads that spin take the cores from the reader threads and from other devices.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

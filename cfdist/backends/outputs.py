@@ -54,8 +54,19 @@ def output_order(names: Sequence[str], spec: ModelSpec) -> tuple[int, ...]:
 
 
 def output_shapes(count: int, spec: ModelSpec) -> list[tuple[int, ...]]:
-    """The shapes of one picture's outputs, four head maps or three arrays of peaks."""
+    """The shapes of one picture's outputs, four head maps or three arrays of peaks.
+
+    Raises:
+        UserError: the model picks peaks of its own where others are wanted.
+    """
     if count == len(PEAK_OUTPUTS):
+        if spec.top_k is None or (spec.peaks, spec.size) != ("maxima", "letterbox"):
+            raise UserError(
+                f"model {spec.path}: picks {'its own' if spec.top_k is None else spec.top_k} peaks "
+                "of letterboxed pictures in its graph; for model.top_k=null, model.peaks=threshold "
+                "or preprocess.size=own give a model that puts out head maps (job=export without "
+                "export.peaks)"
+            )
         return [(spec.top_k,), (spec.top_k,), (spec.top_k, PEAK_VALUES)]
     cells = (spec.height // STRIDE, spec.width // STRIDE)
     return [(channels, *cells) for channels in HeadMaps.CHANNELS]

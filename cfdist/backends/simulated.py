@@ -44,7 +44,9 @@ class SimulatedBackend(Backend):
     device does before; `fault_once`: a device that is started again does not have it.
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(has_fixed_batch=True, is_simulated=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        has_fixed_batch=True, is_simulated=True, takes_any_size=True
+    )
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
@@ -61,14 +63,7 @@ class SimulatedBackend(Backend):
         self._sound = (0 if self._fault in FAULTS else self.streams) + (
             options.get("fault_after") or 0
         )
-        # One picture's maps, seen as those of a whole batch: the sound ones, and the device's own.
-        self._heads = [
-            [
-                np.broadcast_to(maps, (spec.batch, *maps.shape))
-                for maps in faulty_heads(fault, spec.height // STRIDE, spec.width // STRIDE)
-            ]
-            for fault in (None, self._fault)
-        ]
+        self._heads = self._make_heads(spec.height, spec.width)
         self._times_ms: list[float] = []
         self._lock = threading.Lock()
 
@@ -82,6 +77,16 @@ class SimulatedBackend(Backend):
         """See `Backend.first_seconds`; a simulated device is there at once."""
         return _LOADING_SECONDS + _FIRST_BATCHES * batch_milliseconds(batch, options) / 1000
 
+    def _make_heads(self, height: int, width: int) -> list[list[NDArray[np.float32]]]:
+        """One picture's maps, seen as those of a whole batch: sound ones, and the device's own."""
+        return [
+            [
+                np.broadcast_to(maps, (self.spec.batch, *maps.shape))
+                for maps in faulty_heads(fault, height // STRIDE, width // STRIDE)
+            ]
+            for fault in (None, self._fault)
+        ]
+
     def infer(self, inputs: NDArray[np.generic]) -> HeadMaps:
         """See `Backend.infer`; inputs are (n, H, W, 3) u8, BGR, and are not looked at."""
         start = time.perf_counter()
@@ -93,7 +98,10 @@ class SimulatedBackend(Backend):
             is_sound = self._sound >= 0
         if not is_sound and self._fault is not None:
             break_down(self._fault)
-        return HeadMaps(*(maps[: len(inputs)] for maps in self._heads[not is_sound]))
+        heads, size = self._heads, inputs.shape[1:3]
+        if size != (self.spec.height, self.spec.width):
+            heads = self._make_heads(*size)
+        return HeadMaps(*(maps[: len(inputs)] for maps in heads[not is_sound]))
 
     def device_times_ms(self) -> list[float]:
         """See `Backend.device_times_ms`."""

@@ -28,7 +28,9 @@ class TorchBackend(Backend):
     Options: `device`, "cpu", "cuda" or "auto" (CUDA where there is one).
     """
 
-    capabilities: ClassVar[Capabilities] = Capabilities(numeric_options=("device",))
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        numeric_options=("device",), takes_any_size=True
+    )
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)

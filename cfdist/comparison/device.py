@@ -11,8 +11,8 @@ from cfdist.backends.model import BackendModel
 from cfdist.comparison.differences import HEADS, HeadDifference, head_difference
 from cfdist.decode import HeadMaps
 from cfdist.detections import Detections
-from cfdist.devices.base import DeviceReport, Reasons, largest_chunk
-from cfdist.devices.detector import decode_pictures, load
+from cfdist.devices.base import DeviceReport, Reasons
+from cfdist.devices.detector import decode_pictures, load, pictures_at_once
 from cfdist.devices.reader import Source
 from cfdist.devices.runner import Inferred, Runner
 
@@ -75,24 +75,27 @@ class ComparingDevice:
         reference, candidate = self._models
         group = max(model.capabilities.group for model in self._models)
         first, self._reader = load(reference, self._settings, self._readers, group)
-        chunk = largest_chunk(reference.spec.batch * group)
-        self._runners = (first, Runner(candidate, self._settings, chunk))
+        rows = pictures_at_once(reference.spec, group)
+        self._runners = (first, Runner(candidate, self._settings, rows))
         for runner in self._runners:
             runner.warm_up()
 
     def process(self, chunk: Sequence[Source]) -> ComparedChunk:
         """Read a chunk once, and infer it twice."""
-        with self._reader.read(chunk) as pictures:
+        pairs: list[tuple[Detections, Detections]] = []
+        heads: list[dict[str, HeadDifference]] = []
+        for pictures in self._reader.portions(chunk):
             both = [
                 replace(inferred, error=f"the {side}: {inferred.error}")
                 for side, runner in zip(SIDES, self._runners, strict=True)
                 for inferred in [runner.infer(pictures.letterboxed)]
             ]
-        reference, candidate = (
-            decode_pictures(pictures, inferred, model.spec)
-            for inferred, model in zip(both, self._models, strict=True)
-        )
-        pairs = [*zip(reference, candidate, strict=True)]
+            heads.append(_compare_outputs(*both))
+            found = (
+                decode_pictures(pictures, inferred, model.spec)
+                for inferred, model in zip(both, self._models, strict=True)
+            )
+            pairs += zip(*found, strict=True)
         doubtful = {
             one.id: str(one.error) for pair in pairs for one in pair[::-1] if one.is_doubtful
         }
@@ -100,7 +103,7 @@ class ComparingDevice:
         return ComparedChunk(
             [one for one, _ in sound],
             [one for _, one in sound],
-            _compare_outputs(*both),
+            _summed(heads),
             tuple(doubtful.items()),
         )
 
@@ -113,6 +116,15 @@ class ComparingDevice:
         self._reader.close()
         for runner in self._runners:
             runner.close()
+
+
+def _summed(heads: Sequence[dict[str, HeadDifference]]) -> dict[str, HeadDifference]:
+    """The differences of all portions; of one without pictures there are none."""
+    total: dict[str, HeadDifference] = defaultdict(HeadDifference)
+    for one in heads:
+        for name, difference in one.items():
+            total[name] += difference
+    return total
 
 
 def _compare_outputs(reference: Inferred, candidate: Inferred) -> dict[str, HeadDifference]:

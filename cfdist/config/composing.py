@@ -20,6 +20,9 @@ from cfdist.config.unused import refuse_unused
 from cfdist.errors import UserError
 from cfdist.storage import working_folder
 
+# Jobs whose pictures, or models, are of model.width x model.height.
+_LETTERBOXING = ("benchmark", "export", "convert", "preprocess", "infer", "postprocess")
+
 
 def load(composed: DictConfig, typed: frozenset[str] = frozenset()) -> Config:
     """The composed configuration, every value checked.
@@ -30,13 +33,18 @@ def load(composed: DictConfig, typed: frozenset[str] = frozenset()) -> Config:
 
     Raises:
         UserError: a key is unknown, a value is missing or not allowed, or the run does not read a
-            typed key.
+            typed key, or not at such a value.
     """
     if missing := sorted(OmegaConf.missing_keys(composed)):
         raise UserError(f"{missing[0]}: no value given; add {missing[0]}=... to the command")
     config = validated(cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)))
     config.mark_typed(typed)
     refuse_unused(config)
+    if config.preprocess.size == "own" and config.job in _LETTERBOXING:
+        raise UserError(
+            f"preprocess.size=own: job={config.job} takes letterboxed pictures; leave the preset "
+            "that sets it out, or choose job=evaluate, compare or detect"
+        )
     return config
 
 

@@ -270,9 +270,9 @@ class ModelConfig(Section):
         uses.only("compare", "convert"),
     ] = None
     """names of the heat map, size, offset and landmark outputs; null: in the file's order"""
-    height: Annotated[PixelCount, uses.INPUT_SIZE] = 800
+    height: Annotated[PixelCount, uses.also(uses.INPUT_SIZE, uses.LETTERBOX)] = 800
     """input rows, pixels, a multiple of 32"""
-    width: Annotated[PixelCount, uses.INPUT_SIZE] = 800
+    width: Annotated[PixelCount, uses.also(uses.INPUT_SIZE, uses.LETTERBOX)] = 800
     """input columns, pixels, a multiple of 32"""
     color: Annotated[Literal["RGB", "BGR"], uses.NORMALISATION]
     """order of the channels that the network wants"""
@@ -283,12 +283,21 @@ class ModelConfig(Section):
     std: Annotated[list[Factor], Field(min_length=3, max_length=3), uses.NORMALISATION]
     """divisor after the subtraction, per channel in `color` order"""
     top_k: Annotated[
-        Whole,
-        _between(1, 10000),
+        Annotated[Whole, _between(1, 10000)] | None,
         uses.with_model("compare", "postprocess", "convert", "detect"),
         uses.only("export", when=(uses.equal("export.peaks", True, "true"),)),
     ] = 200
-    """peaks kept a picture"""
+    """peaks kept a picture; null: all"""
+    peaks: Annotated[
+        Literal["maxima", "threshold"],
+        uses.with_model("compare", "postprocess", "detect", parts=uses.END_TO_END),
+    ] = "maxima"
+    """which cells of the heat map are peaks: maxima, the highest of their 3x3 neighbourhood;
+    threshold, all above model.score"""
+    score: Annotated[
+        Fraction, uses.with_model("compare", "postprocess", "detect", parts=uses.END_TO_END)
+    ] = 0.0
+    """a peak's score is above this"""
     nms: Annotated[
         Fraction | None,
         uses.with_model("compare", "postprocess", "detect", parts=uses.END_TO_END),
@@ -486,15 +495,24 @@ class CompareConfig(Section):
 
 
 class PreprocessConfig(Section):
-    """Letterboxed pictures: where they are made and kept, and `job=preprocess`."""
+    """From pictures to inputs: their size, where they are made and kept, and `job=preprocess`."""
 
     used: ClassVar[Uses] = uses.only("preprocess")
 
-    where: Annotated[Literal["auto", "device", "cluster"], uses.only("evaluate")] = "auto"
+    size: Annotated[Literal["letterbox", "own"], uses.only("evaluate", "compare", "detect")] = (
+        "letterbox"
+    )
+    """letterbox: each picture is scaled into model.width x model.height, its proportions kept; own:
+    it keeps its own size, stretched to the next multiple of 32 on each side"""
+    where: Annotated[
+        Literal["auto", "device", "cluster"], uses.only("evaluate", when=(uses.LETTERBOX,))
+    ] = "auto"
     """where pictures are read and letterboxed: device, beside the device that infers them; cluster,
     on the CPUs of any node, by a stage of a Ray Dataset; auto: cluster where the cluster has nodes
     whose CPUs no device uses, else device"""
-    cache: Annotated[Literal["auto"] | StrictBool, uses.only("evaluate")] = "auto"
+    cache: Annotated[
+        Literal["auto"] | StrictBool, uses.only("evaluate", when=(uses.LETTERBOX,))
+    ] = "auto"
     """keep the letterboxed pictures in Ray's object store for the further runs of a sweep: auto
     (where the store holds them all), true (Ray spills what does not fit; also for the passes of
     dataset.repeat) or false"""

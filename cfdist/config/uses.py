@@ -167,6 +167,7 @@ HAS_OBJECTIVE = When(
     "a backend that runs the model, or objective=pictures_per_second",
     lambda run: run.backends != {"simulated"} or not AP_OBJECTIVE.holds(run),
 )
+LETTERBOX = equal("preprocess.size", "letterbox", "letterbox")
 WIDER = equal("dataset.kind", "wider", "wider (dataset=wider_val)")
 OWN_CLUSTER = When(
     "cluster.address=local", lambda run: joined_cluster(run.values["cluster.address"]) is None

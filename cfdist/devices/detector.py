@@ -13,7 +13,7 @@ from cfdist.decode import decode_detections, join_peaks, to_peaks
 from cfdist.detections import Detections
 from cfdist.devices.base import AHEAD, DeviceReport, largest_chunk
 from cfdist.devices.memory import memory_as_user_error
-from cfdist.devices.reader import Reader, ReadPictures, Source
+from cfdist.devices.reader import OwnSizeReader, Reader, ReadPictures, Source
 from cfdist.devices.runner import Inferred, Runner
 from cfdist.model import ModelSpec
 from cfdist.preprocess import UNREADABLE
@@ -37,11 +37,14 @@ class Detector:
         """Detect the faces of some pictures, at most `largest_chunk` of them.
 
         Returns:
-            One record a picture; those of pictures that cannot be read come last.
+            One record a picture; of the pictures that are read at once, those that cannot be read
+            come last.
         """
-        with self._reader.read(chunk) as pictures:
+        found: list[Detections] = []
+        for pictures in self._reader.portions(chunk):
             inferred = self._runner.infer(pictures.letterboxed)
-        return decode_pictures(pictures, inferred, self._model.spec)
+            found += decode_pictures(pictures, inferred, self._model.spec)
+        return found
 
     def report(self) -> DeviceReport:
         """See `Device.report`."""
@@ -53,21 +56,34 @@ class Detector:
         self._runner.close()
 
 
+AnyReader = Reader | OwnSizeReader
+
+
+def pictures_at_once(spec: ModelSpec, group: int) -> int:
+    """How many pictures a runner is given at most, on a device that takes `group` batches."""
+    return spec.batch if spec.size == "own" else largest_chunk(spec.batch * group)
+
+
 def load(
     model: BackendModel, settings: DeviceSettings, readers: int, group: int | None = None
-) -> tuple[Runner, Reader]:
-    """A model, and a reader with as many buffers as the device holds chunks.
+) -> tuple[Runner, AnyReader]:
+    """A model, and a reader of its pictures.
 
-    The device is given `group` batches at once, by default the backend's own number.
+    The device is given `group` batches at once, by default the backend's own number. For
+    letterboxed pictures the reader has as many buffers as the device holds chunks.
 
     Raises:
         UserError: the model does not fit the device or the run.
     """
     spec = model.spec
-    chunk = largest_chunk(spec.batch * (group or model.capabilities.group))
-    runner = Runner(model, settings, chunk)
-    with memory_as_user_error(spec.batch):
-        reader = Reader((spec.width, spec.height), readers, chunk, settings.streams + AHEAD)
+    rows = pictures_at_once(spec, group or model.capabilities.group)
+    runner = Runner(model, settings, rows)
+    reader: AnyReader
+    if spec.size == "own":
+        reader = OwnSizeReader(readers, rows)
+    else:
+        with memory_as_user_error(spec.batch):
+            reader = Reader((spec.width, spec.height), readers, rows, settings.streams + AHEAD)
     reader.activity = runner.activity
     return runner, reader
 
@@ -75,12 +91,14 @@ def load(
 def decode_pictures(
     pictures: ReadPictures, inferred: Inferred, spec: ModelSpec
 ) -> list[Detections]:
-    """The detections of pictures that a model has seen; their pixels are not used.
+    """The detections of pictures that a model has seen; of their pixels only the shape is used.
 
     Returns:
         One record a picture, in order, then those of `pictures.failures`.
     """
-    peaks = join_peaks([to_peaks(one, spec.top_k) for one in inferred.outputs], spec.top_k)
+    height, width = pictures.letterboxed.shape[1:3]
+    spec = replace(spec, height=height, width=width)
+    peaks = join_peaks([to_peaks(one, spec) for one in inferred.outputs])
     found = [
         replace(one, damage=pictures.damages[one.id]) if one.id in pictures.damages else one
         for one in decode_detections(pictures.keys, pictures.sizes, peaks, spec)

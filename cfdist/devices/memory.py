@@ -14,6 +14,7 @@ from cfdist.machine import available_memory
 # Bytes an input pixel: 3 of a letterboxed picture; 4 times that as float32; the four heads' float32
 # maps, 15 channels for each 4x4 pixels.
 _PICTURE, _FLOATS, _HEADS = 3, 12, 15 * 4 / 16
+_DECODED = 4  # a picture as it is decoded, before it is stretched
 
 # The words of runtimes that run out of memory: CUDA, C++, ONNX Runtime, PyTorch on the CPU.
 _OUT_OF_MEMORY = re.compile(
@@ -32,13 +33,14 @@ def needed_bytes(model: BackendModel, count: int, streams: int, threads: int = 1
     """About how many bytes the devices of a run take on this machine, without the weights.
 
     The memory of accelerators is their own and does not count. `streams` and `threads` are those
-    of each device.
+    of each device. Pictures at their own size count as the largest one.
     """
     spec = model.spec
     pixels = spec.height * spec.width
     group = model.capabilities.group
-    chunk = largest_chunk(spec.batch * group)
-    buffers = (streams + AHEAD) * chunk * pixels * _PICTURE
+    is_own = spec.size == "own"
+    chunk = spec.batch if is_own else largest_chunk(spec.batch * group)
+    buffers = (streams + AHEAD) * chunk * pixels * (_PICTURE + _DECODED * is_own)
     if model.is_simulated:
         return int(count * buffers)
     at_once = streams * group * spec.batch
@@ -82,9 +84,13 @@ def refuse_too_large(
     if needed > free:
         devices = f"{count} device{'s' if count > 1 else ''}"
         where = f" on {host}" if host else ""
+        spec = models[0].spec
+        largest = (
+            f", the largest picture of {spec.width}x{spec.height}," if spec.size == "own" else ""
+        )
         raise UserError(
-            f"model.batch={models[0].spec.batch}: {devices} with {streams} of these batches at "
-            f"once need about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are "
+            f"model.batch={spec.batch}: {devices} with {streams} of these batches at "
+            f"once{largest} need about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are "
             f"free{where}; choose a smaller model.batch, fewer devices or backend.streams=1"
         )
 

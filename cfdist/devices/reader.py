@@ -1,4 +1,7 @@
-"""Pictures into batch buffers: files are read, decoded and letterboxed, ready pixels are copied."""
+"""Pictures into batches: files are read, decoded and letterboxed, ready pixels are copied.
+
+Or, at the pictures' own sizes, decoded, and stretched into batches of one shape each.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,26 @@ import contextlib
 import queue
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from cfdist.devices.activity import Activity
-from cfdist.preprocess import PictureError, StoredPicture, decode_into
+from cfdist.preprocess import (
+    SIDE,
+    DecodedPicture,
+    PictureError,
+    StoredPicture,
+    decode_into,
+    decode_stored,
+    own_size,
+    stretch_into,
+)
 from cfdist.widerface.manifest import WorkItem
 
 # The longest time that a thread that returns from OpenCV waits for a thread that is busy in Python.
@@ -78,24 +90,32 @@ class ShippedPicture:
 
     def fill(self, row: NDArray[np.uint8]) -> StoredPicture:
         """Decode and letterbox the picture into its place in a batch, see `decode_into`."""
+        return decode_into(self._read(), row, self.item.use_damaged, self.item.is_upright)
+
+    def decode(self) -> DecodedPicture:
+        """Decode the picture, see `decode_stored`."""
+        return decode_stored(self._read(), self.item.use_damaged, self.item.is_upright)
+
+    def _read(self) -> bytes:
         if self.content is None:
             raise PictureError(self.error or "not read")
-        item = self.item
-        return decode_into(bytes(self.content), row, item.use_damaged, item.is_upright)
+        return bytes(self.content)
 
 
-Source = WorkItem | ShippedPicture | LetterboxedPicture
+File = WorkItem | ShippedPicture
+Source = File | LetterboxedPicture
 Outcome = StoredPicture | PictureError
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True)
 class ReadPictures:
-    """The pictures of a chunk, in a buffer that is reused.
+    """Pictures of a chunk, in a buffer that is reused.
 
     Attributes:
         keys: n keys of work items.
         sizes: (n, 2) int32 width and height before letterboxing, pixels.
-        letterboxed: (n, H, W, 3) u8, BGR.
+        letterboxed: (n, H, W, 3) u8, BGR; or stretched, at the pictures' own sizes.
         failures: (key, reason) of the chunk's pictures that cannot be used.
         damages: Key -> what is wrong with the file, of the damaged ones among all pictures.
     """
@@ -107,22 +127,18 @@ class ReadPictures:
     damages: Mapping[str, str] = field(default_factory=dict)
 
 
-class Reader:
-    """Reader threads that fill the rows of batch buffers.
+class ReaderThreads:
+    """Threads that read pictures.
 
-    The threads are the parallelism: OpenCV's own threads are switched off until `close`.
+    They are the parallelism: OpenCV's own threads are switched off until `close`.
 
     Attributes:
         decoded: Picture files that were read and decoded, here or elsewhere, for the chunks so far.
         activity: Where the reader notes when it reads.
     """
 
-    def __init__(self, size: Size, threads: int, rows: int, buffers: int) -> None:
-        """Start the threads and take the memory.
-
-        A chunk has at most `rows` pictures, letterboxed to `size`; as many chunks as there are
-        `buffers` may be in memory at once.
-        """
+    def __init__(self, threads: int) -> None:
+        """Start the threads."""
         self._before = cv2.getNumThreads(), sys.getswitchinterval()
         cv2.setNumThreads(1)
         sys.setswitchinterval(SWITCH_SECONDS)
@@ -131,6 +147,45 @@ class Reader:
         self._lock = threading.Lock()
         self._thread_count = threads
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="reader")
+
+    def each(self, call: Callable[[int], None], count: int) -> None:
+        """Call a function with each number below `count`."""
+        # Each thread takes the next number when it has done one: `next` is atomic.
+        numbers = iter(range(count))
+
+        def take() -> None:
+            for i in numbers:
+                call(i)
+
+        workers = [self._threads.submit(take) for _ in range(min(self._thread_count, count))]
+        # Even if one has raised, wait for all: a buffer goes to another chunk after this.
+        wait(workers)
+        for worker in workers:
+            worker.result()
+
+    def count_decoded(self, pictures: int) -> None:
+        """Note that so many files were decoded."""
+        with self._lock:
+            self.decoded += pictures
+
+    def close(self) -> None:
+        """End the threads; OpenCV gets its own threads back."""
+        self._threads.shutdown()
+        threads, interval = self._before
+        cv2.setNumThreads(threads)
+        sys.setswitchinterval(interval)
+
+
+class Reader(ReaderThreads):
+    """Fills the rows of batch buffers with letterboxed pictures."""
+
+    def __init__(self, size: Size, threads: int, rows: int, buffers: int) -> None:
+        """Start the threads and take the memory.
+
+        A chunk has at most `rows` pictures, letterboxed to `size`; as many chunks as there are
+        `buffers` may be in memory at once.
+        """
+        super().__init__(threads)
         self._buffers: queue.SimpleQueue[NDArray[np.uint8]] = queue.SimpleQueue()
         width, height = size
         for _ in range(buffers):
@@ -169,38 +224,96 @@ class Reader:
     def _fill(self, sources: Sequence[Source], buffer: NDArray[np.uint8]) -> list[Outcome]:
         """Put each picture into its row; returns what is known of it, or why it failed."""
         outcomes: list[Outcome] = [PictureError("not read")] * len(sources)
-        # Each thread takes the next picture when it has done one: `next` is atomic.
-        numbers = iter(range(len(sources)))
 
-        def fill_rows() -> None:
-            for i in numbers:
-                outcomes[i] = fill_row(sources[i], buffer[i])
+        def fill(i: int) -> None:
+            outcomes[i] = fill_row(sources[i], buffer[i])
 
-        count = min(self._thread_count, len(sources))
-        workers = [self._threads.submit(fill_rows) for _ in range(count)]
-        # Even if one has raised, wait for all: the buffer goes to another chunk after this.
-        wait(workers)
-        for worker in workers:
-            worker.result()
-        with self._lock:
-            self.decoded += sum(
+        self.each(fill, len(sources))
+        self.count_decoded(
+            sum(
                 isinstance(outcome, StoredPicture) and not getattr(source, "is_kept", False)
                 for source, outcome in zip(sources, outcomes, strict=True)
             )
+        )
         return outcomes
 
-    def close(self) -> None:
-        """End the threads; OpenCV gets its own threads back."""
-        self._threads.shutdown()
-        threads, interval = self._before
-        cv2.setNumThreads(threads)
-        sys.setswitchinterval(interval)
+    def portions(self, sources: Sequence[Source]) -> Iterator[ReadPictures]:
+        """The whole chunk at once, see `read`."""
+        with self.read(sources) as pictures:
+            yield pictures
+
+
+class OwnSizeReader(ReaderThreads):
+    """Makes batches of pictures at their own size: each batch has one shape."""
+
+    def __init__(self, threads: int, batch: int) -> None:
+        """Start the threads; `batch` pictures are decoded at once, and are those of a batch."""
+        super().__init__(threads)
+        self._batch = batch
+
+    def portions(self, sources: Sequence[Source]) -> Iterator[ReadPictures]:
+        """The chunk in batches of one shape; pictures of several shapes make smaller ones."""
+        files = cast(Sequence[File], sources)  # nobody letterboxes for a run at own size
+        for start in range(0, len(files), self._batch):
+            yield from self._batches(files[start : start + self._batch])
+
+    def _batches(self, sources: Sequence[File]) -> Iterator[ReadPictures]:
+        with self.activity.doing("reading"):
+            outcomes = self._decode(sources)
+        keys = [source.key for source in sources]
+        shapes: dict[Size, list[int]] = {}
+        failed: list[tuple[str, PictureError]] = []
+        for i, one in enumerate(outcomes):
+            if isinstance(one, PictureError):
+                failed.append((keys[i], one))
+            else:
+                shapes.setdefault(own_size(*one.size), []).append(i)
+        for shape, numbers in shapes.items():
+            pictures = [one for i in numbers if isinstance(one := outcomes[i], DecodedPicture)]
+            names = tuple(keys[i] for i in numbers)
+            with self.activity.doing("reading"):
+                stretched = self._stretch(pictures, shape)
+            sizes = np.array([one.size for one in pictures], np.int32)
+            damages = {
+                key: one.damage
+                for key, one in zip(names, pictures, strict=True)
+                if one.damage is not None
+            }
+            yield ReadPictures(names, sizes, stretched, (), damages)
+        if failed:
+            yield ReadPictures(
+                (),
+                np.empty((0, 2), np.int32),
+                np.empty((0, SIDE, SIDE, 3), np.uint8),
+                tuple((key, str(one)) for key, one in failed),
+                {key: one.damage for key, one in failed if one.damage is not None},
+            )
+
+    def _decode(self, sources: Sequence[File]) -> list[DecodedPicture | PictureError]:
+        outcomes: list[DecodedPicture | PictureError] = [PictureError("not read")] * len(sources)
+
+        def decode(i: int) -> None:
+            outcomes[i] = _outcome(sources[i].decode)
+
+        self.each(decode, len(sources))
+        self.count_decoded(sum(isinstance(one, DecodedPicture) for one in outcomes))
+        return outcomes
+
+    def _stretch(self, pictures: Sequence[DecodedPicture], shape: Size) -> NDArray[np.uint8]:
+        rows = np.empty((len(pictures), shape[1], shape[0], 3), np.uint8)
+        self.each(lambda i: stretch_into(pictures[i].pixels, rows[i]), len(pictures))
+        return rows
 
 
 def fill_row(source: Source, row: NDArray[np.uint8]) -> Outcome:
     """Put a picture into its row; returns what is known of it, or why it failed."""
+    return _outcome(lambda: source.fill(row))
+
+
+def _outcome(read: Callable[[], _Read]) -> _Read | PictureError:
+    """What a call gives, or why its picture failed."""
     try:
-        return source.fill(row)
+        return read()
     except PictureError as error:
         return error
     except MemoryError:

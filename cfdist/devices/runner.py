@@ -8,7 +8,8 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +62,7 @@ class Runner:
             contract = self.backend.contract
             if not contract.is_letterboxed_bytes:
                 for _ in range(self.backend.streams + 1):
-                    self._rooms.put(np.empty(contract.shape(chunk), contract.dtype))
+                    self._rooms.put(np.empty(prod(contract.shape(chunk)), contract.dtype))
         self.activity = Activity()
         self._report = DeviceReport()
         self._lock = threading.Lock()
@@ -91,10 +92,10 @@ class Runner:
         self.backend.device_times_ms()  # forgets those of the warm-up
 
     def infer(self, letterboxed: NDArray[np.uint8]) -> Inferred:
-        """Run letterboxed pictures through the model.
+        """Run letterboxed pictures, or stretched ones, through the model.
 
         Args:
-            letterboxed: (n, H, W, 3) u8, BGR.
+            letterboxed: (n, H, W, 3) u8, BGR. At own size H and W are those of these pictures.
 
         Raises:
             UserError: a batch does not fit the device's memory.
@@ -102,9 +103,14 @@ class Runner:
         contract = self.backend.contract
         if contract.is_letterboxed_bytes or not len(letterboxed):
             return self.run(letterboxed)
+        height, width = letterboxed.shape[1:3]
+        contract = replace(contract, height=height, width=width)
+        shape = contract.shape(len(letterboxed))
         room = self._rooms.get()
+        # A picture may be larger than the beginning of its file told.
+        out = room[: prod(shape)].reshape(shape) if prod(shape) <= room.size else None
         try:
-            return self.run(to_model_input(letterboxed, contract, room[: len(letterboxed)]))
+            return self.run(to_model_input(letterboxed, contract, out))
         finally:
             self._rooms.put(room)
 

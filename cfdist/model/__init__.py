@@ -39,8 +39,12 @@ class ModelSpec:
         mean: Per channel, in `color` order.
         std: Per channel, in `color` order.
         batch: Pictures per batch.
-        top_k: Peaks kept per picture.
+        top_k: Peaks kept per picture; `None`: all.
         nms: IoU threshold of the suppression after decoding; `None`: no suppression.
+        peaks: "maxima": cells that are the highest of their 3x3 neighbourhood; "threshold": all.
+        score: A peak's score is above this.
+        size: "letterbox": each picture is letterboxed to height and width; "own": it is stretched
+            to the next multiples of 32, and height and width are those of the largest input.
         needs_outputs: Whether the file must have `outputs`; else another file's own order is taken.
         typed_normalisation: The first key of colours, scale, mean and std that the person has
             typed: a model that normalises the pictures' bytes itself is then refused.
@@ -58,8 +62,11 @@ class ModelSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     batch: int
-    top_k: int
+    top_k: int | None
     nms: float | None
+    peaks: Literal["maxima", "threshold"] = "maxima"
+    score: float = 0.0
+    size: Literal["letterbox", "own"] = "letterbox"
     needs_outputs: bool = False
     typed_normalisation: str | None = None
 

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from cfdist.backends.simulated import PUBLISHED_INPUT
 from cfdist.config import CONFIG_FOLDER, Config
 from cfdist.errors import UserError
+from cfdist.preprocess import SIDE
 from cfdist.widerface import diagnosis
 from cfdist.widerface.ground_truth import WIDER_VAL_PICTURES, GroundTruth
 from cfdist.widerface.metric import Reach
@@ -27,6 +28,8 @@ NEAR_ZERO, LOW = 0.01, 0.1
 _CUT_OFF = 0.1
 # A recall above this leaves nothing to be cut off.
 _ALL_FACES = 0.99
+
+_OWN = "their own size"  # in words, beside "800x800"
 
 _LENIENT = "guide"  # whatever fails here fails by the other protocol
 
@@ -61,6 +64,21 @@ def accuracy_notes(
     return [f"the AP is {'near zero' if highest < NEAR_ZERO else 'low'}: {reason}", *notes]
 
 
+def tested(config: Config) -> str:
+    """What an AP is the AP of, beside the model and the pictures: their size, the peaks, the boxes.
+
+    Two figures can be compared only if this is the same for both.
+    """
+    model, size = config.model, f"letterboxed to {config.model.width}x{config.model.height}"
+    if config.preprocess.size == "own":
+        size = f"at their own size (sides to the next multiple of {SIDE})"
+    cells = "highest cells of their 3x3" if model.peaks == "maxima" else "all cells"
+    above = f" with scores above {model.score:g}" if model.score else ""
+    cap = "no cap" if model.top_k is None else f"the best {model.top_k} a picture"
+    nms = "no suppression" if model.nms is None else f"suppression at IoU {model.nms:g}"
+    return f"pictures {size}, one scale, not mirrored; {cells}{above}, {cap}; {nms}"
+
+
 def expected_notes(config: Config, expected: Mapping[str, Any] | None, pictures: int) -> list[str]:
     """A note where a model's own expected AP stands beside another measurement than its own.
 
@@ -71,18 +89,29 @@ def expected_notes(config: Config, expected: Mapping[str, Any] | None, pictures:
     """
     # A person's own expectation may be one of any pictures.
     path = CONFIG_FOLDER / "model" / f"{config.model.name}.yaml"
-    own = OmegaConf.select(OmegaConf.load(path), "expected") if path.is_file() else None
-    if not expected or not own or any(own.get(k) != v for k, v in expected["ap"].items()):
+    if _expects(path, "expected", expected):
+        rows, columns = PUBLISHED_INPUT
+        theirs = f"{columns}x{rows}"
+    elif _expects(
+        CONFIG_FOLDER / "experiment" / "authors_own_size.yaml", "model.expected", expected
+    ):
+        theirs = _OWN
+    else:
         return []
-    size = (config.model.height, config.model.width)
-    if pictures == WIDER_VAL_PICTURES and size == PUBLISHED_INPUT:
+    is_own = config.preprocess.size == "own"
+    ours = _OWN if is_own else f"{config.model.width}x{config.model.height}"
+    if (pictures, ours) == (WIDER_VAL_PICTURES, theirs):
         return []
-    rows, columns = PUBLISHED_INPUT
     return [
         f"the expected AP is that of all {WIDER_VAL_PICTURES} pictures of WIDER FACE val at "
-        f"{columns}x{rows}; this is one of {pictures} pictures at {size[1]}x{size[0]}, so they "
-        "cannot be compared"
+        f"{theirs}; this is one of {pictures} pictures at {ours}, so they cannot be compared"
     ]
+
+
+def _expects(path: Path, key: str, expected: Mapping[str, Any] | None) -> bool:
+    """Whether a file of `conf/` has this expected AP."""
+    own = OmegaConf.select(OmegaConf.load(path), key) if path.is_file() else None
+    return bool(expected and own and all(own.get(k) == v for k, v in expected["ap"].items()))
 
 
 def is_like_published(results: Mapping[str, Any]) -> bool:
@@ -96,6 +125,7 @@ def is_like_published(results: Mapping[str, Any]) -> bool:
     size = (config["model"]["height"], config["model"]["width"])
     return bool(
         config["dataset"]["kind"] == "wider"
+        and config["preprocess"]["size"] == "letterbox"
         and pictures["done"] == pictures["total"] == WIDER_VAL_PICTURES
         and config["eval"]["protocol"] == published_ap().protocol
         and size == PUBLISHED_INPUT

@@ -101,6 +101,8 @@ class Results:
     Attributes:
         job: Name of its module in `jobs`.
         ap: Protocol -> difficulty -> average precision, a fraction; the chosen protocol first.
+        test: How the pictures were tested, see `cfdist.report.accuracy.tested`; `None` where
+            another program has found the boxes.
         total: Pictures asked for (job=infer: input tensors), each counted once in several passes.
         done: The pictures of `total` that did not fail.
         failures: (picture id, reason), each picture once.
@@ -131,6 +133,7 @@ class Results:
 
     job: str
     ap: dict[str, dict[str, float]] = field(default_factory=dict)
+    test: str | None = None
     total: int = 0
     done: int = 0
     failures: Sequence[tuple[str, str]] = ()

@@ -260,6 +260,8 @@ def print_results(results: Results) -> None:
     if results.ap:
         has_quirks = not results.ap.keys() <= PROTOCOLS.keys()
         (print_compact if has_quirks else console.print)(_ap_table(results))
+    if results.test:
+        console.print(f"test: {results.test}", markup=False)
     if results.throughput:
         console.print(_speed_line(results, results.throughput))
         for device in results.devices:

@@ -12,7 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cfdist.errors import UserError
-from cfdist.preprocess import StoredPicture, read_into
+from cfdist.preprocess import (
+    DecodedPicture,
+    StoredPicture,
+    decode_stored,
+    picture_content,
+    read_into,
+)
 from cfdist.storage import is_uri, open_store, place_of
 
 SUFFIX = ".jpg"
@@ -51,6 +57,10 @@ class WorkItem:
     def fill(self, row: NDArray[np.uint8]) -> StoredPicture:
         """Read and letterbox the picture into its place in a batch, see `read_into`."""
         return read_into(self.path, row, self.use_damaged, self.is_upright)
+
+    def decode(self) -> DecodedPicture:
+        """Read and decode the picture, see `decode_stored`."""
+        return decode_stored(picture_content(self.path), self.use_damaged, self.is_upright)
 
 
 def picture_and_pass(key: str) -> tuple[str, int]:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import simplejpeg
 
-from cfdist.decode import decode_detections, finite_pictures, select_peaks
+from cfdist.decode import decode_detections, finite_pictures, to_peaks
 from cfdist.devices.reader import LetterboxedPicture
 from cfdist.distributed.actors import end_idle_actors
 from cfdist.distributed.work import (
@@ -218,7 +218,7 @@ def write_prediction(output: RawOutput, spec: ModelSpec, folder: Path, style: st
         is_finite = [np.isfinite(values).all() for values in heads]
         bad = output.files[is_finite.index(False)]
         return f"{bad} holds NaN or infinite values; run job=infer again"
-    peaks = select_peaks(heads, spec.top_k)
+    peaks = to_peaks(heads, spec)
     (found,) = decode_detections([output.id], np.array([size], np.int32), peaks, spec)
     if found.error is not None:
         return found.error

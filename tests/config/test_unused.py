@@ -35,10 +35,10 @@ READ_BY = {
         | FILES
         | EXPECTED
         | {"checkpoint", "batch", "outputs"}
-        | {"top_k", "nms"},
+        | {"top_k", "nms", "peaks", "score"},
         "backend": BACKEND,
         "eval": {"protocol", "gate", "metrics"},
-        "preprocess": {"where", "cache"},
+        "preprocess": {"size", "where", "cache"},
         "": RAY | {"devices", "pipeline.readers", "resume", "objective", "coco"} | POOL,
     },
     "score": {
@@ -49,7 +49,10 @@ READ_BY = {
     },
     "benchmark": {
         "dataset": DATASET | {"repeat"},
-        "model": SIZE | NETWORK | FILES | {"checkpoint", "batch", "outputs", "top_k", "nms"},
+        "model": SIZE
+        | NETWORK
+        | FILES
+        | {"checkpoint", "batch", "outputs", "top_k", "nms", "peaks", "score"},
         "backend": BACKEND,
         "eval": {"protocol"},
         "benchmark": {"parts", "loops", "input", "readers", "pictures", "scenario", "min_seconds"},
@@ -68,8 +71,9 @@ READ_BY = {
     },
     "compare": {
         "dataset": DATASET,
-        "model": SIZE | NETWORK | {"batch", "outputs", "top_k", "nms"},
+        "model": SIZE | NETWORK | {"batch", "outputs", "top_k", "nms", "peaks", "score"},
         "backend": {"precision", "providers", "device"},
+        "preprocess": {"size"},
         "eval": {"protocol"},
         "compare": {"ap", "boxes", "cosine"},
         "": RAY | {"reference", "candidate", "devices", "pipeline.readers"} | POOL,
@@ -88,7 +92,7 @@ READ_BY = {
     },
     "postprocess": {
         "dataset": DATASET,
-        "model": SIZE | {"convention", "top_k", "nms"},
+        "model": SIZE | {"convention", "top_k", "nms", "peaks", "score"},
         "eval": {"protocol"},
         "postprocess": {"input", "output"},
         "": RAY,
@@ -96,8 +100,12 @@ READ_BY = {
     "download": {"download": {"to", "from", "mirrors", "size", "md5", "sha256", "stall_s"}},
 }
 READ_BY["detect"] = {
-    "model": SIZE | NETWORK | FILES | {"checkpoint", "batch", "outputs", "top_k", "nms"},
+    "model": SIZE
+    | NETWORK
+    | FILES
+    | {"checkpoint", "batch", "outputs", "top_k", "nms", "peaks", "score"},
     "backend": BACKEND,
+    "preprocess": {"size"},
     "detect": {"threshold", "annotate"},
     "dataset": set(),
     "": RAY | {"input", "devices", "pipeline.readers"} | POOL,
@@ -174,6 +182,8 @@ def test_each_key_is_read_by_the_job_or_refused(job):
             "backend.preset: .* only with backend.latency_ms=null",
         ),
         (["backend=simulated", "backend.fault_device=1"], "fault_device: .* with backend.fault="),
+        (["preprocess.size=own", "model.width=640"], "model.width: .*preprocess.size=letterbox"),
+        (["preprocess.size=own", "preprocess.where=cluster"], "preprocess.where: .*=letterbox"),
         (["backend=simulated", "model.nms=0.3"], "model.nms: .* a backend that runs the model"),
         (["backend=simulated", "eval=guide"], "eval: .* only with a backend that runs the model"),
         (["job=benchmark", "backend=simulated", "eval.protocol=guide"], "eval.protocol: .* a back"),

@@ -34,7 +34,9 @@ def test_detections_are_those_of_the_plain_steps(detector, items, spec):
         row = np.zeros((96, 96, 3), np.uint8)
         size = read_into(item.path, row).size
         outputs = detector._runner.backend.infer(row[None])
-        plain = decode_detections([item.id], np.array([size], np.int32), to_peaks(outputs), model)
+        plain = decode_detections(
+            [item.id], np.array([size], np.int32), to_peaks(outputs, model), model
+        )
         assert ours.id == item.id
         assert (ours.width, ours.height) == size
         np.testing.assert_allclose(ours.scores, plain[0].scores, rtol=0, atol=1e-5)
