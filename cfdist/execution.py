@@ -7,6 +7,7 @@ which connects to Ray, plans the devices and refuses what the machine's memory c
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -20,7 +21,7 @@ from cfdist import __version__, backends
 from cfdist.ascend.npu_smi import health_notes, read_npus
 from cfdist.backends.choice import choose_cpu_backend
 from cfdist.backends.model import BackendModel
-from cfdist.config import Config, ModelConfig, PreprocessConfig, refuse_unused
+from cfdist.config import Config, ModelConfig, refuse_unused
 from cfdist.devices.memory import needed_bytes, refuse_too_large, stream_bytes
 from cfdist.devices.reader import Size
 from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, chosen
@@ -172,8 +173,7 @@ def start(
     """
     is_here = config.cluster.joined is None
     _refuse_unkept(config)
-    sizes = picture_sizes(pictures) if config.preprocess.size == "own" else {}
-    models = [at_largest_size(model, sizes) for model in models]
+    models, sizes = _with_sizes(config, models, pictures)
     # Models of two kinds run beside the rarer kind of device.
     kind = min((model.kind for model in models), key=("npu", "gpu", "cpu").index)
     _refuse_device_numbers(config, kind)
@@ -196,8 +196,7 @@ def start(
         refuse_crowd(plan, config.devices, max(1, cores), models[0].capabilities)
         for node in nodes:
             host = "" if is_here else node.host
-            devices = plan.room(node)
-            refuse_too_large(models, devices, plan.streams, plan.threads, node.memory, host)
+            refuse_too_large(models, plan.room(node), plan.streams, plan.threads, node.memory, host)
         return plan
 
     if is_here:
@@ -207,7 +206,8 @@ def start(
     cluster = config.cluster
     joined = (cluster.joined, cluster.dashboard, kind, config.devices, cluster.wait_s)
     with session(*joined, cluster.keep_minutes) as dashboard:
-        on_cluster = feeds_pictures and _letterboxes_on_cluster(config.preprocess, kind)
+        where = config.preprocess.where if config.preprocess.size == "letterbox" else "device"
+        on_cluster = feeds_pictures and _letterboxes_on_cluster(where, kind)
         if config.dataset.ship:
             models, pictures = [ship_model(model) for model in models], ()
         elif not is_here:  # what was fetched for this host is shipped to the others
@@ -274,6 +274,16 @@ def _refuse_device_numbers(config: Config, kind: str) -> None:
     chosen(kind, devices)
 
 
+def _with_sizes(
+    config: Config, models: Sequence[BackendModel], pictures: Sequence[WorkItem]
+) -> tuple[Sequence[BackendModel], dict[str, Size]]:
+    """The models, and at own size each picture's size, of which the models get the largest."""
+    if config.preprocess.size == "letterbox":
+        return models, {}
+    sizes = picture_sizes(pictures)
+    return [at_largest_size(model, sizes) for model in models], sizes
+
+
 def at_largest_size(model: BackendModel, sizes: Mapping[str, Size]) -> BackendModel:
     """The model with the largest input of pictures of these sizes; as it is if there are none."""
     inputs = [own_size(*size) for size in sizes.values()]
@@ -283,16 +293,14 @@ def at_largest_size(model: BackendModel, sizes: Mapping[str, Size]) -> BackendMo
     return replace(model, spec=replace(model.spec, height=height, width=width))
 
 
-def _letterboxes_on_cluster(preprocess: PreprocessConfig, kind: str) -> bool:
+def _letterboxes_on_cluster(where: str, kind: str) -> bool:
     """Whether a stage of a Ray Dataset letterboxes the pictures.
 
     "auto" does so only if the cluster has nodes with CPUs and no device of the run. CPU devices
     use all CPUs of all nodes.
     """
-    if preprocess.size == "own":
-        return False
-    if preprocess.where != "auto":
-        return preprocess.where == "cluster"
+    if where != "auto":
+        return where == "cluster"
     if ACCELERATOR_RESOURCE[kind] is None:
         return False
     return any(node.cpus >= 1 and not node.accelerators for node in cluster_nodes(kind))
@@ -341,16 +349,20 @@ def supply_pictures(config: Config, execution: Execution, manifest: Manifest) ->
 
 def device_work(config: Config, execution: Execution) -> MakeWork:
     """Makes work whose pictures each device decodes and letterboxes."""
-    least = max(model.spec.batch * model.capabilities.group for model in execution.models)
+    make: MakeWork = item_work
+    if config.dataset.ship:
+        least = max(model.spec.batch * model.capabilities.group for model in execution.models)
+        make = functools.partial(shipped_work, least=least)
+    if config.preprocess.size == "letterbox":
+        return make
 
-    def make_work(items: Sequence[WorkItem]) -> Work:
-        if execution.sizes:
-            items = by_shape(items, execution.sizes)
-        work = shipped_work(items, least) if config.dataset.ship else item_work(items)
+    def make_sorted(items: Sequence[WorkItem]) -> Work:
+        items = by_shape(items, execution.sizes)
+        work = make(items)
         work.keys = [item.key for item in items]
         return work
 
-    return make_work
+    return make_sorted
 
 
 def by_shape(items: Sequence[WorkItem], sizes: Mapping[str, Size]) -> list[WorkItem]:

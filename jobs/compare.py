@@ -20,7 +20,7 @@ from cfdist.execution import Execution
 from cfdist.extensions import is_own_code
 from cfdist.model.formats import format_of
 from cfdist.report import screen
-from cfdist.report.accuracy import tested
+from cfdist.report.accuracy import how_tested
 from cfdist.report.page.run import write_run_report
 from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Results, damage_notes, phase_seconds
@@ -48,7 +48,7 @@ def main(config: Config, output: Path, started: float) -> int:
         comparison[side] = about | {"backend": model.backend} | comparison[side]
     results = Results(
         job="compare",
-        test=tested(config),
+        test=how_tested(config),
         total=len(manifest.items),
         done=len(manifest.items) - len(tally.failures),
         failures=sorted(tally.failures.items()),

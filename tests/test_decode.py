@@ -15,12 +15,15 @@ from cfdist.decode import (
     HeadMaps,
     Peaks,
     decode_boxes,
+    decode_detections,
     finite_pictures,
     graph_peaks,
+    join_peaks,
     nms,
     select_peaks,
+    to_peaks,
 )
-from cfdist.preprocess import letterbox_affine
+from cfdist.preprocess import letterbox_affine, stretch_affine
 from cfdist.widerface.predictions import STYLES, prediction_text, rows
 
 
@@ -82,18 +85,28 @@ heat_maps = hnp.arrays(
 
 
 @settings(deadline=None)
-@given(heat_maps, st.integers(1, 12))
-def test_peaks_are_those_of_a_plain_loop(hm, k):
+@given(
+    heat_maps,
+    st.one_of(st.none(), st.integers(1, 12)),
+    st.sampled_from([0.0, 0.125, 0.3]),
+    st.booleans(),
+)
+def test_peaks_are_those_of_a_plain_loop(hm, k, above, only_maxima):
     heads = heads_of(hm)
-    peaks = select_peaks(heads, k)
+    peaks = select_peaks(heads, k, above, only_maxima)
+    if k is None:
+        assert peaks.score.shape[1] == np.count_nonzero(peaks.score, axis=1).max()
     for i, one in enumerate(hm):
         height, width = one.shape
         found = [
             (-one[r, c], r * width + c)
             for r in range(height)
             for c in range(width)
-            if one[r, c] > 0
-            and one[r, c] == one[max(0, r - 1) : r + 2, max(0, c - 1) : c + 2].max()
+            if one[r, c] > above
+            and (
+                not only_maxima
+                or one[r, c] == one[max(0, r - 1) : r + 2, max(0, c - 1) : c + 2].max()
+            )
         ]
         found = sorted(found)[:k]
         count = len(found)
@@ -105,6 +118,30 @@ def test_peaks_are_those_of_a_plain_loop(hm, k):
             np.testing.assert_array_equal(peaks.values[i, row, 0:2], heads.wh[i, :, r, c])
             np.testing.assert_array_equal(peaks.values[i, row, 2:4], heads.offset[i, :, r, c])
             np.testing.assert_array_equal(peaks.values[i, row, 4:], heads.landmarks[i, :, r, c])
+
+
+def test_the_model_s_rule_picks_the_peaks_of_maps_and_of_graphs(spec):
+    heads = heads_of(np.array([[[0.9, 0.8, 0.0], [0.0, 0.0, 0.0], [0.1, 0.0, 0.3]]]))
+    picked = to_peaks(heads, spec(peaks="threshold", score=0.1, top_k=None))
+    assert picked.cell.tolist() == [[0, 1, 8]]
+    of_graph = select_peaks(heads, 4)
+    assert to_peaks(of_graph, spec(score=0.25)).score.tolist() == [
+        pytest.approx([0.9, 0.3, 0.0, 0.0])
+    ]
+
+
+def test_batches_with_other_numbers_of_peaks_are_joined():
+    hm = np.zeros((3, 4, 4))
+    hm[0, 0, 0] = hm[1, :, 0] = hm[2, 3, 3] = 0.5
+    whole = select_peaks(heads_of(hm), None, only_maxima=False)
+    parts = [
+        select_peaks(HeadMaps(*(maps[i : i + 1] for maps in heads_of(hm))), None, 0.0, False)
+        for i in range(3)
+    ]
+    assert [part.score.shape[1] for part in parts] == [1, 4, 1]
+    for ours, theirs in zip(join_peaks(parts), whole, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert join_peaks([]).values.shape == (0, 0, 14)
 
 
 def test_empty_and_nan_maps_have_no_peaks():
@@ -140,13 +177,14 @@ def test_the_authors_convention_by_hand():
     st.integers(0, 199),
     st.floats(-2, 3, width=32),
     st.floats(-2, 3, width=32),
+    st.booleans(),
 )
-def test_boxes_go_back_through_the_affine(width, height, row, column, log_w, log_h):
-    """Letterboxing a decoded box gives the cells that it was decoded from."""
+def test_boxes_go_back_through_the_affine(width, height, row, column, log_w, log_h, is_stretched):
+    """Letterboxing or stretching a decoded box gives the cells that it was decoded from."""
     peaks = one_peak(row * 200 + column, [log_w, log_h, 0.5, 0.5] + [0.0] * 10)
     sizes = np.array([[width, height]])
-    boxes, _ = decode_boxes(peaks, "centerface_pytorch", sizes, (800, 800))
-    affine = letterbox_affine(width, height, 800, 800)
+    boxes, _ = decode_boxes(peaks, "centerface_pytorch", sizes, (800, 800), is_stretched)
+    affine = (stretch_affine if is_stretched else letterbox_affine)(width, height, 800, 800)
     corners = np.vstack([boxes[0, 0].reshape(2, 2).T.astype(float), np.ones(2)])
     x1, y1, x2, y2 = (affine @ corners).T.reshape(-1) / 4
     assert (x1 + x2) / 2 == pytest.approx(column + 0.5, abs=1e-2)
@@ -182,6 +220,28 @@ def test_suppression_is_that_of_a_plain_loop(corners, threshold):
     scores = np.linspace(1, 0.1, len(boxes), dtype=np.float32)
     threshold = np.float32(threshold)
     assert nms(boxes, scores, threshold).tolist() == plain_nms(boxes, scores, threshold)
+
+
+@pytest.mark.parametrize("pairs", [1, 100, 3000])
+def test_suppression_of_many_boxes_takes_little_memory(monkeypatch, pairs):
+    random = np.random.default_rng(pairs)
+    start = random.uniform(0, 90, (150, 2))
+    boxes = np.hstack([start, start + random.uniform(5, 25, (150, 2))]).astype(np.float32)
+    scores = np.linspace(1, 0, 150, dtype=np.float32)
+    whole = nms(boxes, scores, 0.3)
+    monkeypatch.setattr(decode, "_PAIRS_AT_ONCE", pairs)
+    assert nms(boxes, scores, 0.3).tolist() == whole.tolist()
+    assert whole.tolist() == plain_nms(boxes, scores, np.float32(0.3))
+
+
+def test_boxes_at_own_size_end_at_the_picture(spec):
+    # The first cell of a 64x32 input; 50 x 32 is the picture's own size.
+    peaks = one_peak(0, [np.log(10), np.log(20), 0.0, 0.0] + [0.5] * 10)
+    model = spec(height=32, width=64, size="own", nms=None)
+    (found,) = decode_detections(["e/0"], np.array([[50, 32]], np.int32), peaks, model)
+    x, y = 2 * 50 / 64, 2.0  # half a cell, back on each axis
+    np.testing.assert_allclose(found.boxes, [[0, 0, x + 40 * 50 / 64, y + 20]], rtol=1e-5)
+    np.testing.assert_allclose(found.landmarks, [[[x, y]] * 5], rtol=1e-5)
 
 
 def test_rows_without_score_are_no_boxes():

@@ -17,6 +17,7 @@ from cfdist.distributed.journal import Journal, RunIdentity
 from cfdist.distributed.shipping import read_here
 from cfdist.distributed.work import item_work
 from cfdist.errors import UserError
+from cfdist.widerface.manifest import WorkItem
 
 
 @pytest.fixture
@@ -148,6 +149,36 @@ def test_the_fingerprint_is_that_of_what_decides_the_detections(compose, spec):
     assert execution.run_identity(model, manifest, "guide") != identity
 
 
+def test_at_own_size_the_pictures_decide_the_input(compose, spec):
+    config = compose("dataset.limit=3")
+    truth = inputs.find_ground_truth(config.dataset)
+    manifest = inputs.find_pictures(config.dataset, truth)
+    model = BackendModel("openvino", spec(size="own"))
+    sizes = {"a": (1024, 300), "b": (700, 683), "c": (30, 2000)}
+    largest = execution.at_largest_size(model, sizes)
+    assert (largest.spec.width, largest.spec.height) == (704, 704)
+    assert execution.at_largest_size(model, {}) == model
+    whole = execution.run_identity(largest, manifest)
+    assert whole == execution.run_identity(model, manifest)
+    assert whole.parts["preprocess.size"] == "own"
+    assert whole != execution.run_identity(BackendModel("openvino", spec()), manifest)
+
+
+def test_items_of_one_shape_stand_together_the_largest_first():
+    sizes = {"a": (100, 100), "b": (1024, 700), "c": (97, 128), "d": (1000, 704), "f": (128, 97)}
+    items = [WorkItem(id, id, 1) for id in "abcdef"]
+    # b and d are 1024x704; a, c and f are 128x128; nobody knows the size of e.
+    assert [item.id for item in execution.by_shape(items, sizes)] == [*"bdacfe"]
+
+
+def test_a_threshold_is_needed_where_it_picks_the_peaks(compose):
+    for settings in (["model.score=0.1"], ["model.top_k=9"]):
+        peaks = ["model.peaks=threshold", "model.top_k=null", *settings]
+        execution.conventions(compose(*peaks).model)
+    with pytest.raises(UserError, match=r"every cell is a peak; set model.score, such as 0.02"):
+        execution.conventions(compose("model.peaks=threshold", "model.top_k=null").model)
+
+
 @pytest.mark.parametrize(
     ("where", "kind", "nodes", "expected"),
     [
@@ -200,7 +231,8 @@ def supplied(monkeypatch, compose, spec):
         *overrides: str, height: int = 800, on_cluster: bool = False, passes: int = 1
     ) -> execution.PictureSupply:
         model = BackendModel("simulated", spec(height=height), {})
-        there = SimpleNamespace(models=(model,), letterboxes_on_cluster=on_cluster)
+        sizes = dict.fromkeys((item.id for item in manifest.items), (50, 40))
+        there = SimpleNamespace(models=(model,), letterboxes_on_cluster=on_cluster, sizes=sizes)
         pictures = manifest.repeated(passes)
         return execution.supply_pictures(compose(*overrides), there, pictures)
 
@@ -215,6 +247,14 @@ def test_a_single_run_reads_beside_its_devices_or_by_a_stage_and_keeps_nothing(s
     assert supplied("preprocess.cache=true").make_work is item_work
     assert supplied("preprocess.cache=true", passes=2).make_work is not item_work
     assert supplied(passes=2).make_work is item_work
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_pictures_at_their_own_size_stay_beside_their_devices(supplied, sweep):
+    supply = supplied("preprocess.size=own")
+    assert supply.origin == "device"
+    assert sweep.pictures is None
+    assert supply.make_work(supplied.items).keys == [item.key for item in supplied.items]
 
 
 @pytest.mark.parametrize("on_cluster", [False, True])

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import zipfile
 
+import cv2
+import numpy as np
 import pytest
 
 from cfdist import inputs
 from cfdist.errors import UserError
+from cfdist.storage import place_of
+from cfdist.widerface.manifest import WorkItem
 
 
 def test_the_sample_set_is_found_without_any_folder(compose):
@@ -94,3 +98,25 @@ def test_prediction_files_may_lie_in_a_folder_an_archive_or_at_a_uri(tmp_path):
         ):
             pass
     assert not scratch.exists()
+
+
+def test_picture_sizes_are_those_that_files_and_archives_tell(tmp_path):
+    content = cv2.imencode(".jpg", np.zeros((40, 70, 3), np.uint8))[1].tobytes()
+    plain, late = tmp_path / "plain.jpg", tmp_path / "late.jpg"
+    plain.write_bytes(content)
+    # The header comes after more application data than is read at first.
+    padding = b"\xff\xe5" + (60_000).to_bytes(2, "big") + bytes(59_998)
+    late.write_bytes(content[:2] + padding + content[2:])
+    packed = tmp_path / "set.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("e/packed.jpg", content)
+    places = {
+        "e/plain": str(plain),
+        "e/late": str(late),
+        "e/packed": place_of(str(packed), "e/packed.jpg"),
+        "e/gone": str(tmp_path / "no.jpg"),
+        "e/lost": place_of(str(packed), "e/no.jpg"),
+    }
+    items = [WorkItem(id, path, 1) for id, path in places.items()]
+    sizes = inputs.picture_sizes(items)
+    assert sizes == dict.fromkeys(["e/plain", "e/late", "e/packed"], (70, 40))

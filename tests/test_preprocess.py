@@ -23,7 +23,11 @@ from cfdist.preprocess import (
     decode_picture,
     letterbox_affine,
     letterbox_into,
+    own_size,
     read_into,
+    size_in_header,
+    stretch_affine,
+    stretch_into,
     to_letterboxed,
     to_model_input,
 )
@@ -465,3 +469,32 @@ def test_an_upright_picture_is_as_viewers_show_it(orientation, kind):
     assert stored.size == upright.size
     if kind != "TIFF":
         assert preprocess.decode_into(content, row).size == (48, 32)
+
+
+@given(st.integers(1, 20000), st.integers(1, 20000))
+def test_an_own_size_is_the_next_multiple_of_32(width, height):
+    for side, found in zip((width, height), own_size(width, height), strict=True):
+        assert found % 32 == 0
+        assert 0 <= found - side < 32
+    corner = stretch_affine(width, height, *own_size(width, height)) @ [width, height, 1]
+    np.testing.assert_allclose(corner, own_size(width, height), rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (50, 70)])
+def test_a_stretched_picture_fills_its_input(size):
+    picture = random_picture(*size)
+    row = np.zeros((64, 96, 3), np.uint8)
+    stretch_into(four_channels(picture), row)
+    np.testing.assert_array_equal(row, cv2.resize(picture, (96, 64)))
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_the_size_is_in_a_file_s_beginning(suffix):
+    content = encode(random_picture(90, 200), suffix)
+    assert size_in_header(content[: len(content) // 2]) == (200, 90)
+    assert size_in_header(content[:4]) is None
+
+
+def test_a_header_with_too_many_pixels_tells_no_size():
+    assert size_in_header(jpeg_header(30000, 20000)) is None
+    assert size_in_header(png_header(30000, 20000)) is None

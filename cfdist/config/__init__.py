@@ -18,7 +18,6 @@ from cfdist.config.schema import DatasetConfig as DatasetConfig
 from cfdist.config.schema import LogConfig as LogConfig
 from cfdist.config.schema import ModelConfig as ModelConfig
 from cfdist.config.unused import flat as flat
-from cfdist.config.schema import PreprocessConfig as PreprocessConfig
 from cfdist.config.unused import key_of as key_of
 from cfdist.config.unused import new_keys as new_keys
 from cfdist.config.unused import refuse_twice as refuse_twice

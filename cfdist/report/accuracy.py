@@ -64,7 +64,7 @@ def accuracy_notes(
     return [f"the AP is {'near zero' if highest < NEAR_ZERO else 'low'}: {reason}", *notes]
 
 
-def tested(config: Config) -> str:
+def how_tested(config: Config) -> str:
     """What an AP is the AP of, beside the model and the pictures: their size, the peaks, the boxes.
 
     Two figures can be compared only if this is the same for both.

@@ -15,7 +15,7 @@ from cfdist.execution import PictureSupply
 from cfdist.files import PREDICTIONS
 from cfdist.inputs import find_face_labels
 from cfdist.machine import peak_memory
-from cfdist.report.accuracy import accuracy_notes, expected_notes, tested
+from cfdist.report.accuracy import accuracy_notes, expected_notes, how_tested
 from cfdist.report.page.quality import Evidence
 from cfdist.report.results import (
     START_UP,
@@ -58,7 +58,7 @@ def evaluation_results(
         notes = _accuracy_notes(config, task, evaluation) + notes
         of_model = {
             "ap": chosen_first(evaluation.ap, config.eval.protocol),
-            "test": tested(config),
+            "test": how_tested(config),
             "model": {"path": str(model.spec.path), "sha256": model.spec.sha256},
             "expected": expected_ap(config, evaluation.ap),
         }

@@ -101,7 +101,7 @@ class Results:
     Attributes:
         job: Name of its module in `jobs`.
         ap: Protocol -> difficulty -> average precision, a fraction; the chosen protocol first.
-        test: How the pictures were tested, see `cfdist.report.accuracy.tested`; `None` where
+        test: How the pictures were tested, see `cfdist.report.accuracy.how_tested`; `None` where
             another program has found the boxes.
         total: Pictures asked for (job=infer: input tensors), each counted once in several passes.
         done: The pictures of `total` that did not fail.

@@ -62,3 +62,8 @@ def test_settings_that_change_numbers_are_known(spec):
     onnxruntime = BackendModel("onnxruntime", spec(), options).numeric_options
     assert onnxruntime == {"providers": ["CPUExecutionProvider"]}
     assert BackendModel("simulated", spec(), options).numeric_options == {}
+
+
+def test_a_backend_of_one_input_size_is_refused_at_own_size(spec):
+    with pytest.raises(UserError, match=r"backend=om runs a model of one input size; choose back"):
+        BackendModel("om", spec(size="own")).check()

@@ -210,3 +210,14 @@ def test_weights_that_lie_elsewhere_are_refused(spec, form_files, tmp_path):
     (tmp_path / "weights.bin").unlink()
     with pytest.raises(UserError, match=r"lie in 'weights\.bin', which is not in"):
         load_onnx(spec(path, outputs=None, height=64, width=64))
+
+
+def test_for_pictures_at_their_own_size_the_sides_are_free(spec, tmp_path):
+    model = load_onnx(spec(size="own"))
+    assert shape_of(model.graph.input[0]) == ["batch", 3, "height", "width"]
+    assert [shape_of(one)[2:] for one in model.graph.output] == [["rows", "columns"]] * 4
+    static = small_network(tmp_path / "static.onnx", reshape=[-1, 3, 64, 64])
+    outputs = tuple(f"output{i}" for i in range(1, 5))
+    assert load_onnx(spec(path=static, height=64, width=64, outputs=outputs))
+    with pytest.raises(UserError, match=r"export it with free height and width .dynamic axes"):
+        load_onnx(spec(path=static, outputs=outputs, size="own"))

@@ -68,3 +68,10 @@ def test_four_arrays_are_head_maps_and_three_are_peaks(spec):
     peaks = as_result([np.ones((2, *shape), np.float32) for shape in output_shapes(3, model)])
     assert isinstance(peaks, Peaks)
     assert (peaks.cell.dtype, peaks.values.shape) == (np.int32, (2, 5, 14))
+
+
+@pytest.mark.parametrize("change", [{"top_k": None}, {"peaks": "threshold"}, {"size": "own"}])
+def test_a_graph_that_picks_peaks_is_refused_where_others_are_wanted(spec, change):
+    assert output_shapes(3, spec()) == [(200,), (200,), (200, 14)]
+    with pytest.raises(UserError, match="give a model that puts out head maps"):
+        output_shapes(3, spec(**change))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.simulated import PUBLISHED_RATES, SimulatedBackend, batch_milliseconds
-from cfdist.decode import finite_pictures, select_peaks
+from cfdist.decode import HeadMaps, finite_pictures, select_peaks
 from cfdist.errors import UserError
 from cfdist.report.evaluation import preset_notes
 from cfdist.report.results import check_gate
@@ -34,6 +34,12 @@ def make(spec):
         return SimulatedBackend(model, DeviceSettings(1, streams, 0, options, number))
 
     return create
+
+
+def test_a_picture_at_its_own_size_has_maps_of_that_size(make):
+    backend = make(batch=2, size="own")
+    heads = backend.infer(np.zeros((2, 96, 64, 3), np.uint8))
+    assert [maps.shape for maps in heads] == [(2, count, 24, 16) for count in HeadMaps.CHANNELS]
 
 
 @pytest.mark.parametrize("pictures", [1, 3, 4])

@@ -50,6 +50,18 @@ def test_two_runtimes_of_one_model_agree(spec, items):
     assert all(difference.largest < 1e-3 for difference in chunk.heads.values())
 
 
+def test_pictures_at_their_own_size_are_compared_shape_by_shape(spec, items, tmp_path):
+    wide = tmp_path / "wide.png"
+    cv2.imwrite(str(wide), np.zeros((64, 128, 3), np.uint8))
+    model = BackendModel("openvino", spec(height=64, width=128, batch=2, size="own"), OPTIONS)
+    some = [items[0], WorkItem("e/wide", str(wide), 1), items[1], items[3]]
+    chunk = compared(model, replace(model, backend="onnxruntime"), some)
+    assert chunk.keys == ("e/0", "e/wide", "e/1")
+    assert [id for id, _ in chunk.doubtful] == ["e/gone"]
+    assert chunk.heads["hm"].count == 2 * 16 * 24 + 16 * 32
+    assert all(difference.largest < 1e-3 for difference in chunk.heads.values())
+
+
 @pytest.mark.parametrize(("side", "number"), [("reference", 0), ("candidate", 1)])
 def test_a_side_that_is_not_finite_is_named(spec, items, side, number):
     model = BackendModel(

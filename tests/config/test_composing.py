@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from cfdist import config
 from cfdist.config.schema import Job, all_fields
+from cfdist.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -97,3 +98,9 @@ def test_every_job_has_its_module():
 def test_a_group_on_the_command_line_wins_over_the_experiment_s(compose):
     assert compose("experiment=published_table").eval.protocol == "guide"
     assert compose("experiment=published_table", "eval=official").eval.protocol == "official"
+
+
+@pytest.mark.parametrize("job", ["benchmark", "preprocess", "infer", "export"])
+def test_a_preset_at_own_size_is_refused_by_jobs_that_letterbox(job):
+    with pytest.raises(UserError, match=f"preprocess.size=own: job={job} takes letterboxed pict"):
+        config.compose(f"job={job}", "experiment=authors_own_size")

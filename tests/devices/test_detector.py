@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -41,6 +42,27 @@ def test_detections_are_those_of_the_plain_steps(detector, items, spec):
         assert (ours.width, ours.height) == size
         np.testing.assert_allclose(ours.scores, plain[0].scores, rtol=0, atol=1e-5)
         np.testing.assert_allclose(ours.boxes, plain[0].boxes, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
+def test_pictures_at_their_own_size_are_found_whatever_is_beside_them(backend, spec, items):
+    options = OPTIONS | {"providers": ["CPUExecutionProvider"]}
+    changes = {"size": "own", "peaks": "threshold", "score": 0.02, "top_k": None}
+    model = BackendModel(backend, spec(height=160, width=224, batch=2, **changes), options)
+    detector = Detector(model, DeviceSettings(1, 1), readers=1)
+    detector.warm_up()
+    together = {one.id: one for one in detector.process(items)}
+    alone = [detector.process([item])[0] for item in items]
+    runner = detector._runner
+    for item, one in zip(items, alone, strict=True):
+        np.testing.assert_allclose(one.boxes, together[one.id].boxes, rtol=0, atol=1e-3)
+        picture = cv2.imread(item.path)
+        stretched = cv2.resize(picture, (-(-picture.shape[1] // 32) * 32, 160))[None]
+        assert runner.infer(stretched).outputs[0].hm.shape[2:] == (40, stretched.shape[2] // 4)
+        assert (one.width, one.height) == (picture.shape[1], picture.shape[0])
+        assert (one.boxes >= 0).all() and (one.boxes[:, 2] <= one.width).all()
+    assert sum(len(one.scores) for one in alone) > 0
+    detector.close()
 
 
 def test_the_report_says_when_the_device_read_and_inferred(detector, items):

@@ -91,3 +91,18 @@ def test_no_room_for_the_batch_is_the_user_s_error(error, reason):
 def test_another_error_stays_what_it_is():
     with pytest.raises(ValueError, match="no such thing"), memory.memory_as_user_error(8):
         raise ValueError("no such thing")
+
+
+def test_pictures_at_their_own_size_need_no_buffers_of_whole_chunks(spec):
+    def needed(**changes) -> int:
+        model = BackendModel("openvino", spec(height=1024, width=1024, **changes), CPU)
+        return memory.needed_bytes(model, 1, 2)
+
+    assert needed(batch=1, size="own") < needed(batch=1)
+    assert needed(batch=8, size="own") > needed(batch=1, size="own")
+
+
+def test_the_largest_picture_is_named_where_it_does_not_fit(spec):
+    model = BackendModel("openvino", spec(height=8192, width=8192, batch=1, size="own"), CPU)
+    with pytest.raises(UserError, match=r"at once, the largest picture of 8192x8192, need about"):
+        memory.refuse_too_large([model], free=2_000_000_000)

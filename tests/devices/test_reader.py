@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cfdist.devices.reader import LetterboxedPicture, Reader
+from cfdist.devices.reader import LetterboxedPicture, OwnSizeReader, Reader, ShippedPicture
 from cfdist.preprocess import read_into
 from cfdist.widerface.manifest import WorkItem
 
@@ -112,3 +112,28 @@ def test_opencv_and_python_get_their_settings_back():
     assert cv2.getNumThreads() == 1
     reader.close()
     assert (cv2.getNumThreads(), sys.getswitchinterval()) == before
+
+
+def test_pictures_at_their_own_size_come_in_batches_of_one_shape(items, tmp_path):
+    gone = WorkItem("e/gone", str(tmp_path / "no"), 0)
+    half = tmp_path / "half.jpg"
+    half.write_bytes(Path(items[1].path).read_bytes()[:-200])
+    used = WorkItem("e/used", str(half), 10, use_damaged=True)
+    shipped = ShippedPicture(items[2], Path(items[2].path).read_bytes())
+    reader = OwnSizeReader(threads=2, batch=4)
+    portions = [*reader.portions([items[0], gone, used, shipped, items[3]])]
+    reader.close()
+    # 100, 120, 140 and 160 pixels wide; the last one is of another batch of files.
+    assert [(one.keys, one.letterboxed.shape[:3]) for one in portions] == [
+        (("e/0", "e/used"), (2, 160, 128)),
+        (("e/2",), (1, 160, 160)),
+        ((), (0, 32, 32)),
+        (("e/3",), (1, 160, 160)),
+    ]
+    assert portions[0].sizes.tolist() == [[100, 150], [120, 150]]
+    assert [*portions[0].damages] == ["e/used"]
+    assert portions[2].failures == (("e/gone", "cannot be read: No such file or directory"),)
+    for one, item in ((portions[0], items[0]), (portions[1], items[2])):
+        plain = cv2.resize(cv2.imread(item.path), one.letterboxed.shape[2:0:-1])
+        np.testing.assert_array_equal(one.letterboxed[0], plain)
+    assert reader.decoded == 4

@@ -7,7 +7,7 @@ import pytest
 
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
-from cfdist.decode import to_peaks
+from cfdist.decode import select_peaks
 from cfdist.devices.runner import Runner
 from cfdist.errors import UserError
 from cfdist.preprocess import to_model_input
@@ -41,8 +41,8 @@ def test_outputs_are_those_of_the_plain_steps(runner, pictures):
     assert inferred.is_finite.tolist() == [True] * 3
     for i, picture in enumerate(pictures[:3]):
         inputs = to_model_input(picture[None], runner.backend.contract)
-        plain = to_peaks(runner.backend.infer(inputs))
-        ours = to_peaks(inferred.outputs[i // 2]).score[i % 2]
+        plain = select_peaks(runner.backend.infer(inputs))
+        ours = select_peaks(inferred.outputs[i // 2]).score[i % 2]
         np.testing.assert_allclose(ours, plain.score[0], rtol=0, atol=1e-5)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from cfdist.report.accuracy import accuracy_notes, expected_notes
+from cfdist.report.accuracy import accuracy_notes, expected_notes, how_tested
 from cfdist.report.results import expected_ap
 from cfdist.widerface.ground_truth import PictureTruth
 from cfdist.widerface.metric import Reach
@@ -165,3 +165,31 @@ def test_a_model_s_own_expected_ap_is_that_of_the_whole_set(compose):
     assert notes(610, "model.expected.easy=0.9") == []  # somebody's own
     assert notes(610, "dataset=sample") == []
     assert notes(610, "model=centerface") == []
+
+
+def test_the_test_of_an_ap_is_told_in_words(compose):
+    assert how_tested(compose()) == (
+        "pictures letterboxed to 800x800, one scale, not mirrored; highest cells of their 3x3, the "
+        "best 200 a picture; suppression at IoU 0.3"
+    )
+    assert how_tested(compose("experiment=authors_own_size", "model.nms=null")) == (
+        "pictures at their own size (sides to the next multiple of 32), one scale, not mirrored; "
+        "all cells with scores above 0.02, no cap; no suppression"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "pictures", "note"),
+    [
+        ([], 3226, None),
+        ([], 610, "this is one of 610 pictures at their own size"),
+        (["preprocess.size=letterbox"], 3226, "this is one of 3226 pictures at 800x800"),
+        (["model.expected.hard=0.7"], 610, None),
+    ],
+)
+def test_the_authors_figures_stand_beside_their_own_test(compose, settings, pictures, note):
+    config = compose("experiment=authors_own_size", "dataset=wider_val", *settings)
+    ap = {"official": dict.fromkeys(("easy", "medium", "hard"), 0.95)}
+    notes = expected_notes(config, expected_ap(config, ap), pictures)
+    assert bool(notes) == bool(note)
+    assert all(note in one for one in notes)

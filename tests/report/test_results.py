@@ -89,8 +89,9 @@ def test_a_page_of_earlier_results_goes(tmp_path):
 def test_the_keys_are_a_promise(tmp_path):
     written = json.loads(results(extra={"own": [1]}).write(tmp_path).read_text())
     assert list(written) == [
-        "schema_version", "job", "ap", "pictures", "failures", "damaged", "throughput", "seconds",
-        "devices", "model", "backend", "batch", "simulated", "fingerprint", "passes", "versions",
+        "schema_version", "job", "ap", "pictures", "test", "failures", "damaged", "throughput",
+        "seconds", "devices", "model", "backend", "batch", "simulated", "fingerprint", "passes",
+        "versions",
         "provenance",
         "config", "notes", "events", "expected", "own",
     ]  # fmt: skip

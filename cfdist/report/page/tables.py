@@ -91,8 +91,6 @@ def ap_table(results: Mapping[str, Any], published: Mapping[str, Any] | None) ->
             rows.append([text(f"{protocol}, published for the Ascend guide"), *wanted])
     pictures = results["pictures"]["done"]
     caption = f"WIDER FACE AP over {pictures} pictures"
-    if results["test"]:
-        caption += f" ({results['test']})"
     return Table(caption, ("protocol", *DIFFICULTIES), rows, is_sortable=False)
 
 

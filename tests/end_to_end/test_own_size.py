@@ -1,0 +1,79 @@
+"""Whole commands at the pictures' own sizes: the same bytes whatever the devices, and refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cfdist.inputs import SAMPLE_FOLDER
+from cfdist.sample import ensure_sample
+from tests.conftest import PROJECT
+
+PRESET = ("experiment=authors_own_size", "dataset.limit=9", "cluster.dashboard=false")
+TEST = (
+    "pictures at their own size (sides to the next multiple of 32), one scale, not mirrored; all "
+    "cells with scores above 0.02, no cap; suppression at IoU 0.3"
+)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """What a run has found."""
+    paths = [*folder.glob("predictions/*/*.txt"), folder / "predictions.parquet"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def kill_in_the_middle(folder: Path, *settings: str) -> None:
+    """Start a run; SIGKILL its process group once something is in its journal."""
+    process = subprocess.Popen(
+        [sys.executable, str(PROJECT / "main.py"), *settings, f"output_dir={folder}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 240
+    while not (folder / "journal" / "segment-0000.arrow").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL
+
+
+def test_the_same_bytes_on_any_devices_and_after_a_kill(command, tmp_path):
+    runs = {"one": ("devices=1",), "two": ("devices=2", "model.batch=3")}
+    for name, settings in runs.items():
+        done = command(*PRESET, "backend=openvino", *settings, f"output_dir={name}")
+        assert done.returncode == 0, done.stderr
+        assert f"test: {TEST}" in done.stdout
+    results = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert (results["test"], results["pictures"]["done"]) == (TEST, 9)
+    assert TEST in (tmp_path / "two" / "report.html").read_text()
+    kill_in_the_middle(tmp_path / "killed", *PRESET, "backend=openvino", "devices=1")
+    assert command("resume=killed").returncode == 0
+    expected = files_of(tmp_path / "one")
+    assert len(expected) == 10
+    assert files_of(tmp_path / "two") == files_of(tmp_path / "killed") == expected
+
+
+def test_other_jobs_follow_or_refuse_in_one_line(command, tmp_path):
+    root = ensure_sample(SAMPLE_FOLDER).root
+    picture = next(root.rglob("*.jpg"))
+    faces = {}
+    for size in ("own", "letterbox"):
+        done = command(
+            *(f"input={picture}", "job=detect", f"preprocess.size={size}", f"output_dir={size}"),
+            *("backend=openvino", "detect.annotate=false", "cluster.dashboard=false"),
+        )
+        assert done.returncode == 0, done.stderr
+        lines = (tmp_path / size / "detections.jsonl").read_text().splitlines()
+        faces[size] = json.loads(lines[0])["faces"]
+    assert faces["own"] != faces["letterbox"]
+    refused = command(*PRESET, "job=benchmark")
+    assert refused.returncode == 2
+    assert len(refused.stderr.splitlines()) == 1
+    assert "preprocess.size=own: job=benchmark takes letterboxed pictures" in refused.stderr
+    assert not (tmp_path / "outputs").exists()
