@@ -101,12 +101,12 @@ class SingleStreamDevice:
     def _take(self, item: WorkItem) -> tuple[list[float], str | None]:
         """The times before, between and after the steps, and why the picture failed."""
         times = [time.perf_counter()]
-        with self._reader.read([item]) as pictures:
+        for pictures in self._reader.portions([item]):  # of one picture there is one
             times.append(time.perf_counter())
             inferred = self._runner.infer(pictures.letterboxed)
             times.append(time.perf_counter())
-        (found,) = decode_pictures(pictures, inferred, self._model.spec)
-        times.append(time.perf_counter())
+            (found,) = decode_pictures(pictures, inferred, self._model.spec)
+            times.append(time.perf_counter())
         return times, found.error
 
     def report(self) -> DeviceReport:
