@@ -7,6 +7,7 @@ each way; `input` and `picture` pixels are those of `cfdist.preprocess`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import cv2
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from cfdist.detections import Detections
 from cfdist.extensions import load_object
 from cfdist.model import ModelSpec
-from cfdist.preprocess import letterbox_affine, stretch_affine
+from cfdist.preprocess import PLAIN, View, letterbox_affine, stretch_affine
 
 Floats = NDArray[np.float32]
 Points = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]  # see CONVENTIONS
@@ -26,6 +27,9 @@ STRIDE = 4  # input pixels a cell, both published networks
 PEAK_OUTPUTS = ("scores", "cells", "values")
 PEAK_VALUES = 14  # what the heads say at a peak: size 2, offset 2, landmarks 10
 TOP_K = 200  # peaks a picture, the CenterFace evaluation script's own number
+
+# The other eye and the other corner of the mouth.
+_MIRRORED_LANDMARKS = (1, 0, 2, 4, 3)
 
 # Pairs of boxes that the suppression compares at once, which bounds its memory: about 50 MB.
 _PAIRS_AT_ONCE = 1 << 20
@@ -309,8 +313,84 @@ def _overlap(boxes: Floats, others: Floats, iou_threshold: float) -> NDArray[np.
     return np.asarray(overlap >= np.float32(iou_threshold) * (areas - overlap))
 
 
+def vote(
+    boxes: Floats, scores: Floats, landmarks: Floats, iou_threshold: float
+) -> tuple[Floats, Floats, Floats]:
+    """Box voting: of boxes that overlap, the mean by their scores, with the highest score.
+
+    The first box and all that overlap it by at least the threshold (as `nms` counts it) become
+    one; then the first of those left.
+
+    Args:
+        boxes: (k, 4) x1 y1 x2 y2, by falling score.
+        scores: (k,), falling, above 0.
+        landmarks: (k, 5, 2), which are averaged like the boxes.
+        iou_threshold: 0 to 1.
+
+    Returns:
+        The same three of m voted boxes, by falling score, float32.
+    """
+    values = np.concatenate((boxes, landmarks.reshape(-1, 10)), axis=1).astype(np.float64)
+    left = np.arange(len(boxes))
+    found, first = [np.empty((0, 14))], []
+    while len(left):
+        together = _overlap(boxes[left[:1]], boxes[left], iou_threshold)[0]
+        together[0] = True  # a box without an area overlaps nothing
+        weights = scores[left[together]].astype(np.float64)
+        found.append(weights[None] @ values[left[together]] / weights.sum())
+        first.append(left[0])
+        left = left[~together]
+    voted = np.concatenate(found).astype(np.float32)
+    return voted[:, :4], scores[first], voted[:, 4:].reshape(-1, 5, 2)
+
+
+def merge_views(found: Sequence[Detections], spec: ModelSpec) -> list[Detections]:
+    """What was found in the views of each picture as one record; the order is that of the first.
+
+    A picture that failed in one view has failed.
+    """
+    if len(spec.views) == 1:
+        return list(found)
+    pictures: dict[str, list[Detections]] = {}
+    for one in found:
+        pictures.setdefault(one.id, []).append(one)
+    return [_merged(views, spec) for views in pictures.values()]
+
+
+def _merged(views: Sequence[Detections], spec: ModelSpec) -> Detections:
+    failed = next((one for one in views if one.error is not None), None)
+    if failed is not None:
+        return failed
+    boxes, scores, landmarks = (
+        np.concatenate([getattr(one, name) for one in views])
+        for name in ("boxes", "scores", "landmarks")
+    )
+    order = np.argsort(-scores, kind="stable")
+    boxes, scores, landmarks = boxes[order], scores[order], landmarks[order]
+    assert spec.nms is not None  # see cfdist.execution.conventions
+    if spec.merge == "vote":
+        boxes, scores, landmarks = vote(boxes, scores, landmarks, spec.nms)
+    else:
+        keep = nms(boxes, scores, spec.nms)
+        boxes, scores, landmarks = boxes[keep], scores[keep], landmarks[keep]
+    return replace(views[0], boxes=boxes, scores=scores, landmarks=landmarks)
+
+
+def _mirrored_back(boxes: Floats, landmarks: Floats, width: int) -> tuple[Floats, Floats]:
+    """Boxes and landmarks of a mirrored picture in the picture; left and right change names."""
+    boxes = boxes[:, (2, 1, 0, 3)]
+    boxes[:, ::2] = width - boxes[:, ::2]
+    landmarks = landmarks[:, _MIRRORED_LANDMARKS]
+    landmarks[..., 0] = width - landmarks[..., 0]
+    return boxes, landmarks
+
+
 def decode_detections(
-    keys: Sequence[str], sizes: NDArray[np.int32], peaks: Peaks, spec: ModelSpec
+    keys: Sequence[str],
+    sizes: NDArray[np.int32],
+    peaks: Peaks,
+    spec: ModelSpec,
+    view: View = PLAIN,
 ) -> list[Detections]:
     """Peaks as detections in picture pixels, suppression included.
 
@@ -319,6 +399,7 @@ def decode_detections(
         sizes: (n, 2) width and height of the pictures, pixels.
         peaks: Of the n pictures.
         spec: The convention, the input's size and the suppression.
+        view: How the pictures were shown.
 
     Returns:
         n records. A picture with a box that is not finite has failed. The boxes of pictures at
@@ -338,6 +419,8 @@ def decode_detections(
         if not (np.isfinite(boxes[keep]).all() and np.isfinite(landmarks[keep]).all()):
             detections.append(Detections(key, error="the model's outputs make infinite boxes"))
             continue
+        if view.is_mirrored:
+            boxes, landmarks = _mirrored_back(boxes, landmarks, width)
         if is_stretched:
             boxes = boxes.clip(0, np.array([width, height] * 2, np.float32))
         if spec.nms is not None and keep.any():

@@ -48,7 +48,7 @@ from cfdist.inputs import picture_sizes
 from cfdist.machine import available_cores, available_memory
 from cfdist.model import ModelSpec, locate_model, verify_model
 from cfdist.model.fetched import is_fetched
-from cfdist.preprocess import own_size
+from cfdist.preprocess import PLAIN, SIDE, View
 from cfdist.widerface.manifest import Manifest, WorkItem
 
 _NORMALISATION = ("model.color", "model.mean", "model.scale", "model.std")
@@ -109,7 +109,7 @@ def _backend_model(config: Config, folder: Path | None) -> BackendModel:
     if begun:
         name = begun.backend
     elif backends.is_cpu_auto(name) and config.cluster.joined is None:
-        spec = replace(model_spec(config.model), size=config.preprocess.size)
+        spec = _as_shown(model_spec(config.model), config)
         return _faster_cpu_model(spec, config.backend.model_dump())
     return model_on_backend(config, name)
 
@@ -146,10 +146,27 @@ def model_on_backend(
         spec = conventions(config.model)
     else:
         spec = model_spec(config.model, file, key)
-    spec = replace(spec, size=config.preprocess.size)
+    spec = _as_shown(spec, config)
     model = BackendModel(backend, spec, config.backend.model_dump())
     model.check()
     return model
+
+
+def _as_shown(spec: ModelSpec, config: Config) -> ModelSpec:
+    """The model with how it sees the pictures.
+
+    Raises:
+        UserError: what is found in several views would not be merged.
+    """
+    shown = config.preprocess
+    scales = tuple(shown.scales) if shown.size == "own" else (1.0,)
+    spec = replace(spec, size=shown.size, scales=scales, flip=shown.flip, merge=shown.merge)
+    if len(spec.views) > 1 and spec.nms is None:
+        raise UserError(
+            "model.nms=null: with preprocess.flip or several preprocess.scales each face is found "
+            "more than once; set model.nms, such as 0.3"
+        )
+    return spec
 
 
 @contextlib.contextmanager
@@ -277,16 +294,34 @@ def _refuse_device_numbers(config: Config, kind: str) -> None:
 def _with_sizes(
     config: Config, models: Sequence[BackendModel], pictures: Sequence[WorkItem]
 ) -> tuple[Sequence[BackendModel], dict[str, Size]]:
-    """The models, and at own size each picture's size, of which the models get the largest."""
+    """The models, and at own size each picture's size, of which the models get the largest.
+
+    Raises:
+        UserError: a scale makes a side too short.
+    """
     if config.preprocess.size == "letterbox":
         return models, {}
     sizes = picture_sizes(pictures)
+    for scale in config.preprocess.scales:
+        _refuse_short_sides(scale, sizes)
     return [at_largest_size(model, sizes) for model in models], sizes
+
+
+def _refuse_short_sides(scale: float, sizes: Mapping[str, Size]) -> None:
+    """Refuse a scale that makes a picture smaller than the least input of a network."""
+    for id, size in sizes.items():
+        width, height = View(scale).scaled(*size)
+        if scale != 1 and min(width, height) < SIDE <= min(size):
+            raise UserError(
+                f"preprocess.scales: {scale:g} makes {id} ({size[0]}x{size[1]}) {width}x{height} "
+                f"pixels, a side must have {SIDE}; take a larger scale"
+            )
 
 
 def at_largest_size(model: BackendModel, sizes: Mapping[str, Size]) -> BackendModel:
     """The model with the largest input of pictures of these sizes; as it is if there are none."""
-    inputs = [own_size(*size) for size in sizes.values()]
+    views = [View(scale) for scale in model.spec.scales]
+    inputs = [view.input_size(*size) for size in {*sizes.values()} for view in views]
     if not inputs:
         return model
     width, height = max(inputs, key=lambda size: (size[0] * size[1], size))
@@ -372,7 +407,7 @@ def by_shape(items: Sequence[WorkItem], sizes: Mapping[str, Size]) -> list[WorkI
     """
 
     def shape(item: WorkItem) -> tuple[int, Size]:
-        width, height = own_size(*sizes.get(item.id, (0, 0)))
+        width, height = PLAIN.input_size(*sizes.get(item.id, (1, 1)))
         return -width * height, (width, height)
 
     return sorted(items, key=shape)
@@ -455,8 +490,8 @@ def run_identity(
     size.
     """
     spec = asdict(model.spec)
-    size = spec.pop("size")
-    if size == "own":  # the pictures' sizes decide
+    views = {f"preprocess.{key}": spec.pop(key) for key in ("size", "scales", "flip", "merge")}
+    if model.spec.size == "own":  # the pictures' sizes decide
         del spec["height"], spec["width"]
     for key in ("path", "batch", "needs_outputs", "typed_normalisation"):
         del spec[key]
@@ -468,7 +503,7 @@ def run_identity(
         "backend": model.backend,
         **{f"backend.{key}": value for key, value in model.numeric_options.items()},
         "dataset.repeat": manifest.passes,
-        "preprocess.size": size,
+        **views,
         "eval.protocol": protocol,
     }
     text = json.dumps(parts, sort_keys=True)

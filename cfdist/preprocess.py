@@ -135,13 +135,38 @@ def letterbox_affine(
     )
 
 
-def own_size(picture_width: int, picture_height: int) -> tuple[int, int]:
-    """Width and height of the input for a picture at its own size: the next multiples of `SIDE`.
+@dataclass(frozen=True)
+class View:
+    """How a picture is shown to the network: at a scale, and mirrored or not.
 
-    >>> own_size(1024, 683)
-    (1024, 704)
+    Attributes:
+        scale: A factor of the picture's own size; from `SIDE` on the pixels of its short side.
+        is_mirrored: Whether left and right are exchanged.
     """
-    return -(-picture_width // SIDE) * SIDE, -(-picture_height // SIDE) * SIDE
+
+    scale: float = 1.0
+    is_mirrored: bool = False
+
+    def scaled(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of a picture at the scale, whole pixels.
+
+        >>> View(500).scaled(1024, 683), View(0.5).scaled(1024, 683)
+        ((750, 500), (512, 342))
+        """
+        factor = self.scale if self.scale < SIDE else self.scale / min(width, height)
+        return max(1, round(width * factor)), max(1, round(height * factor))
+
+    def input_size(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of the input that a picture fills: the next multiples of `SIDE`.
+
+        >>> View().input_size(1024, 683)
+        (1024, 704)
+        """
+        across, down = self.scaled(width, height)
+        return -(-across // SIDE) * SIDE, -(-down // SIDE) * SIDE
+
+
+PLAIN = View()  # a picture as it is
 
 
 def stretch_affine(
@@ -151,16 +176,21 @@ def stretch_affine(
     return np.array([[width / picture_width, 0.0, 0.0], [0.0, height / picture_height, 0.0]])
 
 
-def stretch_into(picture: NDArray[np.uint8], row: NDArray[np.uint8]) -> None:
+def stretch_into(
+    picture: NDArray[np.uint8], row: NDArray[np.uint8], is_mirrored: bool = False
+) -> None:
     """Resize a picture to the size of `row`, each axis by its own factor.
 
     Args:
         picture: (h, w, 4) u8, as `decode_picture` returns it.
         row: (H, W, 3) u8, C-contiguous, overwritten whole.
+        is_mirrored: Exchange left and right.
     """
     height, width = row.shape[:2]
     if picture.shape[:2] != (height, width):
         picture = np.asarray(cv2.resize(picture, (width, height)), np.uint8)
+    if is_mirrored:
+        picture = np.asarray(cv2.flip(picture, 1), np.uint8)
     cv2.cvtColor(picture, cv2.COLOR_BGRA2BGR, dst=row)
 
 

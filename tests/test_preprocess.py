@@ -19,11 +19,11 @@ from cfdist.preprocess import (
     InputContract,
     PictureError,
     StoredPicture,
+    View,
     decode_damaged_picture,
     decode_picture,
     letterbox_affine,
     letterbox_into,
-    own_size,
     read_into,
     size_in_header,
     stretch_affine,
@@ -473,11 +473,11 @@ def test_an_upright_picture_is_as_viewers_show_it(orientation, kind):
 
 @given(st.integers(1, 20000), st.integers(1, 20000))
 def test_an_own_size_is_the_next_multiple_of_32(width, height):
-    for side, found in zip((width, height), own_size(width, height), strict=True):
+    for side, found in zip((width, height), View().input_size(width, height), strict=True):
         assert found % 32 == 0
         assert 0 <= found - side < 32
-    corner = stretch_affine(width, height, *own_size(width, height)) @ [width, height, 1]
-    np.testing.assert_allclose(corner, own_size(width, height), rtol=1e-12)
+    corner = stretch_affine(width, height, *View().input_size(width, height)) @ [width, height, 1]
+    np.testing.assert_allclose(corner, View().input_size(width, height), rtol=1e-12)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (50, 70)])

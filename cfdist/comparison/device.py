@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.comparison.differences import HEADS, HeadDifference, head_difference
-from cfdist.decode import HeadMaps
+from cfdist.decode import HeadMaps, merge_views
 from cfdist.detections import Detections
 from cfdist.devices.base import DeviceReport, Reasons
-from cfdist.devices.detector import decode_pictures, load, pictures_at_once
+from cfdist.devices.detector import decode_pictures, load, pictures_at_once, report_of
 from cfdist.devices.reader import Source
 from cfdist.devices.runner import Inferred, Runner
 
@@ -82,20 +82,20 @@ class ComparingDevice:
 
     def process(self, chunk: Sequence[Source]) -> ComparedChunk:
         """Read a chunk once, and infer it twice."""
-        pairs: list[tuple[Detections, Detections]] = []
+        found: tuple[list[Detections], list[Detections]] = ([], [])
         heads: list[dict[str, HeadDifference]] = []
-        for pictures in self._reader.portions(chunk):
+        specs = [model.spec for model in self._models]
+        for pictures in self._reader.portions(chunk, specs[0].views):
             both = [
                 replace(inferred, error=f"the {side}: {inferred.error}")
                 for side, runner in zip(SIDES, self._runners, strict=True)
                 for inferred in [runner.infer(pictures.letterboxed)]
             ]
             heads.append(_compare_outputs(*both))
-            found = (
-                decode_pictures(pictures, inferred, model.spec)
-                for inferred, model in zip(both, self._models, strict=True)
-            )
-            pairs += zip(*found, strict=True)
+            for side, inferred, spec in zip(found, both, specs, strict=True):
+                side += decode_pictures(pictures, inferred, spec)
+        reference, candidate = map(merge_views, found, specs)
+        pairs = [*zip(reference, candidate, strict=True)]
         doubtful = {
             one.id: str(one.error) for pair in pairs for one in pair[::-1] if one.is_doubtful
         }
@@ -109,7 +109,7 @@ class ComparingDevice:
 
     def report(self) -> DeviceReport:
         """See `Device.report`; the figures are the reference's."""
-        return replace(self._runners[0].report(), decoded=self._reader.decoded)
+        return report_of(self._runners[0], self._reader, self._models[0].spec)
 
     def close(self) -> None:
         """See `Device.close`."""

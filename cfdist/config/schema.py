@@ -67,6 +67,12 @@ def _local(text: str) -> str:
     return text
 
 
+def _scale(value: float) -> float:
+    if not (0.05 <= value <= 8 or 32 <= value <= 16384):
+        raise ValueError("neither a factor nor a side")
+    return value
+
+
 def _between(low: int, high: int | None = None, name: str = "a whole number") -> Any:
     """A field's limits with the words for them."""
     end = "up" if high is None else f"to {high}"
@@ -92,6 +98,8 @@ Real = Annotated[float, Strict, BeforeValidator(_from_text), Field(allow_inf_nan
 Offset = Annotated[Real, _between(-1_000_000, 1_000_000, "a number")]
 _FACTOR = "a number from 0.000001 to 1000000"
 Factor = Annotated[Real, Field(ge=1e-6, le=1e6, title=_FACTOR)]
+_SCALE = "a factor from 0.05 to 8, or the short side in pixels from 32 to 16384"
+Scale = Annotated[Real, AfterValidator(_scale), Field(title=_SCALE)]
 Fraction = Annotated[Real, _between(0, 1, "a number")]
 StrictBool = Annotated[bool, Strict]
 _DEVICES = "a list of different device numbers (0 and up, at most 1024)"
@@ -504,6 +512,22 @@ class PreprocessConfig(Section):
     )
     """letterbox: each picture is scaled into model.width x model.height, its proportions kept; own:
     it keeps its own size, stretched to the next multiple of 32 on each side"""
+    scales: Annotated[
+        list[Scale],
+        NotEmpty,
+        Different,
+        uses.only("evaluate", "compare", "detect", when=(uses.OWN_SIZE,)),
+    ] = [1.0]
+    """each picture is seen at all of these: a factor of its own size up to 8, or from 32 on the
+    pixels of its short side, as in [500,800,1100]"""
+    flip: Annotated[StrictBool, uses.only("evaluate", "compare", "detect")] = False
+    """each picture is seen a second time, mirrored"""
+    merge: Annotated[
+        Literal["nms", "vote"],
+        uses.only("evaluate", "compare", "detect", when=(uses.SEVERAL_VIEWS,)),
+    ] = "nms"
+    """boxes that were found more than once, at IoU model.nms: nms, the surest is kept; vote, their
+    mean by score"""
     where: Annotated[
         Literal["auto", "device", "cluster"], uses.only("evaluate", when=(uses.LETTERBOX,))
     ] = "auto"

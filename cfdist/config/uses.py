@@ -168,6 +168,11 @@ HAS_OBJECTIVE = When(
     lambda run: run.backends != {"simulated"} or not AP_OBJECTIVE.holds(run),
 )
 LETTERBOX = equal("preprocess.size", "letterbox", "letterbox")
+OWN_SIZE = equal("preprocess.size", "own", "own")
+SEVERAL_VIEWS = When(
+    "several preprocess.scales or preprocess.flip=true",
+    lambda run: len(run.values["preprocess.scales"]) > 1 or bool(run.values["preprocess.flip"]),
+)
 WIDER = equal("dataset.kind", "wider", "wider (dataset=wider_val)")
 OWN_CLUSTER = When(
     "cluster.address=local", lambda run: joined_cluster(run.values["cluster.address"]) is None

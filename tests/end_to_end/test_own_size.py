@@ -16,7 +16,7 @@ from tests.conftest import PROJECT
 
 PRESET = ("experiment=authors_own_size", "dataset.limit=9", "cluster.dashboard=false")
 TEST = (
-    "pictures at their own size (sides to the next multiple of 32), one scale, not mirrored; all "
+    "pictures at their own size (sides to the next multiple of 32), not mirrored; all "
     "cells with scores above 0.02, no cap; suppression at IoU 0.3"
 )
 

@@ -169,11 +169,11 @@ def test_a_model_s_own_expected_ap_is_that_of_the_whole_set(compose):
 
 def test_the_test_of_an_ap_is_told_in_words(compose):
     assert how_tested(compose()) == (
-        "pictures letterboxed to 800x800, one scale, not mirrored; highest cells of their 3x3, the "
+        "pictures letterboxed to 800x800, not mirrored; highest cells of their 3x3, the "
         "best 200 a picture; suppression at IoU 0.3"
     )
     assert how_tested(compose("experiment=authors_own_size", "model.nms=null")) == (
-        "pictures at their own size (sides to the next multiple of 32), one scale, not mirrored; "
+        "pictures at their own size (sides to the next multiple of 32), not mirrored; "
         "all cells with scores above 0.02, no cap; no suppression"
     )
 
