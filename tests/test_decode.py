@@ -19,11 +19,14 @@ from cfdist.decode import (
     finite_pictures,
     graph_peaks,
     join_peaks,
+    merge_views,
     nms,
     select_peaks,
     to_peaks,
+    vote,
 )
-from cfdist.preprocess import letterbox_affine, stretch_affine
+from cfdist.detections import Detections
+from cfdist.preprocess import View, letterbox_affine, stretch_affine
 from cfdist.widerface.predictions import STYLES, prediction_text, rows
 
 
@@ -242,6 +245,74 @@ def test_boxes_at_own_size_end_at_the_picture(spec):
     x, y = 2 * 50 / 64, 2.0  # half a cell, back on each axis
     np.testing.assert_allclose(found.boxes, [[0, 0, x + 40 * 50 / 64, y + 20]], rtol=1e-5)
     np.testing.assert_allclose(found.landmarks, [[[x, y]] * 5], rtol=1e-5)
+
+
+def test_a_mirrored_picture_gives_the_same_faces_with_left_and_right_exchanged(spec):
+    values = [*np.log([10, 20]), 0.25, 0.75, *np.linspace(0.1, 0.9, 10)]
+    model = spec(height=32, width=64, size="own", nms=None)
+    sizes = np.array([[60, 30]], np.int32)
+    peaks = one_peak(2 * 16 + 5, values)  # the map of this input has 16 columns
+    (plain,) = decode_detections(["e/0"], sizes, peaks, model)
+    (mirrored,) = decode_detections(["e/0"], sizes, peaks, model, View(is_mirrored=True))
+    x1, y1, x2, y2 = plain.boxes[0]
+    np.testing.assert_allclose(mirrored.boxes[0], [60 - x2, y1, 60 - x1, y2], rtol=1e-6)
+    for ours, theirs in enumerate((1, 0, 2, 4, 3)):  # eyes, nose, corners of the mouth
+        x, y = plain.landmarks[0, theirs]
+        np.testing.assert_allclose(mirrored.landmarks[0, ours], [60 - x, y], rtol=1e-6)
+
+
+box_lists = st.lists(
+    st.tuples(*[st.integers(0, 40)] * 2, *[st.integers(1, 12)] * 2), min_size=0, max_size=12
+)
+
+
+@given(box_lists, st.sampled_from([0.3, 0.5]))
+def test_box_voting_is_that_of_a_plain_loop(corners, threshold):
+    boxes = np.array([[x, y, x + w, y + h] for x, y, w, h in corners], np.float32).reshape(-1, 4)
+    scores = np.linspace(1, 0.1, len(boxes), dtype=np.float32)
+    points = np.repeat(boxes[:, None, :2], 5, axis=1) + 1
+    voted, sure, landmarks = vote(boxes, scores, points, threshold)
+    left, expected = [*range(len(boxes))], []
+    while left:
+        first = left[0]
+        together = [
+            i
+            for i in left
+            if i == first or not plain_nms(boxes[[first, i]], scores[[first, i]], threshold)[1]
+        ]
+        weights = scores[together, None]
+        expected.append([*(boxes[together] * weights).sum(axis=0) / weights.sum(), scores[first]])
+        left = [i for i in left if i not in together]
+    found = np.column_stack((voted, sure))
+    np.testing.assert_allclose(found, np.reshape(expected, (-1, 5)), rtol=1e-4)
+    np.testing.assert_allclose(landmarks[:, 3], voted[:, :2] + 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize("merge", ["nms", "vote"])
+def test_views_of_a_picture_become_one_record(spec, merge):
+    def view(id: str, boxes, scores, **more) -> Detections:
+        boxes = np.array(boxes, np.float32).reshape(-1, 4)
+        return Detections(
+            id, boxes, np.array(scores, np.float32), np.zeros((len(boxes), 5, 2)), 90, 70, **more
+        )
+
+    face, near, other = [0, 0, 20, 20], [0, 0, 20, 22], [40, 40, 60, 60]
+    views = [
+        view("a", [near, other], [0.6, 0.2]),
+        view("b", [face], [0.9]),
+        view("a", [face], [0.9]),
+        Detections("b", error="not finite", is_doubtful=True),
+    ]
+    model = spec(flip=True, merge=merge)
+    a, b = merge_views(views, model)
+    assert (a.id, a.width, a.height) == ("a", 90, 70)
+    np.testing.assert_array_equal(a.scores, np.array([0.9, 0.2], np.float32))
+    mean = [0, 0, 20, 20 + 2 * 0.6 / 1.5] if merge == "vote" else face
+    np.testing.assert_allclose(a.boxes, [mean, other], rtol=1e-6)
+    assert (b.error, b.is_doubtful) == ("not finite", True)
+    assert merge_views(views[:2], spec()) == views[:2]
+    (nothing,) = merge_views([view("c", [], []), view("c", [], [])], model)
+    assert nothing.boxes.shape == (0, 4) and nothing.landmarks.shape == (0, 5, 2)
 
 
 def test_rows_without_score_are_no_boxes():

@@ -157,11 +157,34 @@ def test_at_own_size_the_pictures_decide_the_input(compose, spec):
     sizes = {"a": (1024, 300), "b": (700, 683), "c": (30, 2000)}
     largest = execution.at_largest_size(model, sizes)
     assert (largest.spec.width, largest.spec.height) == (704, 704)
+    scaled = replace(model, spec=replace(model.spec, scales=(0.5, 64.0, 2.0)))
+    twice = execution.at_largest_size(scaled, sizes).spec
+    assert (twice.width, twice.height) == (1408, 1376)
     assert execution.at_largest_size(model, {}) == model
     whole = execution.run_identity(largest, manifest)
     assert whole == execution.run_identity(model, manifest)
     assert whole.parts["preprocess.size"] == "own"
     assert whole != execution.run_identity(BackendModel("openvino", spec()), manifest)
+
+
+def test_a_scale_that_makes_a_side_too_short_is_refused(compose, spec):
+    item = inputs.find_pictures(
+        compose("dataset.limit=1").dataset, inputs.find_ground_truth(compose().dataset)
+    ).items[0]
+    models = [BackendModel("openvino", spec(size="own"))]
+    config = compose("preprocess.size=own", "preprocess.scales=[1,0.02]")
+    with pytest.raises(UserError, match=rf"preprocess.scales: 0.02 makes {item.id} .* must have"):
+        execution._with_sizes(config, models, [item])
+    _, sizes = execution._with_sizes(compose("preprocess.size=own"), models, [item])
+    assert [*sizes] == [item.id]
+
+
+def test_several_views_need_a_suppression(compose):
+    config = compose("preprocess.flip=true", "backend=openvino")
+    assert len(execution.find_model(config).spec.views) == 2
+    config = compose("preprocess.flip=true", "model.nms=null", "backend=openvino")
+    with pytest.raises(UserError, match=r"each face is found more than once; set model.nms"):
+        execution.find_model(config)
 
 
 def test_items_of_one_shape_stand_together_the_largest_first():

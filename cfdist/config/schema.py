@@ -68,7 +68,7 @@ def _local(text: str) -> str:
 
 
 def _scale(value: float) -> float:
-    if not (0.05 <= value <= 8 or 32 <= value <= 16384):
+    if not (0.01 <= value <= 8 or 32 <= value <= 16384):
         raise ValueError("neither a factor nor a side")
     return value
 
@@ -98,7 +98,7 @@ Real = Annotated[float, Strict, BeforeValidator(_from_text), Field(allow_inf_nan
 Offset = Annotated[Real, _between(-1_000_000, 1_000_000, "a number")]
 _FACTOR = "a number from 0.000001 to 1000000"
 Factor = Annotated[Real, Field(ge=1e-6, le=1e6, title=_FACTOR)]
-_SCALE = "a factor from 0.05 to 8, or the short side in pixels from 32 to 16384"
+_SCALE = "a factor from 0.01 to 8, or the short side in pixels from 32 to 16384"
 Scale = Annotated[Real, AfterValidator(_scale), Field(title=_SCALE)]
 Fraction = Annotated[Real, _between(0, 1, "a number")]
 StrictBool = Annotated[bool, Strict]

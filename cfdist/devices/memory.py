@@ -85,13 +85,15 @@ def refuse_too_large(
         devices = f"{count} device{'s' if count > 1 else ''}"
         where = f" on {host}" if host else ""
         spec = models[0].spec
-        largest = (
-            f", the largest picture of {spec.width}x{spec.height}," if spec.size == "own" else ""
-        )
+        largest, advice = "", ""
+        if spec.size == "own":
+            largest = f", the largest picture of {spec.width}x{spec.height},"
+            advice = ", smaller preprocess.scales or preprocess.size=letterbox"
         raise UserError(
             f"model.batch={spec.batch}: {devices} with {streams} of these batches at "
             f"once{largest} need about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are "
-            f"free{where}; choose a smaller model.batch, fewer devices or backend.streams=1"
+            f"free{where}; choose a smaller model.batch, fewer devices or "
+            f"backend.streams=1{advice}"
         )
 
 

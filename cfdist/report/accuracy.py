@@ -134,6 +134,7 @@ def is_like_published(results: Mapping[str, Any]) -> bool:
     return bool(
         config["dataset"]["kind"] == "wider"
         and config["preprocess"]["size"] == "letterbox"
+        and not config["preprocess"]["flip"]
         and pictures["done"] == pictures["total"] == WIDER_VAL_PICTURES
         and config["eval"]["protocol"] == published_ap().protocol
         and size == PUBLISHED_INPUT

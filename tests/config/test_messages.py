@@ -32,6 +32,10 @@ FACTOR = "a number from 0.000001 to 1000000"
 STD = f"a list of 3 values in brackets, each value {FACTOR}"
 MEAN = "a list of 3 values in brackets, each value a number from -1000000 to 1000000"
 SOC = "a chip's name as ATC takes it, such as Ascend310P3 or null"
+SCALES = (
+    "a list of different values in brackets, each value a factor from 0.01 to 8, or the short side "
+    "in pixels from 32 to 16384"
+)
 PARTS = "a list of different values in brackets, each value inference, host or end_to_end"
 BATCHES = f"a list of different values in brackets, each value {BATCH}"
 NAMES = "a list of 4 different values in brackets, each value text"
@@ -91,6 +95,7 @@ JOBS = f"{', '.join(JOB_NAMES[:-1])} or {JOB_NAMES[-1]}"
         ("model.top_k", ["0", "10001"], "a whole number from 1 to 10000 or null"),
         ("model.peaks", ["all", "null"], "maxima or threshold"),
         ("model.score", ["-0.1", "2"], "a number from 0 to 1"),
+        ("preprocess.scales", ["[9]", "[0]", "[1, nan]", "[1, 1]"], SCALES),
         ("preprocess.size", ["full", "null"], "letterbox or own"),
         ("dataset.kind", ["zip"], "sample or wider"),
         ("dataset.limit", ["0", "1.5"], "a whole number from 1 up or null"),

@@ -11,8 +11,8 @@ import pytest
 
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
-from cfdist.decode import decode_detections, to_peaks
-from cfdist.devices.detector import Detector
+from cfdist.decode import decode_detections, merge_views, to_peaks
+from cfdist.devices.detector import Detector, decode_pictures
 from cfdist.preprocess import read_into
 from cfdist.widerface.manifest import WorkItem
 
@@ -62,6 +62,25 @@ def test_pictures_at_their_own_size_are_found_whatever_is_beside_them(backend, s
         assert (one.width, one.height) == (picture.shape[1], picture.shape[0])
         assert (one.boxes >= 0).all() and (one.boxes[:, 2] <= one.width).all()
     assert sum(len(one.scores) for one in alone) > 0
+    detector.close()
+
+
+@pytest.mark.parametrize("size", ["own", "letterbox"])
+def test_several_views_give_each_picture_one_record_with_the_faces_of_all(spec, items, size):
+    model = spec(height=160, width=224, batch=2, size=size, flip=True, score=0.02)
+    detector = Detector(BackendModel("openvino", model, OPTIONS), DeviceSettings(1, 1), readers=1)
+    detector.warm_up()
+    found = detector.process(items[:3])
+    assert [one.id for one in found] == ["e/0", "e/1", "e/2"]
+    views = [
+        one
+        for pictures in detector._reader.portions(items[:3], model.views)
+        for one in decode_pictures(pictures, detector._runner.infer(pictures.letterboxed), model)
+    ]
+    assert len(views) == 6
+    for one, merged in zip(merge_views(views, model), found, strict=True):
+        np.testing.assert_allclose(one.boxes, merged.boxes, rtol=0, atol=1e-3)
+    assert detector.report().pictures == 6  # three, and three again for this test
     detector.close()
 
 

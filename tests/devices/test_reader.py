@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from cfdist.devices.reader import LetterboxedPicture, OwnSizeReader, Reader, ShippedPicture
-from cfdist.preprocess import read_into
+from cfdist.preprocess import View, read_into
 from cfdist.widerface.manifest import WorkItem
 
 SIZE = (96, 64)
@@ -137,3 +137,24 @@ def test_pictures_at_their_own_size_come_in_batches_of_one_shape(items, tmp_path
         plain = cv2.resize(cv2.imread(item.path), one.letterboxed.shape[2:0:-1])
         np.testing.assert_array_equal(one.letterboxed[0], plain)
     assert reader.decoded == 4
+
+
+def test_each_picture_is_decoded_once_and_comes_in_each_view(items):
+    views = [View(scale, mirrored) for scale in (1, 32) for mirrored in (False, True)]
+    own = OwnSizeReader(threads=1, batch=2)
+    portions = [*own.portions(items[:2], views)]
+    own.close()
+    assert [one.view for one in portions for _ in one.keys] == [one for one in views for _ in "ab"]
+    assert own.decoded == 2
+    shapes = [one.letterboxed.shape[1:3] for one in portions]
+    assert shapes == [(160, 128)] * 2 + [(64, 32), (64, 32)]
+    for plain, mirrored in (portions[:2], portions[2:]):
+        np.testing.assert_array_equal(plain.letterboxed[:, :, ::-1], mirrored.letterboxed)
+
+
+def test_letterboxed_pictures_are_mirrored_too(reader, items):
+    views = [View(), View(is_mirrored=True)]
+    portions = [(one.letterboxed.copy(), one.view) for one in reader.portions(items[:2], views)]
+    assert [view for _, view in portions] == views
+    np.testing.assert_array_equal(portions[0][0][:, :, ::-1], portions[1][0])
+    assert reader.decoded == 2

@@ -59,6 +59,26 @@ def test_the_same_bytes_on_any_devices_and_after_a_kill(command, tmp_path):
     assert files_of(tmp_path / "two") == files_of(tmp_path / "killed") == expected
 
 
+def test_several_views_give_the_same_bytes_on_any_devices(command, tmp_path):
+    views = ("preprocess.scales=[0.5,1]", "preprocess.flip=true", "preprocess.merge=vote")
+    for name, settings in {"one": ("devices=1",), "two": ("devices=2", "model.batch=2")}.items():
+        done = command(*PRESET, *views, "backend=openvino", *settings, f"output_dir={name}")
+        assert done.returncode == 0, done.stderr
+        assert "also mirrored, 4 views merged by box voting" in done.stdout
+    results = json.loads((tmp_path / "two" / "results.json").read_text())
+    assert sum(device["pictures"] for device in results["devices"]) == 9
+    assert not any("Ray's object store" in note for note in results["notes"])
+    assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
+    for settings, line in (
+        (("preprocess.scales=[0.02]",), "preprocess.scales: 0.02 makes"),
+        (("preprocess.scales=[16000]",), "need about"),
+    ):
+        refused = command(*PRESET, "backend=openvino", *settings)
+        assert refused.returncode == 2
+        assert line in refused.stderr and len(refused.stderr.splitlines()) == 1
+        assert "preprocess.scales" in refused.stderr
+
+
 def test_other_jobs_follow_or_refuse_in_one_line(command, tmp_path):
     root = ensure_sample(SAMPLE_FOLDER).root
     picture = next(root.rglob("*.jpg"))
