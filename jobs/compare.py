@@ -6,17 +6,15 @@ import time
 from pathlib import Path
 
 from cfdist import backends, execution, inputs
-from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
-from cfdist.comparison.device import SIDES, ComparedChunk, ComparingDevice
+from cfdist.comparison.device import SIDES
 from cfdist.comparison.page import comparison_parts
+from cfdist.comparison.run import run_comparison
 from cfdist.comparison.tables import print_comparison
 from cfdist.comparison.tally import Tally
 from cfdist.config import Config, refuse_unused
-from cfdist.distributed.events import Events, event_notes
-from cfdist.distributed.rounds import MakeWork, run_rounds
+from cfdist.distributed.events import event_notes
 from cfdist.errors import UserError, did_you_mean
-from cfdist.execution import Execution
 from cfdist.extensions import is_own_code
 from cfdist.model.formats import format_of
 from cfdist.report import screen
@@ -24,7 +22,6 @@ from cfdist.report.accuracy import how_tested
 from cfdist.report.page.run import write_run_report
 from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Results, damage_notes, phase_seconds
-from cfdist.widerface.manifest import Manifest
 
 
 def main(config: Config, output: Path, started: float) -> int:
@@ -39,7 +36,7 @@ def main(config: Config, output: Path, started: float) -> int:
         ready = time.time()
         with PictureProgress(len(manifest.items), output) as progress:
             make_work = execution.device_work(config, there)
-            events = _run(there, manifest, make_work, tally, progress)
+            events = run_comparison(there, manifest, make_work, tally, progress)
     ran = time.time()
 
     comparison = tally.summary(config.compare)
@@ -96,33 +93,3 @@ def find_side(config: Config, side: str) -> BackendModel:
         raise UserError(f"{side}={given}: is {found.name}; {found.remedy}")
     here = [name for name in found.backends if backends.is_installed(name)]
     return execution.model_on_backend(config, (*here, *found.backends)[0], given, side)
-
-
-def _run(
-    there: Execution,
-    manifest: Manifest,
-    make_work: MakeWork,
-    tally: Tally,
-    progress: PictureProgress,
-) -> Events:
-    """Run the pictures through the comparing devices; returns what happened to these."""
-    from cfdist.distributed.pool import DevicePool
-
-    plan, (reference, candidate) = there.plan, there.models
-
-    def make_device(settings: DeviceSettings) -> ComparingDevice:
-        return ComparingDevice(reference, candidate, settings, plan.readers)
-
-    def take(_: str, chunk: ComparedChunk) -> list[str]:
-        tally.add(chunk)
-        return [found.id for found in chunk.reference]
-
-    def give_up(given_up: dict[str, str]) -> None:
-        tally.failures |= given_up
-
-    group = max(model.capabilities.group for model in there.models)
-    pool: DevicePool[ComparedChunk] = DevicePool(plan, make_device, reference.spec.batch, group)
-    pool.monitor = progress.monitor
-    with pool:
-        run_rounds(pool, manifest.items, make_work, lambda: progress.start(0), take, give_up)
-    return pool.events

@@ -19,7 +19,7 @@ ROOMS = (
     *("config", "devices", "distributed"),
     *("inputs", "execution", "report", "comparison", "throughput", "workflow"),
     *("download", "doctor", "trackers"),
-    *("command", "detecting", "sweep", "api"),
+    *("command", "detecting", "quantization", "sweep", "api"),
     "jobs",
     "main",
 )

@@ -74,7 +74,8 @@ def choose_cpu_backend(spec: ModelSpec, options: Mapping[str, Any], threads: int
     remembered = _remembered(identity)
     if not remembered:
         show_waiting(f"measuring which CPU runtime is the fastest here ({', '.join(names)})")
-    measured = remembered or measure_in_child(names, spec, options, threads)
+    models = {name: BackendModel(name, spec, options) for name in names}
+    measured = remembered or measure_in_child(models, threads)
     rates = {name: found for name, found in measured.items() if not isinstance(found, str)}
     reasons = {name: found for name, found in measured.items() if isinstance(found, str)}
     failures = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
@@ -109,17 +110,15 @@ def _why_others_are_missing(installed: list[str]) -> str:
     return f" ({' and '.join(missing)} is not: `pip install -r requirements.txt`)"
 
 
-def measure_in_child(
-    names: list[str], spec: ModelSpec, options: Mapping[str, Any], threads: int
-) -> Measurement:
+def measure_in_child(models: Mapping[str, BackendModel], threads: int) -> Measurement:
     """`measure_models` in a process of its own, which takes its threads and its memory with it.
 
-    If that process dies, each runtime gets one of its own, which says which of them it was.
+    If that process dies, each model gets one of its own, which says which of them it was.
     """
     try:
         done = subprocess.run(
             [sys.executable, "-m", "cfdist.backends.choice"],
-            input=pickle.dumps((names, spec, dict(options), threads)),
+            input=pickle.dumps((dict(models), threads)),
             cwd=Path(cfdist.__file__).parents[1],  # there, the child finds this package
             capture_output=True,
             timeout=TIMEOUT_SECONDS,
@@ -130,27 +129,25 @@ def measure_in_child(
         reason = f"the measurement took longer than {TIMEOUT_SECONDS:.0f} s"
     except (IndexError, ValueError):
         reason = f"the measurement ended with exit code {done.returncode}"
-    if len(names) == 1:
-        return {names[0]: reason}
-    alone = [measure_in_child([name], spec, options, threads) for name in names]
+    if len(models) == 1:
+        return dict.fromkeys(models, reason)
+    alone = [measure_in_child({name: model}, threads) for name, model in models.items()]
     return {name: found for one in alone for name, found in one.items()}
 
 
-def measure_models(
-    names: list[str], spec: ModelSpec, options: Mapping[str, Any], threads: int
-) -> Measurement:
-    """Load a model with each runtime, in the shape in which a run would, and measure them."""
-    one = replace(spec, batch=1)
+def measure_models(models: Mapping[str, BackendModel], threads: int) -> Measurement:
+    """Load models, in the shape in which a run would, and measure them; by the same names."""
     loaded: dict[str, Backend] = {}
     failures: dict[str, str] = {}
-    for name in names:
+    for name, model in models.items():
         try:
-            backend_class = backends.backend_class(name)
-            kind = backend_class.device_kind(options)
-            if kind != "cpu":
-                raise UserError(f"its options ask for a {kind}")
-            streams = _streams(one, backend_class, options, threads)
-            loaded[name] = backend_class(one, DeviceSettings(threads, streams, 0, options))
+            if model.kind != "cpu":
+                raise UserError(f"its options ask for a {model.kind}")
+            one = replace(model.spec, batch=1)
+            streams = _streams(one, model.backend_class, model.options, threads)
+            loaded[name] = model.backend_class(
+                one, DeviceSettings(threads, streams, 0, model.options)
+            )
         except Exception as error:  # runtimes have errors of their own
             failures[name] = " ".join(str(error).split())[:300] or type(error).__name__
     return failures | measure(loaded)

@@ -17,6 +17,7 @@ from cfdist.config.schema import Config as Config
 from cfdist.config.schema import DatasetConfig as DatasetConfig
 from cfdist.config.schema import LogConfig as LogConfig
 from cfdist.config.schema import ModelConfig as ModelConfig
+from cfdist.config.schema import QuantizeConfig as QuantizeConfig
 from cfdist.config.unused import flat as flat
 from cfdist.config.unused import key_of as key_of
 from cfdist.config.unused import new_keys as new_keys

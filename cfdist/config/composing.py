@@ -21,7 +21,10 @@ from cfdist.errors import UserError
 from cfdist.storage import working_folder
 
 # Jobs whose pictures, or models, are of model.width x model.height.
-_LETTERBOXING = ("benchmark", "export", "convert", "preprocess", "infer", "postprocess")
+_LETTERBOXING = (
+    *("benchmark", "export", "convert", "quantize"),
+    *("preprocess", "infer", "postprocess"),
+)
 
 
 def load(composed: DictConfig, typed: frozenset[str] = frozenset()) -> Config:

@@ -201,13 +201,14 @@ class DatasetConfig(Section):
     """job=evaluate, benchmark: passes over the pictures, for longer measurements"""
     damaged: Annotated[
         Literal["fail", "use"],
-        uses.only("evaluate", "benchmark", "compare", "preprocess", "postprocess", "detect"),
+        uses.only("evaluate", "benchmark", "quantize", "compare"),
+        uses.only("preprocess", "postprocess", "detect"),
     ] = "fail"
     """a picture whose file is damaged: fail, it counts as failed; use, it is taken as it decodes,
     and listed"""
     ship: Annotated[
         StrictBool,
-        uses.only("evaluate", "compare", "detect"),
+        uses.only("evaluate", "quantize", "compare", "detect"),
         uses.only("benchmark", when=(uses.DEVICES, uses.OFFLINE)),
     ] = False
     """send pictures and weights through Ray's object store, to nodes that do not see the files"""
@@ -262,20 +263,20 @@ class ModelConfig(Section):
     """job=export, backend=torch: the .pth file"""
     batch: Annotated[
         UpTo1024,
-        uses.only("evaluate", "compare", "infer", "detect"),
+        uses.only("evaluate", "quantize", "compare", "infer", "detect"),
         uses.only("benchmark", when=(uses.DEVICES, uses.OFFLINE)),
         uses.only("export", "convert", when=(uses.BATCH_IN_NAME,)),
     ] = 1
     """pictures a batch"""
     convention: Annotated[
         Literal["centerface", "centerface_pytorch"] | OwnCode,
-        uses.with_model("compare", "infer", "export", "postprocess", "detect"),
+        uses.with_model("quantize", "compare", "infer", "export", "postprocess", "detect"),
     ]
     """how head maps become boxes; docs/extending.md has how a function of your own does it"""
     outputs: Annotated[
         Annotated[list[Name], Field(min_length=4, max_length=4), Different] | None,
         uses.also(uses.with_model("infer", "export", "detect"), uses.HAS_OUTPUT_NAMES),
-        uses.only("compare", "convert"),
+        uses.only("quantize", "compare", "convert"),
     ] = None
     """names of the heat map, size, offset and landmark outputs; null: in the file's order"""
     height: Annotated[PixelCount, uses.also(uses.INPUT_SIZE, uses.LETTERBOX)] = 800
@@ -292,23 +293,24 @@ class ModelConfig(Section):
     """divisor after the subtraction, per channel in `color` order"""
     top_k: Annotated[
         Annotated[Whole, _between(1, 10000)] | None,
-        uses.with_model("compare", "postprocess", "convert", "detect"),
+        uses.with_model("quantize", "compare", "postprocess", "convert", "detect"),
         uses.only("export", when=(uses.equal("export.peaks", True, "true"),)),
     ] = 200
     """peaks kept a picture; null: all"""
     peaks: Annotated[
         Literal["maxima", "threshold"],
-        uses.with_model("compare", "postprocess", "detect", parts=uses.END_TO_END),
+        uses.with_model("quantize", "compare", "postprocess", "detect", parts=uses.END_TO_END),
     ] = "maxima"
     """which cells of the heat map are peaks: maxima, the highest of their 3x3 neighbourhood;
     threshold, all above model.score"""
     score: Annotated[
-        Fraction, uses.with_model("compare", "postprocess", "detect", parts=uses.END_TO_END)
+        Fraction,
+        uses.with_model("quantize", "compare", "postprocess", "detect", parts=uses.END_TO_END),
     ] = 0.0
     """a peak's score is above this"""
     nms: Annotated[
         Fraction | None,
-        uses.with_model("compare", "postprocess", "detect", parts=uses.END_TO_END),
+        uses.with_model("quantize", "compare", "postprocess", "detect", parts=uses.END_TO_END),
     ] = None
     """IoU threshold of the suppression after decoding; null: none"""
     expected: ExpectedConfig
@@ -322,7 +324,7 @@ class BackendConfig(Section):
 
     used: ClassVar[Uses] = uses.backend_key()
 
-    name: str
+    name: Annotated[str, uses.backend_key(), uses.only("quantize")]
     """auto: om where NPUs and ais_bench are, else openvino, else onnxruntime; or a class of your
     own, <module>:<class>"""
     streams: Annotated[
@@ -389,7 +391,9 @@ class EvalConfig(Section):
 
     protocol: Annotated[
         Protocol,
-        uses.offline(uses.with_model("score", "compare", "postprocess", parts=uses.END_TO_END)),
+        uses.offline(
+            uses.with_model("score", "quantize", "compare", "postprocess", parts=uses.END_TO_END)
+        ),
     ]
     """official: IoU 0.5, boxes written and scored as the detector gives them; guide: IoU 0.4, boxes
     and scores rounded as the CenterFace script does. Both IoUs are always computed"""
@@ -487,6 +491,36 @@ class ConvertConfig(Section):
     """ATC's log level"""
     dry_run: Annotated[bool, uses.only("convert")] = False
     """only print the command lines, and write the files that they name"""
+
+
+class QuantizeConfig(Section):
+    """`job=quantize`: int8 of a float32 ONNX (model.path), and what that costs and gains."""
+
+    used: ClassVar[Uses] = uses.only("quantize")
+
+    output: LocalPath | None = None
+    """the ONNX file to write; null: <output_dir>/<model's name>_int8.onnx"""
+    calibration: PathOrUri | None = None
+    """pictures to calibrate with, none of them evaluated: a folder, a pattern in quotes, a zip
+    archive or a URI; null: further pictures of the embedded sample set's kind"""
+    pictures: UpTo1024 = 64
+    """pictures to calibrate with, taken from all over their order; all of them where there are
+    fewer"""
+    keep: Annotated[list[Name], Different] = ["heads", "first"]
+    """what stays in float32: heads, the last layers; first, those that read the picture at half its
+    size or more; the name of an operator, its kind, its output or its weights (* for any part)"""
+    method: Literal["minmax", "percentile"] = "minmax"
+    """the range of an activation: all that was seen, or the quantize.percentile of it"""
+    percentile: Annotated[
+        Real,
+        _between(50, 100, "a number"),
+        uses.only("quantize", when=(uses.equal("quantize.method", "percentile", "percentile"),)),
+    ] = 99.999
+    """percent of an activation's values that its range holds"""
+    per_channel: bool = True
+    """weights have a scale for each output channel, not one for the layer"""
+    reduce_range: bool = False
+    """weights have 7 bits: for processors without VNNI, whose sums of bytes would overflow"""
 
 
 class CompareConfig(Section):
@@ -668,7 +702,7 @@ class PipelineConfig(Section):
 
     readers: Annotated[
         Literal["auto"] | UpTo1024,
-        uses.only("evaluate", "compare", "detect"),
+        uses.only("evaluate", "quantize", "compare", "detect"),
         uses.only("benchmark", when=(uses.END_TO_END, uses.OFFLINE)),
         uses.only(
             "benchmark",
@@ -686,7 +720,7 @@ class Config(Section):
     """what to do"""
     devices: Annotated[
         Literal["auto"] | UpTo1024 | DeviceList,
-        uses.only("evaluate", "compare", "infer", "detect"),
+        uses.only("evaluate", "quantize", "compare", "infer", "detect"),
         uses.only("benchmark", when=(uses.DEVICES,)),
         # The number of reader threads that a run would have is one of those measured.
         uses.only("benchmark", when=(uses.HOST, uses.equal("benchmark.readers", "auto", "auto"))),
@@ -741,6 +775,7 @@ class Config(Section):
     benchmark: BenchmarkConfig
     export: ExportConfig
     convert: ConvertConfig
+    quantize: QuantizeConfig
     compare: CompareConfig
     preprocess: PreprocessConfig
     infer: InferConfig

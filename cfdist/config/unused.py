@@ -107,7 +107,8 @@ def _possible_backends(config: Config) -> Sequence[str]:
     if config.job == "infer" and config.infer.cli:
         return ("om",)
     name = config.backend.name
-    return ("om", "openvino", "onnxruntime") if name == "auto" else (name,)
+    by_itself = ("om", "openvino", "onnxruntime")
+    return by_itself[config.job == "quantize" :] if name == "auto" else (name,)
 
 
 def key_of(typed: str) -> str:

@@ -19,6 +19,7 @@ Job = Literal[
     "benchmark",
     "export",
     "convert",
+    "quantize",
     "compare",
     "preprocess",
     "infer",
@@ -186,7 +187,7 @@ AS_TEXT = Uses([Use(JOBS, (equal("progress", "text", "text"),))])
 NOT_QUIET = equal("quiet", False, "false")
 DATA_SET = Uses(
     [
-        Use(("evaluate", "score", "export", "compare", "preprocess", "postprocess")),
+        Use(("evaluate", "score", "export", "quantize", "compare", "preprocess", "postprocess")),
         Use(("benchmark",), (PICTURES,)),
         Use(("convert",), (CALIBRATION,)),
     ]
@@ -195,7 +196,7 @@ WITH_FOLDER = Uses([Use(tuple(job for job in JOBS if job not in WITHOUT_FOLDER))
 INPUT_SIZE = Uses([Use(tuple(job for job in WITH_FOLDER[0].jobs if job != "score"))])
 RAY = Uses(
     [
-        Use(("evaluate", "compare", "preprocess", "postprocess", "detect")),
+        Use(("evaluate", "quantize", "compare", "preprocess", "postprocess", "detect")),
         Use(("benchmark",), (DEVICES,)),
         Use(("infer",), (NOT_BY_TOOL,)),
     ]
@@ -204,14 +205,14 @@ RAY = Uses(
 
 ON_DEVICES = Uses(
     [
-        Use(("evaluate", "compare", "detect")),
+        Use(("evaluate", "quantize", "compare", "detect")),
         Use(("benchmark",), (DEVICES,)),
         Use(("infer",), (NOT_BY_TOOL,)),
     ]
 )
 ON_PICTURES = Uses(
     [
-        Use(("evaluate", "compare", "detect")),
+        Use(("evaluate", "quantize", "compare", "detect")),
         Use(("benchmark",), (END_TO_END,)),
         Use(("infer",), (NOT_BY_TOOL,)),
     ]
@@ -244,10 +245,10 @@ def with_model(*jobs: str, parts: When = DEVICES) -> Uses:
 MODEL_FILE = (
     also(with_model("infer", "detect"), WITHOUT_CHECKPOINT)
     + only("export", when=(missing("model.checkpoint"),))
-    + only("convert")
+    + only("convert", "quantize")
 )
 NORMALISATION = (
-    with_model("compare", "infer", "export", "detect")
+    with_model("quantize", "compare", "infer", "export", "detect")
     + only("preprocess", when=(equal("preprocess.input", "f32", "f32"),))
     + only("convert", when=(equal("convert.aipp", True, "true"),))
     + only("convert", when=(CALIBRATION,))
@@ -258,8 +259,10 @@ EXPECTED_AP = only("evaluate", when=(REAL, WIDER)) + only("score", when=(WIDER,)
 def backend_key(*names: str, when: tuple[When, ...] = ()) -> Uses:
     """The jobs that take `backend=`, with one of these backends; with any if none is named."""
     conditions = (on(*names), *when) if names else when
+    quantized = bool(names) and not {"openvino", "onnxruntime"}.isdisjoint(names)
+    jobs = ("evaluate", "quantize", "detect") if quantized else ("evaluate", "detect")
     return (
-        only("evaluate", "detect", when=conditions)
+        only(*jobs, when=conditions)
         + only("benchmark", when=(DEVICES, *conditions))
         + only("infer", when=(NOT_BY_TOOL, *conditions))
     )

@@ -40,8 +40,8 @@ class FoundPictures:
     others: int
 
 
-def find_pictures(given: str, use_damaged: bool = False) -> FoundPictures:
-    """The pictures that `input` names, with those in folders inside.
+def find_pictures(given: str, use_damaged: bool = False, key: str = KEY) -> FoundPictures:
+    """The pictures that a key such as `input` names, with those in folders inside.
 
     Hidden files, and the folders of this program's runs, are left out. What is named itself, or
     by a pattern with a suffix, is taken whatever that is.
@@ -50,7 +50,7 @@ def find_pictures(given: str, use_damaged: bool = False) -> FoundPictures:
         UserError: nothing is there, or it holds no picture.
         OSError: it cannot be read.
     """
-    place = path_or_uri(given, KEY)
+    place = path_or_uri(given, key)
     try:
         if isinstance(place, str):
             found = _in_uri(place)
@@ -61,14 +61,14 @@ def find_pictures(given: str, use_damaged: bool = False) -> FoundPictures:
         elif place.is_dir():
             found = list(_in_folder(place, place, {}))
         else:
-            found = list(_fitting(given, str(place)))
+            found = list(_fitting(f"{key}={given}", str(place)))
     except (OSError, UnicodeDecodeError) as error:  # the latter: a name behind a URI
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{KEY}={given}: {reason}; {_REMEDY}") from None
+        raise UserError(f"{key}={given}: {reason}; {_REMEDY}") from None
     pictures = {name: path for name, path, is_named in sorted(found) if is_named or _is_one(name)}
     if not pictures:
         raise UserError(
-            f"{KEY}={given}: holds no picture ({len(found)} other files, none with a suffix such "
+            f"{key}={given}: holds no picture ({len(found)} other files, none with a suffix such "
             f"as {', '.join(SUFFIXES[:4])}); {_REMEDY}"
         )
     refused = {name: _shown(name) for name in pictures if _shown(name) != name}
@@ -129,7 +129,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _fitting(given: str, pattern: str) -> Iterator[_Found]:
+def _fitting(setting: str, pattern: str) -> Iterator[_Found]:
     """The files that fit a pattern of the shell's, and the pictures in the folders that do.
 
     Raises:
@@ -140,9 +140,9 @@ def _fitting(given: str, pattern: str) -> Iterator[_Found]:
     paths = sorted(map(Path, glob.glob(pattern, recursive=True)))
     if fixed is None or not paths:
         what = "no such file or folder" if fixed is None else "no file or folder fits the pattern"
-        raise UserError(f"{KEY}={given}: {what}; {_REMEDY}")
+        raise UserError(f"{setting}: {what}; {_REMEDY}")
     if ".." in parts[fixed:]:  # the copies would lie in other folders
-        raise UserError(f"{KEY}={given}: has .. after a wildcard; write it without")
+        raise UserError(f"{setting}: has .. after a wildcard; write it without")
     base, seen = Path(*parts[:fixed]), dict[str, str]()
     for path in sorted(paths, key=lambda path: (len(path.parts), path)):
         name = path.relative_to(base)

@@ -145,7 +145,7 @@ def print_plan(config: Config, there: Execution, manifest: Manifest | None) -> N
     model = there.models[0]
     if model.is_simulated and not terminal.settings.is_quiet:
         print_simulated()
-    used = " and ".join(one.backend for one in there.models)
+    used = " and ".join(dict.fromkeys(one.backend for one in there.models))
     line = f"{model.spec.name} on {used}, {on_devices(there.plan)}, batch {model.spec.batch}"
     if manifest:
         pictures = f"{_count(len(manifest.pictures), 'picture')} of dataset={config.dataset.name}"

@@ -96,6 +96,12 @@ def render_set(events: Sequence[Event] = EVENTS) -> Iterator[Picture]:
             yield render_picture(event, number, index)
 
 
+def further_picture(number: int) -> Picture:
+    """A picture of the set's kind that is not in it; its number is 0 and up, event after event."""
+    event = number % len(EVENTS)
+    return render_picture(EVENTS[event], event, EVENTS[event].pictures + number // len(EVENTS))
+
+
 def render_picture(event: Event, number: int, index: int) -> Picture:
     """One picture of an event; the numbers of event and picture are the seed."""
     rng = np.random.default_rng([number, index])

@@ -12,6 +12,7 @@ import pytest
 from cfdist import backends
 from cfdist.backends import choice
 from cfdist.backends.choice import choose_cpu_backend, measure
+from cfdist.backends.model import BackendModel
 from cfdist.errors import UserError
 from cfdist.preprocess import InputContract
 
@@ -25,8 +26,8 @@ def measured(monkeypatch):
     calls: list = []
     state = {"found": FAST_OPENVINO}
 
-    def fake(names, spec, options, threads):
-        calls.append(names)
+    def fake(models, threads):
+        calls.append(list(models))
         return state["found"]
 
     monkeypatch.setattr(choice, "measure_in_child", fake)
@@ -217,7 +218,7 @@ def test_streams_are_those_asked_for_or_what_memory_holds(spec, monkeypatch):
 
 def test_a_runtime_that_kills_the_process_is_found_out(spec, monkeypatch):
     def run(command, input, **_):
-        names = choice.pickle.loads(input)[0]
+        names = list(choice.pickle.loads(input)[0])
         dies = "openvino" in names
         found = json.dumps(dict.fromkeys(names, 7.0))
         return choice.subprocess.CompletedProcess(
@@ -225,7 +226,8 @@ def test_a_runtime_that_kills_the_process_is_found_out(spec, monkeypatch):
         )
 
     monkeypatch.setattr(choice.subprocess, "run", run)
-    found = choice.measure_in_child(["openvino", "onnxruntime"], spec(), OPTIONS, 2)
+    models = {name: BackendModel(name, spec(), OPTIONS) for name in ("openvino", "onnxruntime")}
+    found = choice.measure_in_child(models, 2)
     reason = "the measurement ended with exit code -9"
     assert found == {"openvino": reason, "onnxruntime": 7.0}
 

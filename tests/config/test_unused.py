@@ -70,6 +70,15 @@ READ_BY = {
         "convert": {"output", "batches", "soc_version", "aipp", "log", "dry_run", "dynamic"}
         | {"extra", "calibration", "limit_s"},
     },
+    "quantize": {
+        "dataset": DATASET,
+        "model": SIZE | NETWORK | FILES | {"batch", "outputs", "top_k", "nms", "peaks", "score"},
+        "backend": {"name", "streams", "precision", "providers"},
+        "eval": {"protocol"},
+        "quantize": {"output", "calibration", "pictures", "keep", "method", "percentile"}
+        | {"per_channel", "reduce_range"},
+        "": RAY | {"devices", "pipeline.readers"} | POOL,
+    },
     "compare": {
         "dataset": DATASET,
         "model": SIZE | NETWORK | {"batch", "outputs", "top_k", "nms", "peaks", "score"},
@@ -118,10 +127,11 @@ READ_BY["doctor"] = READ_BY["evaluate"] | {
     "": READ_BY["evaluate"][""] - {"resume"} | {"output_dir"}
 }
 READ_BY["convert"]["model"] -= {"convention"}
-for _job in ("evaluate", "doctor", "benchmark", "compare", "preprocess", "postprocess", "detect"):
+_jobs = ("evaluate", "doctor", "benchmark", "quantize", "compare")
+for _job in (*_jobs, "preprocess", "postprocess", "detect"):
     READ_BY[_job]["dataset"] = READ_BY[_job]["dataset"] | {"damaged"}
 
-for _job in ("evaluate", "doctor", "benchmark", "compare", "detect"):
+for _job in (*_jobs, "detect"):
     READ_BY[_job]["dataset"] = READ_BY[_job]["dataset"] | {"ship"}
 
 

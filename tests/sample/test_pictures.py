@@ -16,6 +16,7 @@ from cfdist.sample.pictures import (
     FACE_BOX,
     LEAST_HEIGHTS,
     Event,
+    further_picture,
     paste,
     paste_crowd,
     portrait,
@@ -124,3 +125,10 @@ def test_a_matplotlib_without_its_sample_data_is_named(monkeypatch: pytest.Monke
     portrait.cache_clear()
     with pytest.raises(UserError, match=r"grace_hopper\.jpg.*install matplotlib with pip"):
         portrait()
+
+
+def test_further_pictures_come_event_after_event_and_are_not_in_the_set():
+    ids = [further_picture(number).truth.id for number in (0, 1, len(EVENTS))]
+    assert ids == [
+        "0--Portraits/0_Portraits_13", "1--Groups/1_Groups_13", "0--Portraits/0_Portraits_14"
+    ]  # fmt: skip
