@@ -23,6 +23,7 @@ from cfdist.command.arguments import prepare_arguments
 from cfdist.errors import UserError
 from cfdist.files import sha256_of
 from cfdist.model import ModelSpec, locate_model
+from tests.commands import Commands
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -34,7 +35,7 @@ settings.load_profile("quick")
 
 
 # Tests that start Ray, a command or an ATC, run real networks or draw the sample set take seconds.
-SLOW_FIXTURES = {"ray_session", "command", "calls"}
+SLOW_FIXTURES = {"ray_session", "command", "warm_command", "calls"}
 SLOW_PATHS = [
     PROJECT / "tests" / path
     for path in ("end_to_end", "network", "sample", "backends/test_torch.py")
@@ -116,15 +117,40 @@ def refusal(*arguments: str) -> str:
 @pytest.fixture
 def command(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
     """Runs `python main.py` in an empty folder, as a person would."""
+    return functools.partial(run_command, tmp_path)
+
+
+def run_command(folder: Path, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
+    """What becomes of `python main.py` in a folder."""
+    return subprocess.run(
+        [sys.executable, str(PROJECT / "main.py"), *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory) -> Iterator[Commands]:
+    """The process that runs commands one after another."""
+    process = Commands(tmp_path_factory.mktemp("commands"))
+    yield process
+    process.end()
+
+
+@pytest.fixture
+def warm_command(commands, tmp_path) -> Callable[..., subprocess.CompletedProcess]:
+    """`command` without a start: its process and Ray session are those of other tests' commands.
+
+    In another environment, and for another cluster, it is as `command`.
+    """
 
     def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, str(PROJECT / "main.py"), *map(str, arguments)],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-        )
+        texts = tuple(map(str, arguments))
+        if not commands.fits(texts):
+            return run_command(tmp_path, *texts, timeout=timeout)
+        return commands.run(texts, tmp_path, timeout)
 
     return run
 

@@ -10,6 +10,12 @@ from cfdist.inputs import SAMPLE_FOLDER
 from cfdist.sample import ensure_sample
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 @pytest.fixture(scope="module")
 def sample():
     return ensure_sample(SAMPLE_FOLDER)

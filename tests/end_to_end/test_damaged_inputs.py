@@ -22,6 +22,12 @@ from cfdist.widerface.ground_truth import GROUND_TRUTH_FILES, load_ground_truth
 FAST = ("backend=openvino", "devices=1", "model.height=320", "model.width=320", "model.batch=4")
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 def png_header(side: int) -> bytes:
     parts = [
         b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0),

@@ -7,6 +7,12 @@ import pytest
 import cfdist
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -15,6 +15,12 @@ from cfdist.sample import ensure_sample
 from cfdist.widerface.ground_truth import GroundTruth, load_ground_truth
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 @pytest.fixture(scope="module")
 def ground_truth() -> Path:
     return ensure_sample(SAMPLE_FOLDER).ground_truth
