@@ -23,8 +23,12 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-# What may differ between the environments of two commands of one process.
-_OF_A_TEST = "PYTEST_CURRENT_TEST"
+# What the environments of two commands may differ in: no process of Ray's reads these.
+_OF_A_COMMAND = ("COLUMNS", "PATH", "XDG_CACHE_HOME", "FAKE_ATC_FAIL", "CFDIST_PYTHONPATH")
+_OF_A_TEST = ("PYTEST_CURRENT_TEST",)
+
+# Settings of the process and of the session.
+_OF_A_SESSION = ("cluster.address=", "cluster.keep_minutes=", "progress=", "verbose=")
 
 
 class Commands:
@@ -39,13 +43,12 @@ class Commands:
 
     def fits(self, arguments: tuple[str, ...]) -> bool:
         """Whether a command can share the process and the session: it wants no other of either."""
-        environment = {name: os.environ[name] for name in os.environ if name != _OF_A_TEST}
+        ours = {*os.environ} - {*_OF_A_COMMAND, *_OF_A_TEST}
+        environment = {name: os.environ[name] for name in ours}
         if self._process is None:
             self._environment = environment
-        of_session = ("cluster.address=", "cluster.keep_minutes=", "progress=", "verbose=")
-        return environment == self._environment and not any(
-            argument.startswith(of_session) for argument in arguments
-        )
+        wants_more = any(argument.startswith(_OF_A_SESSION) for argument in arguments)
+        return environment == self._environment and not wants_more
 
     def run(
         self, arguments: tuple[str, ...], cwd: Path, timeout: float
@@ -65,6 +68,7 @@ class Commands:
                 )
             process, files = self._process, [Path(said, name) for name in ("out", "err")]
             request = {"arguments": arguments, "cwd": str(cwd), "files": [*map(str, files)]}
+            request["environment"] = {name: os.environ.get(name) for name in _OF_A_COMMAND}
             print(json.dumps(request), file=process.stdin, flush=True)
             is_over, _, _ = select.select([process.stdout], [], [], timeout)
             if not is_over:
@@ -109,8 +113,12 @@ def serve(folder: str) -> None:
             files = [os.open(name, os.O_WRONLY | os.O_CREAT, 0o600) for name in request["files"]]
             _lead(files)
             os.chdir(request["cwd"])
+            for name, value in request["environment"].items():
+                os.environ.pop(name, None)
+                os.environ |= {name: value} if value is not None else {}
             os.environ[cli.STARTED_VARIABLE] = repr(time.time())
             sys.argv[:] = [str(PROJECT / "main.py"), *request["arguments"]]
+            sys.orig_argv[:] = [sys.executable, *sys.argv]
             try:
                 code = int(cli.main())
             except SystemExit as ended:

@@ -35,7 +35,7 @@ settings.load_profile("quick")
 
 
 # Tests that start Ray, a command or an ATC, run real networks or draw the sample set take seconds.
-SLOW_FIXTURES = {"ray_session", "command", "warm_command", "calls"}
+SLOW_FIXTURES = {"ray_session", "cold_command", "warm_command", "calls"}
 SLOW_PATHS = [
     PROJECT / "tests" / path
     for path in ("end_to_end", "network", "sample", "backends/test_torch.py")
@@ -115,7 +115,13 @@ def refusal(*arguments: str) -> str:
 
 
 @pytest.fixture
-def command(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
+def command(cold_command) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs `python main.py` in an empty folder; a file of tests may take `warm_command` for it."""
+    return cold_command
+
+
+@pytest.fixture
+def cold_command(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
     """Runs `python main.py` in an empty folder, as a person would."""
     return functools.partial(run_command, tmp_path)
 
@@ -141,9 +147,9 @@ def commands(tmp_path_factory) -> Iterator[Commands]:
 
 @pytest.fixture
 def warm_command(commands, tmp_path) -> Callable[..., subprocess.CompletedProcess]:
-    """`command` without a start: its process and Ray session are those of other tests' commands.
+    """Runs a command line in a process and a Ray session that it shares with other tests' ones.
 
-    In another environment, and for another cluster, it is as `command`.
+    One that wants an environment or a cluster of its own gets what `cold_command` gives.
     """
 
     def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:

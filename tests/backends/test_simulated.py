@@ -25,6 +25,12 @@ SMALL = ("model.height=256", "model.width=256", "cluster.dashboard=false")
 
 
 @pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
+@pytest.fixture
 def make(spec):
     """A simulated device without a model file."""
 

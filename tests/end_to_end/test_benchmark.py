@@ -25,6 +25,12 @@ RATES = ("pictures", "steady_pictures_per_second", "end_to_end_pictures_per_seco
 STATISTICS = ("min", "mean", "median", "p99", "max")
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 def read(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 

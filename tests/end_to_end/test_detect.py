@@ -18,6 +18,12 @@ from cfdist.sample import ensure_sample
 from tests.end_to_end.test_api import run_program
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 def lines_of(folder: Path) -> dict[str, dict]:
     text = (folder / "detections.jsonl").read_text(encoding="utf-8")
     found = [json.loads(line) for line in text.splitlines()]

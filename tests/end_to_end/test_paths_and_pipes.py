@@ -23,6 +23,12 @@ RUN = ("model.height=128", "model.width=128", "cluster.dashboard=false", "backen
 NAMES = ["20250614_153000", "a${b}c", "文件 é", "my\\preds", "caf\udce9", "[a, b]=~'x'"]
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 @pytest.fixture(scope="module")
 def predictions(tmp_path_factory) -> Path:
     """A folder with a prediction file for each picture of the sample set; none finds a face."""

@@ -27,6 +27,12 @@ CHROMIUM = next(
 )
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 def brute_iou(a, b) -> float:
     """Pixels counted one by one: every column and row that both boxes have."""
     width = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0]) + 1

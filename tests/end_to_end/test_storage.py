@@ -28,6 +28,12 @@ FAST = (
 )
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory) -> dict[str, tuple[str, str]]:
     """The sample set as a folder, archives, and URIs of both: pictures and ground truth."""

@@ -20,6 +20,12 @@ from tests.conftest import PROJECT
 SIMULATED = ("backend=simulated", "cluster.dashboard=false", "output_dir=out")
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 def table_of(folder: Path) -> list[dict[str, str]]:
     with (folder / "sweep.csv").open(newline="") as file:
         return list(csv.DictReader(file))
@@ -252,8 +258,10 @@ def test_a_sweep_whose_runs_are_all_refused_leaves_nothing(command, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_run_reads_the_pictures_for_the_further_ones_and_no_byte_differs(command, tmp_path):
-    result = command(
+def test_one_run_reads_the_pictures_for_the_further_ones_and_no_byte_differs(
+    cold_command, tmp_path
+):
+    result = cold_command(
         *("-m", "preprocess.cache=false,auto", "model.batch=1,4", "backend=openvino"),
         *("model.height=256", "model.width=256", "dataset.limit=24", "output_dir=out"),
         "cluster.dashboard=false",

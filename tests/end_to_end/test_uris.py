@@ -17,6 +17,12 @@ FAST = ("dataset.limit=12", "devices=1", "model.height=64", "model.width=64", "m
 SIMULATED = ("backend=simulated", "backend.latency_ms=1", "dataset.limit=12", "devices=1")
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

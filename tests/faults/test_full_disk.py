@@ -14,6 +14,12 @@ RUN = ("backend=onnxruntime", "model.height=64", "model.width=64", "cluster.dash
 
 
 @pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
+@pytest.fixture
 def small_disk(tmp_path):
     """Makes a file system with little room."""
     folder = tmp_path / "small"

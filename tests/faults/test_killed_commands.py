@@ -20,6 +20,12 @@ if os.environ.get("CFDIST_LONG_TESTS"):
     POINTS += ["config.yaml", "journal/run.json", "predictions"]
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 def kill_after(folder: Path, point: str) -> None:
     """Start the run; SIGKILL its process group once a file of the run is there."""
     process = subprocess.Popen(
