@@ -43,12 +43,9 @@ class Commands:
 
     def fits(self, arguments: tuple[str, ...]) -> bool:
         """Whether a command can share the process and the session: it wants no other of either."""
-        ours = {*os.environ} - {*_OF_A_COMMAND, *_OF_A_TEST}
-        environment = {name: os.environ[name] for name in ours}
-        if self._process is None:
-            self._environment = environment
         wants_more = any(argument.startswith(_OF_A_SESSION) for argument in arguments)
-        return environment == self._environment and not wants_more
+        is_same = self._process is None or self._environment == _environment()
+        return is_same and not wants_more
 
     def run(
         self, arguments: tuple[str, ...], cwd: Path, timeout: float
@@ -60,6 +57,7 @@ class Commands:
         """
         with self._lock, tempfile.TemporaryDirectory() as said:
             if self._process is None:
+                self._environment = _environment()
                 self._process = subprocess.Popen(
                     [sys.executable, __file__, str(self._folder)],
                     stdin=subprocess.PIPE,
@@ -92,6 +90,12 @@ class Commands:
                 process.stdin.close()
             process.wait(timeout=60)
             process.stdout.close()
+
+
+def _environment() -> dict[str, str]:
+    """What a command that shares the process cannot have otherwise."""
+    left_out = (*_OF_A_COMMAND, *_OF_A_TEST)
+    return {name: text for name, text in os.environ.items() if name not in left_out}
 
 
 def serve(folder: str) -> None:

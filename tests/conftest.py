@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +28,19 @@ from cfdist.model import ModelSpec, locate_model
 from tests.commands import Commands
 
 PROJECT = Path(__file__).resolve().parent.parent
+
+# What a test gets does not depend on who starts it: started commands inherit this environment.
+_OURS = ("CFDIST_SHARED", "CFDIST_LONG_TESTS", "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX")
+_OF_THE_CALLER = ("RAY_", "HYDRA_", "PYTHON", "CFDIST_", "AIS_BENCH_", "FAKE_ATC_", "SLURM_")
+_OF_THE_CALLER += ("ASCEND_RT_VISIBLE_DEVICES", "OMP_NUM_THREADS", "COLUMNS", "LINES", "COLORTERM")
+_OF_THE_CALLER += ("NO_COLOR", "FORCE_COLOR", "LANG", "LC_", "CI")
+for _name in [*os.environ]:
+    if _name.startswith(_OF_THE_CALLER) and _name not in _OURS:
+        del os.environ[_name]
+os.environ |= {"TERM": "xterm", "LANG": "C.UTF-8", "TZ": "UTC"}
+os.environ |= dict.fromkeys(("no_proxy", "NO_PROXY"), "127.0.0.1,localhost")
+time.tzset()
+os.umask(0o022)
 
 # On a busy machine any example may be slow; what is tested is what comes out. `./test.sh` without
 # arguments takes the thorough profile (`--hypothesis-profile=thorough`).
@@ -161,13 +176,49 @@ def warm_command(commands, tmp_path) -> Callable[..., subprocess.CompletedProces
     return run
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_runtime(tmp_path_factory) -> None:
+    """No session that was kept for other commands of this user is found."""
+    os.environ["XDG_RUNTIME_DIR"] = str(tmp_path_factory.mktemp("runtime"))
+
+
+_of_ray: dict[str, str] = {}  # what `ray_session` has set in this process
+
+
+@pytest.fixture(autouse=True)
+def own_environment(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test leaves the environment as it was, and sees nothing that `ray_session` has set."""
+    before = dict(os.environ)
+    if "ray_session" not in request.fixturenames:
+        for name in _of_ray:
+            os.environ.pop(name, None)
+    yield
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before.items() - os.environ.items())
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """One Ray for all tests that need one."""
     from cfdist.distributed.session import session
 
+    before = dict(os.environ)
     with session(None, dashboard=False):
+        _of_ray.update(os.environ.items() - before.items())
         yield
+
+
+@pytest.fixture(scope="module")
+def kept_processes(ray_session) -> Iterator[None]:
+    """Runs in `ray_session` take over the processes of the run before, as those of a sweep do."""
+    from cfdist.distributed import actors, session
+
+    left = session.SharedSession((), contextlib.ExitStack(), None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(actors, "shared_session", lambda: left)
+        yield
+        actors.end_idle_actors()
 
 
 @functools.cache

@@ -21,13 +21,24 @@ CONVERT = (*CALIBRATE, "convert.batches=[1,4]")
 
 
 @pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
+@pytest.fixture
 def host(monkeypatch, tmp_path) -> Path:
-    """A host with atc, npu-smi, two chips and ais_bench; gives the folder of its tools."""
-    install_double(monkeypatch)
+    """A host with atc, npu-smi and two chips; gives the folder of its tools."""
     install_atc(monkeypatch, tmp_path / "bin")
     install_npu_smi(monkeypatch, tmp_path / "bin")
     monkeypatch.delenv("CFDIST_PYTHONPATH", raising=False)
     return tmp_path / "bin"
+
+
+@pytest.fixture
+def host_with_ais_bench(host, monkeypatch) -> Path:
+    install_double(monkeypatch)
+    return host
 
 
 def replace_tool(host: Path, name: str, script: str) -> None:
@@ -148,7 +159,8 @@ def test_calibration_input_for_int8(command, tmp_path):
     assert f"has {len(items)} pictures here" in message
 
 
-def test_one_om_runs_at_each_of_its_batches(command, tmp_path, host):
+def test_one_om_runs_at_each_of_its_batches(command, tmp_path, host_with_ais_bench):
+    host = host_with_ais_bench
     done = command(*CONVERT, "convert.dynamic=true", "convert.aipp=true")
     assert done.returncode == 0, done.stderr
     run = ("model.path=om/centerface_dynamic_aipp.om", *SIZE, "cluster.dashboard=false")
@@ -187,7 +199,8 @@ def summary_arguments(folder: Path) -> str:
     return " ".join(json.loads((folder / "dumpout_bs4_summary.json").read_text())["args"])
 
 
-def test_the_command_line_of_ais_bench(command, tmp_path, bins, host, monkeypatch):
+def test_the_command_line_of_ais_bench(command, tmp_path, bins, host_with_ais_bench, monkeypatch):
+    host = host_with_ais_bench
     for dynamic in ("false", "true"):
         convert = command(*CONVERT, f"convert.dynamic={dynamic}", f"output_dir=made_{dynamic}")
         assert convert.returncode == 0, convert.stderr
@@ -227,7 +240,8 @@ def test_the_command_line_of_ais_bench(command, tmp_path, bins, host, monkeypatc
     assert "infer.cli_args: has no effect on this run" in message
 
 
-def test_a_broken_chip_is_no_reason_to_take_the_cpu(command, host):
+def test_a_broken_chip_is_no_reason_to_take_the_cpu(command, host_with_ais_bench):
+    host = host_with_ais_bench
     text = (host / "npu-smi").read_text().replace("OK      ", "Critical")
     replace_tool(host, "npu-smi", text)
     message = refused(command("model.batch=1", *SIZE))

@@ -98,7 +98,7 @@ def test_the_command_on_the_sample_set(command, tmp_path):
     assert left == {"config.yaml", "results.json", "report.html"}
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_processes")
 def test_a_simulated_benchmark_is_marked(compose, tmp_path, capsys):
     code, results = run(
         compose, tmp_path, "backend=simulated", "model.path=nowhere.onnx", "model.batch=4",
@@ -120,7 +120,7 @@ def test_a_simulated_benchmark_is_marked(compose, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "torch"])
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_processes")
 def test_other_backends(compose, tmp_path, backend):
     pytest.importorskip(backend, reason=f"{backend} is not installed")
     _, results = run(
@@ -148,7 +148,7 @@ def test_the_host_alone_needs_neither_ray_nor_a_model(compose, tmp_path, monkeyp
     assert results["throughput"] == {"steady": None, "end_to_end": None, "pure_inference": None}
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_processes")
 def test_inference_alone_needs_no_pictures(compose, tmp_path):
     code, results = run(
         compose, tmp_path, "benchmark.parts=[inference]", "dataset=wider_val", *SIZE,
@@ -160,7 +160,7 @@ def test_inference_alone_needs_no_pictures(compose, tmp_path):
     assert results["devices"] == []
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_processes")
 def test_a_broken_picture_is_listed_once(compose, tmp_path):
     sample = ensure_sample(SAMPLE_FOLDER)
     ids = list(load_ground_truth(sample.ground_truth))[:3]
@@ -269,7 +269,7 @@ def test_bad_input_is_one_line(command, tmp_path, override, words):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_processes")
 def test_an_interrupted_benchmark_leaves_no_scratch(compose, tmp_path, monkeypatch):
     """Its prediction files are no run's."""
 

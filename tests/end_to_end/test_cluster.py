@@ -46,7 +46,7 @@ def predictions(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def test_letterboxing_on_two_nodes_changes_no_byte(command, tmp_path, address):
+def test_letterboxing_on_two_nodes_changes_no_byte(warm_command, tmp_path, address):
     settings = ["dataset.limit=40", "model.height=256", "model.width=256", "backend=openvino"]
     runs = {
         "alone": [],
@@ -55,7 +55,7 @@ def test_letterboxing_on_two_nodes_changes_no_byte(command, tmp_path, address):
         "two_stage": [f"cluster.address={address}", "devices=2", "preprocess.where=cluster"],
     }
     for name, overrides in runs.items():
-        result = command(*settings, *overrides, f"output_dir={name}")
+        result = warm_command(*settings, *overrides, f"output_dir={name}")
         assert result.returncode == 0, result.stderr
     contents = [predictions(tmp_path / name) for name in runs]
     assert len(contents[0]) == 41

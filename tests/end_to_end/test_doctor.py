@@ -100,8 +100,8 @@ def test_an_ascend_host(command, tmp_path, monkeypatch):
     assert found["Ray"].startswith("ok starts here: 2 devices")
 
 
-def test_what_a_person_gets_wrong_is_bad_input(command):
+def test_what_a_person_gets_wrong_is_bad_input(warm_command):
     for setting in ("resume=auto", "predictions=x", "download.to=x"):
-        result = command("job=doctor", setting)
+        result = warm_command("job=doctor", setting)
         assert result.returncode == 2 and len(result.stderr.splitlines()) == 1, result.stderr
         assert "job=doctor does not read it" in result.stderr

@@ -85,7 +85,7 @@ def test_the_command_on_the_sample_set(command, tmp_path):
     assert json.loads((tmp_path / "scored" / "results.json").read_text())["ap"] == results["ap"]
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_processes")
 def test_devices_and_batches_do_not_change_the_predictions(compose, tmp_path):
     runs = [
         run_in_session(
@@ -108,7 +108,7 @@ def test_devices_and_batches_do_not_change_the_predictions(compose, tmp_path):
             np.testing.assert_allclose(there.landmarks, detections[id].landmarks, rtol=0, atol=1e-3)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_processes")
 def test_real_pictures_reach_the_known_ap(compose, shared, tmp_path):
     """All 610: about a minute and a half on two cores."""
     data = shared / "data" / "wider_val_mini"
@@ -192,7 +192,7 @@ def test_broken_pictures_are_listed_and_the_run_goes_on(command, tmp_path, odd_p
     assert len(list((tmp_path / "out" / "predictions").rglob("*.txt"))) == 11
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_processes")
 def test_passes_count_for_the_rate_and_pictures_for_the_rest(
     compose, tmp_path, odd_pictures, capsys
 ):

@@ -55,7 +55,7 @@ def exported(compose, tmp_path_factory) -> dict[str, Path]:
     return {name: folder / f"{name}.onnx" for name in forms}
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_processes")
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("form", ["f32", "u8", "peaks"])
 def test_every_form_is_the_authors_network(compose, tmp_path, exported, backend, form):
@@ -78,7 +78,7 @@ def test_every_form_is_the_authors_network(compose, tmp_path, exported, backend,
         assert all(head["cosine"] > 0.999999 for head in comparison["heads"].values())
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_processes")
 def test_the_torch_backend_gives_the_same_ap(compose, tmp_path):
     overrides = (*SIZE, "dataset.limit=24", "model.batch=4")
     _, torch = run(evaluate, compose, tmp_path / "a", "backend=torch", *overrides)
@@ -97,7 +97,7 @@ def test_a_batch_that_does_not_fit_is_refused_before_ray_starts(compose, tmp_pat
         compare.main(config, tmp_path, time.time())
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_processes")
 def test_a_conversion_that_lost_something_is_past_the_tolerance(compose, tmp_path, exported):
     model = onnx.load(str(exported["f32"]))
     weight = next(w for w in model.graph.initializer if numpy_helper.to_array(w).ndim == 4)
@@ -116,7 +116,7 @@ def test_a_conversion_that_lost_something_is_past_the_tolerance(compose, tmp_pat
     assert results["comparison"]["within"]["cosine"] is False
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_processes")
 def test_the_gate(compose, tmp_path, shared):
     data = shared / "data" / "wider_val_mini"
     overrides = (

@@ -65,7 +65,7 @@ def sort_by_event(source: Path, target: Path, ids: tuple[str, ...]) -> None:
             shutil.copy(source / name, target / event / name)
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_processes")
 @pytest.mark.parametrize(
     ("backend", "form", "devices"),
     [("onnxruntime", "f32", 2), ("openvino", "u8", 1), ("openvino", "f32", 1)],
@@ -114,7 +114,7 @@ def test_four_steps_give_the_files_of_the_run_in_memory(run, tmp_path, backend, 
 
 
 @pytest.fixture(scope="module")
-def made(run, ray_session, tmp_path_factory) -> SimpleNamespace:
+def made(run, kept_processes, tmp_path_factory) -> SimpleNamespace:
     """A small run's bins and output files, to be copied before they are spoilt."""
     folder = tmp_path_factory.mktemp("made")
     network = folder / "net.onnx"

@@ -62,7 +62,7 @@ def refused(done) -> str:
     return done.stderr
 
 
-@pytest.mark.usefixtures("ray_session")
+@pytest.mark.usefixtures("kept_processes")
 @pytest.mark.parametrize(
     ("form", "backend", "batch"),
     [

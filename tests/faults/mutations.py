@@ -1,8 +1,8 @@
-"""Reads a file 300 times, damaged in another way each time: `python mutations.py READER FOLDER`.
+"""Reads files so many times, damaged in another way each time: `python mutations.py FOLDER 300`.
 
-It runs alone in a process, so that a reader that ends its process is found out. The last line of
-its output is the longest time that a reading took, in seconds; the line before it is empty or names
-the seeds whose outcome no caller expects.
+It runs alone in a process, so that a reader that ends its process is found out: its last line names
+the reader and the seed. Of each reader a JSON line says the longest time that a reading took, in
+seconds, and the seeds whose outcome no caller expects.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from cfdist.widerface.predictions import read_predictions_file
 from cfdist.workflow.files import Record, output_names, write_raw
 from cfdist.workflow.stages import RawOutput, picture_size, write_prediction
 
-COUNT = 300
 RUN = RunIdentity("f", "openvino")
 SPEC = ModelSpec(
     "centerface", Path("m.onnx"), "0" * 64, "centerface", None, 64, 96, "RGB", 1.0, (0.0,) * 3,
@@ -274,22 +273,23 @@ READERS: dict[str, Callable[[Path], tuple[bytes, Callable]]] = {
 }
 
 
-def main(reader: str, folder: Path) -> None:
+def main(reader: str, folder: Path, count: int) -> None:
     """Read the file damaged in each way."""
+    folder.mkdir()
     content, read = READERS[reader](folder)
     path, bad, longest = folder / "damaged", [], 0.0
-    for seed in range(COUNT):
+    for seed in range(count):
         path.write_bytes(mutate(content, seed))
-        print(f"seed {seed}", flush=True)
+        print(f"{reader}, seed {seed}", flush=True)
         start = time.perf_counter()
         try:
             read(path)
         except Exception as error:
             bad.append(f"{seed}: {type(error).__name__}: {error}")
         longest = max(longest, time.perf_counter() - start)
-    print("; ".join(bad))
-    print(longest)
+    print(json.dumps({"reader": reader, "unexpected": bad, "longest": longest}), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    for name in READERS:
+        main(name, Path(sys.argv[1], name), int(sys.argv[2]))

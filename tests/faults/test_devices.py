@@ -35,11 +35,10 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen:
     )
 
 
-def end(process: subprocess.Popen, folder: Path) -> tuple[int, dict, str]:
-    """The exit code, the content of results.json and what was said on stderr."""
-    _, error = process.communicate(timeout=TIMEOUT)
+def results_of(folder: Path) -> dict:
+    """The content of results.json; empty if there is none."""
     path = folder / "out" / "results.json"
-    return process.returncode, json.loads(path.read_text()) if path.is_file() else {}, error
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 @pytest.mark.parametrize(
@@ -55,10 +54,11 @@ def end(process: subprocess.Popen, folder: Path) -> tuple[int, dict, str]:
         ("hang_opening", None),  # the run is over before that is certain
     ],
 )
-def test_one_faulty_device_of_two_changes_nothing_but_the_time(tmp_path, fault, what):
-    process = start(tmp_path, "devices=2", f"backend.fault={fault}", "backend.fault_device=1")
-    code, results, error = end(process, tmp_path)
-    assert code == 0, error
+def test_one_faulty_device_of_two_changes_nothing_but_the_time(warm_command, tmp_path, fault, what):
+    settings = ("devices=2", f"backend.fault={fault}", "backend.fault_device=1")
+    done = warm_command(*RUN, *settings, timeout=TIMEOUT)
+    assert done.returncode == 0, done.stderr
+    results = results_of(tmp_path)
     assert results["pictures"] == {"total": 69, "done": 69, "failed": 0}
     assert results["seconds"]["run"] < 60
     assert {event["device"] for event in results["events"]} == {"device:1"}
@@ -69,22 +69,17 @@ def test_one_faulty_device_of_two_changes_nothing_but_the_time(tmp_path, fault, 
 
 
 @pytest.mark.parametrize("fault", ["fail", "die", "hang"])
-def test_without_a_sound_device_the_run_ends_with_the_device_s_words(tmp_path, fault):
-    process = start(tmp_path, "devices=1", f"backend.fault={fault}", "device.timeout=8")
-    code, results, error = end(process, tmp_path)
-    assert (code, results) == (1, {})
-    (line,) = error.splitlines()
+def test_without_a_sound_device_the_run_ends_with_the_device_s_words(warm_command, tmp_path, fault):
+    settings = ("devices=1", f"backend.fault={fault}", "device.timeout=8")
+    done = warm_command(*RUN, *settings, timeout=TIMEOUT)
+    assert (done.returncode, results_of(tmp_path)) == (1, {})
+    (line,) = done.stderr.splitlines()
     words = {"fail": "507033", "die": "its process died", "hang": "device.timeout"}
     assert "no device is left" in line
     assert "device:0 (" in line
     assert words[fault] in line
     assert "; go on with: " in line
-    again = subprocess.run(
-        [sys.executable, str(PROJECT / "main.py"), *RUN, "devices=1"],
-        cwd=tmp_path,
-        capture_output=True,
-        timeout=TIMEOUT,
-    )
+    again = warm_command(*RUN, "devices=1", timeout=TIMEOUT)
     assert again.returncode == 0, again.stderr
 
 
@@ -104,18 +99,19 @@ def test_a_device_process_that_a_signal_ends_or_stops(tmp_path, number, what):
     assert len(actors) == 2
     actors[0].send_signal(number)
     at = time.monotonic()
-    code, results, error = end(process, tmp_path)
-    assert code == 0, error
+    _, error = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, error
+    results = results_of(tmp_path)
     assert time.monotonic() - at < 90  # some 14 s of work, and the rest of the other device's
     assert results["pictures"] == {"total": 69, "done": 69, "failed": 0}
     assert [event["what"] for event in results["events"]] == [what]
 
 
-def test_the_first_failed_picture_ends_the_run_if_that_is_wanted(tmp_path):
-    process = start(tmp_path, "devices=1", "backend.fault=nan", "on_error=fail")
-    code, results, error = end(process, tmp_path)
-    assert (code, results) == (3, {})
-    (line,) = error.splitlines()
+def test_the_first_failed_picture_ends_the_run_if_that_is_wanted(warm_command, tmp_path):
+    settings = ("devices=1", "backend.fault=nan", "on_error=fail")
+    done = warm_command(*RUN, *settings, timeout=TIMEOUT)
+    assert (done.returncode, results_of(tmp_path)) == (3, {})
+    (line,) = done.stderr.splitlines()
     assert "NaN or infinite values (device:0)" in line
     assert "on_error=fail" in line
     assert "; go on with: " in line

@@ -1,6 +1,7 @@
 """An interrupted run whose journal is damaged goes on to the same bytes, or is refused in a line.
 
 Each damage is one to a run that was interrupted twice, so that its journal has three segments.
+`CFDIST_LONG_TESTS=1` tries five times as many.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from cfdist.detections import to_arrow
 from cfdist.distributed.reducer import Reducer
 from cfdist.errors import UserError
 from cfdist.files import JOURNAL
+from tests.faults import IS_LONG
 from tests.faults.test_write_points import BATCHES, IDENTITY, ORDER, TRUTH, files_of, found, run
 
-COUNT = 200
+COUNT = 200 if IS_LONG else 40
 
 
 @pytest.fixture(scope="module")

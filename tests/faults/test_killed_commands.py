@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import PROJECT
+from tests.faults import IS_LONG
 from tests.faults.test_full_disk import RUN, bytes_of
 
 # Its first batch, and two points of its end; the long test has more.
 POINTS = ["journal/segment-0000.arrow", "predictions.parquet", "results.json"]
-if os.environ.get("CFDIST_LONG_TESTS"):
+if IS_LONG:
     POINTS += ["config.yaml", "journal/run.json", "predictions"]
 
 

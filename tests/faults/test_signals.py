@@ -27,10 +27,10 @@ import pytest
 
 from cfdist.distributed.guard import PREFIX
 from tests.conftest import PROJECT
+from tests.faults import IS_LONG
 
 pytestmark = pytest.mark.slow
 
-IS_LONG = bool(os.environ.get("CFDIST_LONG_TESTS"))
 AT_ONCE = 2  # commands at a time
 
 MARK = "CFDIST_TEST_COMMAND"  # in the environment of a command and all that it starts
