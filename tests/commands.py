@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -34,18 +35,17 @@ _OF_A_SESSION = ("cluster.address=", "cluster.keep_minutes=", "progress=", "verb
 class Commands:
     """Runs commands in a process of their own, which starts with the first one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         """`folder` is where Ray's processes are at home; no test removes it."""
         self._folder = folder
+        self._environment = environment
         self._process: subprocess.Popen[str] | None = None
-        self._environment: dict[str, str] = {}
         self._lock = threading.Lock()
 
     def fits(self, arguments: tuple[str, ...]) -> bool:
         """Whether a command can share the process and the session: it wants no other of either."""
         wants_more = any(argument.startswith(_OF_A_SESSION) for argument in arguments)
-        is_same = self._process is None or self._environment == _environment()
-        return is_same and not wants_more
+        return _shared(os.environ) == _shared(self._environment) and not wants_more
 
     def run(
         self, arguments: tuple[str, ...], cwd: Path, timeout: float
@@ -57,9 +57,9 @@ class Commands:
         """
         with self._lock, tempfile.TemporaryDirectory() as said:
             if self._process is None:
-                self._environment = _environment()
                 self._process = subprocess.Popen(
                     [sys.executable, __file__, str(self._folder)],
+                    env=self._environment,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
@@ -92,10 +92,10 @@ class Commands:
             process.stdout.close()
 
 
-def _environment() -> dict[str, str]:
-    """What a command that shares the process cannot have otherwise."""
+def _shared(environment: Mapping[str, str]) -> dict[str, str]:
+    """What commands that share a process cannot have otherwise."""
     left_out = (*_OF_A_COMMAND, *_OF_A_TEST)
-    return {name: text for name, text in os.environ.items() if name not in left_out}
+    return {name: text for name, text in environment.items() if name not in left_out}
 
 
 def serve(folder: str) -> None:

@@ -153,9 +153,10 @@ def run_command(folder: Path, *arguments: str, timeout: float = 300) -> subproce
 
 
 @pytest.fixture(scope="session")
-def commands(tmp_path_factory) -> Iterator[Commands]:
+def commands(tmp_path_factory, own_runtime) -> Iterator[Commands]:
     """The process that runs commands one after another."""
-    process = Commands(tmp_path_factory.mktemp("commands"))
+    environment = {name: os.environ[name] for name in os.environ.keys() - _of_ray.keys()}
+    process = Commands(tmp_path_factory.mktemp("commands"), environment)
     yield process
     process.end()
 

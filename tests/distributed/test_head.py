@@ -54,9 +54,9 @@ def test_a_head_that_answers_now_and_then_is_there(monkeypatch, answers):
         return answers[calls.count(calls[-1]) % len(answers)]
 
     monkeypatch.setattr(head, "answer_of", answer)
-    with head.head_watched(0.2):
-        time.sleep(1.5)
-    assert len(calls) > 5
+    with head.head_watched(1):
+        time.sleep(2)
+    assert len(calls) > 3
 
 
 @pytest.mark.usefixtures("ray_session", "quick")
@@ -103,7 +103,7 @@ def test_the_end_of_a_session_without_a_head_is_limited(monkeypatch):
     monkeypatch.setattr("ray.shutdown", lambda: ended.wait(20))
     began = time.monotonic()
     head.shut_down()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert not ended.is_set()
     ended.set()
 

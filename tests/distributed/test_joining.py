@@ -127,7 +127,7 @@ def test_a_cluster_that_this_process_does_not_fit_is_refused(monkeypatch, theirs
     start = time.monotonic()
     with pytest.raises(UserError, match=expected):
         joining._refuse_unfit("h:1", "x")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
 
 
 def test_ray_client_is_refused_with_what_to_do(monkeypatch):
@@ -198,7 +198,7 @@ def test_a_named_cluster_that_asks_for_a_token_says_so_and_is_shown_none(monkeyp
         start = time.monotonic()
         with pytest.raises(UserError, match=r"x: the cluster asks for its token.*get-auth-token"):
             joining.knock(address, "x", is_automatic=False)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 20
         assert head.shown == [""]
         monkeypatch.setenv("RAY_AUTH_MODE", "token")
         joining.knock(address, "x", is_automatic=False)
@@ -217,4 +217,4 @@ def test_what_is_no_cluster_is_refused_at_once():
         joining.knock(address, "x", is_automatic=False)
     with pytest.raises(UserError, match="x: no Ray cluster answers there"):
         joining.knock(address, "x", is_automatic=False)  # nothing listens there any more
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20

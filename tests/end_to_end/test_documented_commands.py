@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -215,19 +213,13 @@ def test_every_script_of_the_pages_is_there_and_knows_its_options():
             assert not word.startswith("--") or f'"{word}"' in text, script.text
 
 
-def test_the_first_commands_of_the_readme_give_what_it_says(tmp_path):
-    def run(*arguments: str) -> str:
-        done = subprocess.run(
-            [sys.executable, str(PROJECT / "main.py"), *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+def test_the_first_commands_of_the_readme_give_what_it_says(cold_command, warm_command, tmp_path):
+    def run(*arguments: str, command=warm_command) -> str:
+        done = command(*arguments)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    first = run("experiment=quick", "output_dir=first")
+    first = run("experiment=quick", "output_dir=first", command=cold_command)
     for words in ("official (IoU 0.5)", "guide (IoU 0.4)", "pictures/s", "results: "):
         assert words in first
     assert (tmp_path / "first" / "results.json").is_file()

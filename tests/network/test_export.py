@@ -66,14 +66,14 @@ def pictures(small_letterboxed):
     return np.concatenate([small_letterboxed, noise, np.zeros_like(noise)])
 
 
-@pytest.mark.parametrize("chosen", [[0], [0, 1], [1, 0, 1, 1, 0]], ids=len)
+@pytest.mark.parametrize("chosen", [[0], [1, 0, 1, 1, 0]], ids=len)
 def test_f32_gives_the_reference_networks_outputs(reports, network_io, run, chosen):
     outputs = run(reports["f32"]["path"], network_io["image"][chosen])
     for name, output in zip(HEADS, outputs, strict=True):
         np.testing.assert_allclose(output, network_io[name][chosen], rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("batch", [1, 5])
 def test_u8_normalises_as_the_host_does(reports, seed_network, pictures, run, batch):
     inputs = pictures[:batch]
     with torch.inference_mode():
@@ -84,7 +84,7 @@ def test_u8_normalises_as_the_host_does(reports, seed_network, pictures, run, ba
 
 
 @pytest.mark.parametrize("form", ["peaks", "u8 peaks"])
-@pytest.mark.parametrize("batch", [1, 2, 5])
+@pytest.mark.parametrize("batch", [1, 5])
 def test_peaks_decode_to_the_boxes_of_the_head_maps(reports, pictures, run, form, batch):
     floats = to_model_input(pictures[:batch], CONTRACT)
     expected = select_peaks(HeadMaps(*run(reports["f32"]["path"], floats)), TOP_K)
