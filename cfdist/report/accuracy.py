@@ -133,8 +133,9 @@ def is_like_published(results: Mapping[str, Any]) -> bool:
     size = (config["model"]["height"], config["model"]["width"])
     return bool(
         config["dataset"]["kind"] == "wider"
-        and config["preprocess"]["size"] == "letterbox"
-        and not config["preprocess"]["flip"]
+        # A run of an earlier version has no such keys.
+        and config.get("preprocess", {}).get("size", "letterbox") == "letterbox"
+        and not config.get("preprocess", {}).get("flip")
         and pictures["done"] == pictures["total"] == WIDER_VAL_PICTURES
         and config["eval"]["protocol"] == published_ap().protocol
         and size == PUBLISHED_INPUT

@@ -39,6 +39,13 @@ def test_a_run_has_its_figures():
     assert (run.state, run.reason, run.notes) == ("done", None, ("a note",))
 
 
+@pytest.mark.parametrize(("preprocess", "is_beside"), [({}, True), ({"size": "own"}, False)])
+def test_an_earlier_version_s_run_has_the_published_figures_beside_it(preprocess, is_beside):
+    config = results_of()["config"] | {"preprocess": preprocess}
+    (run,) = runs_of(4, config=config)
+    assert ("published_ap_hard" in run.figures) == is_beside
+
+
 def test_a_run_without_results_has_no_figures():
     assert (FAILED.state, FAILED.reason) == ("failed (2)", "model.batch=0: no")
     assert FAILED.figures == {}
