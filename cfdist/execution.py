@@ -487,14 +487,17 @@ def run_identity(
     those of its settings that change numbers, which decide the detections; the number of passes
     over the pictures, which decides what is left to do; and the protocol, which decides how boxes
     are written. It leaves out the batch: the same pictures give the same detections at any batch
-    size.
+    size. What has a default in `ModelSpec` is left out at that: a run that was begun before there
+    was such a key can go on.
     """
-    spec = asdict(model.spec)
-    views = {f"preprocess.{key}": spec.pop(key) for key in ("size", "scales", "flip", "merge")}
+    defaults = {one.name: one.default for one in fields(ModelSpec)}
+    spec = {key: value for key, value in asdict(model.spec).items() if value != defaults[key]}
+    names = ("size", "scales", "flip", "merge")
+    views = {f"preprocess.{key}": spec.pop(key) for key in names if key in spec}
     if model.spec.size == "own":  # the pictures' sizes decide
         del spec["height"], spec["width"]
     for key in ("path", "batch", "needs_outputs", "typed_normalisation"):
-        del spec[key]
+        spec.pop(key, None)
     parts = {
         "cfdist": __version__,
         **{f"model.{key}": value for key, value in spec.items()},

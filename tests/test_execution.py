@@ -147,6 +147,20 @@ def test_the_fingerprint_is_that_of_what_decides_the_detections(compose, spec):
     assert identity.parts["pictures"] == 3
     assert identity.parts["model.nms"] == model.spec.nms
     assert execution.run_identity(model, manifest, "guide") != identity
+    assert fingerprint(score=0.1) != fingerprint(peaks="threshold") != fingerprint()
+
+
+def test_a_run_of_an_earlier_version_can_go_on_where_new_keys_have_their_defaults(compose, spec):
+    config = compose("dataset.limit=3")
+    truth = inputs.find_ground_truth(config.dataset)
+    manifest = inputs.find_pictures(config.dataset, truth)
+    parts = execution.run_identity(BackendModel("openvino", spec()), manifest).parts
+    assert not {"preprocess.size", "model.peaks", "model.score"} & parts.keys()
+    assert {"model.top_k", "model.nms", "model.height"} <= parts.keys()
+    changed = BackendModel("openvino", spec(size="own", score=0.1, peaks="threshold"))
+    assert {"preprocess.size", "model.peaks", "model.score"} <= (
+        execution.run_identity(changed, manifest).parts.keys()
+    )
 
 
 def test_at_own_size_the_pictures_decide_the_input(compose, spec):
