@@ -202,6 +202,7 @@ def size_in_header(content: bytes) -> tuple[int, int] | None:
     else:
         from PIL import Image  # seldom needed
 
+        Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is lower, and gives a warning
         with contextlib.suppress(Exception):  # Pillow's readers raise nearly anything
             size = Image.open(io.BytesIO(content), formats=_OTHER_FORMATS).size
     return size if size and 0 < size[0] * size[1] <= MAX_PIXELS else None

@@ -495,6 +495,11 @@ def test_the_size_is_in_a_file_s_beginning(suffix):
     assert size_in_header(content[:4]) is None
 
 
+def test_a_large_picture_s_header_tells_its_size_without_a_warning(recwarn):
+    assert size_in_header(png_header(16000, 16000)) == (16000, 16000)
+    assert not recwarn.list
+
+
 def test_a_header_with_too_many_pixels_tells_no_size():
     assert size_in_header(jpeg_header(30000, 20000)) is None
     assert size_in_header(png_header(30000, 20000)) is None
