@@ -17,7 +17,7 @@ from cfdist.coco.reading import write_prediction_files
 from cfdist.config import DatasetConfig
 from cfdist.config.installation import CHECKOUT, COMMAND
 from cfdist.errors import UserError
-from cfdist.files import DISK_IS_FULL, expanded, user_cache_path
+from cfdist.files import DISK_IS_FULL, check_is_file, expanded, user_cache_path
 from cfdist.preprocess import size_in_header
 from cfdist.sample import SAMPLE_VERSION, ensure_sample
 from cfdist.storage import copy_here, is_in_store, is_uri, path_or_uri, place_of_file, read
@@ -117,6 +117,7 @@ def _size_of(path: str) -> tuple[int, int] | None:
     with contextlib.suppress(OSError, MemoryError):
         if is_in_store(path):
             return size_in_header(read(path))
+        check_is_file(path)
         with open(path, "rb") as file:
             head = file.read(_HEAD_BYTES)
             # A header with a large colour profile or preview.

@@ -163,6 +163,16 @@ def test_a_run_of_an_earlier_version_can_go_on_where_new_keys_have_their_default
     )
 
 
+def test_a_journal_from_before_a_setting_is_that_of_a_run_without_it(compose, spec):
+    config = compose("dataset.limit=3")
+    manifest = inputs.find_pictures(config.dataset, inputs.find_ground_truth(config.dataset))
+    parts = execution.run_identity(BackendModel("openvino", spec()), manifest).parts
+    new = {"model.peaks": "threshold", "model.score": 0.1, "preprocess.size": "own"}
+    assert not new.keys() & parts.keys()
+    other = BackendModel("openvino", spec(peaks="threshold", score=0.1, size="own"))
+    assert new.items() <= execution.run_identity(other, manifest).parts.items()
+
+
 def test_at_own_size_the_pictures_decide_the_input(compose, spec):
     config = compose("dataset.limit=3")
     truth = inputs.find_ground_truth(config.dataset)

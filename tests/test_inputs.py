@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 
 import cv2
@@ -110,11 +111,13 @@ def test_picture_sizes_are_those_that_files_and_archives_tell(tmp_path):
     packed = tmp_path / "set.zip"
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("e/packed.jpg", content)
+    os.mkfifo(tmp_path / "pipe.jpg")  # nobody ever writes into it
     places = {
         "e/plain": str(plain),
         "e/late": str(late),
         "e/packed": place_of(str(packed), "e/packed.jpg"),
         "e/gone": str(tmp_path / "no.jpg"),
+        "e/pipe": str(tmp_path / "pipe.jpg"),
         "e/lost": place_of(str(packed), "e/no.jpg"),
     }
     items = [WorkItem(id, path, 1) for id, path in places.items()]

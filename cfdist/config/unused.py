@@ -138,7 +138,8 @@ def new_keys(
     Args:
         then: The settings of the earlier version.
         now: Those of this one.
-        typed: The keys and groups that the person has typed. A preset may set any other.
+        typed: The keys and groups that the person has typed. A preset may set any other, a group's
+            file those of the group.
 
     Returns:
         Key -> its default: the schema's, or what `conf/` says.
@@ -149,8 +150,13 @@ def new_keys(
         for key, value in now.items()
         if key not in then
         and key in all_fields()
-        and (value == all_fields()[key].default or not {key, "experiment"} & chosen)
+        and (value == all_fields()[key].default or chosen.isdisjoint({key, *_files_of(key)}))
     }
+
+
+def _files_of(key: str) -> tuple[str, str]:
+    """The choices whose files may set a key."""
+    return "experiment", key.partition(".")[0]
 
 
 def _flat_items(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -181,7 +181,7 @@ def test_only_results_of_the_very_settings_count_as_finished(tmp_path):
     newer = "eval:\n  metrics: []\n  gate: true\n"
     assert finished_results(tmp_path, settings + newer) == {"job": "evaluate"}
     assert finished_results(tmp_path, settings + newer, {"eval.metrics"}) == {"job": "evaluate"}
-    for typed in ("eval.gate", "experiment"):
+    for typed in ("eval.gate", "eval", "experiment"):
         assert finished_results(tmp_path, settings + newer, {typed}) is None
     moved = tmp_path.rename(tmp_path.with_name(f"{tmp_path.name}_moved"))
     assert finished_results(moved, f"{settings}output_dir: {moved}\n") == {"job": "evaluate"}
