@@ -167,10 +167,12 @@ def test_a_journal_from_before_a_setting_is_that_of_a_run_without_it(compose, sp
     config = compose("dataset.limit=3")
     manifest = inputs.find_pictures(config.dataset, inputs.find_ground_truth(config.dataset))
     parts = execution.run_identity(BackendModel("openvino", spec()), manifest).parts
-    new = {"model.peaks": "threshold", "model.score": 0.1, "preprocess.size": "own"}
-    assert not new.keys() & parts.keys()
-    other = BackendModel("openvino", spec(peaks="threshold", score=0.1, size="own"))
-    assert new.items() <= execution.run_identity(other, manifest).parts.items()
+    changed = {"peaks": "threshold", "score": 0.1, "size": "own", "scales": (2.0,), "flip": True}
+    other = BackendModel("openvino", spec(**changed, merge="vote"))
+    now = execution.run_identity(other, manifest).parts
+    new = ["model.peaks", "model.score"]
+    new += [f"preprocess.{key}" for key in ("flip", "merge", "scales", "size")]
+    assert sorted(now.keys() - parts.keys()) == new
 
 
 def test_at_own_size_the_pictures_decide_the_input(compose, spec):
