@@ -213,6 +213,21 @@ def is_in_store(place: str) -> bool:
     return place.startswith(_INSIDE)
 
 
+def size_of(place: str) -> int:
+    """The bytes of a local file, or of a file in a store, whose files are listed once.
+
+    Raises:
+        OSError: it is not there, or its store cannot be listed.
+    """
+    if not is_in_store(place):
+        return os.stat(place).st_size
+    store, name = _parts(place)
+    try:
+        return open_store(store).sizes[name]
+    except KeyError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name) from None
+
+
 def read(place: str) -> bytes:
     """The content of a local file, or of a file in a store.
 
@@ -221,8 +236,14 @@ def read(place: str) -> bytes:
     """
     if not is_in_store(place):
         return read_file(place)
+    store, name = _parts(place)
+    return open_store(store).read(name)
+
+
+def _parts(place: str) -> tuple[str, str]:
+    """The store that a place is in, and the file's name there."""
     store, _, name = place.removeprefix(_INSIDE).partition("!")
-    return open_store(unquote(store, errors="surrogateescape")).read(name)
+    return unquote(store, errors="surrogateescape"), name
 
 
 def open_store(root: str) -> Store:

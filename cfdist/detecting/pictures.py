@@ -11,7 +11,14 @@ from pathlib import Path, PurePosixPath
 
 from cfdist.command.run_folder import is_run_folder
 from cfdist.errors import UserError
-from cfdist.storage import open_store, path_or_uri, place_of, place_of_file
+from cfdist.storage import (
+    is_in_store,
+    open_store,
+    path_or_uri,
+    place_of,
+    place_of_file,
+    size_of,
+)
 from cfdist.widerface.manifest import WorkItem
 
 KEY = "input"
@@ -65,7 +72,11 @@ def find_pictures(given: str, use_damaged: bool = False, key: str = KEY) -> Foun
     except (OSError, UnicodeDecodeError) as error:  # the latter: a name behind a URI
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{key}={given}: {reason}; {_REMEDY}") from None
-    pictures = {name: path for name, path, is_named in sorted(found) if is_named or _is_one(name)}
+    pictures = {
+        name: (path, is_named)
+        for name, path, is_named in sorted(found)
+        if is_named or _is_one(name)
+    }
     if not pictures:
         raise UserError(
             f"{key}={given}: holds no picture ({len(found)} other files, none with a suffix such "
@@ -73,8 +84,8 @@ def find_pictures(given: str, use_damaged: bool = False, key: str = KEY) -> Foun
         )
     refused = {name: _shown(name) for name in pictures if _shown(name) != name}
     items = [
-        WorkItem(name, path, _size(path), use_damaged=use_damaged, is_upright=True)
-        for name, path in pictures.items()
+        WorkItem(name, path, _size(path, is_named), use_damaged=use_damaged, is_upright=True)
+        for name, (path, is_named) in pictures.items()
         if name not in refused
     ]
     reason = "its name has bytes that are no UTF-8; rename it"
@@ -96,10 +107,13 @@ def _shown(name: str) -> str:
     return os.fsencode(name).decode(errors="backslashreplace")
 
 
-def _size(path: str) -> int:
-    """The file's bytes; 0 if they cannot be asked for: reading it later gives the reason."""
+def _size(path: str, is_named: bool) -> int:
+    """The file's bytes; 0 if they cannot be asked for: reading it later gives the reason.
+
+    They are not asked for where all files beside the one that was named would be listed for it.
+    """
     try:
-        return os.stat(path).st_size
+        return 0 if is_named and is_in_store(path) else size_of(path)
     except OSError:
         return 0
 

@@ -75,6 +75,14 @@ def test_an_evaluated_picture_among_them_is_refused(others, evaluated, name, sou
     assert name in str(error.value)
 
 
+def test_an_evaluated_picture_in_an_archive_is_refused(others, evaluated, tmp_path):
+    shutil.copy(evaluated[2].path, others / "renamed.jpg")
+    archive = shutil.make_archive(str(tmp_path / "others"), "zip", others)
+    for given in (archive, f"file://{archive}", f"file://{others}"):
+        with pytest.raises(UserError, match=r"holds 1 of the 4 pictures.*renamed\.jpg"):
+            find_calibration(given, 3, evaluated)
+
+
 def test_what_cannot_be_used_is_refused(others, evaluated, spec, tmp_path):
     (tmp_path / "empty").mkdir()
     for given, words in (("empty", "holds no picture"), ("nowhere", "no such file or folder")):
