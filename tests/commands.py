@@ -168,8 +168,10 @@ def _one_session(folder: str):
                 left.idle.clear()
                 here = os.getcwd()
                 os.chdir(folder)
-                stack.enter_context(own_session(None, False, kind, devices))
-                os.chdir(here)
+                try:
+                    stack.enter_context(own_session(None, False, kind, devices))
+                finally:
+                    os.chdir(here)
             return own_session(address, dashboard, kind, devices, keep_minutes)
 
         def end_actors() -> None:

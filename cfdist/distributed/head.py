@@ -112,10 +112,10 @@ def end_left_session() -> None:
         return
     import ray
 
-    guard.leave_ray(False)
     thread = threading.Thread(target=ray.shutdown, daemon=True)
     thread.start()
     thread.join(_SECONDS_TO_END)
+    guard.leave_ray(thread.is_alive())
 
 
 def _watch(address: str, seconds: float, ended: threading.Event) -> None:

@@ -122,20 +122,32 @@ def _expects(path: Path, key: str, expected: Mapping[str, Any] | None) -> bool:
     return bool(expected and own and all(own.get(k) == v for k, v in expected["ap"].items()))
 
 
+# How the published figures were measured: the settings' defaults, as the guide has them.
+_AS_PUBLISHED: Mapping[str, Any] = {
+    "size": "letterbox",
+    "scales": [1.0],
+    "flip": False,
+    "peaks": "maxima",
+    "score": 0.0,
+    "top_k": 200,
+    "quirks": [],
+}
+
+
 def is_like_published(results: Mapping[str, Any]) -> bool:
     """Whether a run did what the published figures were measured in, but for chip and weights.
 
-    That is all of WIDER FACE val, scored by the guide's protocol, at the published input size.
+    That is all of WIDER FACE val, letterboxed to the published input size, the best peaks of a
+    picture whatever their scores, scored by the guide's protocol.
     """
     config, pictures = results["config"], results["pictures"]
-    if config["eval"].get("quirks"):
+    # A run of an earlier version has not all of these keys.
+    settings = config.get("preprocess", {}) | config["model"] | config["eval"]
+    if any(settings.get(key, value) != value for key, value in _AS_PUBLISHED.items()):
         return False
     size = (config["model"]["height"], config["model"]["width"])
     return bool(
         config["dataset"]["kind"] == "wider"
-        # A run of an earlier version has no such keys.
-        and config.get("preprocess", {}).get("size", "letterbox") == "letterbox"
-        and not config.get("preprocess", {}).get("flip")
         and pictures["done"] == pictures["total"] == WIDER_VAL_PICTURES
         and config["eval"]["protocol"] == published_ap().protocol
         and size == PUBLISHED_INPUT

@@ -39,7 +39,16 @@ def test_a_run_has_its_figures():
     assert (run.state, run.reason, run.notes) == ("done", None, ("a note",))
 
 
-@pytest.mark.parametrize(("preprocess", "is_beside"), [({}, True), ({"size": "own"}, False)])
+@pytest.mark.parametrize(
+    ("preprocess", "is_beside"),
+    [
+        ({}, True),
+        ({"size": "letterbox", "scales": [1.0], "flip": False}, True),
+        ({"size": "own"}, False),
+        ({"scales": [1.0, 1.5]}, False),
+        ({"flip": True}, False),
+    ],
+)
 def test_an_earlier_version_s_run_has_the_published_figures_beside_it(preprocess, is_beside):
     config = results_of()["config"] | {"preprocess": preprocess}
     (run,) = runs_of(4, config=config)
@@ -135,10 +144,16 @@ def changed(section: str, **values) -> dict:
         changed("dataset", kind="sample"),
         changed("eval", protocol="official"),
         changed("eval", quirks=["no_pixel"]),
+        changed("model", peaks="threshold"),
+        changed("model", score=0.5),
+        changed("model", top_k=750),
         changed("model", height=640),
         changed("model", width=1024),
     ],
-    ids=["part", "failed", "sample", "protocol", "quirks", "rows", "columns"],
+    ids=[
+        *("part", "failed", "sample", "protocol", "quirks"),
+        *("peaks", "score", "cap", "rows", "columns"),
+    ],
 )
 def test_published_figures_stand_beside_their_like_only(changes):
     assert "published_images_per_s" in runs_of(4)[0].figures
