@@ -106,15 +106,17 @@ stream.end(0)
     assert [one["event"] for one in events] == ["message"] * 20 + ["end"]
 
 
-def test_progress_is_left_out_while_the_reader_is_far_behind():
+def test_progress_is_left_out_while_the_reader_is_far_behind(tmp_path):
+    sent = tmp_path / "sent"
     events, _, _ = run(
-        """
+        f"""
 for number in range(5000):
     stream.emit("progress", text="x" * 1000)
+open({str(sent)!r}, "w").close()
 stream.emit("message", text="the same")
 stream.end(0)
 """,
-        reader="(sleep 1; cat)",
+        reader=f"(until [ -e '{sent}' ]; do sleep 0.05; done; cat)",
     )
     kinds = [one["event"] for one in events]
     assert 1000 <= kinds.count("progress") < 2000
