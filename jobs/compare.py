@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from cfdist import backends, execution, inputs
 from cfdist.backends.model import BackendModel
 from cfdist.comparison.device import SIDES
-from cfdist.comparison.page import comparison_parts
+from cfdist.comparison.layers import (
+    compare_layers,
+    layers_section,
+    letterboxed_pictures,
+    load_side,
+)
+from cfdist.comparison.page import comparison_parts, layer_parts
 from cfdist.comparison.run import run_comparison
-from cfdist.comparison.tables import print_comparison
+from cfdist.comparison.tables import print_comparison, print_layers
 from cfdist.comparison.tally import Tally
+from cfdist.comparison.topology import match
 from cfdist.config import Config, refuse_unused
 from cfdist.distributed.events import event_notes
 from cfdist.errors import UserError, did_you_mean
@@ -28,6 +37,8 @@ def main(config: Config, output: Path, started: float) -> int:
     """Compare, show and write the results; returns the exit code."""
     models = [find_side(config, side) for side in SIDES]
     refuse_unused(config, {model.backend for model in models})
+    if config.compare.layers:
+        return _by_layers(config, models, output, started)
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth)
     tally = Tally(truth, config.eval.protocol)
@@ -62,6 +73,52 @@ def main(config: Config, output: Path, started: float) -> int:
     screen.print_path(results.write(output))
     places = {item.id: item.path for item in manifest.pictures}
     write_run_report(results, output, None, lambda: comparison_parts(comparison, tally, places))
+    return results.exit_code
+
+
+def _by_layers(config: Config, models: Sequence[BackendModel], output: Path, started: float) -> int:
+    """Compare the tensors of two graphs, in this process; returns the exit code.
+
+    Raises:
+        UserError: the models are no such graphs, or no picture can be read.
+    """
+    if config.preprocess.size == "own":
+        raise UserError(
+            "preprocess.size=own: compare.layers takes letterboxed pictures; leave the preset that "
+            "sets it out"
+        )
+    manifest = inputs.find_pictures(config.dataset, inputs.find_ground_truth(config.dataset))
+    with tempfile.TemporaryDirectory() as folder:
+        reference, candidate = (
+            load_side(model, side, Path(folder)) for side, model in zip(SIDES, models, strict=True)
+        )
+        matched = match(reference.graph, candidate.graph)
+        rows, failures = letterboxed_pictures(manifest.items, config.compare.pictures, reference)
+        screen.console.inform(
+            f"{len(matched.pairs)} tensors on {len(rows)} pictures of "
+            f"dataset={config.dataset.name}, matched by {matched.how}",
+            markup=False,
+        )
+        ready = time.time()
+        sums = compare_layers((reference, candidate), matched, rows, screen.console.inform)
+    ran = time.time()
+    comparison = layers_section(matched, sums, config.compare)
+    for side, model in zip(SIDES, models, strict=True):
+        about = {"path": str(model.spec.path), "sha256": model.spec.sha256}
+        comparison[side] = about | {"backend": model.backend}
+    results = Results(
+        job="compare",
+        total=len(rows) + len(failures),
+        done=len(rows),
+        failures=sorted(failures.items()),
+        seconds=phase_seconds(started, ready, ran, time.time()),
+        config=config.model_dump(),
+        extra={"comparison": comparison},
+    )
+    print_layers(comparison)
+    screen.print_remarks(results)
+    screen.print_path(results.write(output))
+    write_run_report(results, output, None, lambda: layer_parts(comparison))
     return results.exit_code
 
 

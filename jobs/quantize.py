@@ -19,6 +19,7 @@ from cfdist.quantization.quantizer import quantise
 from cfdist.quantization.tables import print_trade
 from cfdist.quantization.trade import measure_trade
 from cfdist.report import screen
+from cfdist.report.accuracy import how_tested
 from cfdist.report.results import Results, damage_notes, phase_seconds
 
 
@@ -51,6 +52,7 @@ def main(config: Config, output: Path, started: float) -> int:
     ran = time.time()
     results = Results(
         job="quantize",
+        test=how_tested(config),
         total=len(manifest.items),
         done=len(manifest.items) - len(trade.failures),
         failures=sorted(trade.failures.items()),

@@ -111,7 +111,7 @@ class Comparison(Run):
 
     Attributes:
         within_tolerance: Whether no tolerance (`compare.ap`, `.boxes`, `.cosine`) is passed.
-        reference: Protocol -> the reference's APs.
+        reference: Protocol -> the reference's APs; none with `compare.layers=true`.
         candidate: Protocol -> the candidate's.
     """
 
@@ -122,7 +122,9 @@ class Comparison(Run):
     @classmethod
     def _figures(cls, folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
         found = results["comparison"]
-        sides = {side: _by_protocol(found[side]["ap"]) for side in ("reference", "candidate")}
+        sides = {
+            side: _by_protocol(found[side].get("ap", {})) for side in ("reference", "candidate")
+        }
         return {"within_tolerance": found["within_tolerance"], **sides}
 
 

@@ -62,6 +62,15 @@ class HeadDifference(_Sums):
         return self.total / self.count if self.count else 0.0
 
     @property
+    def relative(self) -> float:
+        """Euclidean norm of the difference by that of the reference; infinite if that is zero."""
+        squares = self.reference_square - 2 * self.product + self.candidate_square
+        if self.reference_square == 0:
+            return 0.0 if self.largest == 0 else float("inf")
+        # Rounding can leave less than nothing; of equal values it leaves nothing.
+        return float(np.sqrt(np.maximum(squares, 0.0) / self.reference_square))
+
+    @property
     def cosine(self) -> float:
         """Cosine similarity of all values as one vector; 1 if all values of both are zero."""
         norms = np.sqrt(self.reference_square) * np.sqrt(self.candidate_square)

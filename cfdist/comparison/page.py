@@ -53,6 +53,25 @@ def comparison_parts(
     return OwnParts(tables, charts, _KEY, [gallery])
 
 
+def layer_parts(comparison: Mapping[str, Any]) -> OwnParts:
+    """The part of a comparison by layers: every tensor."""
+    rows = [
+        [
+            text(one["tensor"]),
+            text(one["operator"]),
+            text("x".join(map(str, one["shape"]))),
+            text(f"{one['max']:.2e}"),
+            text(f"{one['relative']:.2e}"),
+            number(one["cosine"], 8),
+            text("" if one["within"] else "PAST THE TOLERANCE"),
+        ]
+        for one in comparison["layers"]
+    ]
+    columns = ("tensor", "operator", "shape", "largest difference", "relative", "cosine", "verdict")
+    caption = f"Tensors, candidate against reference: {comparison['matched']}"
+    return OwnParts([Table(caption, columns, rows)])
+
+
 def _ap_table(comparison: Mapping[str, Any]) -> Table:
     rows = []
     for protocol, apart in comparison["ap_difference"].items():

@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from cfdist.report.screen import console, percents, titled_table
+from rich.markup import escape
+
+from cfdist.report.screen import console, percents, print_compact, titled_table
 from cfdist.widerface.ground_truth import DIFFICULTIES
 from cfdist.widerface.metric import PROTOCOLS
+
+
+def print_layers(comparison: Mapping[str, Any]) -> None:
+    """Show each tensor of two graphs of one topology, and name the first that differs."""
+    title = f"tensors, candidate against reference: {comparison['matched']}"
+    figures = ("largest difference", "relative", "cosine", "")
+    table = titled_table(title, ["tensor", "operator", "shape"], figures)
+    for one in comparison["layers"]:
+        shape = "x".join(map(str, one["shape"]))
+        cells = (f"{one['max']:.2e}", f"{one['relative']:.2e}", f"{one['cosine']:.8f}")
+        verdict = "" if one["within"] else "PAST"
+        table.add_row(escape(one["tensor"]), one["operator"], shape, *cells, verdict)
+    print_compact(table)
+    for key, words in (("first_different", "the first that is not equal bit for bit"),
+                       ("first_past", "PAST THE TOLERANCE first")):  # fmt: skip
+        if one := comparison[key]:
+            line = f"{words}: {named(one)}, relative difference {one['relative']:.1e}"
+            console.print(line, markup=False)
+    if not comparison["first_different"]:
+        console.print("all tensors are equal bit for bit")
+    elif comparison["within_tolerance"]:
+        console.print("within the tolerances")
+
+
+def named(entry: Mapping[str, Any]) -> str:
+    """A layer for people: "366 (Conv, weights backbone.features.1.conv.0.weight)"."""
+    weights = f", weights {entry['weights'][0]}" if entry["weights"] else ""
+    other = entry["candidate_tensor"]
+    also = "" if other == entry["tensor"] else f", {other} in the candidate"
+    return f"{entry['tensor']} ({entry['operator']}{weights}{also})"
 
 
 def print_comparison(comparison: dict[str, Any]) -> None:

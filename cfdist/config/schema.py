@@ -533,7 +533,15 @@ class CompareConfig(Section):
     boxes: Fraction = 0.98
     """share of the reference's boxes that the candidate must find again, at IoU 0.9"""
     cosine: Annotated[Real, _between(-1, 1, "a number")] = 0.999
-    """least cosine similarity of each head's maps"""
+    """least cosine similarity of each head's maps, or of each tensor"""
+    layers: StrictBool = False
+    """compare the tensors inside of two graphs of one topology, and neither boxes nor AP"""
+    pictures: Annotated[Whole, _between(1, 100), uses.only("compare", when=(uses.LAYERS,))] = 4
+    """layers: pictures to compare them on, from all over the data set"""
+    relative: Annotated[
+        Real, _between(0, 1_000_000, "a number"), uses.only("compare", when=(uses.LAYERS,))
+    ] = 0.001
+    """layers: how far a tensor may be from the reference's: norm of the difference by its norm"""
 
 
 class PreprocessConfig(Section):
@@ -828,8 +836,12 @@ def all_fields() -> Mapping[str, FieldInfo]:
 def all_uses() -> Mapping[str, Uses]:
     """Every key with what reads it; job=doctor looks at what job=evaluate would take."""
     return {
-        key: uses.as_looked_at(
-            sum((one for one in field.metadata if isinstance(one, Uses)), Uses()) or section.used,
+        key: uses.without_layers(
+            uses.as_looked_at(
+                sum((one for one in field.metadata if isinstance(one, Uses)), Uses())
+                or section.used,
+                key,
+            ),
             key,
         )
         for section, fields in sections()

@@ -180,6 +180,8 @@ OWN_CLUSTER = When(
 )
 NOT_BY_TOOL, BY_TOOL = equal("infer.cli", False, "false"), equal("infer.cli", True, "true")
 CALIBRATION, TO_OM = given("convert.calibration", "N"), missing("convert.calibration")
+LAYERS = equal("compare.layers", True, "true")
+NOT_LAYERS = equal("compare.layers", False, "false")
 NOT_DRY = equal("convert.dry_run", False, "false")
 
 ALWAYS = Uses([Use(JOBS)])
@@ -240,6 +242,27 @@ def with_model(*jobs: str, parts: When = DEVICES) -> Uses:
     """`job=evaluate` and `job=benchmark` where a model runs, and further jobs."""
     runs = [Use(("evaluate",), (REAL,)), Use(("benchmark",), (parts, REAL))]
     return Uses([*runs, *([Use(jobs)] if jobs else [])])
+
+
+# What job=compare does not read where it compares tensors: no device runs, and nothing is found.
+_WITHOUT_LAYERS = (
+    *("cluster.", "devices", "device.", "on_error", "pipeline.", "compare.ap", "compare.boxes"),
+    *("model.batch", "model.top_k", "model.nms", "model.peaks", "model.score", "eval."),
+    *("dataset.ship", "preprocess."),
+)
+
+
+def without_layers(uses: Uses, key: str) -> Uses:
+    """A key's uses with what job=compare reads of it."""
+    if not key.startswith(_WITHOUT_LAYERS):
+        return uses
+    found = Uses()
+    for use in uses:
+        others = tuple(job for job in use.jobs if job != "compare")
+        found += Uses([Use(others, use.when)] if others else [])
+        if len(others) < len(use.jobs):
+            found += Uses([Use(("compare",), (*use.when, NOT_LAYERS))])
+    return found
 
 
 MODEL_FILE = (

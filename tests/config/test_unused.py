@@ -85,7 +85,7 @@ READ_BY = {
         "backend": {"precision", "providers", "device"},
         "preprocess": VIEWS,
         "eval": {"protocol"},
-        "compare": {"ap", "boxes", "cosine"},
+        "compare": {"ap", "boxes", "cosine", "layers", "pictures", "relative"},
         "": RAY | {"reference", "candidate", "devices", "pipeline.readers"} | POOL,
     },
     "preprocess": {
