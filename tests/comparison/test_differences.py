@@ -64,3 +64,14 @@ def test_no_boxes_agree():
         detections([[0, 0, 9, 9]], [1]), nothing
     )
     assert total.found_share == 0
+
+
+def test_the_relative_difference_is_that_of_the_norms():
+    random = np.random.default_rng(1)
+    a, b = random.normal(size=(2, 50)).astype(np.float32)
+    expected = np.linalg.norm(a.astype(float) - b) / np.linalg.norm(a)
+    assert head_difference(a, b).relative == pytest.approx(expected, rel=1e-6)
+    assert head_difference(a, a).relative == 0
+    assert head_difference(a * 0, a * 0).relative == 0
+    assert head_difference(a * 0, b).relative == np.inf
+    assert np.isnan(head_difference(a, b * np.float32(np.nan)).relative)

@@ -10,7 +10,7 @@ import pytest
 
 from cfdist.comparison.device import ComparedChunk
 from cfdist.comparison.differences import HeadDifference
-from cfdist.comparison.page import comparison_parts
+from cfdist.comparison.page import comparison_parts, layer_parts
 from cfdist.comparison.tally import MOST_APART, Tally
 from cfdist.detections import Detections
 from cfdist.widerface.ground_truth import PictureTruth
@@ -68,3 +68,21 @@ def test_both_models_boxes_stand_side_by_side(tally, compose, tmp_path):
     assert [cell.text for cell in limits.rows[1]] == ["boxes", "PAST THE TOLERANCE"]
     assert head_maps.rows[0][1].text == "5.00e-01"
     assert len(parts.charts) == 3
+
+
+def test_every_tensor_is_a_row():
+    entry = {
+        "tensor": "c1",
+        "operator": "Conv",
+        "shape": [8, 32, 32],
+        "max": 0.5,
+        "relative": 0.1,
+        "cosine": 0.98,
+        "within": False,
+    }
+    (table,) = layer_parts({"matched": "every operator", "layers": [entry]}).tables
+    texts = [cell.text for cell in table.rows[0]]
+    assert texts == [
+        *("c1", "Conv", "8x32x32", "5.00e-01", "1.00e-01", "0.98000000", "PAST THE TOLERANCE")
+    ]
+    assert len(table.columns) == len(texts)

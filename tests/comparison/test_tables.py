@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cfdist.comparison.tables import print_comparison
+from cfdist.comparison.tables import print_comparison, print_layers
 from cfdist.report.screen import console
 
 AP = {"official": {"easy": 0.9, "medium": 0.8, "hard": 0.7}}
@@ -36,3 +36,41 @@ def test_heads_boxes_aps_and_the_verdict_are_shown(within):
         assert part in text
     assert ("within the tolerances" in text) == within
     assert ("PAST THE TOLERANCE: ap" in text) != within
+
+
+def layer(tensor: str, apart: float, within: bool = True, other: str = "") -> dict:
+    return {
+        "tensor": tensor,
+        "candidate_tensor": other or tensor,
+        "operator": "Conv",
+        "weights": [f"{tensor}.weight"],
+        "shape": [32, 200, 200],
+        "max": apart,
+        "mean": apart,
+        "relative": apart,
+        "cosine": 1.0,
+        "within": within,
+    }
+
+
+def test_the_first_layer_that_differs_is_named():
+    same, near, far = layer("1", 0.0), layer("2", 1e-5), layer("[3]", 0.25, False, "/x/3")
+    found = {"matched": "every operator", "layers": [same, near, far]}
+    cases = [
+        ({"first_different": None, "first_past": None, "within_tolerance": True}, "bit for bit"),
+        ({"first_different": near, "first_past": None, "within_tolerance": True}, "2 (Conv, wei"),
+        (
+            {"first_different": near, "first_past": far, "within_tolerance": False},
+            "PAST THE TOLERANCE first: [3] (Conv, weights [3].weight, /x/3 in the candidate), rel",
+        ),
+    ]
+    for verdict, words in cases:
+        with console.capture() as capture:
+            print_layers(found | verdict)
+        text = capture.get()
+        assert words in text
+        assert ("within the tolerances" in text) == (verdict["first_different"] is near) & (
+            verdict["first_past"] is None
+        )
+        assert text.count("32x200x200") == 3
+        assert text.count("PAST\n") == 1

@@ -235,6 +235,10 @@ def test_each_key_is_read_by_the_job_or_refused(job):
             ["job=convert", "convert.calibration=3", "convert.batches=[1]"],
             "convert.batches: .* only with convert.calibration=null",
         ),
+        (["job=compare", "compare.layers=true", "devices=2"], "devices: .* compare.layers=false"),
+        (["job=compare", "compare.relative=0.1"], "compare.relative: .* compare.layers=true"),
+        (["job=quantize", "quantize.percentile=99"], "percentile: .* quantize.method=percentile"),
+        (["job=quantize", "backend.device=cpu"], "backend.device: job=quantize does not read it"),
         (["cluster.address=auto", "cluster.dashboard=true"], "dashboard: .*cluster.address=local"),
     ],
 )
@@ -254,6 +258,8 @@ def test_what_has_no_effect_is_refused_with_what_would_give_it_one(settings, ref
         ["experiment=published_table", "model.batch=8"],
         ["experiment=published_table", "backend=simulated"],  # the preset chooses the protocol
         ["job=compare", "reference=a", "candidate=b", "backend.precision=bf16"],
+        ["job=compare", "compare.layers=true", "compare.pictures=2", "compare.relative=0.1"],
+        ["job=quantize", "backend=openvino", "backend.precision=bf16", "devices=2"],
         ["job=convert", "model.path=m_{batch}.onnx", "model.batch=4", "convert.aipp=true",
          "model.mean=[0,0,0]"],
         ["job=benchmark", "benchmark.parts=[host]", "benchmark.readers=2", "model.width=64"],

@@ -66,3 +66,9 @@ def test_uses_add_up():
     assert isinstance(both, Uses)
     assert both == (Use(("score",)), Use(("export",), (uses.REAL,)))
     assert uses.also(both, uses.WIDER)[1] == Use(("export",), (uses.REAL, uses.WIDER))
+
+
+def test_a_comparison_by_layers_reads_what_it_needs():
+    found = uses.without_layers(uses.only("score", "compare", when=(uses.REAL,)), "devices")
+    assert found == (Use(("score",), (uses.REAL,)), Use(("compare",), (uses.REAL, uses.NOT_LAYERS)))
+    assert uses.without_layers(uses.DATA_SET, "dataset.root") is uses.DATA_SET
