@@ -14,6 +14,7 @@ from cfdist.detecting.pictures import find_pictures
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.preprocess import PictureError, letterbox_into, picture_content
+from cfdist.sample import SAMPLE_VERSION
 from cfdist.sample.pictures import further_picture
 from cfdist.widerface.manifest import WorkItem
 
@@ -55,12 +56,12 @@ class CalibrationSet:
                 raise UserError(f"{KEY}: {item.path}: {error}; remove it") from None
             yield row
 
-    def digest(self, spec: ModelSpec) -> str:
-        """SHA-256 of the letterboxed pictures, which is all that a calibration sees of them."""
-        digest = hashlib.sha256()
-        for row in self.letterboxed(spec):
-            digest.update(row.tobytes())
-        return digest.hexdigest()
+    def digest(self) -> str:
+        """SHA-256 of the files' SHA-256, a line each; of drawn pictures, of what draws them."""
+        lines = [_content_digest(item) for item in self.items] or [
+            f"sample set {SAMPLE_VERSION}, the first {self.count} further pictures"
+        ]
+        return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
 
 
 def find_calibration(

@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from cfdist import __version__
 from cfdist.backends.onnx_file import takes_u8
 from cfdist.config import QuantizeConfig
 from cfdist.errors import UserError
@@ -25,6 +23,11 @@ from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract, to_model_input
 from cfdist.quantization.calibration import CalibrationSet
 from cfdist.quantization.graph import QUANTISED, kept_operators, layers, load_float
+from cfdist.report.results import versions
+
+# What the bytes of the file depend on.
+_MAKERS = ("cfdist", "numpy", "opencv-python-headless", "onnx", "onnxruntime")
+_SECONDS = 5.0  # between the lines on a calibration
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,13 @@ def quantise(
     recipe = {
         "onnx_sha256": spec.sha256,
         "input": [spec.height, spec.width],
-        "calibration": {"pictures": pictures.count, "sha256": pictures.digest(spec)},
+        "calibration": {"pictures": pictures.count, "sha256": pictures.digest()},
         "method": config.method,
         "percentile": config.percentile if config.method == "percentile" else None,
         "per_channel": config.per_channel,
         "reduce_range": config.reduce_range,
         "kept": kept,
-        "versions": {"cfdist": __version__}
-        | {name: version(name) for name in ("onnx", "onnxruntime", "numpy")},
+        "versions": {name: text for name, text in versions().items() if name in _MAKERS},
     }
     sidecar = path.with_name(path.name + ".json")
     is_made = _is_made(path, sidecar, recipe)
@@ -93,7 +95,7 @@ def quantise(
         started = time.monotonic()
         with disk_as_user_error(path):
             with atomic_write(path) as temporary:
-                inputs = _OneByOne(_inputs(model, pictures, spec), pictures.count)
+                inputs = _OneByOne(_inputs(model, pictures, spec, say), pictures.count)
                 _write(model, config, kept, inputs, temporary)
             record = recipe | {
                 "calibration_source": pictures.source,
@@ -118,12 +120,16 @@ def _is_made(path: Path, sidecar: Path, recipe: dict[str, Any]) -> bool:
 
 
 def _inputs(
-    model: onnx.ModelProto, pictures: CalibrationSet, spec: ModelSpec
+    model: onnx.ModelProto, pictures: CalibrationSet, spec: ModelSpec, say: Callable[[str], None]
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """The model's input for each picture."""
+    told = time.monotonic()
     is_bytes = takes_u8(model)
     contract = InputContract(spec.height, spec.width, None) if is_bytes else spec.float_contract()
-    for row in pictures.letterboxed(spec):
+    for number, row in enumerate(pictures.letterboxed(spec)):
+        if time.monotonic() - told > _SECONDS:
+            told = time.monotonic()
+            say(f"calibrating: {number} of {pictures.count} pictures")
         yield {model.graph.input[0].name: np.array(to_model_input(row, contract))}
 
 
