@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -34,19 +35,12 @@ def main(config: Config, output: Path, started: float) -> int:
     pictures = find_calibration(settings.calibration, settings.pictures, manifest.items)
     path = expanded(settings.output or output / f"{spec.path.stem}_int8.onnx")
     floats = [BackendModel(name, spec, config.backend.model_dump()) for name in names]
-    for model in floats:
-        model.check()
-        if model.kind != "cpu":
-            raise UserError(
-                f"backend.providers: job=quantize measures on the CPU, {model.backend} would take "
-                f"a {model.kind}; leave backend.providers out"
-            )
+    _check(floats)
     _say(f"calibrating with {pictures.count} pictures: {pictures.source}")
     made = quantise(spec, settings, pictures, path, _say)
     int8 = replace(spec, path=path.resolve(), sha256=made.sha256)
     pairs = [(model, replace(model, spec=int8)) for model in floats]
-    for _, model in pairs:
-        model.check()
+    _check(model for _, model in pairs)
     ready = time.time()
     trade = measure_trade(config, pairs, truth, manifest, output)
     ran = time.time()
@@ -76,6 +70,21 @@ def main(config: Config, output: Path, started: float) -> int:
     screen.print_remarks(results)
     screen.print_path(results.write(output))
     return results.exit_code
+
+
+def _check(models: Iterable[BackendModel]) -> None:
+    """Refuse models that their runtimes do not take, or not on the CPU.
+
+    Raises:
+        UserError: one of them.
+    """
+    for model in models:
+        model.check()
+        if model.kind != "cpu":
+            raise UserError(
+                f"backend.providers: job=quantize measures on the CPU, {model.backend} would take "
+                f"a {model.kind}; leave backend.providers out"
+            )
 
 
 def _say(line: str) -> None:
