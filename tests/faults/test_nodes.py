@@ -20,7 +20,8 @@ from tests.conftest import PROJECT
 
 pytestmark = pytest.mark.slow
 
-LONGEST_SECONDS = 60
+# A run ends within 60 s of such a fault; two of them at a time, on a busy machine, take longer.
+LONGEST_SECONDS = 150
 # A process of Ray is called as what it does now.
 REDUCER, HEAD = ("ray::ReducerActor", "ray::journal"), ("gcs_server",)
 SETTINGS = ("dataset.limit=60", "model.height=320", "model.width=320", "backend=openvino")
