@@ -17,10 +17,10 @@ from cfdist.coco.reading import write_prediction_files
 from cfdist.config import DatasetConfig
 from cfdist.config.installation import CHECKOUT, COMMAND
 from cfdist.errors import UserError
-from cfdist.files import DISK_IS_FULL, check_is_file, expanded, user_cache_path
+from cfdist.files import DISK_IS_FULL, expanded, user_cache_path
 from cfdist.preprocess import size_in_header
 from cfdist.sample import SAMPLE_VERSION, ensure_sample
-from cfdist.storage import copy_here, is_in_store, is_uri, path_or_uri, place_of_file, read
+from cfdist.storage import copy_here, is_uri, path_or_uri, place_of_file, read, read_head
 from cfdist.widerface.ground_truth import (
     GROUND_TRUTH_FILES,
     GroundTruth,
@@ -103,10 +103,7 @@ def find_pictures(config: DatasetConfig, truth: GroundTruth) -> Manifest:
 
 
 def picture_sizes(items: Iterable[WorkItem]) -> dict[str, tuple[int, int]]:
-    """Id -> width and height of the pictures whose files tell them; the others will fail.
-
-    Of a local file only the beginning is read.
-    """
+    """Id -> width and height of the pictures whose files' beginnings tell them."""
     paths = {item.id: item.path for item in items}
     with ThreadPoolExecutor(_THREADS) as threads:
         found = threads.map(_size_of, paths.values())
@@ -115,13 +112,9 @@ def picture_sizes(items: Iterable[WorkItem]) -> dict[str, tuple[int, int]]:
 
 def _size_of(path: str) -> tuple[int, int] | None:
     with contextlib.suppress(OSError, MemoryError):
-        if is_in_store(path):
-            return size_in_header(read(path))
-        check_is_file(path)
-        with open(path, "rb") as file:
-            head = file.read(_HEAD_BYTES)
-            # A header with a large colour profile or preview.
-            return size_in_header(head) or size_in_header(head + file.read(_MOST_HEAD_BYTES))
+        # A large colour profile or preview may come before the size.
+        heads = (read_head(path, count) for count in (_HEAD_BYTES, _MOST_HEAD_BYTES))
+        return next(filter(None, map(size_in_header, heads)), None)
     return None
 
 

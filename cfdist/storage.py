@@ -47,6 +47,7 @@ _INSIDE = "inside:"
 _BOMB_BYTES, _BOMB_RATIO = 1 << 24, 100
 
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
+_TABLE_BYTES = 1024  # more than deflate's own tables add to a content that it cannot shorten
 _EXTRA_BYTES = 64  # what usually suffices for the extra field of a member's own header
 
 _SPOOL = "spool"  # in the user's cache
@@ -82,6 +83,13 @@ class Store(Protocol):
 
         Raises:
             OSError: it cannot be read or has more than `MAX_READ_BYTES`; `strerror` says why.
+        """
+
+    def read_head(self, name: str, count: int) -> bytes:
+        """The first bytes of a file.
+
+        Raises:
+            OSError: they cannot be read; `strerror` says why.
         """
 
 
@@ -240,6 +248,20 @@ def read(place: str) -> bytes:
     return open_store(store).read(name)
 
 
+def read_head(place: str, count: int) -> bytes:
+    """The first bytes of a file that `read` reads; no more are fetched.
+
+    Raises:
+        OSError: they cannot be read; `strerror` says why.
+    """
+    if not is_in_store(place):
+        check_is_file(place)
+        with open(place, "rb") as file:
+            return file.read(count)
+    store, name = _parts(place)
+    return open_store(store).read_head(name, count)
+
+
 def _parts(place: str) -> tuple[str, str]:
     """The store that a place is in, and the file's name there."""
     store, _, name = place.removeprefix(_INSIDE).partition("!")
@@ -329,6 +351,11 @@ class RemoteFolder:
         with _one_line(name), self._system.open_input_file(self._inside(name)) as file:
             _refuse_size(name, file.size())
             return bytes(file.read())
+
+    def read_head(self, name: str, count: int) -> bytes:
+        """See `Store`."""
+        with _one_line(name), self._system.open_input_file(self._inside(name)) as file:
+            return bytes(file.read(count))
 
     def holds(self, names: Iterable[str]) -> set[str]:
         """Those of the names that are there.
@@ -496,6 +523,20 @@ class Archive:
         if len(content) != member.size or zlib.crc32(content) != member.crc:
             raise self._damaged(name, "its content is not what its checksum says")
         return content
+
+    def read_head(self, name: str, count: int) -> bytes:
+        """See `Store`; there is no checksum of a part."""
+        if name not in self._members:
+            raise OSError(errno.ENOENT, f"is not in {self._name}", name)
+        member = self._members[name]
+        try:
+            length = min(member.packed, count + _TABLE_BYTES)
+            head = self._packed(name, member._replace(packed=length))
+            if member.is_deflated:
+                head = zlib.decompressobj(-15).decompress(head, count)
+        except (OSError, ValueError, struct.error, zlib.error) as error:
+            raise self._damaged(name, " ".join(str(error).split())) from None
+        return head[:count]
 
     def _packed(self, name: str, member: _Member) -> bytes:
         """The packed bytes of a member, usually by one access: each one counts on a network."""

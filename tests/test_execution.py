@@ -190,6 +190,8 @@ def test_at_own_size_the_pictures_decide_the_input(compose, spec):
     whole = execution.run_identity(largest, manifest)
     assert whole == execution.run_identity(model, manifest)
     assert whole.parts["preprocess.size"] == "own"
+    plain = execution.run_identity(BackendModel("openvino", spec()), manifest).parts
+    assert {"preprocess.size", "preprocess.flip", "model.peaks", "model.score"}.isdisjoint(plain)
     assert whole != execution.run_identity(BackendModel("openvino", spec()), manifest)
 
 

@@ -108,6 +108,8 @@ def test_picture_sizes_are_those_that_files_and_archives_tell(tmp_path):
     # The header comes after more application data than is read at first.
     padding = b"\xff\xe5" + (60_000).to_bytes(2, "big") + bytes(59_998)
     late.write_bytes(content[:2] + padding + content[2:])
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(content[:20])
     packed = tmp_path / "set.zip"
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("e/packed.jpg", content)
@@ -118,6 +120,7 @@ def test_picture_sizes_are_those_that_files_and_archives_tell(tmp_path):
         "e/packed": place_of(str(packed), "e/packed.jpg"),
         "e/gone": str(tmp_path / "no.jpg"),
         "e/pipe": str(tmp_path / "pipe.jpg"),
+        "e/cut": str(cut),
         "e/lost": place_of(str(packed), "e/no.jpg"),
     }
     items = [WorkItem(id, path, 1) for id, path in places.items()]

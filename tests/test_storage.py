@@ -87,6 +87,24 @@ def test_a_local_file_is_read_as_ever(tmp_path):
         storage.read(str(tmp_path))
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_the_beginning_of_a_file_is_read_from_anywhere(tmp_path, uri, method):
+    archive = pack(tmp_path / "a.zip", CONTENTS, method)
+    for name, content in CONTENTS.items():
+        for count in (1, 20, 10_000):
+            assert storage.read_head(storage.place_of(archive, name), count) == content[:count]
+    loose = tmp_path / "loose.jpg"
+    loose.write_bytes(CONTENTS["a/2.jpg"])
+    assert storage.read_head(str(loose), 30) == b"x" * 30
+    assert storage.read_head(storage.place_of(uri, "a/2.jpg"), 30) == b"x" * 30
+    for gone in (storage.place_of(archive, "no"), str(tmp_path / "no")):
+        with pytest.raises(OSError):
+            storage.read_head(gone, 30)
+    stored = patched(archive, b"PK\3\4", b"PK\0\0")
+    with pytest.raises(OSError, match="is damaged in"):
+        storage.read_head(storage.place_of(stored, "a/1.jpg"), 30)
+
+
 def test_many_threads_share_one_handle(tmp_path):
     contents = {f"e/{i}.jpg": bytes([i]) * (200 + i) for i in range(200)}
     root = pack(tmp_path / "a.zip", contents)

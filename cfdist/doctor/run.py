@@ -49,7 +49,9 @@ def _model(config: Config, output: Path, models: list[BackendModel]) -> str:
     models.append(model)
     if model.is_simulated:
         return "none: backend=simulated"
-    size = f"{model.spec.width}x{model.spec.height}, batch {model.spec.batch}"
+    own = model.spec.size == "own"
+    sides = "pictures' own size" if own else f"{model.spec.width}x{model.spec.height}"
+    size = f"{sides}, batch {model.spec.batch}"
     return f"{model.spec.path.name}, sha256 {model.spec.sha256[:12]}..., {size}"
 
 
