@@ -35,7 +35,7 @@ _GOING_ON = ("evaluate", "tune")
 _OF_THE_PLACE = ("resume", "output_dir")
 
 # What it may have otherwise than it began with.
-_OF_ITS_OWN = (*OF_THE_SCREEN, "tune.minutes")
+_OF_ITS_OWN = (*OF_THE_SCREEN, "tune.minutes", "tune.tolerance")
 
 # Hydra's key for the folder that --config-dir names.
 SEARCH_PATH = "hydra.searchpath"

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from cfdist.errors import UserError
 from cfdist.report.screen import console
 from cfdist.tuning.candidates import Candidate, Variant
 from cfdist.tuning.halving import Standing, check, halve, ranked
@@ -58,6 +59,9 @@ def search(
         candidates: What to try.
         reference: What their numbers are held against.
         limits: The tolerance, a fraction of AP, and the minutes.
+
+    Raises:
+        UserError: the reference does not run.
     """
     started, (tolerance, minutes) = time.monotonic(), limits
 
@@ -69,6 +73,8 @@ def search(
         is_late = variant != reference and is_over(_SEARCH_SHARE)()
         found = Found(reason=_TIME_OVER) if is_late else trials.accuracy(variant)
         outcome.variants[variant] = found
+        if variant == reference and found.reason:
+            raise UserError(f"job=tune: the reference, {reference}: {found.reason}")
         console.inform(f"numbers of {variant}: {_numbers(outcome, variant)}", markup=False)
     left = []
     for one in outcome.standings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cfdist.errors import UserError
 from cfdist.tuning import search as module
 from cfdist.tuning.candidates import Candidate, Variant
 from cfdist.tuning.search import search
@@ -83,6 +84,12 @@ def test_without_any_time_the_reference_alone_is_looked_at(trials):
     assert trials.runs == ["reference"]
     assert outcome.best is None
     assert all("the time was over" in one.reason for one in outcome.standings)
+
+
+def test_without_the_reference_nothing_is_called_right(trials):
+    with pytest.raises(UserError, match="^job=tune: the reference, broken: no such device"):
+        search(trials, CANDIDATES, BROKEN, (0.02, 60))
+    assert trials.runs == ["broken"]
 
 
 def test_simulated_devices_find_nothing_that_could_be_compared(trials, monkeypatch):
