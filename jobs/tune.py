@@ -17,6 +17,7 @@ from cfdist.files import disk_as_user_error
 from cfdist.report import screen
 from cfdist.report.page.run import write_run_report
 from cfdist.report.results import Phases
+from cfdist.storage import shown, uri_of
 from cfdist.tuning.candidates import find_candidates, reference_of
 from cfdist.tuning.preset import FOLDER, NAME, write_preset
 from cfdist.tuning.results import print_tuning, tuning_parts, tuning_results
@@ -73,5 +74,8 @@ def _next_command(config: Config, output: Path) -> str:
     data = [f"{key}={as_typed(values[key])}" for key in sorted(config.typed())
             if key.startswith("dataset.")]  # fmt: skip
     chosen = [f"dataset={config.dataset.name}"] if "dataset" in config.typed() else []
-    preset = [f"--config-dir={output / FOLDER}", f"experiment={NAME}"]
-    return shlex.join([*program(), *preset, *chosen, *data])
+    is_here = uri_of(output) is None
+    folder = output / FOLDER if is_here else Path(FOLDER)
+    preset = [f"--config-dir={folder}", f"experiment={NAME}"]
+    copied = "" if is_here else f"copy {shown(output)}/{FOLDER} here, then "
+    return copied + shlex.join([*program(), *preset, *chosen, *data])

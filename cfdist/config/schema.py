@@ -458,6 +458,9 @@ class TuneConfig(Section):
     """the batch sizes to try, unless model.batch is typed"""
     models: Annotated[list[PathOrUri], Different] = []
     """further files of the model to try, such as a quantised one"""
+    reference: PathOrUri | None = None
+    """a file of the model that a CPU runs in float32, such as the ONNX of an OM; null: the model's
+    own"""
     pictures: UpToMillion = 200
     """the first N of the data set, by which APs are compared and rates measured"""
 

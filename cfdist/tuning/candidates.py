@@ -100,15 +100,18 @@ def reference_of(config: Config) -> Variant:
     if config.backend.name == backends.SIMULATED:
         return Variant(backends.SIMULATED)
     refusals = []
-    for name in ("torch",) if config.model.checkpoint else (*backends.CPU_RUNTIMES, "torch"):
-        one = Variant(name, json.dumps(_IN_FLOAT32[name]))
+    file = config.tune.reference
+    of_checkpoint = config.model.checkpoint and not file
+    for name in ("torch",) if of_checkpoint else (*backends.CPU_RUNTIMES, "torch"):
+        one = Variant(name, json.dumps(_IN_FLOAT32[name]), file)
         try:
             one.model(one.configured(config))
             return one
         except UserError as error:
             refusals.append(str(error))
     raise UserError(
-        f"job=tune: no CPU backend here runs the model, to hold the others against: {refusals[0]}"
+        "job=tune: no CPU backend here runs the model, to hold the others against; name a file "
+        f"that one runs, tune.reference=FILE ({refusals[0]})"
     )
 
 

@@ -12,10 +12,13 @@ from typing import Any
 
 from cfdist import __version__, execution
 from cfdist.config import Config, flat
+from cfdist.distributed.rounds import EvaluationReport
 from cfdist.distributed.session import close_shared_session
 from cfdist.errors import DiskFullError, StoppedError, UserError
+from cfdist.execution import Execution
 from cfdist.files import disk_as_user_error, write_text
 from cfdist.machine import available_cores, cpu_model
+from cfdist.monitoring import stream
 from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Phases
 from cfdist.storage import shown
@@ -140,10 +143,7 @@ class Trials:
             model = candidate.variant.model(config)
             with execution.start(config, [model]) as there:
                 while True:
-                    listener = PictureProgress(pictures, self._output).listener(Phases(0.0), model)
-                    _, report = evaluate_and_forget(
-                        config, there, self._data, pictures, self._output / SCRATCH, listener
-                    )
+                    report = self._evaluate(config, there, pictures)
                     took, evaluation = report.timeline.seconds, report.evaluation
                     if len(evaluation.failures) >= min(pictures, total):
                         return Found(reason=f"every picture failed: {evaluation.failures[0][1]}")
@@ -159,6 +159,14 @@ class Trials:
             with contextlib.suppress(Exception):  # it may be broken; the next run gets a new one
                 close_shared_session(error)
             return Found(reason=str(error))
+
+    def _evaluate(self, config: Config, there: Execution, pictures: int) -> EvaluationReport:
+        """Evaluate so many pictures; on the screen only the runs' figures are shown."""
+        progress = PictureProgress(pictures, self._output)
+        listener = progress.listener(Phases(0.0), there.models[0])
+        with progress if stream.is_on() else contextlib.nullcontext():
+            scratch = self._output / SCRATCH
+            return evaluate_and_forget(config, there, self._data, pictures, scratch, listener)[1]
 
 
 def _identity(config: Config, manifest: Manifest) -> dict[str, Any]:

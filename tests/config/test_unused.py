@@ -125,7 +125,7 @@ READ_BY["tune"] = {
     "model": SIZE | NETWORK | FILES | {"checkpoint", "batch", "outputs", "top_k", "nms"},
     "backend": BACKEND,
     "eval": {"protocol"},
-    "tune": {"minutes", "tolerance", "batches", "models", "pictures"},
+    "tune": {"minutes", "tolerance", "batches", "models", "reference", "pictures"},
     "": RAY | {"devices", "pipeline.readers", "resume", "report"} | {"device.timeout"},
 }
 for _job in ("evaluate", "score", "benchmark", "compare"):

@@ -132,10 +132,12 @@ def test_the_reference_is_the_model_in_float32_on_a_cpu(tuned, monkeypatch):
     assert str(reference_of(tuned("backend.precision=bf16"))) == "openvino f32"
     assert str(reference_of(tuned("model.checkpoint=c.pth"))) == "torch cpu"
     assert str(reference_of(tuned("backend=simulated"))) == "simulated"
+    one = reference_of(tuned("model.path=net.om", "tune.reference=net.onnx"))
+    assert str(one) == "openvino f32 net.onnx"
 
     def model(self, config):
         raise UserError(f"{self.backend}: cannot read it")
 
     monkeypatch.setattr(Variant, "model", model)
-    with pytest.raises(UserError, match=r"no CPU backend here runs the model.*openvino: cannot"):
+    with pytest.raises(UserError, match=r"no CPU backend.*tune\.reference=FILE \(openvino: cannot"):
         reference_of(tuned())

@@ -87,7 +87,7 @@ def test_without_any_time_the_reference_alone_is_looked_at(trials):
 
 
 def test_without_the_reference_nothing_is_called_right(trials):
-    with pytest.raises(UserError, match="^job=tune: the reference, broken: no such device"):
+    with pytest.raises(UserError, match=r"^job=tune: the reference, broken: no such device"):
         search(trials, CANDIDATES, BROKEN, (0.02, 60))
     assert trials.runs == ["broken"]
 

@@ -44,7 +44,8 @@ def runs(monkeypatch) -> list[int]:
         return None, SimpleNamespace(timeline=timeline, evaluation=evaluation)
 
     monkeypatch.setattr(Variant, "model", lambda self, config: model)
-    monkeypatch.setattr(module.execution, "start", lambda *_: contextlib.nullcontext())
+    there = SimpleNamespace(models=[model])
+    monkeypatch.setattr(module.execution, "start", lambda *_: contextlib.nullcontext(there))
     monkeypatch.setattr(module, "evaluate_and_forget", evaluate)
     return counts
 
