@@ -12,7 +12,7 @@ from cfdist.command.resuming import program
 from cfdist.config import Config, flat
 from cfdist.config.messages import shown as as_typed
 from cfdist.distributed.session import sharing
-from cfdist.errors import ExitCode, StoppedError
+from cfdist.errors import ExitCode, StoppedError, UserError
 from cfdist.files import disk_as_user_error
 from cfdist.report import screen
 from cfdist.report.page.run import write_run_report
@@ -29,6 +29,11 @@ def main(config: Config, output: Path, started: float) -> int:
     """Search, show and write the results and the preset; returns the exit code."""
     phases = Phases(started)
     phases.end("imports")
+    if config.preprocess.size == "own" or config.preprocess.flip:  # as a preset may say
+        raise UserError(
+            "job=tune: measures letterboxed pictures, each once; leave preprocess.size and "
+            "preprocess.flip, or the preset that sets them, out"
+        )
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth)
     manifest = replace(manifest, items=manifest.items[: config.tune.pictures])

@@ -122,7 +122,10 @@ READ_BY["detect"] = {
 }
 READ_BY["tune"] = {
     "dataset": DATASET,
-    "model": SIZE | NETWORK | FILES | {"checkpoint", "batch", "outputs", "top_k", "nms"},
+    "model": SIZE
+    | NETWORK
+    | FILES
+    | {"checkpoint", "batch", "outputs", "top_k", "nms", "peaks", "score"},
     "backend": BACKEND,
     "eval": {"protocol"},
     "tune": {"minutes", "tolerance", "batches", "models", "reference", "pictures"},

@@ -101,6 +101,7 @@ def test_a_search_that_was_interrupted_goes_on(command, tmp_path):
         (["tune.models=[nowhere.onnx]"], "tune.models=nowhere.onnx"),
         (["tune.tolerance=2"], "tune.tolerance=2: must be a number from 0 to 1"),
         (["objective=hard"], "objective: job=tune does not read it"),
+        (["experiment=authors_own_size"], "job=tune: measures letterboxed pictures"),
         (["model.path=nowhere.onnx", "backend=openvino"], "nowhere.onnx"),
     ],
 )
