@@ -67,7 +67,7 @@ class ExitCode(IntEnum):
     )
     BAD_INPUT = 2, "bad input"
     PICTURES_FAILED = 3, "some pictures failed (listed in results.json)"
-    PAST_TOLERANCE = 4, "job=compare past a tolerance"
+    PAST_TOLERANCE = 4, "job=compare past a tolerance; job=tune without a candidate within it"
     GATE_MISSED = 5, "eval.gate missed"
     DISK_FULL = 6, "the disk is full"
     HUNG_UP = 129, "interrupted: the terminal has gone (SIGHUP)"

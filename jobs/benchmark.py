@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
-from math import ceil
 from pathlib import Path
 
 from cfdist import execution, inputs
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config
 from cfdist.distributed.plan import refuse_readers
-from cfdist.distributed.rounds import EvaluationReport, EvaluationTask, evaluate_manifest
+from cfdist.distributed.rounds import EvaluationReport, EvaluationTask
 from cfdist.errors import UserError
 from cfdist.execution import Execution
 from cfdist.machine import available_cores
@@ -24,6 +22,7 @@ from cfdist.throughput.device import loop_devices
 from cfdist.throughput.latency import measure_latency
 from cfdist.throughput.results import Figures, benchmark_results, latency_results
 from cfdist.throughput.tables import latency_parts, print_benchmark, print_latency
+from cfdist.throughput.whole import evaluate_and_forget
 from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.manifest import Manifest
 
@@ -159,23 +158,10 @@ def _evaluate(
     scratch: Path,
     phases: Phases,
 ) -> tuple[EvaluationTask, EvaluationReport]:
-    """Do what `job=evaluate` does, and throw the files away.
-
-    Each device reads every picture in every pass.
-    """
-    model, style = there.models[0], config.eval.protocol
-    make_work = execution.device_work(config, there)
+    """Do what `job=evaluate` does, and throw the files away."""
     wanted = config.benchmark.pictures * config.dataset.repeat
-    passes = manifest.repeated(ceil(wanted / len(manifest.items)))
-    passes = replace(passes, items=passes.items[:wanted])
-    identity = execution.run_identity(model, passes, config.eval.protocol)
-    task = EvaluationTask(passes, truth, model, there.plan, scratch, identity, style, make_work)
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
-    try:
-        with PictureProgress(wanted, config.output_dir) as progress:
-            report = evaluate_manifest(task, progress.listener(phases, model))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with PictureProgress(wanted, config.output_dir) as progress:
+        listener = progress.listener(phases, there.models[0])
+        found = evaluate_and_forget(config, there, (truth, manifest), wanted, scratch, listener)
     phases.end("run")
-    return task, report
+    return found

@@ -17,7 +17,7 @@ ROOMS = (
     *("model", "detections", "decode"),
     *("widerface", "coco", "sample", "ascend", "network", "backends"),
     *("config", "devices", "distributed"),
-    *("inputs", "execution", "report", "comparison", "throughput", "workflow"),
+    *("inputs", "execution", "report", "comparison", "throughput", "workflow", "tuning"),
     *("download", "doctor", "trackers"),
     *("command", "detecting", "quantization", "sweep", "api"),
     "jobs",

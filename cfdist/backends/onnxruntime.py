@@ -130,6 +130,14 @@ def graph_errors_as_user_error(spec: ModelSpec) -> Iterator[None]:
         ) from None
 
 
+def accelerating_providers() -> dict[str, str]:
+    """The installed providers of devices that Ray counts, with the kind of device."""
+    import onnxruntime as ort
+
+    there = ort.get_available_providers()
+    return {name: kind for name, kind in _DEVICE_KINDS.items() if name in there}
+
+
 def check_providers(providers: Sequence[str]) -> None:
     """Raise a `UserError` for providers that the installed ONNX Runtime does not have or use."""
     if not providers:

@@ -28,8 +28,14 @@ COMMAND_VARIABLE = "CFDIST_COMMAND"
 
 AUTO = "auto"
 
+# Jobs that go on in their folder.
+_GOING_ON = ("evaluate", "tune")
+
 # What a run that goes on may have of its own.
 _OF_THE_PLACE = ("resume", "output_dir")
+
+# What it may have otherwise than it began with.
+_OF_ITS_OWN = (*OF_THE_SCREEN, "tune.minutes", "tune.tolerance")
 
 # Hydra's key for the folder that --config-dir names.
 SEARCH_PATH = "hydra.searchpath"
@@ -51,10 +57,10 @@ def command_to_go_on(folder: Path) -> str:
         # Another name could mean something else: a home folder, or one of two words.
         is_plain = re.fullmatch(r"\w[\w./-]*", near, re.ASCII) and near not in (AUTO, "null")
         name = near if is_plain else name
-    return shlex.join([*_program(), f"resume={name}"])
+    return shlex.join([*program(), f"resume={name}"])
 
 
-def _program() -> list[str]:
+def program() -> list[str]:
     """The words by which this program was called, up to its first argument."""
     if script := os.environ.get(COMMAND_VARIABLE):
         return [script]
@@ -64,7 +70,7 @@ def _program() -> list[str]:
 
 
 def is_unfinished(folder: Path) -> bool:
-    """Whether a folder holds an evaluation, or a sweep, that has not come to its end.
+    """Whether a folder holds an evaluation, a search, or a sweep, that has not come to its end.
 
     A spool folder has not, as long as it is there.
     """
@@ -177,16 +183,15 @@ def run_to_go_on(composed: DictConfig, typed: frozenset[str]) -> DictConfig:
     Raises:
         UserError: there is no such run, or what was typed differs from its settings.
     """
-    if composed.get("resume") is None or composed.get("job") != "evaluate":
+    if composed.get("resume") is None or composed.get("job") not in _GOING_ON:
         return composed
     now = config.flat(cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)))
     secrets = {key: value for key, value in now.items() if _without_secrets(value) != value}
     now = {key: _without_secrets(value) for key, value in now.items()}
     output = working_folder(str(now["output_dir"]))
-    # It is job=evaluate.
-    own = {key for key in typed if key not in (*_OF_THE_PLACE, *OF_THE_SCREEN, "job")}
+    own = {key for key in typed if key not in (*_OF_THE_PLACE, *_OF_ITS_OWN)}
     if now["resume"] == AUTO:
-        folder = _newest(now, output if "output_dir" in typed else None, bool(own))
+        folder = _newest(now, output if "output_dir" in typed else None, bool(own - {"job"}))
     else:
         folder = _folder_of(str(now["resume"]))
     then = _settings_of(folder)
@@ -200,7 +205,7 @@ def run_to_go_on(composed: DictConfig, typed: frozenset[str]) -> DictConfig:
     settings = cast(DictConfig, OmegaConf.create(_escaped(then)))
     for key in now.keys() - config.flat(then).keys():  # what an earlier version did not have
         OmegaConf.update(settings, key, _escaped(now[key]))
-    for key in typed.intersection(OF_THE_SCREEN):
+    for key in typed.intersection(_OF_ITS_OWN):
         OmegaConf.update(settings, key, now[key])
     # The folder has the settings without their secrets, which have to be typed again.
     for key, value in (secrets | {"output_dir": shown(folder), "resume": None}).items():
@@ -218,7 +223,7 @@ def _newest(now: Mapping[str, Any], base: Path | None, has_settings: bool) -> Pa
     for folder in _candidates(base):
         if (folder / HYDRA_RECORD).exists():
             continue
-        keys = now.keys() - {*_OF_THE_PLACE, *OF_THE_SCREEN}
+        keys = now.keys() - {*_OF_THE_PLACE, *_OF_ITS_OWN}
         different = _different(config.flat(_settings_of(folder)), now, keys)
         if not different or not has_settings:
             return folder
@@ -262,9 +267,10 @@ def _settings_of(folder: Path) -> dict[str, Any]:
         raise UserError(f"resume={name}: is no run's folder: its {CONFIG} is damaged") from None
     if not isinstance(settings, dict) or not (is_run_folder(folder) or spool_of(folder)):
         raise UserError(f"resume={name}: is no run's folder; name the folder of a run or sweep")
-    if settings.get("job") != "evaluate":
+    if settings.get("job") not in _GOING_ON:
         raise UserError(
-            f"resume={name}: job={settings.get('job')} cannot go on, only job=evaluate can"
+            f"resume={name}: job={settings.get('job')} cannot go on, only "
+            f"{' and '.join(f'job={job}' for job in _GOING_ON)} can"
         )
     return settings
 

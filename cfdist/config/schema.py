@@ -202,13 +202,13 @@ class DatasetConfig(Section):
     damaged: Annotated[
         Literal["fail", "use"],
         uses.only("evaluate", "benchmark", "quantize", "compare"),
-        uses.only("preprocess", "postprocess", "detect"),
+        uses.only("preprocess", "postprocess", "detect", "tune"),
     ] = "fail"
     """a picture whose file is damaged: fail, it counts as failed; use, it is taken as it decodes,
     and listed"""
     ship: Annotated[
         StrictBool,
-        uses.only("evaluate", "quantize", "compare", "detect"),
+        uses.only("evaluate", "quantize", "compare", "detect", "tune"),
         uses.only("benchmark", when=(uses.DEVICES, uses.OFFLINE)),
     ] = False
     """send pictures and weights through Ray's object store, to nodes that do not see the files"""
@@ -263,7 +263,7 @@ class ModelConfig(Section):
     """job=export, backend=torch: the .pth file"""
     batch: Annotated[
         UpTo1024,
-        uses.only("evaluate", "quantize", "compare", "infer", "detect"),
+        uses.only("evaluate", "quantize", "compare", "infer", "detect", "tune"),
         uses.only("benchmark", when=(uses.DEVICES, uses.OFFLINE)),
         uses.only("export", "convert", when=(uses.BATCH_IN_NAME,)),
     ] = 1
@@ -443,6 +443,26 @@ class BenchmarkConfig(Section):
     pictures: Annotated[UpToMillion, uses.only("benchmark", when=(uses.PICTURES,))] = 300
     """host, end_to_end, single_stream: the first N of the data set, which is repeated if it has
     fewer"""
+
+
+class TuneConfig(Section):
+    """`job=tune`: the fastest settings here that keep the model's AP; what is typed stays."""
+
+    used: ClassVar[Uses] = uses.only("tune")
+
+    minutes: Annotated[Real, _between(0.1, 10_080, "a number")] = 10
+    """how long to look at most; a run that is under way comes to its end"""
+    tolerance: Fraction = 0.002
+    """how far an AP may be below that in float32 on a CPU: 0.002 is 0.2 points"""
+    batches: Annotated[list[UpTo1024], NotEmpty, Different] = [1, 2, 4, 8, 16]
+    """the batch sizes to try, unless model.batch is typed"""
+    models: Annotated[list[PathOrUri], Different] = []
+    """further files of the model to try, such as a quantised one"""
+    reference: PathOrUri | None = None
+    """a file of the model that a CPU runs in float32, such as the ONNX of an OM; null: the model's
+    own"""
+    pictures: UpToMillion = 200
+    """the first N of the data set, by which APs are compared and rates measured"""
 
 
 class ExportConfig(Section):
@@ -710,7 +730,7 @@ class PipelineConfig(Section):
 
     readers: Annotated[
         Literal["auto"] | UpTo1024,
-        uses.only("evaluate", "quantize", "compare", "detect"),
+        uses.only("evaluate", "quantize", "compare", "detect", "tune"),
         uses.only("benchmark", when=(uses.END_TO_END, uses.OFFLINE)),
         uses.only(
             "benchmark",
@@ -728,7 +748,7 @@ class Config(Section):
     """what to do"""
     devices: Annotated[
         Literal["auto"] | UpTo1024 | DeviceList,
-        uses.only("evaluate", "quantize", "compare", "infer", "detect"),
+        uses.only("evaluate", "quantize", "compare", "infer", "detect", "tune"),
         uses.only("benchmark", when=(uses.DEVICES,)),
         # The number of reader threads that a run would have is one of those measured.
         uses.only("benchmark", when=(uses.HOST, uses.equal("benchmark.readers", "auto", "auto"))),
@@ -741,7 +761,9 @@ class Config(Section):
     output_dir: PathOrUri
     """folder for results.json, predictions and the run's log, or its URI (s3://, gs://, hdfs://,
     ...): the files go there at the run's end"""
-    report: Annotated[StrictBool, uses.only("evaluate", "score", "benchmark", "compare")] = True
+    report: Annotated[
+        StrictBool, uses.only("evaluate", "score", "benchmark", "compare", "tune")
+    ] = True
     """write report.html, a page that shows the results, beside results.json"""
     objective: Annotated[
         Literal["easy", "medium", "hard", "pictures_per_second"] | None,
@@ -750,7 +772,7 @@ class Config(Section):
     ] = None
     """the figure that a sweeper of Hydra's, such as hydra/sweeper=optuna, looks for the best of: an
     AP by the chosen protocol, or the speed (0 if the run misses eval.gate), see docs/api.md"""
-    resume: Annotated[PathOrUri | None, uses.only("evaluate")] = None
+    resume: Annotated[PathOrUri | None, uses.only("evaluate", "tune")] = None
     """go on with an unfinished run or sweep: its folder or URI, which holds its settings, or auto,
     the newest in outputs or in the output_dir that is given, with just the settings that are given,
     if there are any; null: a new run"""
@@ -781,6 +803,7 @@ class Config(Section):
     backend: BackendConfig
     eval: EvalConfig
     benchmark: BenchmarkConfig
+    tune: TuneConfig
     export: ExportConfig
     convert: ConvertConfig
     quantize: QuantizeConfig

@@ -107,6 +107,8 @@ def _possible_backends(config: Config) -> Sequence[str]:
     if config.job == "infer" and config.infer.cli:
         return ("om",)
     name = config.backend.name
+    if config.job == "tune" and name == "auto":
+        return BACKENDS[:-1]  # without the simulated one
     by_itself = ("om", "openvino", "onnxruntime")
     return by_itself[config.job == "quantize" :] if name == "auto" else (name,)
 

@@ -27,6 +27,7 @@ Job = Literal[
     "download",
     "doctor",
     "detect",
+    "tune",
 ]
 JOBS: tuple[str, ...] = get_args(Job)
 
@@ -189,7 +190,8 @@ AS_TEXT = Uses([Use(JOBS, (equal("progress", "text", "text"),))])
 NOT_QUIET = equal("quiet", False, "false")
 DATA_SET = Uses(
     [
-        Use(("evaluate", "score", "export", "quantize", "compare", "preprocess", "postprocess")),
+        Use(("evaluate", "score", "export", "quantize", "compare", "tune")),
+        Use(("preprocess", "postprocess")),
         Use(("benchmark",), (PICTURES,)),
         Use(("convert",), (CALIBRATION,)),
     ]
@@ -198,7 +200,7 @@ WITH_FOLDER = Uses([Use(tuple(job for job in JOBS if job not in WITHOUT_FOLDER))
 INPUT_SIZE = Uses([Use(tuple(job for job in WITH_FOLDER[0].jobs if job != "score"))])
 RAY = Uses(
     [
-        Use(("evaluate", "quantize", "compare", "preprocess", "postprocess", "detect")),
+        Use(("evaluate", "quantize", "compare", "preprocess", "postprocess", "detect", "tune")),
         Use(("benchmark",), (DEVICES,)),
         Use(("infer",), (NOT_BY_TOOL,)),
     ]
@@ -207,7 +209,7 @@ RAY = Uses(
 
 ON_DEVICES = Uses(
     [
-        Use(("evaluate", "quantize", "compare", "detect")),
+        Use(("evaluate", "quantize", "compare", "detect", "tune")),
         Use(("benchmark",), (DEVICES,)),
         Use(("infer",), (NOT_BY_TOOL,)),
     ]
@@ -240,7 +242,7 @@ def offline(uses: Uses) -> Uses:
 
 def with_model(*jobs: str, parts: When = DEVICES) -> Uses:
     """`job=evaluate` and `job=benchmark` where a model runs, and further jobs."""
-    runs = [Use(("evaluate",), (REAL,)), Use(("benchmark",), (parts, REAL))]
+    runs = [Use(("evaluate", "tune"), (REAL,)), Use(("benchmark",), (parts, REAL))]
     return Uses([*runs, *([Use(jobs)] if jobs else [])])
 
 
@@ -283,7 +285,7 @@ def backend_key(*names: str, when: tuple[When, ...] = ()) -> Uses:
     """The jobs that take `backend=`, with one of these backends; with any if none is named."""
     conditions = (on(*names), *when) if names else when
     quantized = bool(names) and not {"openvino", "onnxruntime"}.isdisjoint(names)
-    jobs = ("evaluate", "quantize", "detect") if quantized else ("evaluate", "detect")
+    jobs = ("evaluate", "detect", "tune", *(["quantize"] if quantized else []))
     return (
         only(*jobs, when=conditions)
         + only("benchmark", when=(DEVICES, *conditions))

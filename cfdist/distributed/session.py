@@ -61,6 +61,24 @@ def share_sessions(shares: bool = True) -> None:
     _shares_sessions = shares
 
 
+@contextlib.contextmanager
+def sharing() -> Iterator[None]:
+    """Share a session between the runs of the `with` block, as a sweep's do; end it after them."""
+    if _shares_sessions:  # a sweep's own, which ends it
+        yield
+        return
+    share_sessions()
+    try:
+        yield
+    except BaseException as error:
+        share_sessions(False)
+        with contextlib.suppress(Exception):
+            close_shared_session(error)
+        raise
+    share_sessions(False)
+    close_shared_session()
+
+
 def shares_sessions() -> bool:
     """Whether the next runs share a session."""
     return _shares_sessions

@@ -37,6 +37,13 @@ def test_a_provider_that_is_not_there_is_refused(spec):
         backend.check(spec(), {"providers": []})
 
 
+def test_what_could_be_faster_than_the_cpu(monkeypatch):
+    assert CPU not in onnxruntime.accelerating_providers()
+    there = [TENSORRT, CUDA, "AzureExecutionProvider", CPU]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: there)
+    assert onnxruntime.accelerating_providers() == {CUDA: "gpu", TENSORRT: "gpu"}
+
+
 def test_the_device_says_what_the_session_runs_on(small):
     assert load(small, CPU).runs_on == CPU
 

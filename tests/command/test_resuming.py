@@ -92,10 +92,24 @@ def test_what_is_no_run_is_refused(tmp_path, content):
     assert going_on(tmp_path / "x") == ""
 
 
-def test_only_evaluations_go_on(tmp_path):
+def test_only_evaluations_and_searches_go_on(tmp_path):
     folder = interrupted(tmp_path / "x", "job=score")
-    with pytest.raises(UserError, match="job=score cannot go on, only job=evaluate can"):
+    with pytest.raises(
+        UserError, match="job=score cannot go on, only job=evaluate and job=tune can"
+    ):
         resumed(f"resume={folder}")
+
+
+def test_a_search_goes_on_for_as_long_as_is_typed(tmp_path):
+    folder = interrupted(tmp_path / "x", "job=tune", "tune.minutes=3", "tune.batches=[1,2]")
+    for typed in ((), ("job=tune",)):
+        values = resumed(f"resume={folder}", *typed)
+        assert (values.job, values.tune.minutes, values.tune.batches) == ("tune", 3, [1, 2])
+    assert resumed(f"resume={folder}", "tune.minutes=20").tune.minutes == 20
+    with pytest.raises(UserError, match=r"of other settings: tune\.batches=\[1, 2\] then, \[4\]"):
+        resumed(f"resume={folder}", "tune.batches=[4]")
+    with pytest.raises(UserError, match="of other settings: job=tune then, evaluate now"):
+        resumed(f"resume={folder}", "job=evaluate")
 
 
 @pytest.mark.slow

@@ -120,6 +120,17 @@ READ_BY["detect"] = {
     "dataset": set(),
     "": RAY | {"input", "devices", "pipeline.readers"} | POOL,
 }
+READ_BY["tune"] = {
+    "dataset": DATASET,
+    "model": SIZE
+    | NETWORK
+    | FILES
+    | {"checkpoint", "batch", "outputs", "top_k", "nms", "peaks", "score"},
+    "backend": BACKEND,
+    "eval": {"protocol"},
+    "tune": {"minutes", "tolerance", "batches", "models", "reference", "pictures"},
+    "": RAY | {"devices", "pipeline.readers", "resume", "report"} | {"device.timeout"},
+}
 for _job in ("evaluate", "score", "benchmark", "compare"):
     READ_BY[_job]["log"] = {"mlflow", "wandb", "tensorboard"}
     READ_BY[_job][""] = READ_BY[_job][""] | {"report"} if "" in READ_BY[_job] else {"report"}
@@ -127,7 +138,7 @@ READ_BY["doctor"] = READ_BY["evaluate"] | {
     "": READ_BY["evaluate"][""] - {"resume"} | {"output_dir"}
 }
 READ_BY["convert"]["model"] -= {"convention"}
-_jobs = ("evaluate", "doctor", "benchmark", "quantize", "compare")
+_jobs = ("evaluate", "doctor", "benchmark", "quantize", "compare", "tune")
 for _job in (*_jobs, "preprocess", "postprocess", "detect"):
     READ_BY[_job]["dataset"] = READ_BY[_job]["dataset"] | {"damaged"}
 

@@ -119,6 +119,21 @@ def test_a_session_that_does_not_start_leaves_no_list(seen, monkeypatch):
     assert CUDA not in os.environ
 
 
+def test_runs_that_share_a_session_end_it(seen, monkeypatch):
+    with sessions.sharing():
+        for _ in range(2):
+            with sessions.session(None, False, "npu", 2):
+                pass
+    assert len(seen) == 1 and not sessions.shares_sessions()
+    assert sessions.shared_session() is None
+    # One that a sweep shares is the sweep's to end, whatever goes wrong.
+    monkeypatch.setattr(sessions, "_shares_sessions", True)
+    with pytest.raises(RuntimeError), sessions.sharing(), sessions.session(None, False, "npu", 2):
+        raise RuntimeError("failed")
+    assert sessions.shares_sessions() and sessions.shared_session() is not None
+    sessions.close_shared_session()
+
+
 def test_a_sweep_s_later_runs_see_all_devices_again(seen, monkeypatch):
     monkeypatch.setattr(sessions, "_shares_sessions", True)
     for devices in ([0], 2):

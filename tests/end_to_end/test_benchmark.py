@@ -15,6 +15,7 @@ from cfdist.backends.simulated import batch_milliseconds
 from cfdist.errors import UserError
 from cfdist.inputs import SAMPLE_FOLDER
 from cfdist.sample import ensure_sample
+from cfdist.throughput import whole
 from cfdist.widerface.ground_truth import load_ground_truth
 from jobs import benchmark
 from tests.fakes.ascend import install_atc, install_double, install_npu_smi
@@ -278,7 +279,7 @@ def test_an_interrupted_benchmark_leaves_no_scratch(compose, tmp_path, monkeypat
         (task.output / "predictions.parquet").touch()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(benchmark, "evaluate_manifest", interrupt)
+    monkeypatch.setattr(whole, "evaluate_manifest", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(compose, tmp_path, "backend=simulated", "benchmark.parts=[end_to_end]")
     assert list(tmp_path.iterdir()) == []

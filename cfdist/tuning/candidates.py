@@ -1,0 +1,198 @@
+"""What job=tune tries: the settings that a person has left open, those that this machine has."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cfdist import backends, execution
+from cfdist.ascend.npu_smi import list_npus
+from cfdist.backends.model import BackendModel
+from cfdist.config import Config, refuse_unused
+from cfdist.distributed.accelerators import count_accelerators
+from cfdist.errors import UserError
+from cfdist.machine import available_cores
+from cfdist.model import locate_model
+
+FILES = "tune.models"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What decides a model's numbers; its speed depends on streams and batch as well.
+
+    Attributes:
+        backend: A resolved backend's name.
+        options: Keys of `backend` with their values, as JSON, so that it can be a key of a dict.
+        file: Another file than the configured model; `None`: that one.
+    """
+
+    backend: str
+    options: str = "{}"
+    file: str | None = None
+
+    def __str__(self) -> str:
+        """As tables call it: "openvino bf16"."""
+        words = [self.backend]
+        for value in json.loads(self.options).values():
+            words.append(str(value[0] if isinstance(value, list) else value))
+        return " ".join(words + ([self.file] if self.file else []))
+
+    def settings(self) -> dict[str, Any]:
+        """Key -> value, as a preset has them."""
+        found = {f"backend.{key}": value for key, value in json.loads(self.options).items()}
+        return found | ({"model.path": self.file} if self.file else {})
+
+    def configured(self, config: Config, streams: int | None = None, batch: int = 1) -> Config:
+        """The configuration of a run of it, with these streams (`None`: as configured)."""
+        options = {"name": self.backend} | json.loads(self.options)
+        if streams is not None:
+            options["streams"] = streams
+        return config.model_copy(
+            update={
+                "backend": config.backend.model_copy(update=options),
+                "model": config.model.model_copy(update={"batch": batch}),
+            }
+        )
+
+    def model(self, config: Config) -> BackendModel:
+        """The model of a configuration that `configured` has made.
+
+        Raises:
+            UserError: the backend cannot run it.
+        """
+        return execution.model_on_backend(config, self.backend, self.file, FILES)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings to try; `streams` is `None` for a backend that has none."""
+
+    variant: Variant
+    streams: int | None
+    batch: int
+
+    def __str__(self) -> str:
+        """As messages call it: "openvino bf16, 2 streams, batch 4"."""
+        words = [str(self.variant), f"batch {self.batch}"]
+        if self.streams is not None:
+            words.insert(1, f"{self.streams} stream{'' if self.streams == 1 else 's'}")
+        return ", ".join(words)
+
+    def settings(self) -> dict[str, Any]:
+        """Key -> value, as a preset has them."""
+        streams = {} if self.streams is None else {"backend.streams": self.streams}
+        return self.variant.settings() | streams | {"model.batch": self.batch}
+
+    def configured(self, config: Config) -> Config:
+        """The configuration of a run with these settings."""
+        return self.variant.configured(config, self.streams, self.batch)
+
+
+def reference_of(config: Config) -> Variant:
+    """What the numbers are held against: the model in float32 on a CPU.
+
+    Raises:
+        UserError: no backend here runs it so.
+    """
+    if config.backend.name == backends.SIMULATED:
+        return Variant(backends.SIMULATED)
+    refusals = []
+    file = config.tune.reference
+    of_checkpoint = config.model.checkpoint and not file
+    for name in ("torch",) if of_checkpoint else (*backends.CPU_RUNTIMES, "torch"):
+        one = Variant(name, json.dumps(_IN_FLOAT32[name]), file)
+        try:
+            one.model(one.configured(config))
+            return one
+        except UserError as error:
+            refusals.append(str(error))
+    raise UserError(
+        "job=tune: no CPU backend here runs the model, to hold the others against; name a file "
+        f"that one runs, tune.reference=FILE ({refusals[0]})"
+    )
+
+
+_IN_FLOAT32: dict[str, dict[str, Any]] = {
+    "openvino": {"precision": "f32"},
+    "onnxruntime": {"providers": ["CPUExecutionProvider"]},
+    "torch": {"device": "cpu"},
+}
+
+
+def find_candidates(config: Config) -> tuple[list[Candidate], dict[str, str]]:
+    """All combinations of what the person has not typed, and why others are left out.
+
+    Raises:
+        UserError: there is none, or a further file is not there.
+    """
+    for file in config.tune.models:
+        locate_model(file.replace("{batch}", str(_batches(config)[0])), FILES)
+    found: list[Candidate] = []
+    left_out: dict[str, str] = {}
+    for variant in _variants(config):
+        reason = ""
+        for batch in _batches(config):
+            of_batch = variant.configured(config, batch=batch)
+            try:
+                refuse_unused(of_batch, [variant.backend])
+                kind = variant.model(of_batch).kind
+            except UserError as error:  # a file for some batches only is no reason against others
+                reason = reason or str(error)
+                continue
+            streams = _streams(config, variant.backend, kind)
+            found += [Candidate(variant, count, batch) for count in streams]
+        if reason and not any(one.variant == variant for one in found):
+            left_out[str(variant)] = reason
+    if not found:
+        raise UserError(f"job=tune: nothing to try: {next(iter(left_out.values()))}")
+    return found, left_out
+
+
+def _variants(config: Config) -> Iterator[Variant]:
+    for name in _backend_names(config):
+        for options in _options(config, name):
+            for file in (None, *config.tune.models):
+                yield Variant(name, json.dumps(options), file)
+
+
+def _backend_names(config: Config) -> list[str]:
+    """The one that was named, or all that are installed here and have their devices."""
+    if config.backend.name != backends.AUTO:
+        return [backends.resolve(config.backend.name)]
+    if config.model.checkpoint:
+        return ["torch"]
+    names = [name for name in backends.BACKENDS if backends.is_installed(name)]
+    return [one for one in names if one != backends.SIMULATED and (one != "om" or list_npus())]
+
+
+def _options(config: Config, name: str) -> list[dict[str, Any]]:
+    """The settings of a backend that change numbers: each that was not typed, with each value."""
+    typed = config.typed()
+    if name == "openvino" and "backend.precision" not in typed:
+        return [{"precision": "f32"}, {"precision": "bf16"}]
+    if name == "onnxruntime" and "backend.providers" not in typed:
+        from cfdist.backends.onnxruntime import CPU_PROVIDER, accelerating_providers
+
+        there = accelerating_providers().items()
+        chosen = [[], *([name] for name, kind in there if count_accelerators(kind))]
+        return [{"providers": [*names, CPU_PROVIDER]} for names in chosen]
+    return [{}]
+
+
+def _batches(config: Config) -> list[int]:
+    return [config.model.batch] if "model.batch" in config.typed() else config.tune.batches
+
+
+def _streams(config: Config, name: str, kind: str) -> list[int | None]:
+    """1, 2, 4, ... up to the threads of a CPU device, or up to 2 of another one."""
+    if name not in ("openvino", "onnxruntime", "simulated"):
+        return [None]
+    if "backend.streams" in config.typed():
+        streams = config.backend.streams
+        return [None if streams == "auto" else streams]
+    devices = config.devices if isinstance(config.devices, int) else 1
+    most = max(1, available_cores() // devices) if kind == "cpu" and name != "simulated" else 2
+    return sorted({2**i for i in range(most.bit_length())} | {most})
