@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import pyarrow as pa
 
-from cfdist.detections import Detections, to_arrow
+from cfdist.detections import Detections, arrow_without_pandas, to_arrow
 from cfdist.devices.base import ChunkReport, Device, DeviceReport, MakeDevice, device_name
 from cfdist.devices.reader import Size
 from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, Place, settle
@@ -79,6 +79,7 @@ class DeviceActor:
 
     def __init__(self, name: str = "device:0", kind: str = "cpu") -> None:
         """Take a name that says what it is, in Ray's lists of actors."""
+        arrow_without_pandas()
         self._text = actor_text(name, kind)
         self._lock = threading.Lock()
 

@@ -170,6 +170,8 @@ def own_session(
             is_sound = True
             raise
         finally:
+            if kept is not None and is_sound:
+                kept.make_ready()
             shut_down()
             if kept is not None:
                 kept.leave(is_sound)
