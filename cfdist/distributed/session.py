@@ -171,7 +171,8 @@ def own_session(
             raise
         finally:
             if kept is not None and is_sound:
-                kept.make_ready()
+                with contextlib.suppress(Exception):  # the next command starts them itself
+                    kept.make_ready()
             shut_down()
             if kept is not None:
                 kept.leave(is_sound)
