@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.abc
 import itertools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,6 +78,27 @@ def to_arrow(detections: Sequence[Detections]) -> pa.Table:
             "damage": pa.array([d.damage for d in detections], pa.string()),
         }
     )
+
+
+def arrow_without_pandas() -> None:
+    """Let pyarrow not import pandas, which takes half a second, at the first array it makes.
+
+    It still does for what converts from or to pandas.
+    """
+    if "pandas" in sys.modules:
+        return
+    import pyarrow as pa
+
+    class NoPandas(importlib.abc.MetaPathFinder):
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "pandas":
+                raise ModuleNotFoundError(name)
+
+    sys.meta_path.insert(0, NoPandas())
+    try:
+        pa.array([0])  # looks for it, this once
+    finally:
+        del sys.meta_path[0]
 
 
 def from_arrow(table: pa.Table) -> list[Detections]:

@@ -57,6 +57,9 @@ _PARTIAL = ".partial"
 # File systems in which a file appears whole, and which know no folders.
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 
+# How long Google's client tries again what fails, seconds. Its own limit is a quarter of an hour.
+_GS_RETRIES, _GS_SECONDS = "retry_limit_seconds", 60
+
 # Files on their way at once: a store answers after some ten milliseconds.
 _THREADS = 16
 
@@ -303,6 +306,8 @@ def file_system(uri: str) -> tuple[Any, str]:
     """
     from pyarrow import fs
 
+    if uri.startswith(("gs://", "gcs://")) and _GS_RETRIES not in uri:
+        uri += f"{'&' if '?' in uri else '?'}{_GS_RETRIES}={_GS_SECONDS}"
     with _one_line(uri):
         system, path = fs.FileSystem.from_uri(quote(uri, safe="/:?=&@%~,;+#!$'()*[]"))
     return system, path.rstrip("/")

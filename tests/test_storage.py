@@ -329,6 +329,15 @@ def test_a_probe_removes_nothing_that_others_have_made_meanwhile(tmp_path, monke
     assert [one.name for one in (tmp_path / "a" / "b").iterdir()] == ["theirs"]
 
 
+@pytest.mark.parametrize(
+    ("query", "seconds"), [("", 60), ("?scheme=http", 60), ("?retry_limit_seconds=7", 7)]
+)
+def test_a_google_store_that_is_gone_is_not_waited_for_long(query, seconds):
+    system, path = storage.file_system(f"gs://anonymous@bucket/x{query}")
+    (options,) = system.__reduce__()[1]
+    assert (path, options["retry_time_limit"].total_seconds()) == ("bucket/x", seconds)
+
+
 def test_object_stores_get_their_files_at_once(monkeypatch):
     calls = []
 

@@ -53,10 +53,19 @@ function _cfdist
         string split ' ' -- $_cfdist_keys
     end
 end
-complete -c cfdist -a '(_cfdist)'
-complete -c run.sh -a '(_cfdist)'
+# A value without choices may be a file's name, which fish itself completes.
+function _cfdist_knows
+    set -l key (string replace -r '=.*' '=' -- (commandline -ct))
+    not string match -q -- '*=' $key; or string match -q -- "* $key*" " $_cfdist_settings"
+end
+function _cfdist_python_knows
+    string match -q -- '*main.py' (commandline -opc)[2]; and _cfdist_knows
+end
+for name in cfdist run.sh
+    complete -c $name -n _cfdist_knows -f -a '(_cfdist)'
+end
 for name in python python3
-    complete -c $name -n 'string match -q -- "*main.py" (commandline -opc)[2]' -a '(_cfdist)'
+    complete -c $name -n _cfdist_python_knows -f -a '(_cfdist)'
 end
 """
 
@@ -94,6 +103,7 @@ def words() -> tuple[list[str], list[str]]:
     settings = [
         f"{key}=[{choice}]" if key in lists else f"{key}={choice}"
         for key in sorted(named)
+        if named[key] != ["null"]  # beside a path or a number; alone it would be taken for all
         for choice in named[key]
     ]
     return [*_OPTIONS, *(f"{key}=" for key in sorted(named))], settings

@@ -88,7 +88,9 @@ def register() -> None:
     OmegaConf.register_new_resolver(
         "absolute", lambda path: str(working_folder(path)), replace=True
     )
-    defaults = OmegaConf.create()
+    defaults: dict[str, Any] = {}
     for key, field in all_fields().items():
-        OmegaConf.update(defaults, key, "???" if field.is_required() else field.default)
-    ConfigStore.instance().store(name="schema", node=defaults)
+        *sections, name = key.split(".")
+        inner = functools.reduce(lambda of, section: of.setdefault(section, {}), sections, defaults)
+        inner[name] = "???" if field.is_required() else field.default
+    ConfigStore.instance().store(name="schema", node=OmegaConf.create(defaults))

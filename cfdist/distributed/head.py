@@ -1,6 +1,7 @@
-"""The head of the cluster: a run cannot go on without it, and does not wait for it for ever.
+"""What a run cannot go on without: the cluster's head, and Ray's node process on this host.
 
-Ray's own limit is 60 s, after which it aborts the process.
+It does not wait for the head for ever; Ray's own limit is 60 s, after which it aborts the process.
+Without the node process Ray ends this one, silently, as soon as it needs the object store.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import atexit
 import contextlib
 import logging
 import os
+import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -26,21 +29,26 @@ _SECONDS_TO_END = 10.0  # for what was interrupted; some calls into Ray cannot b
 # What a call gives that nothing answers.
 _SILENCE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
+_NODE_IS_GONE = "Ray's node process on this host has ended"
+
 _lost = threading.Event()
+_why = ""  # what is lost, once it is
 
 log = logging.getLogger(__name__)
 
 
 def is_silent() -> bool:
-    """Whether the head of this process's session is gone: calls that need it would hang."""
+    """Whether this process's session has lost what calls into Ray need: they would hang."""
     import ray
 
-    return _lost.is_set() or _is_silent(ray.get_runtime_context().gcs_address)
+    return _lost.is_set() or not _has_node() or _is_silent(ray.get_runtime_context().gcs_address)
 
 
 @contextlib.contextmanager
 def head_watched(wait_s: float) -> Iterator[None]:
     """End what the main thread does in the `with` block if the head is silent for `wait_s` seconds.
+
+    Or if the node process has ended, which does not come back.
 
     Raises:
         StoppedError: in the main thread, which has no other way out of a call into Ray.
@@ -64,16 +72,49 @@ def head_watched(wait_s: float) -> Iterator[None]:
     threading.Thread(target=_watch, args=(address, seconds, ended), daemon=True).start()
     try:
         yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Exception) as error:
+        # Without the node process anything may fail before this thread is interrupted.
+        if not _lost.is_set() and not isinstance(error, KeyboardInterrupt) and not _has_node():
+            _lose(_NODE_IS_GONE)
         if not _lost.is_set():
             raise
-        raise StoppedError(_line(address, seconds), ExitCode.INTERNAL) from None
+        raise StoppedError(_why, ExitCode.INTERNAL) from error
     finally:
         ended.set()
 
 
 def _line(address: str, seconds: float) -> str:
     return f"the head of the Ray cluster ({address}) has not answered for {seconds:.0f} s"
+
+
+def _node() -> socket.socket | None:
+    """A connection to Ray's node process of this host, over which nothing goes.
+
+    Returns:
+        It is readable once the process has ended, or if there was no connection; `None`: the
+        process has ended.
+    """
+    from ray._private import worker
+
+    there = socket.socket(socket.AF_UNIX)
+    there.setblocking(False)
+    try:
+        if node := worker._global_node:
+            there.connect(str(node.raylet_socket_name))
+    except (ConnectionRefusedError, FileNotFoundError):
+        there.close()
+        return None
+    except OSError:  # it has too many to answer
+        pass
+    return there
+
+
+def _has_node() -> bool:
+    """Whether Ray's node process of this host is there."""
+    node = _node()
+    if node is not None:
+        node.close()
+    return node is not None
 
 
 def _is_silent(address: str) -> bool:
@@ -119,20 +160,42 @@ def end_left_session() -> None:
 
 
 def _watch(address: str, seconds: float, ended: threading.Event) -> None:
-    """Interrupt the main thread if nothing answers for so long; end the process if that fails."""
+    """Interrupt the main thread if nothing answers for so long, or without a node process."""
     since = None  # of the silence: this process may itself have been stopped for long
-    while not ended.wait(_PERIOD_SECONDS):
-        if not _is_silent(address):
-            since = None
-        elif since is None:
-            since = time.monotonic()
-        elif time.monotonic() - since > seconds and not ended.is_set():
-            _lost.set()
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
-            if not ended.wait(_SECONDS_TO_END):
-                line = f"{_line(address, seconds)}; resume=<output_dir> goes on later"
-                terminal.write_error(f"cfdist: {line}\n".encode())
-                stream.emit("error", exit_code=ExitCode.INTERNAL, message=line)
-                stream.end(ExitCode.INTERNAL)
-                os._exit(ExitCode.INTERNAL)
-            return
+    with contextlib.closing(_node() or socket.socket()) as node:
+        end_of_node = select.poll()
+        end_of_node.register(node, select.POLLIN)
+        while not ended.is_set():
+            if end_of_node.poll(1000 * _PERIOD_SECONDS):
+                if not _has_node():
+                    _interrupt(_NODE_IS_GONE, ended)
+                    return
+                ended.wait(_PERIOD_SECONDS)
+            if ended.is_set() or not _is_silent(address):
+                since = None
+            elif since is None:
+                since = time.monotonic()
+            elif time.monotonic() - since > seconds:
+                _interrupt(_line(address, seconds), ended)
+                return
+
+
+def _lose(why: str) -> None:
+    """Note that the session has lost what a run needs."""
+    global _why
+    _why = why
+    _lost.set()
+
+
+def _interrupt(why: str, ended: threading.Event) -> None:
+    """Interrupt the main thread; end the process if that fails."""
+    if ended.is_set():
+        return
+    _lose(why)
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
+    if not ended.wait(_SECONDS_TO_END):
+        line = f"{why}; resume=<output_dir> goes on later"
+        terminal.write_error(f"cfdist: {line}\n".encode())
+        stream.emit("error", exit_code=ExitCode.INTERNAL, message=line)
+        stream.end(ExitCode.INTERNAL)
+        os._exit(ExitCode.INTERNAL)

@@ -242,14 +242,21 @@ def _refuse_loopback_only(host: str, port: int, named: str) -> None:
         raise _private(named) from None
 
 
-def answer_of(address: str, token: str) -> str:
-    """The name of the status that a cluster's head gives; "OK" if it lets this process in."""
+def answer_of(address: str, token: str, call: str = _IS_ALIVE, content: bytes = b"") -> str:
+    """The name of the status that a process of Ray's gives; "OK" if it lets this process in.
+
+    Args:
+        address: Of the process, by default a cluster's head.
+        token: The cluster's; empty without one.
+        call: A method of Ray's services.
+        content: What it takes.
+    """
     import grpc
 
     metadata = [("authorization", f"Bearer {token}")] if token else []
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            channel.unary_unary(_IS_ALIVE)(b"", timeout=_TIMEOUT_SECONDS, metadata=metadata)
+            channel.unary_unary(call)(content, timeout=_TIMEOUT_SECONDS, metadata=metadata)
         except grpc.RpcError as error:
             return str(error.code().name)
     return "OK"

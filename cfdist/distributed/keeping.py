@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from cfdist.distributed import guard
-from cfdist.distributed.joining import answer_of
+from cfdist.distributed.joining import answer_of, own_token
 from cfdist.distributed.processes import interruptible, loopback_only
 from cfdist.distributed.starting import forget_token, loudness, start_ray
 from cfdist.machine import SUBMITTED_JOB, available_cores, sources_digest
@@ -84,6 +84,9 @@ _PREFIXES_OF_THE_TERMINAL = ("SSH_", "TERM_", "VSCODE_", "GNOME_", "KITTY_", "KO
 
 _SECONDS_TO_END = 5.0  # that a session may take to end when its record is gone
 
+# Ray's own way to have workers started that no call waits for.
+_START_WORKERS = "/ray.rpc.NodeManagerService/PrestartWorkers"
+
 # Of this process while it uses a session that has a token of its own.
 _TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
 
@@ -130,6 +133,27 @@ class Kept:
         self._before = {name: os.environ[name] for name in _TOKEN if name in os.environ}
         if self.record.token:
             os.environ |= dict(zip(_TOKEN, ("token", self.record.token), strict=True))
+
+    def make_ready(self) -> None:
+        """Have processes started for the next command's actors, as many as this one has had.
+
+        They import what actors need, and wait. Nobody waits for them.
+        """
+        import ray
+        from ray._private.state import actors
+        from ray.core.generated import node_manager_pb2
+
+        job = ray.JobID(bytes.fromhex(ray.get_runtime_context().get_job_id()))
+        count = min(len(actors(job_id=job)), available_cores() + 1)
+        if not count:
+            return
+        (node,) = ray.nodes()  # type: ignore[no-untyped-call]
+        wanted = node_manager_pb2.PrestartWorkersRequest(  # type: ignore[attr-defined]
+            num_workers=count, keep_alive_duration_secs=round(60 * self.record.minutes)
+        )
+        address = f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+        answer = answer_of(address, own_token(), _START_WORKERS, wanted.SerializeToString())
+        log.info("%d processes are started for the next command: %s", count, answer)
 
     def leave(self, is_sound: bool = True) -> None:
         """Give it back; a session that may be broken ends."""

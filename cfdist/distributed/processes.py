@@ -11,7 +11,8 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from cfdist.distributed.guard import VARIABLE
@@ -24,6 +25,8 @@ _PORTS = (
     "dashboard_agent_listen_port",
     "runtime_env_agent_port",
 )
+
+_CHECKOUT = Path(__file__).resolve().parents[2]
 
 _RAYLET_SECONDS = 30.0  # that a raylet may take to listen
 
@@ -45,7 +48,8 @@ def own_processes(mark: str | None = None) -> Iterator[None]:
     class Started(services.ConsolePopen):
         def __init__(self, *command: Any, **options: Any) -> None:
             if mark is not None:
-                options["env"] = {**(options.get("env") or os.environ), VARIABLE: mark}
+                given = options.get("env") or os.environ
+                options["env"] = {**given, VARIABLE: mark, **_preloading(given)}
                 options["stdin"] = subprocess.DEVNULL
             super().__init__(*command, **options, start_new_session=True)
 
@@ -59,6 +63,15 @@ def own_processes(mark: str | None = None) -> Iterator[None]:
         _replaced(utils, **changed),
     ):
         yield
+
+
+def _preloading(environment: Mapping[str, str]) -> dict[str, str]:
+    """Further variables, by which Ray's workers import what actors need before there is one."""
+    paths = [str(_CHECKOUT), environment.get("PYTHONPATH", "")]
+    return {
+        "RAY_preload_python_modules": "cfdist.distributed.preloaded",
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+    }
 
 
 def _node_class(outlives: bool) -> type:

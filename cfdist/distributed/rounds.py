@@ -21,7 +21,7 @@ from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.pool import REDUCER, DevicePool, Result
 from cfdist.distributed.reducer import Evaluation
 from cfdist.distributed.watch import ReducerActor, ReducerWatch, reducer_options
-from cfdist.distributed.work import Work
+from cfdist.distributed.work import Work, load_ray_data
 from cfdist.machine import ProcessTimes, process_times, seconds_between
 from cfdist.monitoring.monitor import Monitor
 from cfdist.preprocess import is_readable
@@ -258,6 +258,7 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
     try:
         with pool, ReducerWatch(reducer, task.reduced, pool.events) as watch:
             pool.begin()
+            load_ray_data()  # while they load and the reducer opens
             done = watch.opened()
             missing = [item for item in task.manifest.items if item.key not in done]
             run_rounds(pool, missing, task.make_work, on_ready, on_done, give_up)

@@ -188,6 +188,9 @@ def own_session(
             is_sound = True
             raise
         finally:
+            if kept is not None and is_sound:
+                with contextlib.suppress(Exception):  # the next command starts them itself
+                    kept.make_ready()
             shut_down()
             if kept is not None:
                 kept.leave(is_sound)

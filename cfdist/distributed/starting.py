@@ -47,6 +47,9 @@ _ENVIRONMENT = {
     # waits a second before it tries again. These waits are shorter, and as long in all.
     "RAY_raylet_client_connect_timeout_milliseconds": "20",
     "RAY_raylet_client_num_connect_attempts": "500",
+    # A driver takes a lost connection for the death of its parent if that is process 1, and ends
+    # without a word. Ray gives its own processes their parent's number.
+    "RAY_RAYLET_PID": "1",
     # Under `uv run` Ray would start each worker through uv, which takes seconds, and ship the
     # current folder to each node, pictures and all.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 
+from cfdist.detections import arrow_without_pandas
 from cfdist.distributed.actors import Actor
 from cfdist.distributed.events import Events
 from cfdist.distributed.reducer import Evaluation, Reducer
@@ -45,6 +46,7 @@ class ReducerActor(Reducer):
         return "reducer"
 
     def __init__(self) -> None:
+        arrow_without_pandas()
         self._opening: Future[None] = Future()
         self._is_asked = False
 

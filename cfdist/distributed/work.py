@@ -414,6 +414,11 @@ def item_dataset(items: Sequence[Any], rows: int) -> Any:
     )
 
 
+def load_ray_data() -> None:
+    """Import what making work needs, which takes a second."""
+    import ray.data  # noqa: F401
+
+
 def keep_off(nodes: Sequence[str]) -> None:
     """Run no stage of a Dataset on nodes with these ids, from now on."""
     import ray.data

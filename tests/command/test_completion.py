@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import select
 import shutil
+import signal
 import subprocess
+import time
 
 import pytest
 
@@ -39,31 +44,85 @@ def test_every_key_group_job_and_choice_is_offered():
     assert {"eval.gate=true", "benchmark.parts=[host]", "backend.preset=310P3"} <= set(settings)
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("./run.sh job=ev", ["evaluate"]),
-        ("cfdist model.ba", ["model.batch="]),
-        ("run.sh experiment=", group_choices("experiment")),
-        ("python main.py job=score eval=", ["guide", "official"]),
-        ("python3 /x/main.py dataset.dam", ["dataset.damaged="]),
-        ("python other.py model.ba", []),
-        ("cfdist --mul", ["--multirun"]),
-        ("cfdist dataset.root=WIDER", []),
-    ],
-)
+LINES = [
+    ("./run.sh job=ev", ["evaluate"]),
+    ("cfdist model.ba", ["model.batch="]),
+    ("run.sh experiment=", group_choices("experiment")),
+    ("python main.py job=score eval=", ["guide", "official"]),
+    ("python3 /x/main.py dataset.dam", ["dataset.damaged="]),
+    ("python other.py model.ba", []),
+    ("cfdist --mul", ["--multirun"]),
+    ("cfdist dataset.root=no_such", []),
+]
+
+
+@pytest.mark.parametrize(("line", "expected"), [*LINES, ("cfdist dataset.root=", [])])
 def test_what_bash_offers(line, expected):
     assert offered(line) == expected
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_read_their_script(shell):
-    script = completion_script(shell)
-    assert " ".join(words()[0]) in script
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
-    done = subprocess.run([shell, "-c", script], capture_output=True, text=True, timeout=20)
-    assert (done.returncode, done.stderr) == (0, "")
+def test_other_shells_read_their_script():
+    for shell in ("zsh", "fish"):
+        assert " ".join(words()[0]) in completion_script(shell)
+
+
+@pytest.mark.skipif(shutil.which("fish") is None, reason="fish is not installed")
+def test_what_fish_offers(tmp_path):
+    (tmp_path / "WIDER.zip").touch()
+    lines = [*LINES, ("run.sh dataset.root=WID", ["WIDER.zip"])]
+    asked = "".join(f"echo @; complete -C '{line}'\n" for line, _ in lines)
+    done = subprocess.run(
+        ["fish", "--no-config", "-c", completion_script("fish") + asked],
+        capture_output=True, text=True, timeout=20, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.stderr == ""
+    found = [one.split() for one in done.stdout.split("@\n")[1:]]
+    assert found == [with_key(*one) for one in lines]
+
+
+def with_key(line: str, expected: list[str]) -> list[str]:
+    """What a shell offers that takes a setting as one word."""
+    key, mark, _ = line.split()[-1].partition("=")
+    return [f"{key}={one}" if mark else one for one in expected]
+
+
+# A widget that writes what the line has become.
+ZSH = """
+write() { print -rn -- $BUFFER > .new; mv .new .line; }
+zle -N write
+bindkey '^Xd' write
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="zsh is not installed")
+@pytest.mark.parametrize(
+    ("line", "completed"),
+    [
+        ("./run.sh job=ev", "job=evaluate "),
+        ("python main.py model.ba", "model.batch="),
+        ("cfdist dataset.root=", "dataset.root=WIDER.zip "),
+        ("python other.py model.ba", "model.ba"),
+    ],
+)
+def test_what_zsh_completes(line, completed, tmp_path):
+    (tmp_path / "WIDER.zip").touch()
+    (tmp_path / ".script").write_text(completion_script("zsh") + ZSH)
+    process, screen = pty.fork()
+    if process == 0:
+        os.chdir(tmp_path)
+        os.environ.update(TERM="dumb", HOME=str(tmp_path))
+        os.execvp("zsh", ["zsh", "-f", "-i"])
+    with open(screen, "r+b", buffering=0) as terminal:
+        # A tab, and the keys of the widget; what is typed too early waits for the shell.
+        terminal.write(f"source .script\n{line}\t\x18d".encode())
+        deadline = time.monotonic() + 60
+        while not (tmp_path / ".line").exists() and time.monotonic() < deadline:
+            if select.select([terminal], [], [], 0.05)[0]:
+                terminal.read(4096)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    assert (tmp_path / ".line").read_text() == f"{line.rpartition(' ')[0]} {completed}"
 
 
 def test_another_shell_is_refused():

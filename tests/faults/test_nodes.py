@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 LONGEST_SECONDS = 150
 # A process of Ray is called as what it does now.
 REDUCER, HEAD = ("ray::ReducerActor", "ray::journal"), ("gcs_server",)
+NODE = ("raylet/raylet",)
 SETTINGS = ("dataset.limit=60", "model.height=320", "model.width=320", "backend=openvino")
 
 
@@ -190,6 +191,43 @@ def test_a_lost_head_ends_the_run_and_the_next_one_goes_on(command, disturbed, t
     results = json.loads((tmp_path / "disturbed" / "results.json").read_text())
     assert results["pictures"] == {"total": 69, "done": 69, "failed": 0}
     assert any("were done by an earlier" in note for note in results["notes"])
+
+
+# Runs a command whose parent is process 1, as in a container or under systemd.
+ORPHAN = "import os, sys; os.fork() and os._exit(0); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+def test_a_lost_node_process_fails_one_run_of_an_orphan_s_sweep(tmp_path):
+    settings = ("-m", "backend=simulated", "backend.latency_ms=200,0", "dataset.limit=20")
+    command = [sys.executable, PROJECT / "main.py", *settings, "output_dir=out", "progress=json"]
+    with subprocess.Popen(
+        [sys.executable, "-c", ORPHAN, *command], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    ) as parent:  # fmt: skip
+        parent.wait(timeout=60)
+        parent.poll = lambda: None  # the orphan goes on
+        with_journal(parent, tmp_path / "out" / "0")
+        (orphan,) = (
+            one.pid
+            for one in psutil.process_iter()
+            if one.ppid() == 1 and one.pid != os.getpid() and is_at(one, tmp_path)
+        )
+        os.kill(process_named(orphan, NODE), signal.SIGKILL)
+        shown, said = parent.communicate(timeout=LONGEST_SECONDS + 60)
+    events = [json.loads(line) for line in shown.splitlines()]
+    assert (events[-1]["event"], events[-1]["exit_code"]) == ("end", 1)
+    lines = [line for line in said.splitlines() if line.startswith("cfdist: ")]
+    assert len(lines) == 1, said
+    assert "Ray's node process on this host has ended" in lines[0]
+    results = json.loads((tmp_path / "out" / "1" / "results.json").read_text())
+    assert results["pictures"] == {"total": 20, "done": 20, "failed": 0}
+
+
+def is_at(process: psutil.Process, folder: Path) -> bool:
+    """Whether a process is this program's command in a folder."""
+    with contextlib.suppress(psutil.Error):
+        return Path(process.cwd()) == folder and str(PROJECT / "main.py") in process.cmdline()
+    return False
 
 
 def test_a_lost_head_fails_one_run_of_a_sweep(disturbed, tmp_path):
