@@ -155,8 +155,7 @@ def run_command(folder: Path, *arguments: str, timeout: float = 300) -> subproce
 @pytest.fixture(scope="session")
 def commands(tmp_path_factory, own_runtime) -> Iterator[Commands]:
     """The process that runs commands one after another."""
-    environment = {name: os.environ[name] for name in os.environ.keys() - _of_ray.keys()}
-    process = Commands(tmp_path_factory.mktemp("commands"), environment)
+    process = Commands(tmp_path_factory.mktemp("commands"), environment_of_commands())
     yield process
     process.end()
 
@@ -184,6 +183,11 @@ def own_runtime(tmp_path_factory) -> None:
 
 
 _of_ray: dict[str, str] = {}  # what `ray_session` has set in this process
+
+
+def environment_of_commands() -> dict[str, str]:
+    """The environment without what `ray_session` has set, for fixtures of more than one test."""
+    return {name: os.environ[name] for name in os.environ.keys() - _of_ray.keys()}
 
 
 @pytest.fixture(autouse=True)

@@ -360,7 +360,8 @@ def test_a_job_looks_at_no_key_that_is_refused(job, settings, looked_at, tmp_pat
     except UserError:
         assert job == "score"  # an empty folder of predictions
     # `inputs.find_pictures` hands dataset.damaged on, whoever reads the pictures then, and
-    # `execution.conventions` imports a convention of one's own for all jobs.
-    used = looked_at - {"dataset.kind", "dataset.damaged", "backend.name", "model.convention"}
+    # `execution.conventions` imports a convention of one's own and checks the peaks for all jobs.
+    used = looked_at - {"dataset.kind", "dataset.damaged", "backend.name"}
+    used -= {"model.convention", "model.peaks"}
     assert len(used) > 3
     assert {key for key in used if conditions(key, job) is None} == set()

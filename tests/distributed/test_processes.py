@@ -48,12 +48,17 @@ def test_a_session_s_processes_are_those_that_a_run_needs(ray_session):
     import ray
 
     ray.get(ray.remote(lambda: os.getpid()).remote())
-    commands = [" ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)]
+    node = ray._private.worker._global_node
+    # Other sessions that this process's children have started are not this one's.
+    children = psutil.Process().children(recursive=True)
+    commands = [" ".join(one.cmdline()) for one in children]
+    commands = [one for one in commands if node.get_session_dir_path() in one]
+    assert any("raylet" in one for one in commands)
     for script in ("monitor.py", "dashboard/dashboard.py"):
         assert not [one for one in commands if script in one]
     assert len([one for one in commands if "gcs_server" in one.partition(" ")[0]]) == 1
     # The agents listen where Ray was told that they would; one of them does for a dashboard only.
-    ports = ray._private.worker._global_node._ray_params
+    ports = node._ray_params
     for name in {*processes._PORTS} - {"dashboard_agent_listen_port"}:
         _wait_for_server(getattr(ports, name))
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import environment_of_commands
+
 pytestmark = pytest.mark.slow
 
 # Starts the cluster, says where it is, and keeps it until its input ends.
@@ -30,6 +32,7 @@ def address() -> Iterator[str]:
     """Where a cluster of two nodes with a core each listens."""
     with subprocess.Popen(
         [sys.executable, "-c", NODES],
+        env=environment_of_commands(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
