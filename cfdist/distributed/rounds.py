@@ -268,11 +268,18 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
             listener.monitor.note_ap(evaluation.ap)
     except BaseException as error:
         kill_actors({REDUCER: reducer})
-        if isinstance(error, ray.exceptions.RayError):
-            # A device's death ends no run; this one is the reducer's.
-            problem = reducer_lost() if is_death(error) else user_error(error)
-            if problem is not error:  # an error is no cause of its own
-                raise problem from error
+        problem = _of_the_reducer(error)
+        if problem is not error:  # an error is no cause of its own
+            raise problem from error
         raise
     leave_actors({REDUCER: reducer}, ReducerActor, options)
     return EvaluationReport(evaluation, pool.reports, timeline, len(done), pool.events, cpu_seconds)
+
+
+def _of_the_reducer(error: BaseException) -> BaseException:
+    """What Ray's error means here: a device's death ends no run, so this one is the reducer's."""
+    import ray
+
+    if not isinstance(error, ray.exceptions.RayError):
+        return error
+    return reducer_lost() if is_death(error) else user_error(error)
