@@ -120,6 +120,7 @@ def test_typed_names_of_outputs_must_be_the_file_s(compose, chosen):
         execution.find_model(config)
 
 
+@pytest.mark.slow
 def test_the_fingerprint_is_that_of_what_decides_the_detections(compose, spec):
     config = compose("dataset.limit=3")
     truth = inputs.find_ground_truth(config.dataset)

@@ -232,6 +232,7 @@ def python(code: str) -> list[float]:
     return [float(word) for word in done.stdout.split()]
 
 
+@pytest.mark.slow
 def test_a_process_knows_its_age():
     start = time.perf_counter()
     (age,) = python(
@@ -286,6 +287,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.slow
 def test_what_a_child_works_counts_and_what_was_before_does_not():
     process = subprocess.Popen(
         [sys.executable, "-c", WORK], stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -169,6 +169,7 @@ def read_error(root: str, name: str) -> OSError:
     return refused.value
 
 
+@pytest.mark.slow
 def test_what_would_become_too_large_is_not_unpacked(tmp_path, monkeypatch):
     bomb = pack(tmp_path / "bomb.zip", {"a.jpg": bytes(40_000_000)})
     assert read_error(bomb, "a.jpg").errno == errno.EFBIG

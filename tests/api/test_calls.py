@@ -37,6 +37,7 @@ def value_of(key: str, value: object) -> object:
     return OmegaConf.create({"value": parsed.value()}).value
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(TEXTS)
 def test_a_text_is_taken_as_it_is(text):

@@ -101,6 +101,7 @@ def is_alive(pid: int) -> bool:
     return state.stdout.strip() not in ("", "Z", "Zs")
 
 
+@pytest.mark.slow
 def test_a_tool_that_hangs_is_killed_with_its_children(tmp_path):
     script = f"echo started; sleep 300 & echo $! >{tmp_path}/child; wait"
     waited: list[float] = []

@@ -315,6 +315,7 @@ def test_an_om_has_its_first_bytes_and_more_than_a_header(tmp_path_factory, cont
     assert not is_om(path / "none")
 
 
+@pytest.mark.slow
 def test_an_atc_that_hangs_is_killed(monkeypatch, model, tmp_path):
     own_atc(monkeypatch, tmp_path, "echo at work; sleep 100")
     call = AtcCall(tmp_path, 0.5)

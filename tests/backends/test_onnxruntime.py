@@ -61,6 +61,7 @@ def test_a_provider_that_the_session_gave_up_is_refused(small, monkeypatch):
         load(small, TENSORRT, CUDA, CPU)
 
 
+@pytest.mark.slow
 def test_a_provider_that_takes_no_node_is_refused(small):
     # Every build has one that runs only operators of its own.
     azure = "AzureExecutionProvider"
@@ -116,6 +117,7 @@ def test_the_first_provider_says_what_a_device_is(providers, kind):
     assert OnnxRuntimeBackend.device_kind({"providers": providers}) == kind
 
 
+@pytest.mark.slow
 def test_onnx_runtime_tells_nobody_and_leaves_nothing(tmp_path):
     subprocess.run(
         [sys.executable, "-c", "import cfdist.backends.onnxruntime"],

@@ -66,6 +66,7 @@ def test_a_signal_ends_a_process_whatever_becomes_of_its_exception(reaction):
     assert time.monotonic() - began < 15  # 60 s if nothing ends it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reaction", [LOST, IN_A_LIBRARY])
 def test_the_second_ends_it_at_once_unless_it_is_the_first_one_s_twin(reaction):
     process = start(reaction, seconds_to_end=40)
@@ -80,6 +81,7 @@ def test_the_second_ends_it_at_once_unless_it_is_the_first_one_s_twin(reaction):
     assert (process.returncode, errors) == (143, "cfdist: interrupted; go on\n")
 
 
+@pytest.mark.slow
 def test_a_signal_after_the_end_changes_nothing_but_the_time():
     process = start(DONE)
     process.send_signal(signal.SIGINT)
@@ -89,6 +91,7 @@ def test_a_signal_after_the_end_changes_nothing_but_the_time():
     assert (process.returncode, errors) == (7, "")
 
 
+@pytest.mark.slow
 def test_what_the_caller_ignores_stays_ignored():
     process = start(IN_ORDER, "nohup")
     process.send_signal(signal.SIGHUP)

@@ -50,6 +50,7 @@ def test_two_runtimes_of_one_model_agree(spec, items):
     assert all(difference.largest < 1e-3 for difference in chunk.heads.values())
 
 
+@pytest.mark.slow
 def test_pictures_at_their_own_size_are_compared_shape_by_shape(spec, items, tmp_path):
     wide = tmp_path / "wide.png"
     cv2.imwrite(str(wide), np.zeros((64, 128, 3), np.uint8))

@@ -55,6 +55,7 @@ def test_what_can_be_named(photos, given, ids, others):
     assert all(item.path.startswith(("inside:", str(photos))) for item in found.items)
 
 
+@pytest.mark.slow
 def test_links_that_lead_back_end(photos):
     (photos / "a" / "loop").symlink_to("..")
     assert [item.id for item in find_pictures("photos").items] == ALL

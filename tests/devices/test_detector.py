@@ -44,6 +44,7 @@ def test_detections_are_those_of_the_plain_steps(detector, items, spec):
         np.testing.assert_allclose(ours.boxes, plain[0].boxes, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_pictures_at_their_own_size_are_found_whatever_is_beside_them(backend, spec, items):
     options = OPTIONS | {"providers": ["CPUExecutionProvider"]}
@@ -65,6 +66,7 @@ def test_pictures_at_their_own_size_are_found_whatever_is_beside_them(backend, s
     detector.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["own", "letterbox"])
 def test_several_views_give_each_picture_one_record_with_the_faces_of_all(spec, items, size):
     model = spec(height=160, width=224, batch=2, size=size, flip=True, score=0.02)

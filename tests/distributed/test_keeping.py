@@ -177,6 +177,7 @@ def test_without_its_record_a_session_ends_when_nobody_uses_it(runtime, tmp_path
         assert not lives(child)
 
 
+@pytest.mark.slow
 def test_a_session_that_is_used_or_broken_is_not_taken(runtime, tmp_path, capsys):
     path = runtime / "a.json"
     assert keeping.find(path, 5) is None

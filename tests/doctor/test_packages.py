@@ -36,6 +36,7 @@ def test_each_package_is_told_apart_whatever_its_import_does(broken):
     assert found["not_there"]["error"].startswith("ModuleNotFoundError")
 
 
+@pytest.mark.slow
 def test_an_import_that_hangs_is_given_up(tmp_path, monkeypatch):
     (tmp_path / "hangs.py").write_text("import time; time.sleep(60)")
     monkeypatch.chdir(tmp_path)

@@ -115,6 +115,7 @@ def test_parts_of_several_addresses_make_one_file_if_its_sum_is_known(fetch, mir
     assert mirror.asked[1] == ("real/f.zip", f"bytes={(len(GOOD) + 1) // 2}-", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [

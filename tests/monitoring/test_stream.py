@@ -93,6 +93,7 @@ def test_nothing_follows_the_last_line():
     assert [one["event"] for one in events] == ["end"]
 
 
+@pytest.mark.slow
 def test_a_pipe_that_takes_no_more_at_once_gets_whole_lines():
     events, _, _ = run(
         """

@@ -103,6 +103,7 @@ def test_a_line_has_a_point_for_each_run_in_the_axis_order(batches, order):
 PUBLISHED = {"published_images_per_s": 371.8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "runs",
     [

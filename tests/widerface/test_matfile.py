@@ -53,6 +53,7 @@ cells = st.recursive(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(cells, st.booleans())
 def test_what_scipy_writes_is_read_as_scipy_reads_it(value, compressed):
