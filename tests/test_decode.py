@@ -60,6 +60,7 @@ def test_real_head_maps_decode_like_the_reference(shared, number):
     assert text.splitlines()[2:] == list(golden["seed_lines"])
 
 
+@pytest.mark.slow
 def test_a_batch_decodes_like_its_pictures_alone(shared):
     goldens = [np.load(shared / "golden" / f"decode_{i}.npz") for i in range(3)]
     sizes = np.array([[g["width"], g["height"]] for g in goldens])

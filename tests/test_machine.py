@@ -242,6 +242,7 @@ def test_a_process_knows_its_age():
     assert 0.48 <= age <= time.perf_counter() - start + 0.02
 
 
+@pytest.mark.slow
 def test_peak_memory_is_in_bytes_and_does_not_fall():
     before, after = python(
         "from cfdist.machine import peak_memory as peak; before = peak();"
@@ -250,6 +251,7 @@ def test_peak_memory_is_in_bytes_and_does_not_fall():
     assert 150e6 < after - before < 250e6
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not os.access("/proc/self/clear_refs", os.W_OK), reason="this kernel keeps a process's peak"
 )

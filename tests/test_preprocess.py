@@ -102,6 +102,7 @@ def test_band_warp_equals_the_whole_warp(height, width):
     assert np.abs(row.astype(int) - whole).max() <= 1
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([33, 96, 320]))
 def test_four_channels_are_warped_to_the_same_values_as_three(height, width, size):

@@ -62,6 +62,7 @@ def findings(nodes: list[ast.AST]) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_module_runs_outside_data():
     found = {
         (module, name) for module, path in MODULES.items() for name in findings(nodes_of(path))

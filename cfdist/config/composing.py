@@ -9,14 +9,14 @@ from typing import Any, cast
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from pydantic import ValidationError
 
 from cfdist.config.installation import CONFIG_FOLDER
 from cfdist.config.messages import refused_value
 from cfdist.config.overrides import prepare_override
 from cfdist.config.schema import Config, all_fields
-from cfdist.config.unused import refuse_unused
+from cfdist.config.unused import flat, refuse_unused
 from cfdist.errors import UserError
 from cfdist.storage import working_folder
 
@@ -38,9 +38,10 @@ def load(composed: DictConfig, typed: frozenset[str] = frozenset()) -> Config:
         UserError: a key is unknown, a value is missing or not allowed, or the run does not read a
             typed key, or not at such a value.
     """
-    if missing := sorted(OmegaConf.missing_keys(composed)):
+    values = cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True))
+    if missing := sorted(key for key, value in flat(values).items() if value == MISSING):
         raise UserError(f"{missing[0]}: no value given; add {missing[0]}=... to the command")
-    config = validated(cast(dict[str, Any], OmegaConf.to_container(composed, resolve=True)))
+    config = validated(values)
     config.mark_typed(typed)
     refuse_unused(config)
     if config.preprocess.size == "own" and config.job in _LETTERBOXING:
@@ -92,5 +93,5 @@ def register() -> None:
     for key, field in all_fields().items():
         *sections, name = key.split(".")
         inner = functools.reduce(lambda of, section: of.setdefault(section, {}), sections, defaults)
-        inner[name] = "???" if field.is_required() else field.default
+        inner[name] = MISSING if field.is_required() else field.default
     ConfigStore.instance().store(name="schema", node=OmegaConf.create(defaults))

@@ -116,6 +116,7 @@ def test_a_tool_that_hangs_is_killed_with_its_children(tmp_path):
     assert not is_alive(child)
 
 
+@pytest.mark.slow
 def test_a_tool_at_work_is_told_of(monkeypatch):
     monkeypatch.setattr(ascend, "_WAIT_S", 0.1)
     waited: list[float] = []

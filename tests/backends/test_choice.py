@@ -245,6 +245,7 @@ def test_the_real_runtimes(spec, tmp_path, cache, monkeypatch):
     assert again.remark == found.remark.replace("measured now", "remembered")
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_model(spec, tmp_path, cache):
     path = tmp_path / "broken.onnx"
     path.write_bytes(b"nothing")

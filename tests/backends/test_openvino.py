@@ -47,6 +47,7 @@ def test_backends_agree_on_random_pictures(spec):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_normalisation_is_the_same_inside_and_outside_the_graph(spec):
     model = spec(
         height=160,
@@ -75,6 +76,7 @@ def test_a_part_of_a_batch_gives_the_same_numbers(spec, name):
         np.testing.assert_allclose(alone[0], getattr(whole, head)[2], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_results_stay_when_the_next_batch_runs(spec):
     model = spec(height=160, width=160, batch=1)
     backend = backends.backend_class("openvino")(model, DeviceSettings(1, 1, 0, OPTIONS))

@@ -20,6 +20,7 @@ def test_a_model_that_runs_passes(spec):
     trial.refuse_if_it_fails("simulated", spec(height=64, width=64), OPTIONS, ["BFLOAT16"])
 
 
+@pytest.mark.slow
 def test_the_runtime_s_reason_comes_back(spec, tmp_path):
     path = tmp_path / "junk.onnx"
     path.write_bytes(b"nothing in particular")

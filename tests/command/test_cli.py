@@ -141,6 +141,7 @@ def test_any_other_error_is_internal_and_shows_its_traceback(run_member, capsys)
     assert shown.endswith(f"cfdist: {outcome.reason}\n")
 
 
+@pytest.mark.slow
 def test_the_help_of_one_job_and_the_version(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     page = cli.answer(Question("help", "convert"))

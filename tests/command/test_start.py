@@ -81,6 +81,7 @@ def test_secrets_do_not_reach_the_screen():
     assert done.stderr == b"a ***\n"
 
 
+@pytest.mark.slow
 def test_the_python_of_ray_is_that_of_the_node_above_this_process(tmp_path):
     python = str(tmp_path / "the python")
     child = "from cfdist.command.start import python_of_ray; print(python_of_ray())"

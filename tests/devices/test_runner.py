@@ -85,6 +85,7 @@ def test_input_tensors_use_the_same_memory_again(spec, pictures, monkeypatch):
     assert all(any(np.shares_memory(one, room) for room in rooms) for one in given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
 def test_the_first_whole_batch_of_a_stream_is_no_measurement(spec, pictures, backend):
     runner = runner_of(spec, backend, streams=2)
@@ -97,6 +98,7 @@ def test_the_first_whole_batch_of_a_stream_is_no_measurement(spec, pictures, bac
     assert len(report.batch_ms) == 5 - 2
 
 
+@pytest.mark.slow
 def test_a_whole_batch_that_was_the_warm_up_was_the_first(spec, pictures):
     runner = runner_of(spec, "openvino", batch=1, streams=2)
     runner.infer(pictures[:3])

@@ -57,6 +57,7 @@ def wait_for_end(child: int, folder: Path) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "then", ["guard.end_guard()", "sys.exit()", "import os; os.abort()", "1 / 0", WAIT]
 )
@@ -79,6 +80,7 @@ sys.exit(f"{folder} {second}" if folder.exists() or folder == second else 0)
 """
 
 
+@pytest.mark.slow
 def test_a_second_session_of_a_command_ends_what_is_left_of_the_first(tmp_path):
     process, folder, child = start(tmp_path, AGAIN)
     assert process.wait(timeout=60) == 0

@@ -33,6 +33,7 @@ def ids(journal: Journal) -> list[str]:
     return [id for table in journal.read() for id in table.column("id").to_pylist()]
 
 
+@pytest.mark.slow
 def test_what_was_appended_is_read_by_the_next_start(tmp_path):
     first = Journal(tmp_path / "j", RUN)
     first.append(to_arrow([found("a/1"), Detections("a/2", error="broken")]))
@@ -136,6 +137,7 @@ def test_another_version_s_run_is_refused_and_kept(tmp_path, monkeypatch, versio
     assert {path: path.read_bytes() for path in (tmp_path / "j").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_of_the_version_refuses_a_whole_journal(tmp_path):
     Journal(tmp_path / "j", PARTS).append(to_arrow([found("a/1")]))
     file = tmp_path / "j" / "run.json"

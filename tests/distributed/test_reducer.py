@@ -91,6 +91,7 @@ def files_of(folder) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_any_order_gives_the_same_bytes(table, tmp_path):
     one = finished(new_reducer(tmp_path / "a"), [[0, 1, 2], [3, 4, 5], [6, 7, 8]], table)
     other = finished(
@@ -102,6 +103,7 @@ def test_any_order_gives_the_same_bytes(table, tmp_path):
     assert "predictions/e0/p0.txt" in files_of(tmp_path / "a")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", ["official", "guide"])
 def test_the_files_score_as_the_run_did(table, tmp_path, style):
     evaluation = finished(new_reducer(tmp_path / "a", style), [list(range(COUNT))], table)

@@ -90,6 +90,7 @@ def test_equal_devices_end_together(devices, items, unit, units, max_in_flight):
     assert max(ends) <= (fewest_units + 1) * unit
 
 
+@pytest.mark.slow
 @given(
     seconds=st.lists(st.floats(0.1, 10), min_size=2, max_size=8),
     units=st.integers(1, 4),

@@ -27,6 +27,7 @@ def look(compose, monkeypatch, tmp_path):
     return found
 
 
+@pytest.mark.slow
 def test_a_runtime_is_tried_and_the_one_that_is_chosen_has_to_work(look, monkeypatch):
     broken = {"openvino": "no kernel", "onnxruntime": "EP Error"}
     monkeypatch.setattr(run, "reason_against", lambda name, *_: broken.get(name, ""))

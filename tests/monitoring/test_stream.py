@@ -64,6 +64,7 @@ def test_the_last_line_names_the_results_of_the_only_run(runs):
     assert last["ap"] == ({"official": {"easy": 0.5}} if runs == 1 else {})
 
 
+@pytest.mark.slow
 def test_an_interruption_in_the_middle_of_long_lines_cuts_none():
     events, _, code = run(
         """
@@ -124,6 +125,7 @@ stream.end(0)
     assert kinds[-2:] == ["message", "end"]
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_stops_nothing():
     _, errors, code = run(
         """

@@ -65,6 +65,7 @@ def test_a_good_ap_has_no_notes(notes_on, spec):
     assert notes_on("right", spec()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
@@ -111,6 +112,7 @@ def test_a_file_that_is_known_is_named(notes_on, spec, tmp_path):
     assert words not in note
 
 
+@pytest.mark.slow
 def test_what_bounds_the_ap_is_named(notes_on):
     (cut,) = notes_on("cut")
     assert "no score is below 0.5" in cut
@@ -127,6 +129,7 @@ def test_what_bounds_the_ap_is_named(notes_on):
     assert "counts as easy or medium or hard" in missing
 
 
+@pytest.mark.slow
 def test_scores_that_rank_backwards_are_named(notes_on):
     def with_many_wrong(boxes, scores):
         right = np.column_stack((boxes, scores / 100))
@@ -151,6 +154,7 @@ def test_low_scores_are_not_cut_off(low):
     assert "recall ends at 60 % of the" in note
 
 
+@pytest.mark.slow
 def test_a_model_s_own_expected_ap_is_that_of_the_whole_set(compose):
     ap = {name: dict.fromkeys(("easy", "medium", "hard"), 0.9) for name in ("official", "guide")}
 

@@ -49,6 +49,7 @@ def test_everything_that_is_open_is_tried(tuned):
     assert len(found) == len(set(found)) == 3 * 3 * 5 + 5
 
 
+@pytest.mark.slow
 def test_what_is_typed_stays(tuned):
     found, _ = find_candidates(tuned("backend=openvino", "model.batch=3", "backend.streams=2"))
     assert {(one.batch, one.streams) for one in found} == {(3, 2)}

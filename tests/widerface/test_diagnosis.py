@@ -62,6 +62,7 @@ WRITERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRITERS)
 def test_the_layout_that_was_written_is_found(name: str):
     found = diagnosis.other_layout(pictures(1, WRITERS[name], count=30))
@@ -71,6 +72,7 @@ def test_the_layout_that_was_written_is_found(name: str):
     assert found.as_given < 0.4
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.integers(0, 1000))
 def test_boxes_that_fit_have_no_other_layout(seed: int):

@@ -183,6 +183,7 @@ def loop_match_unsorted(truth, boxes, scores, difficulty: int, iou_threshold: fl
     return [outcome for _, outcome in sorted(zip(order, outcomes, strict=True))]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     picture_sets(least=1), st.lists(st.sampled_from([0.1, 0.4, 0.5, 1.0]), min_size=1, max_size=3)
@@ -201,6 +202,7 @@ def test_match_equals_the_loop(picture_set, iou_thresholds):
             assert row.tolist() == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(picture_sets())
 def test_average_precision_equals_the_loop(picture_set):
@@ -226,6 +228,7 @@ def evaluate_together(picture_set, pairs_at_once: int) -> WiderFaceMetric:
     return metric
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(picture_sets(), st.sampled_from([1, 7, 30, 1 << 16]))
 def test_pictures_together_equal_one_by_one(picture_set, pairs_at_once):
@@ -234,6 +237,7 @@ def test_pictures_together_equal_one_by_one(picture_set, pairs_at_once):
     assert metric.compute() == evaluate(picture_set).compute()
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(picture_sets(), st.randoms(use_true_random=False))
 def test_order_and_merging_do_not_matter(picture_set, random):

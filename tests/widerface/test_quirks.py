@@ -131,6 +131,7 @@ def quirky_ap(shown: list[tuple], *names: str, protocol: str = "official") -> di
     return metric.compute()[metric.name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_quirk_gives_the_figures_of_a_plain_loop(protocol):
     shown = pictures()
