@@ -71,7 +71,10 @@ def head_watched(wait_s: float) -> Iterator[None]:
     seconds = min(wait_s, _LONGEST_WAIT)
     threading.Thread(target=_watch, args=(address, seconds, ended), daemon=True).start()
     try:
-        yield
+        try:
+            yield
+        finally:
+            ended.set()  # an interruption that comes later would meet the lines below
     except (KeyboardInterrupt, Exception) as error:
         # Without the node process anything may fail before this thread is interrupted.
         if not _lost.is_set() and not isinstance(error, KeyboardInterrupt) and not _has_node():
@@ -79,8 +82,6 @@ def head_watched(wait_s: float) -> Iterator[None]:
         if not _lost.is_set():
             raise
         raise StoppedError(_why, ExitCode.INTERNAL) from error
-    finally:
-        ended.set()
 
 
 def _line(address: str, seconds: float) -> str:

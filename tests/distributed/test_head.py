@@ -88,6 +88,19 @@ def test_a_node_process_that_is_gone_ends_the_run_at_once(monkeypatch, tmp_path)
 
 
 @pytest.mark.usefixtures("ray_session", "quick")
+def test_an_interruption_that_comes_while_an_error_is_looked_at_changes_nothing(monkeypatch):
+    def interrupted() -> bool:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        time.sleep(0.01)
+        return False
+
+    said = "node process on this host has ended"
+    with pytest.raises(StoppedError, match=said), head.head_watched(60):
+        monkeypatch.setattr(head, "_has_node", interrupted)
+        raise ValueError("it is gone")
+
+
+@pytest.mark.usefixtures("ray_session", "quick")
 def test_an_interruption_stays_one():
     with pytest.raises(KeyboardInterrupt), head.head_watched(60):
         raise KeyboardInterrupt
