@@ -36,6 +36,9 @@ _DEVICE_KINDS = {
 }
 # Has the session remember which provider got which nodes.
 _RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+# Left to itself, ONNX Runtime also quantises the layers that a file keeps in float32 between
+# quantised ones, with one scale for all of a layer's weights.
+NOT_AS_WRITTEN = ("WeightBiasQuantization",)
 
 
 class OnnxRuntimeBackend(Backend):
@@ -84,6 +87,7 @@ class OnnxRuntimeBackend(Backend):
                 options,
                 [(name, index if name in _DEVICE_KINDS else {}) for name in providers],
                 enable_fallback=0,
+                disabled_optimizers=NOT_AS_WRITTEN,
             )
         self._session.disable_fallback()
         self.runs_on = used_providers(self._session, providers)

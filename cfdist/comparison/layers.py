@@ -112,10 +112,15 @@ def _up_to(graph: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
 def _load_onnxruntime(graph: onnx.ModelProto, tensors: list[str]) -> Run:
     import onnxruntime as ort
 
+    from cfdist.backends.onnxruntime import CPU_PROVIDER, NOT_AS_WRITTEN
+
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only
     session = ort.InferenceSession(
-        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        graph.SerializeToString(),
+        options,
+        providers=[CPU_PROVIDER],
+        disabled_optimizers=NOT_AS_WRITTEN,
     )
     name = session.get_inputs()[0].name
     return lambda inputs: session.run(tensors, {name: inputs})

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
+from cfdist.backends.base import DeviceSettings
 from cfdist.backends.onnx_operators import quantised_operators
+from cfdist.backends.onnxruntime import CPU_PROVIDER, OnnxRuntimeBackend
 from cfdist.errors import UserError
 from cfdist.quantization import quantizer
 from cfdist.quantization.calibration import CalibrationSet
@@ -101,3 +105,21 @@ def test_a_failure_leaves_what_was_there(small, settings, tmp_path, monkeypatch)
     assert not any(path.parent.iterdir())
     with pytest.raises(UserError, match=r"quantize.output=.*m.onnx: is the model itself"):
         quantise(small, settings, PICTURES, small.path, str)
+
+
+def test_onnx_runtime_leaves_in_float32_what_the_file_keeps(small, settings, tmp_path, monkeypatch):
+    # Its optimiser quantises such a layer between int8 ones unless it is told not to.
+    keep = settings.model_copy(update={"keep": ["heads", "c2"]})
+    made = quantise(small, keep, PICTURES, tmp_path / "a.onnx", lambda line: None)
+    real = ort.InferenceSession
+
+    def keeping(model, options, *others, **more):
+        options.optimized_model_filepath = str(tmp_path / "run.onnx")
+        return real(model, options, *others, **more)
+
+    monkeypatch.setattr(ort, "InferenceSession", keeping)
+    OnnxRuntimeBackend(
+        replace(small, path=made.path), DeviceSettings(options={"providers": [CPU_PROVIDER]})
+    )
+    run = Counter(node.op_type for node in onnx.load(str(tmp_path / "run.onnx")).graph.node)
+    assert [run["Conv"], run["QLinearConv"]] == [5, 3]  # c2 and the heads; gray, c1, c3
