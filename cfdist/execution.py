@@ -14,6 +14,7 @@ import logging
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,10 @@ from cfdist.preprocess import PLAIN, SIDE, View
 from cfdist.widerface.manifest import Manifest, WorkItem
 
 _NORMALISATION = ("model.color", "model.mean", "model.scale", "model.std")
-_NO_CONVENTIONS = {"path", "sha256", "needs_outputs", "typed_normalisation"}
+_NO_CONVENTIONS = {"path", "sha256", "needs_outputs", "typed_normalisation", "most_pixels"}
+
+# One picture in so many, or a single one, may be too large for the memory: then it fails alone.
+MOST_TOO_LARGE = 100
 
 log = logging.getLogger(__name__)
 
@@ -190,11 +194,12 @@ def start(
     """
     is_here = config.cluster.joined is None
     _refuse_unkept(config)
-    models, sizes = _with_sizes(config, models, pictures)
+    sized = _with_sizes(config, models, pictures)
+    models, notes = sized.models, sized.notes
     # Models of two kinds run beside the rarer kind of device.
     kind = min((model.kind for model in models), key=("npu", "gpu", "cpu").index)
     _refuse_device_numbers(config, kind)
-    notes = _npu_notes(config.devices) if is_here and kind == "npu" else ()
+    notes += _npu_notes(config.devices) if is_here and kind == "npu" else ()
 
     def plan_on(nodes: Sequence[Node], shares_cpus: bool = False) -> DevicePlan:
         """The devices on these nodes."""
@@ -212,19 +217,18 @@ def start(
         cores = int(sum(node.cpus for node in nodes))
         refuse_crowd(plan, config.devices, max(1, cores), models[0].capabilities)
         for node in nodes:
-            host = "" if is_here else node.host
-            refuse_too_large(models, plan.room(node), plan.streams, plan.threads, node.memory, host)
+            room = plan.room(node), plan.streams, plan.threads, node.memory
+            refuse_too_large(models, *room, "" if is_here else node.host, sized.largest)
         return plan
 
     if is_here:
-        refuse_too_large(models)
+        refuse_too_large(models, picture=sized.largest)
         if kind == "cpu":  # what the cluster will have is known before it starts
             plan_on([Node(socket.gethostname(), available_cores())])
     cluster = config.cluster
     joined = (cluster.joined, cluster.dashboard, kind, config.devices, cluster.wait_s)
     with session(*joined, cluster.keep_minutes) as dashboard:
-        where = config.preprocess.where if config.preprocess.size == "letterbox" else "device"
-        on_cluster = feeds_pictures and _letterboxes_on_cluster(where, kind)
+        on_cluster = feeds_pictures and _letterboxes_on_cluster(_where(config), kind)
         if config.dataset.ship:
             models, pictures = [ship_model(model) for model in models], ()
         elif not is_here:  # what was fetched for this host is shipped to the others
@@ -237,7 +241,7 @@ def start(
         with naming_left_out(checks):
             plan = replace(plan_on(nodes, on_cluster), without=without)
         plan = _with_limits(plan, config, models)
-        yield Execution(tuple(models), plan, dashboard, on_cluster, notes, checks, sizes)
+        yield Execution(tuple(models), plan, dashboard, on_cluster, notes, checks, sized.sizes)
 
 
 def _with_limits(plan: DevicePlan, config: Config, models: Sequence[BackendModel]) -> DevicePlan:
@@ -291,20 +295,77 @@ def _refuse_device_numbers(config: Config, kind: str) -> None:
     chosen(kind, devices)
 
 
+@dataclass(frozen=True)
+class _Sized:
+    """Models, and what they are shown at own size.
+
+    Attributes:
+        models: With the largest input's size.
+        sizes: See `Execution.sizes`.
+        largest: The name of the largest picture that does not fail for its size.
+        notes: Which do.
+    """
+
+    models: Sequence[BackendModel]
+    sizes: Mapping[str, Size] = field(default_factory=dict)
+    largest: str = ""
+    notes: tuple[str, ...] = ()
+
+
 def _with_sizes(
     config: Config, models: Sequence[BackendModel], pictures: Sequence[WorkItem]
-) -> tuple[Sequence[BackendModel], dict[str, Size]]:
+) -> _Sized:
     """The models, and at own size each picture's size, of which the models get the largest.
+
+    A few pictures that this machine's free memory could not hold, one by one on one device, do not
+    count: they fail, and the others are done. Where they are many, the settings are too large.
 
     Raises:
         UserError: a scale makes a side too short.
     """
     if config.preprocess.size == "letterbox":
-        return models, {}
+        return _Sized(models)
     sizes = picture_sizes(pictures)
     for scale in config.preprocess.scales:
         _refuse_short_sides(scale, sizes)
-    return [at_largest_size(model, sizes) for model in models], sizes
+    areas = {id: _input_pixels(models[0], size) for id, size in sizes.items()}
+    most, too_large = None, list[str]()
+    if config.cluster.joined is None and areas:
+        free = available_memory()
+        fitting = {area for area in {*areas.values()} if _room_for(models, area) <= free}
+        too_large = [id for id, area in areas.items() if area not in fitting]
+        if 0 < len(too_large) <= max(1, len(areas) // MOST_TOO_LARGE) < len(areas):
+            most = max(fitting)
+            areas = {id: area for id, area in areas.items() if area in fitting}
+    usable = {id: sizes[id] for id in areas}
+    models = [
+        replace(model, spec=replace(model.spec, most_pixels=most))
+        for model in (at_largest_size(model, usable) for model in models)
+    ]
+    largest = max(areas, key=lambda id: areas[id], default="")
+    return _Sized(models, sizes, largest, _size_notes(sizes, too_large if most else []))
+
+
+def _input_pixels(model: BackendModel, size: Size) -> int:
+    """The pixels of a picture's largest input."""
+    return max(prod(View(scale).input_size(*size)) for scale in model.spec.scales)
+
+
+def _room_for(models: Sequence[BackendModel], pixels: int) -> int:
+    """About the bytes that inputs of so many pixels take on one device with one stream."""
+    sized = [replace(one, spec=replace(one.spec, height=1, width=pixels)) for one in models]
+    return sum(needed_bytes(model, 1, 1) for model in sized)
+
+
+def _size_notes(sizes: Mapping[str, Size], names: Sequence[str]) -> tuple[str, ...]:
+    """That these pictures will fail because they are too large."""
+    if not names:
+        return ()
+    width, height = sizes[names[0]]
+    return (
+        f"pictures that this machine's memory cannot hold at their own size, which fail: "
+        f"{len(names)}; the first, {names[0]}, is of {width}x{height} pixels",
+    )
 
 
 def _refuse_short_sides(scale: float, sizes: Mapping[str, Size]) -> None:
@@ -326,6 +387,11 @@ def at_largest_size(model: BackendModel, sizes: Mapping[str, Size]) -> BackendMo
         return model
     width, height = max(inputs, key=lambda size: (size[0] * size[1], size))
     return replace(model, spec=replace(model.spec, height=height, width=width))
+
+
+def _where(config: Config) -> str:
+    """Where pictures are read; those at their own size always beside their device."""
+    return config.preprocess.where if config.preprocess.size == "letterbox" else "device"
 
 
 def _letterboxes_on_cluster(where: str, kind: str) -> bool:
@@ -496,7 +562,7 @@ def run_identity(
     views = {f"preprocess.{key}": spec.pop(key) for key in names if key in spec}
     if model.spec.size == "own":  # the pictures' sizes decide
         del spec["height"], spec["width"]
-    for key in ("path", "batch", "needs_outputs", "typed_normalisation"):
+    for key in ("path", "batch", "needs_outputs", "typed_normalisation", "most_pixels"):
         spec.pop(key, None)
     parts = {
         "cfdist": __version__,

@@ -204,8 +204,32 @@ def test_a_scale_that_makes_a_side_too_short_is_refused(compose, spec):
     config = compose("preprocess.size=own", "preprocess.scales=[1,0.02]")
     with pytest.raises(UserError, match=rf"preprocess.scales: 0.02 makes {item.id} .* must have"):
         execution._with_sizes(config, models, [item])
-    _, sizes = execution._with_sizes(compose("preprocess.size=own"), models, [item])
-    assert [*sizes] == [item.id]
+    sized = execution._with_sizes(compose("preprocess.size=own"), models, [item])
+    assert [*sized.sizes] == [item.id] == [sized.largest]
+
+
+@pytest.mark.parametrize(
+    ("scales", "too_large"), [((1.0,), ["e/huge"]), ((0.5, 2.0), ["e/huge"]), ((8192.0,), [])]
+)
+def test_a_picture_that_the_memory_cannot_hold_fails_and_the_others_are_done(
+    compose, spec, monkeypatch, scales, too_large
+):
+    sizes = {"e/a": (640, 480), "e/huge": (16_000, 16_000), "e/b": (320, 320)}
+    monkeypatch.setattr(execution, "picture_sizes", lambda items: sizes)
+    monkeypatch.setattr(execution, "available_memory", lambda: 8_000_000_000)
+    models = [BackendModel("openvino", spec(size="own", scales=scales))]
+    config = compose("preprocess.size=own")
+    sized = execution._with_sizes(config, models, [])
+    models, largest, notes = sized.models, sized.largest, sized.notes
+    assert sized.sizes == sizes
+    most = models[0].spec.most_pixels
+    if too_large:
+        assert (most, largest) == (models[0].spec.height * models[0].spec.width, "e/a")
+        assert "which fail: 1; the first, e/huge, is of 16000x16000 pixels" in notes[0]
+    else:  # a scale that is too large for most of the pictures is a setting that is too large
+        assert (most, largest, notes) == (None, "e/a", ())
+        with pytest.raises(UserError, match="the largest picture, e/a, of 10944x8192,"):
+            execution.refuse_too_large(models, free=8_000_000_000, picture=largest)
 
 
 def test_several_views_need_a_suppression(compose):

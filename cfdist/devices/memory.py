@@ -65,6 +65,7 @@ def refuse_too_large(
     threads: int = 1,
     free: int | None = None,
     host: str = "",
+    picture: str = "",
 ) -> None:
     """Refuse a batch that the free memory of a machine cannot hold; each device runs all models.
 
@@ -75,6 +76,7 @@ def refuse_too_large(
         threads: Of each device.
         free: The machine's memory, bytes; `None`: what is free on this one.
         host: The machine's name in the message; empty: this one.
+        picture: At the pictures' own size, the largest one's name.
 
     Raises:
         UserError: it says what is needed and what is free.
@@ -87,7 +89,7 @@ def refuse_too_large(
         spec = models[0].spec
         largest, advice = "", ""
         if spec.size == "own":
-            largest = f", the largest picture of {spec.width}x{spec.height},"
+            largest = f", the largest picture, {picture}, of {spec.width}x{spec.height},"
             advice = ", smaller preprocess.scales or preprocess.size=letterbox"
         raise UserError(
             f"model.batch={spec.batch}: {devices} with {streams} of these batches at "

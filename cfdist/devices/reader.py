@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, TypeVar, cast
 
 import cv2
@@ -254,10 +255,14 @@ class Reader(ReaderThreads):
 class OwnSizeReader(ReaderThreads):
     """Makes batches of pictures at their own size: each batch has one shape."""
 
-    def __init__(self, threads: int, batch: int) -> None:
-        """Start the threads; `batch` pictures are decoded at once, and are those of a batch."""
+    def __init__(self, threads: int, batch: int, most_pixels: int | None = None) -> None:
+        """Start the threads; `batch` pictures are decoded at once, and are those of a batch.
+
+        A picture whose input has more than `most_pixels` fails.
+        """
         super().__init__(threads)
         self._batch = batch
+        self._most_pixels = most_pixels
 
     def portions(
         self, sources: Sequence[Source], views: Sequence[View] = (PLAIN,)
@@ -272,7 +277,7 @@ class OwnSizeReader(ReaderThreads):
 
     def _batches(self, sources: Sequence[File], views: Sequence[View]) -> Iterator[ReadPictures]:
         with self.activity.doing("reading"):
-            outcomes = self._decode(sources)
+            outcomes = [self._fitting(one, views) for one in self._decode(sources)]
         keys = [source.key for source in sources]
         for view in views:
             shapes: dict[Size, dict[str, DecodedPicture]] = {}
@@ -294,6 +299,19 @@ class OwnSizeReader(ReaderThreads):
                 tuple((key, str(one)) for key, one in failed.items()),
                 {key: one.damage for key, one in failed.items() if one.damage is not None},
             )
+
+    def _fitting(
+        self, outcome: DecodedPicture | PictureError, views: Sequence[View]
+    ) -> DecodedPicture | PictureError:
+        """The picture, or that it is too large."""
+        if self._most_pixels is None or isinstance(outcome, PictureError):
+            return outcome
+        width, height = max((view.input_size(*outcome.size) for view in views), key=prod)
+        if width * height <= self._most_pixels:
+            return outcome
+        return PictureError(
+            f"an input of {width}x{height} pixels does not fit into memory at preprocess.size=own"
+        )
 
     def _batch_of(
         self, pictures: Mapping[str, DecodedPicture], shape: Size, view: View

@@ -48,6 +48,7 @@ class ModelSpec:
         scales: Of pictures at their own size, see `View.scale`; each picture is seen at all.
         flip: Each picture is also seen mirrored.
         merge: How what was found at the scales becomes one: "nms" or "vote".
+        most_pixels: Of an input at the pictures' own size; a picture with a larger one fails.
         needs_outputs: Whether the file must have `outputs`; else another file's own order is taken.
         typed_normalisation: The first key of colours, scale, mean and std that the person has
             typed: a model that normalises the pictures' bytes itself is then refused.
@@ -73,6 +74,7 @@ class ModelSpec:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     merge: Literal["nms", "vote"] = "nms"
+    most_pixels: int | None = None
     needs_outputs: bool = False
     typed_normalisation: str | None = None
 

@@ -104,5 +104,5 @@ def test_pictures_at_their_own_size_need_no_buffers_of_whole_chunks(spec):
 
 def test_the_largest_picture_is_named_where_it_does_not_fit(spec):
     model = BackendModel("openvino", spec(height=8192, width=8192, batch=1, size="own"), CPU)
-    with pytest.raises(UserError, match=r"at once, the largest picture of 8192x8192, need about"):
-        memory.refuse_too_large([model], free=2_000_000_000)
+    with pytest.raises(UserError, match=r"at once, the largest picture, e/a, of 8192x8192, need"):
+        memory.refuse_too_large([model], free=2_000_000_000, picture="e/a")

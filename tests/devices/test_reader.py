@@ -139,6 +139,16 @@ def test_pictures_at_their_own_size_come_in_batches_of_one_shape(items, tmp_path
     assert reader.decoded == 4
 
 
+def test_a_picture_that_is_too_large_fails_alone(items):
+    reader = OwnSizeReader(threads=1, batch=4, most_pixels=160 * 128)
+    portions = [*reader.portions(items[:3], [View(0.5), View()])]
+    reader.close()
+    assert {key for one in portions for key in one.keys} == {"e/0", "e/1"}
+    assert [one.failures for one in portions if one.failures] == [
+        (("e/2", "an input of 160x160 pixels does not fit into memory at preprocess.size=own"),)
+    ]
+
+
 def test_each_picture_is_decoded_once_and_comes_in_each_view(items):
     views = [View(scale, mirrored) for scale in (1, 32) for mirrored in (False, True)]
     own = OwnSizeReader(threads=1, batch=2)
