@@ -92,21 +92,27 @@ def measure_host(
         The rate of each number of threads, and the pictures that cannot be read.
 
     Raises:
-        UserError: no picture can be read.
+        UserError: no picture can be read, or one only the first time.
     """
     _, failures = read_pictures(items, size, available_cores())
     bad = dict(failures)
     usable = [item for item in items if item.key not in bad]
     if not usable:
         raise UserError(
-            f"dataset: none of its {len(items)} pictures can be read; the first: {failures[0][1]}"
+            f"dataset: none of its {len(items)} pictures can be read; the first, "
+            f"{failures[0][0]}: {failures[0][1]}"
         )
     rates = []
     for readers in counts:
         count = max(pictures, PICTURES_A_READER * readers)
         while True:
             work = list(itertools.islice(itertools.cycle(usable), count))
-            rate = read_pictures(work, size, readers)[0]
+            rate, new = read_pictures(work, size, readers)
+            if new:
+                raise UserError(
+                    f"dataset: {new[0][0]} could be read a moment ago, and no longer: {new[0][1]}; "
+                    "see to the disk or share that has the pictures"
+                )
             seconds = rate.pictures / rate.pictures_per_second
             if seconds >= min_seconds:
                 break

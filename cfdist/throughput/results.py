@@ -65,13 +65,11 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
     """
     model, host = figures.model, figures.host
     whole = _evaluation(config, figures, phases)
-    if whole and whole.throughput and _missing_pictures(config, figures):
-        whole.throughput["steady"] = None
     failures = dict([*figures.unreadable, *(whole.failures if whole else [])])
     inference = _inference_section(config, figures)
     is_simulated = model is not None and model.is_simulated
     total = len(figures.manifest.items) if figures.manifest else 0
-    rates = (whole.throughput if whole else None) or {"steady": None, "end_to_end": None}
+    rates = _rates(whole, _missing_pictures(config, figures))
     return Results(
         job="benchmark",
         ap={},
@@ -130,9 +128,12 @@ def latency_results(
         phases: Those of `evaluation_results`.
     """
     too_few = found.missing_seconds is not None
+    has_any = len(found.ms) > 0
     columns = {"whole": found.whole_ms, **dict(zip(STEPS, found.ms.T, strict=True))}
     notes = preset_notes(config) if model.is_simulated else []
-    if too_few:
+    if not has_any:
+        notes.append("every picture has failed: there is no latency")
+    elif too_few:
         notes.append(
             f"{len(found.ms)} pictures in {found.seconds:.2g} s are too few for a 99th percentile, "
             f"which takes {LEAST_PICTURES}, about {found.missing_seconds:.2g} s: "
@@ -194,6 +195,13 @@ def _evaluation(config: Config, figures: Figures, phases: Phases) -> Results | N
     alone.seconds = {k: v for k, v in phases.seconds.items() if k not in _OWN_PHASES}
     supply = PictureSupply(item_work, "device")
     return evaluation_results(config, *figures.end_to_end, supply, alone)
+
+
+def _rates(whole: Results | None, missing: int | None) -> dict[str, float | None]:
+    """The rates of the end-to-end part; none if it is too short, or every picture has failed."""
+    if whole is None or whole.throughput is None or not whole.done:
+        return {"steady": None, "end_to_end": None}
+    return whole.throughput | ({"steady": None} if missing else {})
 
 
 def _seconds(whole: Results | None, phases: Phases) -> dict[str, float | None]:
@@ -281,8 +289,10 @@ def _notes(config: Config, figures: Figures) -> list[str]:
         notes.append("pictures that cannot be read are in none of the host's rates")
     if figures.end_to_end is None:
         return notes
-    _, report = figures.end_to_end
-    if missing := _missing_pictures(config, figures):
+    task, report = figures.end_to_end
+    if len(report.evaluation.failures) == len(task.manifest.pictures):
+        notes.append("every picture of the end-to-end part has failed: it has no rate")
+    elif missing := _missing_pictures(config, figures):
         notes.append(
             f"the end-to-end part took {report.timeline.seconds:.2g} s, too short for a rate by "
             f"benchmark.min_seconds={config.benchmark.min_seconds:g}; so long it takes with about "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -66,8 +67,25 @@ def test_bad_pictures_are_listed_in_order_and_in_no_rate(items):
     rates, unreadable = measure_host(items, 50, (32, 32), [1, 2])
     assert [(rate.readers, rate.pictures) for rate in rates] == [(1, 50), (2, 50)]
     assert unreadable == failures
-    with pytest.raises(UserError, match="none of its 1 pictures can be read; the first: not a"):
+    with pytest.raises(UserError, match="none of its 1 pictures can be read; the first, e/1: "):
         measure_host(items[1:2], 50, (32, 32), [1])
+
+
+def test_pictures_that_go_while_they_are_read_are_in_no_rate(items, monkeypatch):
+    read, calls = host.read_pictures, []
+
+    def gone_at_last(work, size, readers):
+        calls.append(readers)
+        if len(calls) == 3:
+            for item in items[::2]:
+                Path(item.path).unlink()
+        return read(work, size, readers)
+
+    monkeypatch.setattr(host, "read_pictures", gone_at_last)
+    with pytest.raises(
+        UserError, match=r"e/0 could be read a moment ago, and no longer: .*No such"
+    ):
+        measure_host(items, 50, (32, 32), [1, 2])
 
 
 @pytest.mark.parametrize("readers", [1, 3])

@@ -136,6 +136,16 @@ def test_an_end_to_end_part_that_is_too_short_has_no_rate(compose, figures, phas
     assert f"{words} benchmark.pictures=10" in notes  # 8 * 10 / 4, in two passes
 
 
+def test_an_end_to_end_part_of_which_every_picture_has_failed_has_no_rate(compose, figures, phases):
+    task, report = figures.end_to_end
+    failures = tuple((f"e/{i}", "no picture") for i in range(4))
+    evaluation = replace(report.evaluation, failures=failures)
+    figures.end_to_end = (task, replace(report, evaluation=evaluation))
+    results = benchmark_results(compose("job=benchmark"), figures, phases)
+    assert (results.throughput["steady"], results.throughput["end_to_end"]) == (None, None)
+    assert "every picture of the end-to-end part has failed: it has no rate" in results.notes
+
+
 def test_latencies_of_too_few_pictures_are_no_result(compose, phases, spec):
     model = BackendModel("openvino", spec(batch=1))
     config = compose("job=benchmark", "benchmark.scenario=single_stream", "dataset=wider_val")
@@ -154,6 +164,7 @@ def test_latencies_of_too_few_pictures_are_no_result(compose, phases, spec):
 
     results = measured(40)
     assert set(results.extra["latency_ms"].values()) == {None}
+    assert measured(0).notes == ["every picture has failed: there is no latency"]
     (note,) = results.notes
     assert note == (
         "40 pictures in 1.2 s are too few for a 99th percentile, which takes 100, about 3 s: "
