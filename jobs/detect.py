@@ -35,6 +35,7 @@ from cfdist.preprocess import PictureError
 from cfdist.report import screen
 from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Results, damage_notes, device_entry, phase_seconds
+from cfdist.storage import shown
 
 
 @dataclass
@@ -104,7 +105,9 @@ def main(config: Config, output: Path, started: float) -> int:
         extra={"faces": sum(len(one.scores) for one in found)},
     )
     line = f"{results.extra['faces']} faces with a score of {config.detect.threshold:g} or more"
-    screen.console.print(f"{line} in {results.done} pictures: {output / LINES}", markup=False)
+    screen.console.print(
+        f"{line} in {results.done} pictures: {shown(output / LINES)}", markup=False
+    )
     return screen.finish(results, output)
 
 
@@ -118,7 +121,7 @@ def _kept_if_it_ends_early(run: Run, wanted: int, output: Path) -> Iterator[None
             if run.found:
                 found = sorted(run.found.values(), key=lambda one: one.id)
                 write_lines(output / PARTIAL, found)
-                line = f"{len(found)} of {wanted} pictures are in {output / PARTIAL}"
+                line = f"{len(found)} of {wanted} pictures are in {shown(output / PARTIAL)}"
                 screen.console.print(line, markup=False)
         raise
 

@@ -16,6 +16,7 @@ from cfdist.model import ModelSpec
 from cfdist.preprocess import PictureError, read_into
 from cfdist.report import screen
 from cfdist.report.results import Results, phase_seconds
+from cfdist.storage import shown
 
 REAL_PICTURES = 2  # of the data set, compared besides random ones
 
@@ -46,6 +47,7 @@ def main(config: Config, output: Path, started: float) -> int:
         top_k=spec.top_k if config.export.peaks else None,
         pictures=real_pictures(config, spec),
     )
+    report["path"] = shown(target)
     results = Results(
         job="export",
         seconds=phase_seconds(started, ready, time.time()),

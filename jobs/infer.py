@@ -19,6 +19,7 @@ from cfdist.files import expanded, write_text
 from cfdist.report import screen
 from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Results, device_entry, phase_seconds
+from cfdist.storage import shown
 from cfdist.workflow import files
 from cfdist.workflow.device import InferenceTask, infer_files
 from cfdist.workflow.files import Failures, InputFiles, partial_folder
@@ -94,7 +95,7 @@ def main(config: Config, output: Path, started: float) -> int:
         events=run.events,
     )
     path = results.write(output)
-    line = f"{done} raw outputs in {folder}"
+    line = f"{done} raw outputs in {shown(folder)}"
     if run.summary is not None:
         mean, rate = run.summary["NPU_compute_time"]["mean"], run.summary.get("throughput", 0.0)
         line += f", {mean:.2f} ms a batch, {rate:.1f} pictures/s by that"

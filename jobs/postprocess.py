@@ -13,6 +13,7 @@ from cfdist.files import expanded
 from cfdist.report import screen
 from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Results, phase_seconds
+from cfdist.storage import shown
 from cfdist.workflow import files
 from cfdist.workflow.stages import write_predictions
 
@@ -61,7 +62,7 @@ def main(config: Config, output: Path, started: float) -> int:
     )
     path = results.write(output)
     screen.console.print(
-        f"{results.done} prediction files in {target}, written as eval={style} does, "
+        f"{results.done} prediction files in {shown(target)}, written as eval={style} does, "
         f"{len(usable) / max(ended - ready, 1e-9):.1f} a second",
         markup=False,
     )

@@ -13,6 +13,7 @@ from cfdist.files import expanded
 from cfdist.report import screen
 from cfdist.report.progress import PictureProgress
 from cfdist.report.results import Results, damage_notes, phase_seconds
+from cfdist.storage import shown
 from cfdist.workflow import files
 from cfdist.workflow.stages import write_inputs
 
@@ -36,7 +37,7 @@ def main(config: Config, output: Path, started: float) -> int:
     with session(cluster.joined, cluster.dashboard, keep_minutes=keep) as dashboard:
         screen.console.inform(
             f"{total} pictures of dataset={config.dataset.name} to {config.preprocess.input} input "
-            f"tensors in {folder}",
+            f"tensors in {shown(folder)}",
             markup=False,
         )
         screen.print_dashboard(dashboard)
@@ -61,7 +62,7 @@ def main(config: Config, output: Path, started: float) -> int:
     )
     path = results.write(output)
     screen.console.print(
-        f"{results.done} input tensors of {files.input_bytes(contract)} bytes in {folder}, "
+        f"{results.done} input tensors of {files.input_bytes(contract)} bytes in {shown(folder)}, "
         f"{len(missing) / max(ended - ready, 1e-9):.1f} a second",
         markup=False,
     )

@@ -22,6 +22,7 @@ from cfdist.quantization.trade import measure_trade
 from cfdist.report import screen
 from cfdist.report.accuracy import how_tested
 from cfdist.report.results import Results, damage_notes, phase_seconds
+from cfdist.storage import shown
 
 
 def main(config: Config, output: Path, started: float) -> int:
@@ -60,7 +61,7 @@ def main(config: Config, output: Path, started: float) -> int:
         extra={
             "quantize": {
                 **asdict(made),
-                "path": str(path),
+                "path": shown(path),
                 "calibration": {"source": pictures.source, "pictures": pictures.count},
                 "runtimes": trade.runtimes,
             }

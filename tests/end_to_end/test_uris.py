@@ -8,6 +8,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from cfdist.files import PARQUET, PREDICTIONS
@@ -88,6 +90,15 @@ def test_a_run_s_results_model_and_predictions_lie_behind_uris(command, tmp_path
         )
         assert scored.returncode == 0, scored.stderr
         assert results(there / f"run_{number}")["ap"] == found["ap"]
+    # What a job says of its own files is said of the URI's.
+    done = command("job=preprocess", "dataset.limit=2", *FAST[2:4], f"output_dir={uri}_bins")
+    assert done.returncode == 0, done.stderr
+    assert f" in {uri}_bins/bins" in done.stdout and "spool" not in done.stdout
+    cv2.imwrite(str(tmp_path / "black.png"), np.zeros((40, 40, 3), np.uint8))
+    job = ("job=detect", "input=black.png", "backend=openvino", *FAST[1:])
+    done = command(*job, f"output_dir={uri}_faces")
+    assert done.returncode == 0, done.stderr
+    assert f": {uri}_faces/detections.jsonl" in done.stdout and "spool" not in done.stdout
     wrong = one_line(command(*run, f"{model}x", f"output_dir={uri}x"), 2)
     assert f"{model}x: cannot be fetched (No such file" in wrong
     wrong = one_line(command(*run, model, f"model.sha256={'0' * 64}", f"output_dir={uri}x"), 2)
