@@ -74,13 +74,16 @@ class Score(Run):
     Attributes:
         ap: Protocol ("official", "guide") -> its APs, the chosen protocol first, then those with
             quirks ("official with no_pixel"); empty if no model ran (backend=simulated).
+        test: How the pictures were tested: their size, the peaks, the suppression. APs can be
+            compared only where it is the same; `None` where no model ran here.
     """
 
     ap: Mapping[str, AveragePrecision]
+    test: str | None
 
     @classmethod
     def _figures(cls, folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
-        return {"ap": _by_protocol(results["ap"])}
+        return {"ap": _by_protocol(results["ap"]), "test": results.get("test")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +116,13 @@ class Comparison(Run):
         within_tolerance: Whether no tolerance (`compare.ap`, `.boxes`, `.cosine`) is passed.
         reference: Protocol -> the reference's APs; none with `compare.layers=true`.
         candidate: Protocol -> the candidate's.
+        test: How the pictures were tested, see `Score`.
     """
 
     within_tolerance: bool
     reference: Mapping[str, AveragePrecision]
     candidate: Mapping[str, AveragePrecision]
+    test: str | None
 
     @classmethod
     def _figures(cls, folder: Path, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,7 +130,8 @@ class Comparison(Run):
         sides = {
             side: _by_protocol(found[side].get("ap", {})) for side in ("reference", "candidate")
         }
-        return {"within_tolerance": found["within_tolerance"], **sides}
+        test = results.get("test")
+        return {"within_tolerance": found["within_tolerance"], "test": test, **sides}
 
 
 @dataclass(frozen=True)

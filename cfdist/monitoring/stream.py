@@ -117,7 +117,7 @@ def end_run(output_dir: str, exit_code: int, results: str | None, content: dict[
         content: What the results hold.
     """
     place = {"output_dir": output_dir, "results": results, "ap": content.get("ap", {})}
-    figures = {name: content.get(name) for name in ("pictures", "throughput", "seconds")}
+    figures = {name: content.get(name) for name in ("test", "pictures", "throughput", "seconds")}
     emit("run_end", exit_code=exit_code, **place, **figures)
     _runs.append(place)
 

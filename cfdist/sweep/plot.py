@@ -78,7 +78,8 @@ def draw_throughput(runs: Sequence[RunSummary], path: Path) -> bool:
 
 def footer(runs: Sequence[RunSummary]) -> str:
     """What the runs were measured on, on lines that fit below the plot."""
-    text = "; ".join(origin_lines(runs))
+    lines = [line for line in origin_lines(runs) if not line.startswith("test of ")]
+    text = "; ".join(lines)
     # `$` would begin a formula.
     return "\n".join(textwrap.wrap(text, FOOTER_WIDTH, break_on_hyphens=False)).replace("$", r"\$")
 

@@ -32,6 +32,7 @@ FIRST_TO_LAST = "first_to_last_pictures_per_s"
 ORIGIN = {
     "data_set": "data set",
     "pictures": "pictures",
+    "test": "test",
     "host": "host",
     "cpu": "processor",
     "date": "date",
@@ -60,8 +61,8 @@ class RunSummary:
         simulated: No real model ran.
         resolved_backend: The resolved backend.
         protocol: The chosen protocol, by which its AP was computed, with its quirks.
-        origin: Data set, picture count, host, processor, date and commit, see `ORIGIN`; only
-            what is known.
+        origin: Data set, picture count, how they were tested, host, processor, date and commit,
+            see `ORIGIN`; only what is known.
         figures: Name in `sweep.csv`, or `FIRST_TO_LAST`, which is not there -> figure; only those
             that the run has, and the published ones that may stand beside them.
         notes: What a reader of its results should know.
@@ -135,12 +136,28 @@ def values_of(runs: Sequence[RunSummary], name: str) -> list[str]:
     return list(dict.fromkeys(run.origin[name] for run in runs if name in run.origin))
 
 
+def test_lines(runs: Sequence[RunSummary]) -> list[str]:
+    """How the pictures of runs with an AP were tested: one line, or one for each way."""
+    ways = values_of(runs, "test")
+    if len(ways) < 2:
+        return [f"test: {way}" for way in ways]
+    numbers = {
+        way: [str(run.number) for run in runs if run.origin.get("test") == way] for way in ways
+    }
+    return [
+        f"test of run{'s' if len(of) > 1 else ''} {', '.join(of)}: {way}"
+        for way, of in numbers.items()
+    ]
+
+
 def origin_lines(runs: Sequence[RunSummary]) -> list[str]:
-    """What runs were measured on, one line for each name in `ORIGIN` that is known."""
+    """What runs were measured on, by the names in `ORIGIN` that are known."""
     lines = []
     for name, title in ORIGIN.items():
         values = values_of(runs, name)
-        if name == "date" and len(values) > 1:
+        if name == "test":
+            lines += test_lines(runs)
+        elif name == "date" and len(values) > 1:
             lines.append(f"{title}: {min(values)} to {max(values)}")
         elif values:
             lines.append(f"{title}: {', '.join(values)}")
@@ -205,6 +222,7 @@ def _origin(results: dict[str, Any]) -> dict[str, str]:
     origin = {
         "data_set": known.get("dataset"),
         "pictures": known.get("pictures"),
+        "test": results.get("test"),
         "host": known.get("host"),
         "cpu": f"{known['cpu']}{cores}" if known.get("cpu") else None,
         "date": known.get("date"),

@@ -30,6 +30,7 @@ from cfdist.sweep.runs import (
     have,
     origin_lines,
     swept_keys,
+    test_lines,
     values_of,
 )
 from cfdist.widerface.ground_truth import DIFFICULTIES
@@ -212,6 +213,7 @@ def print_runs(runs: Sequence[RunSummary]) -> None:
         table.add_row(*map(Text, cells))
     print_compact(table)
     for line in [
+        *test_lines(runs),
         *failure_lines(runs),
         *(f"note: {note}" for note in (*_unlike(runs), *_missing_rates(runs))),
     ]:
@@ -236,7 +238,7 @@ def _protocol_titles(runs: Sequence[RunSummary]) -> str:
 def _unlike(runs: Sequence[RunSummary]) -> list[str]:
     """What nobody swept and yet differs between runs, so that their figures cannot be compared."""
     sections = {key.partition(".")[0] for key in swept_keys(runs)}
-    meant = {"date"} | ({"data_set", "pictures"} if "dataset" in sections else set())
+    meant = {"date", "test"} | ({"data_set", "pictures"} if "dataset" in sections else set())
     names = [
         title
         for name, title in ORIGIN.items()

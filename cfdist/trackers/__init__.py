@@ -83,7 +83,8 @@ def figures(results: Mapping[str, Any]) -> dict[str, float]:
 def settings(results: Mapping[str, Any]) -> dict[str, Any]:
     """Key -> value of the run's configuration, with what it was computed by."""
     found = dict(_flat(results["config"], "", "."))
-    return found | {name: results[name] for name in ("backend", "simulated", "fingerprint")}
+    names = ("backend", "simulated", "fingerprint", "test")
+    return found | {name: results.get(name) for name in names}
 
 
 def _flat(values: Mapping[str, Any], prefix: str, separator: str) -> Iterator[tuple[str, Any]]:

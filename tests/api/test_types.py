@@ -33,6 +33,8 @@ def test_a_run_says_what_its_results_say():
     assert run.ap["official"] == AveragePrecision(0.9, 0.8, 0.7)
     assert (run.pictures_per_second, run.end_to_end_pictures_per_second) == (None, 7.5)
     assert run.results is RESULTS
+    assert run.test is None  # of an earlier version
+    assert Evaluation.of(Path("out"), RESULTS | {"test": "mirrored"}).test == "mirrored"
     assert "throughput" not in repr(run)
     assert isinstance(run, Score)
     with pytest.raises(FrozenInstanceError):
@@ -50,6 +52,7 @@ def test_a_comparison_has_the_aps_of_both():
     assert not run.within_tolerance
     assert (run.exit_code, run.reason) == (4, "the models are too far apart")
     assert run.candidate["official"].hard == 0.7
+    assert run.test is None
     assert isinstance(run, Run)
 
 

@@ -59,6 +59,7 @@ def test_the_last_line_names_the_results_of_the_only_run(runs):
     events, _, _ = run(code + "stream.end(0)")
     assert [one["event"] for one in events] == ["run_end"] * runs + ["end"]
     assert events[0]["pictures"] == {"done": 1}
+    assert "test" in events[0]
     last = events[-1]
     assert last["results"] == ("out/0/results.json" if runs == 1 else None)
     assert last["ap"] == ({"official": {"easy": 0.5}} if runs == 1 else {})

@@ -183,6 +183,10 @@ def test_a_run_says_what_it_was_measured_on():
         "date: 2026-02-01T09:00:00+01:00 to 2026-03-01T10:00:00+01:00",
         "commit: abc123",
     ]
+    # Of runs with an AP also how the pictures were tested, for each way the runs that were.
+    ways = [summarise_run(n, {}, 0, None, results_of(4, test=way)) for n, way in enumerate("aba")]
+    assert origin_lines(ways)[2:4] == ["test of runs 0, 2: a", "test of run 1: b"]
+    assert origin_lines(ways[:1])[2] == "test: a"
     # An earlier version's results know nothing of it; outside a checkout there is no commit.
     assert origin_lines(runs_of(1, provenance=None)) == []
     known = results_of()["provenance"] | {"commit": None}

@@ -8,7 +8,7 @@ import io
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfdist.sweep import tables
+from cfdist.sweep import plot, tables
 from cfdist.sweep.runs import RunSummary, summarise_run
 from tests.sweep.results import FAILED, results_of, runs_of
 
@@ -92,6 +92,21 @@ def test_the_page_and_the_table_say_what_was_measured_where_and_when():
     (record,) = table_of(runs_of(4))
     assert (record["data_set"], record["pictures"]) == ("wider_val", "3226")
     assert (record["host"], record["commit"]) == ("lab3", "abc123")
+
+
+def test_wherever_an_ap_stands_it_says_how_the_pictures_were_tested(capsys):
+    runs = [
+        summarise_run(n, {"model.nms": f"0.{n}"}, 0, None, results_of(4, test=f"IoU 0.{n}"))
+        for n in (1, 2)
+    ]
+    tables.print_runs(runs)
+    for text in (tables.markdown(runs, None), capsys.readouterr().out):
+        assert "test of run 1: IoU 0.1\n" in text and "test of run 2: IoU 0.2\n" in text
+        assert "the runs differ" not in text
+    assert [record["test"] for record in table_of(runs)] == ["IoU 0.1", "IoU 0.2"]
+    assert "test" not in plot.footer(runs) and "test: IoU 0.1" in " ".join(
+        plot.footer(runs[:1]).split()
+    )
 
 
 def test_runs_that_are_not_alike_are_named(capsys):

@@ -53,6 +53,7 @@ def test_figures_and_settings_are_flat():
         "backend": "openvino",
         "simulated": False,
         "fingerprint": "ab12",
+        "test": None,  # of an earlier version
     }
 
 
