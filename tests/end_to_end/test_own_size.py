@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from cfdist.inputs import SAMPLE_FOLDER
 from cfdist.sample import ensure_sample
 from tests.conftest import PROJECT
@@ -19,6 +21,12 @@ TEST = (
     "pictures at their own size (sides to the next multiple of 32), not mirrored; all "
     "cells with scores above 0.02, no cap; suppression at IoU 0.3"
 )
+
+
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -18,6 +18,12 @@ PROJECT = Path(__file__).resolve().parents[2]
 PAGE = (PROJECT / "docs" / "concepts.md").read_text()
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 def figures(first: str, title: str) -> list[float]:
     """The left three figures of the page's row; the right ones are there as well."""
     (line,) = [line for line in PAGE.split("\n") if line.startswith(f"| {first}| {title} |")]

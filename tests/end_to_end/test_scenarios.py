@@ -10,6 +10,12 @@ import pytest
 SIZE = ("model.height=64", "model.width=64", "cluster.dashboard=false", "output_dir=out")
 
 
+@pytest.fixture
+def command(warm_command):
+    """Not one of these tests is about how a command starts."""
+    return warm_command
+
+
 def test_one_picture_after_another(command, tmp_path):
     done = command(
         *("job=benchmark", "benchmark.scenario=single_stream", "benchmark.pictures=110", *SIZE),
