@@ -16,7 +16,8 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMMON = ("cluster.dashboard=false", "report=false", "output_dir=out")
-SIMULATED = ("job=tune", "backend=simulated", "backend.latency_ms=100", "tune.batches=[1,4]", *COMMON)
+SLOW = ("backend=simulated", "backend.latency_ms=100")
+SIMULATED = ("job=tune", *SLOW, "tune.batches=[1,4]", *COMMON)
 
 
 @pytest.fixture
