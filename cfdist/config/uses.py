@@ -173,7 +173,10 @@ LETTERBOX = equal("preprocess.size", "letterbox", "letterbox")
 OWN_SIZE = equal("preprocess.size", "own", "own")
 SEVERAL_VIEWS = When(
     "several preprocess.scales or preprocess.flip=true",
-    lambda run: len(run.values["preprocess.scales"]) > 1 or bool(run.values["preprocess.flip"]),
+    lambda run: (
+        bool(run.values["preprocess.flip"])
+        or (OWN_SIZE.holds(run) and len(run.values["preprocess.scales"]) > 1)
+    ),
 )
 WIDER = equal("dataset.kind", "wider", "wider (dataset=wider_val)")
 OWN_CLUSTER = When(

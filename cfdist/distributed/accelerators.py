@@ -77,7 +77,8 @@ def chosen(kind: str, devices: int | list[int] | str) -> list[str] | None:
     if not isinstance(devices, list):
         return _unbroken(names) if kind == "npu" else names
     if names is None:
-        count = count_accelerators(kind)
+        # A list may name chips that are broken; they have their numbers, too.
+        count = len(read_npus()) if kind == "npu" else count_accelerators(kind)
         if not count:  # nobody can say how many there are; Ray may find some
             return [str(device) for device in devices]
         names, whose = [str(number) for number in range(count)], "this machine has"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
+from cfdist.detections import Detections
 from cfdist.devices.base import DeviceReport, device_name
 from cfdist.devices.detector import decode_pictures, load
 from cfdist.distributed.plan import DevicePlan
@@ -37,12 +38,14 @@ class Latencies:
         seconds: From the first picture's begin to the last one's end.
         failures: The pictures that failed; they are not among the n.
         runs_on: What the backend computes on, see `Backend.runs_on`.
+        damaged: (id, what is wrong with the file) of the damaged ones, whether they failed or not.
     """
 
     ms: NDArray[np.float64]
     seconds: float
     failures: tuple[Failure, ...]
     runs_on: str = ""
+    damaged: tuple[Failure, ...] = ()
 
     @property
     def whole_ms(self) -> NDArray[np.float64]:
@@ -82,24 +85,27 @@ class SingleStreamDevice:
         """Take these pictures, again and again if they are too few."""
         for item in chunk[:_WARM_UP]:
             self._take(item)
-        (pictures, min_seconds), failed = self._least, dict[str, str]()
+        (pictures, min_seconds), failed, damaged = self._least, dict[str, str](), dict[str, str]()
         steps: list[NDArray[np.float64]] = []
         start = now = time.perf_counter()
         for item in itertools.cycle(chunk):
             if len(failed) == len(chunk) or (len(steps) >= pictures and now - start >= min_seconds):
                 break
             if item.key not in failed:
-                ends, error = self._take(item)
+                ends, found = self._take(item)
                 now = ends[-1]
-                if error is None:
+                if found.damage is not None:
+                    damaged[item.key] = found.damage
+                if found.error is None:
                     steps.append(1000 * np.diff(ends))
                 else:
-                    failed[item.key] = error
+                    failed[item.key] = found.error
         ms = np.array(steps).reshape(-1, len(STEPS))
-        return Latencies(ms, now - start, tuple(failed.items()), self._runner.backend.runs_on)
+        bad = tuple(failed.items()), self._runner.backend.runs_on, tuple(damaged.items())
+        return Latencies(ms, now - start, *bad)
 
-    def _take(self, item: WorkItem) -> tuple[list[float], str | None]:
-        """The times before, between and after the steps, and why the picture failed."""
+    def _take(self, item: WorkItem) -> tuple[list[float], Detections]:
+        """The times before, between and after the steps, and what was found."""
         times = [time.perf_counter()]
         for pictures in self._reader.portions([item]):  # of one picture there is one
             times.append(time.perf_counter())
@@ -107,7 +113,7 @@ class SingleStreamDevice:
             times.append(time.perf_counter())
             (found,) = decode_pictures(pictures, inferred, self._model.spec)
             times.append(time.perf_counter())
-        return times, found.error
+        return times, found
 
     def report(self) -> DeviceReport:
         """See `Device.report`."""

@@ -146,6 +146,7 @@ def latency_results(
         total=len(manifest.items),
         done=len(manifest.items) - len(found.failures),
         failures=found.failures,
+        damaged=found.damaged,
         seconds={
             **dict.fromkeys(("evaluation", "inference", "host")),
             "total": sum(phases.seconds.values()),
@@ -160,7 +161,7 @@ def latency_results(
         batch=1,
         simulated=model.is_simulated,
         config=config.model_dump(),
-        notes=notes,
+        notes=notes + damage_notes(config, found.damaged),
         extra={
             "latency_ms": {
                 name: None if too_few else batch_statistics(times.tolist())

@@ -206,6 +206,15 @@ def test_each_key_is_read_by_the_job_or_refused(job):
         (["backend=simulated", "backend.fault_device=1"], "fault_device: .* with backend.fault="),
         (["preprocess.scales=[1,2]"], "preprocess.scales: .* only with preprocess.size=own"),
         (["preprocess.merge=vote"], "preprocess.merge: .* several preprocess.scales or preproce"),
+        (
+            [
+                "experiment=multi_scale",
+                "preprocess.size=letterbox",
+                "preprocess.flip=false",
+                "preprocess.merge=vote",
+            ],
+            "preprocess.merge: .* several preprocess.scales or preproce",
+        ),
         (["preprocess.size=own", "model.width=640"], "model.width: .*preprocess.size=letterbox"),
         (["preprocess.size=own", "preprocess.where=cluster"], "preprocess.where: .*=letterbox"),
         (["backend=simulated", "model.nms=0.3"], "model.nms: .* a backend that runs the model"),

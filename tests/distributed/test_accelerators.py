@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cfdist.ascend import npu_smi
+from cfdist.ascend.npu_smi import Npu
 from cfdist.distributed import accelerators
 from cfdist.distributed.accelerators import allotted, chosen, resources, settle
 from cfdist.errors import UserError
@@ -61,8 +63,18 @@ def test_a_list_takes_entries_of_the_allotment_or_is_refused(numbers, devices):
 
 def test_a_machine_that_cannot_count_its_chips_refuses_none(monkeypatch):
     monkeypatch.delenv(ASCEND, raising=False)
-    monkeypatch.setattr(accelerators, "list_npus", lambda: [])
+    monkeypatch.setattr(accelerators, "read_npus", lambda: [])
     assert chosen("npu", [3]) == ["3"]
+
+
+def test_a_broken_chip_keeps_its_number(monkeypatch):
+    monkeypatch.delenv(ASCEND, raising=False)
+    chips = [Npu("Ascend310P3", n, 0, "Critical" if n == 1 else "OK") for n in range(4)]
+    for module in (accelerators, npu_smi):
+        monkeypatch.setattr(module, "read_npus", lambda: chips)
+    assert chosen("npu", [3, 1]) == ["3", "1"]
+    with pytest.raises(UserError, match="there is no NPU 4; this machine has 4, counted from 0"):
+        chosen("npu", [4])
 
 
 def test_ray_is_told_what_it_does_not_find(monkeypatch):

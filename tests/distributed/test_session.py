@@ -36,6 +36,9 @@ def seen(monkeypatch) -> list[dict]:
     monkeypatch.setattr(sessions, "shut_down", lambda: None)
     monkeypatch.setattr(sessions, "head_watched", lambda wait_s: contextlib.nullcontext())
     monkeypatch.setattr(accelerators, "list_npus", lambda: ["chip"] * 8)
+    monkeypatch.setattr(
+        accelerators, "read_npus", lambda: [Npu("Ascend310P3", n, 0) for n in range(8)]
+    )
     monkeypatch.setattr(accelerators, "count_accelerators", lambda kind: 8)
     for name in (CUDA, ASCEND):
         monkeypatch.delenv(name, raising=False)

@@ -185,6 +185,11 @@ def test_the_test_of_an_ap_is_told_in_words(compose):
         "the next multiple of 32)), also mirrored, 4 views merged by box voting; all cells with "
         "scores above 0.02, no cap; suppression at IoU 0.3"
     )
+    # The scales of a preset are those of pictures at their own size.
+    assert how_tested(compose("experiment=multi_scale", "preprocess.size=letterbox")) == (
+        "pictures letterboxed to 800x800, also mirrored, 2 views merged by box voting; all cells "
+        "with scores above 0.02, no cap; suppression at IoU 0.3"
+    )
 
 
 @pytest.mark.parametrize(

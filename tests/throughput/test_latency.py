@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -62,6 +64,17 @@ def test_where_every_picture_fails_there_is_an_end(spec, items):
     found = measured(spec, items[::2], 5, fault="nan", fault_device=None, fault_after=0)
     assert (len(found.ms), len(found.failures)) == (0, 2)
     assert "NaN" in found.failures[0][1]
+
+
+@pytest.mark.parametrize("use_damaged", [True, False])
+def test_damaged_files_are_named_whether_they_are_used_or_not(spec, items, use_damaged):
+    half = Path(items[0].path)
+    half.write_bytes(half.read_bytes()[:-10])
+    items = [replace(item, use_damaged=use_damaged) for item in items[::2]]
+    found = measured(spec, items, 4)
+    ((id, damage),) = found.damaged
+    assert id == "e/0" and "JPEG" in damage
+    assert len(found.failures) == (not use_damaged)
 
 
 def test_how_long_a_run_with_enough_pictures_takes():
