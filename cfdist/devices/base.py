@@ -114,6 +114,16 @@ class Device(Protocol):
         """Give the device, its threads and its memory back."""
 
 
+class SteppingDevice(Device, Protocol):
+    """A device whose one chunk may take hours.
+
+    Attributes:
+        steps: How many batches or pictures it has done so far.
+    """
+
+    steps: int
+
+
 # Makes the device with some settings.
 MakeDevice = Callable[[DeviceSettings], Device]
 

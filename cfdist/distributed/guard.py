@@ -4,7 +4,8 @@ The guard is a process of its own that waits for the end of the command's proces
 tells it by closing a pipe; SIGKILL, a crash and an orderly end are one to it. It belongs to no
 process group or parent that anybody signals, and ignores what ends the command in order. It knows
 the command's processes by a variable of their environment, and so finds those that have left their
-parents, groups and sessions, as Ray's agents have.
+parents, groups and sessions, as Ray's agents have. The processes of a Ray session have a mark of
+their own, so that a session can end before its command, whose libraries may have started others.
 
 The guard of a session that a command leaves to later ones outlives the command, and ends the
 session when its time is over; see `cfdist.distributed.keeping`.
@@ -26,17 +27,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-# In the environment of all processes of a command; its value is the command's mark.
+# In the environment of all processes of a command; its value is the command's mark, or that of its
+# Ray session.
 VARIABLE = "CFDIST_MARK"
 
-# Of the folder's name; the command's mark follows.
+# Of the name of a session's folder; the session's mark follows.
 PREFIX = "cfdist-"
 
-# A command's folder has such a name, and this file with its mark in it. Other folders of the name
-# are a person's own.
+# A session's folder has such a name, and this file with its mark in it, and the command's. Other
+# folders of the name are a person's own.
 _NAME = re.compile(rf"{PREFIX}[0-9a-f]{{6}}")
 _MARKER = ".of_guard"
 
@@ -47,7 +49,6 @@ _PROCESSES = Path("/proc")
 
 # Of a session that outlives commands. Whoever uses it holds a lock on this file in its folder.
 IN_USE = ".in_use"
-_KEEP = "keep "  # before the session's record, in what its guard is told
 _LOOKS_EVERY = 0.25  # seconds
 
 
@@ -55,8 +56,9 @@ class Guard:
     """This process's side of its guard.
 
     Attributes:
-        mark: Tells this command's processes from those of others.
-        folder: The command's folder, once it has one.
+        mark: Tells this command's processes from those of others; empty: they have none.
+        session: The mark of its Ray session's processes, once it has one.
+        folder: That session's folder.
     """
 
     def __init__(self, marks_all: bool = True) -> None:
@@ -65,8 +67,10 @@ class Guard:
         Raises:
             OSError: it cannot be started.
         """
-        self.mark = secrets.token_hex(3)
+        self.mark = secrets.token_hex(3) if marks_all else ""
+        self.session = ""
         self.folder: Path | None = None
+        self._held: int | None = None
         # Ray's workers write their titles over their environment otherwise.
         os.environ["SPT_NOENV"] = "1"
         if marks_all:
@@ -86,41 +90,61 @@ class Guard:
         process.wait()  # it leaves a child that is nobody's
 
     def make_folder(self, base: Path) -> Path:
-        """The command's own folder in `base`, which others may see but not change.
+        """A new session's own folder in `base`, which others may see but not change.
 
         Raises:
             OSError: it cannot be made.
         """
-        folder = base / f"{PREFIX}{self.mark}"
+        session = secrets.token_hex(3)
+        folder = base / f"{PREFIX}{session}"
         folder.mkdir(mode=0o700)
         with contextlib.suppress(OSError):  # no locks here: a later command cannot tell it is alive
-            hold(folder)
-            (folder / _MARKER).write_text(self.mark)
-        self.folder = folder
-        self._tell(str(folder))
+            self._held = hold(folder)
+            (folder / _MARKER).write_text(f"{session} {self.mark}")
+        self.session, self.folder = session, folder
+        self._tell("folder", folder)
         return folder
+
+    def end_session(self) -> None:
+        """End the session's processes now, and remove its folder; the command's others go on."""
+        if self.folder is not None:
+            self._tell("end")
+            self._wait()
+            self._forget()
 
     def keep_folder(self) -> None:
         """Leave the folder to the person, until a later command clears it."""
-        self._tell("")
+        self._tell("leave", self.folder)
 
     def keep(self, record: Path) -> None:
         """Let what is guarded outlive this process, as long as its record says: `_wait_idle`."""
-        self._tell(f"{_KEEP}{record}")
+        self._tell("keep", record)
 
     def let_go(self) -> None:
         """Let the guard go on without this process, or do its work if there is nothing to keep."""
         with contextlib.suppress(OSError):
             self._to.close()
+        self._forget()
 
     def end(self) -> None:
         """Let the guard do its work now, and wait until it has."""
         self.let_go()
-        select.select([self._from], [], [], _LONGEST_WAIT)
+        while self._wait():  # a late answer of before
+            pass
 
-    def _tell(self, line: str) -> None:
-        with contextlib.suppress(OSError):
-            self._to.write(os.fsencode(line) + b"\n")
+    def _wait(self) -> bool:
+        """Wait until the guard has answered, which is true, or has ended or takes too long."""
+        is_there = select.select([self._from], [], [], _LONGEST_WAIT)[0]
+        return bool(is_there and os.read(self._from.fileno(), 1))
+
+    def _forget(self) -> None:
+        held, self._held, self.folder = self._held, None, None
+        if held is not None:
+            os.close(held)
+
+    def _tell(self, what: str, path: Path | None = None) -> None:
+        with contextlib.suppress(OSError, ValueError):  # it has ended, or was let go
+            self._to.write(os.fsencode(f"{what} {path or ''}") + b"\n")
             self._to.flush()
 
 
@@ -137,10 +161,15 @@ def guarded() -> Guard:
 
 
 def guarded_anew() -> Guard:
-    """The guard of this process's next session; what is left of the one before ends first."""
-    if guarded().folder is not None:
-        end_guard()
-    return guarded()
+    """The guard of this process's next session; what is left of the one before ends first.
+
+    In a process that is no command, only the session's processes are marked.
+    """
+    global _guard
+    if _guard is None:
+        _guard = Guard(marks_all=False)
+    _guard.end_session()
+    return _guard
 
 
 def end_guard() -> None:
@@ -206,64 +235,79 @@ def clear_dead(base: Path) -> None:
         with contextlib.suppress(OSError):
             mark = folder.name.removeprefix(PREFIX)
             is_ours = _NAME.fullmatch(folder.name) and folder.lstat().st_uid == os.geteuid()
-            if not is_ours or (folder / _MARKER).read_text() != mark:
+            marks = (folder / _MARKER).read_text().split() if is_ours else []
+            if marks[:1] != [mark]:
                 continue
             held = hold(folder, is_alone=True)
             try:
-                clean(mark, folder)
+                clean(marks, [folder])
             finally:
                 os.close(held)
 
 
-def clean(mark: str, folder: Path | None) -> None:
-    """Kill the processes with a mark, and remove a folder."""
+def clean(marks: Collection[str], folders: Iterable[Path | None]) -> None:
+    """Kill the processes with one of the marks, and remove folders."""
     deadline = time.monotonic() + _LONGEST_KILL
     empty = 0  # looks in a row that found none; one may have been about to start another
     while empty < 2 and time.monotonic() < deadline:
-        found = list(_marked(mark))
+        found = list(_marked(marks))
         for process in found:
             with contextlib.suppress(OSError):
                 os.kill(process, signal.SIGKILL)
         empty = 0 if found else empty + 1
         time.sleep(0.02 if found else 0)
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+    for folder in folders:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def _marked(mark: str) -> Iterator[int]:
-    """The processes with a mark; none on a system that shows no environments."""
-    wanted = f"{VARIABLE}={mark}".encode()
+def _marked(marks: Collection[str]) -> Iterator[int]:
+    """The processes with one of the marks; none on a system that shows no environments."""
+    wanted = {f"{VARIABLE}={mark}".encode() for mark in marks if mark}
     names = os.listdir(_PROCESSES) if _PROCESSES.is_dir() else []
     for name in filter(str.isdigit, names):
         with contextlib.suppress(OSError):  # it has ended, or is another user's
-            if wanted in (_PROCESSES / name / "environ").read_bytes().split(b"\0"):
+            if wanted & {*(_PROCESSES / name / "environ").read_bytes().split(b"\0")}:
                 yield int(name)
 
 
 def _main(mark: str) -> None:
-    """Wait for the command's end; the last line that it writes is the folder to remove, if any.
+    """Wait for the command's end, and do what it writes meanwhile, a line for each.
 
-    A line before may name the record of a session to keep.
+    "folder <a session's>", "leave <a folder to the person>", "keep <the record of the session>",
+    and "end", which is answered: the sessions so far, now.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     if os.fork():
         os._exit(0)  # nobody's child: whoever ends the command's children leaves it
-    folder, record = None, None
+    folders: dict[str, Path | None] = {}  # the mark of a session -> what is removed at its end
+    record = None
     for line in sys.stdin.buffer:
-        if line.startswith(_KEEP.encode()):
-            record = Path(os.fsdecode(line[len(_KEEP) : -1]))
-            continue
-        folder = Path(os.fsdecode(line[:-1])) if line.strip() else None
-        if folder is not None:
-            with contextlib.suppress(OSError):
-                hold(folder)
-    if folder is not None and record is not None:
-        _wait_idle(mark, folder, record)
-    clean(mark, folder)
+        what, _, text = os.fsdecode(line[:-1]).partition(" ")
+        path = Path(text)
+        session = path.name.removeprefix(PREFIX)
+        match what:
+            case "folder":
+                folders[session] = path
+                with contextlib.suppress(OSError):
+                    hold(path)
+            case "leave":
+                folders[session] = None
+            case "keep":
+                record = path
+            case "end":
+                clean(folders.keys(), folders.values())
+                folders.clear()
+                with contextlib.suppress(OSError):
+                    os.write(1, b".")
+    for session, folder in folders.items():
+        if folder is not None and record is not None:
+            _wait_idle(session, folder, record)
+    clean({mark, *folders}, folders.values())
 
 
-def _wait_idle(mark: str, folder: Path, record: Path) -> None:
+def _wait_idle(session: str, folder: Path, record: Path) -> None:
     """Return when nobody has used a session for as long as its record says, or the record is gone.
 
     The record goes first, and nobody can use the session from then on.
@@ -281,7 +325,7 @@ def _wait_idle(mark: str, folder: Path, record: Path) -> None:
         since = since or time.monotonic()
         try:
             content = json.loads(record.read_text())
-            is_ours = content["mark"] == mark
+            is_ours = content["mark"] == session
             if is_ours and time.monotonic() - since < 60 * content["minutes"]:
                 os.close(used)
                 continue

@@ -31,6 +31,7 @@ _SILENCE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
 _NODE_IS_GONE = "Ray's node process on this host has ended"
 
+_interrupting = threading.Lock()
 _lost = threading.Event()
 _why = ""  # what is lost, once it is
 
@@ -74,8 +75,10 @@ def head_watched(wait_s: float) -> Iterator[None]:
         try:
             yield
         finally:
-            ended.set()  # an interruption that comes later would meet the lines below
+            with _interrupting:  # one watch's signal never comes in the next one's block
+                ended.set()
     except (KeyboardInterrupt, Exception) as error:
+        ended.set()
         # Without the node process anything may fail before this thread is interrupted.
         if not _lost.is_set() and not isinstance(error, KeyboardInterrupt) and not _has_node():
             _lose(_NODE_IS_GONE)
@@ -190,10 +193,11 @@ def _lose(why: str) -> None:
 
 def _interrupt(why: str, ended: threading.Event) -> None:
     """Interrupt the main thread; end the process if that fails."""
-    if ended.is_set():
-        return
-    _lose(why)
-    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
+    with _interrupting:
+        if ended.is_set():
+            return
+        _lose(why)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
     if not ended.wait(_SECONDS_TO_END):
         line = f"{why}; resume=<output_dir> goes on later"
         terminal.write_error(f"cfdist: {line}\n".encode())

@@ -319,7 +319,7 @@ def start(
         token = os.environ.get(_TOKEN[1], "")
         is_own = token.startswith(f"{keeper.folder}/")
         record = Record(
-            keeper.mark,
+            keeper.session,
             str(keeper.folder),
             ray.get_runtime_context().gcs_address,
             context.address_info["raylet_socket_name"],

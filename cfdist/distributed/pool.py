@@ -15,7 +15,14 @@ from typing import Any, Generic, TypeVar, cast
 import pyarrow as pa
 
 from cfdist.detections import Detections, arrow_without_pandas, to_arrow
-from cfdist.devices.base import ChunkReport, Device, DeviceReport, MakeDevice, device_name
+from cfdist.devices.base import (
+    ChunkReport,
+    Device,
+    DeviceReport,
+    MakeDevice,
+    SteppingDevice,
+    device_name,
+)
 from cfdist.devices.reader import Size
 from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, Place, settle
 from cfdist.distributed.actors import (
@@ -161,6 +168,10 @@ class DeviceActor:
     def process_directly(self, chunk: Any) -> Any:
         """`Device.process` for a chunk that is not rows of blocks."""
         return self._device.process(chunk)
+
+    def steps(self) -> int:
+        """How much a `SteppingDevice` has done so far."""
+        return cast(SteppingDevice, self._device).steps
 
     def close(self) -> Answer[DeviceReport]:
         """Give the device back; returns what it has done."""
@@ -481,18 +492,20 @@ class DevicePool(Generic[Result]):
             raise problem
         raise StoppedError(f"no device is left; the last one, {problem}", ExitCode.INTERNAL)
 
-    def await_call(self, name: str, call: Ref, batches: int, min_seconds: float = 0) -> Any:
-        """What a call to a device returns that nobody else can do, after `min_seconds` at least.
+    def await_call(self, name: str, call: Ref) -> Any:
+        """What a call to a `SteppingDevice` returns that nobody else can do.
+
+        It may take any time while the device goes on.
 
         Raises:
             UserError: the device refuses it.
-            StoppedError: the device failed, or took too long for so many batches.
+            StoppedError: the device failed, or has not done a step within the time limit.
         """
         import ray
 
-        limit = min_seconds + (self.plan.timeout or self.plan.first_seconds * max(1, batches))
         try:
-            return ray.get(call, timeout=limit)
+            self._wait_while_it_goes_on(name, call)
+            return ray.get(call)
         except ray.exceptions.RayError as error:
             problem = user_error(error)
             if isinstance(problem, UserError):
@@ -500,6 +513,30 @@ class DevicePool(Generic[Result]):
             log.error("%s failed", name, exc_info=error)
             text = f"{self.label(name)}: {words_of(error)}"
             raise StoppedError(text, ExitCode.INTERNAL) from None
+
+    def _wait_while_it_goes_on(self, name: str, call: Ref) -> None:
+        """Wait for a call; raise a `StoppedError` once its device has stood still too long."""
+        import ray
+
+        self.clock.tick()
+        limit = self.limits.opening
+        seen, since, asked = 0, self.clock.now, self.clock.now
+        steps: Any
+        answer: Ref = None
+        while not ray.wait([call], timeout=min(_WATCH_SECONDS, limit / 4))[0]:
+            self.clock.tick()
+            now = self.clock.now
+            if answer is not None and ray.wait([answer], timeout=0)[0]:
+                steps = ray.get(answer)
+                answer = None
+                if steps != seen:
+                    seen, since = steps, now
+            # Seldom: each question takes a millisecond from what is measured.
+            if answer is None and now - asked >= limit / 4:
+                asked, answer = now, self.actors[name].steps.remote()
+            if now - since > 1.5 * limit:  # an answer may be this late
+                text = f"{self.label(name)}: no batch has ended for {limit:g} s (device.timeout)"
+                raise StoppedError(text, ExitCode.INTERNAL)
 
     def replace(
         self,

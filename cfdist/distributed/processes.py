@@ -35,10 +35,10 @@ _reserved: list[socket.socket] = []
 
 
 @contextlib.contextmanager
-def own_processes(mark: str | None = None) -> Iterator[None]:
+def own_processes(mark: str, outlives: bool = False) -> Iterator[None]:
     """Let Ray, started in the `with` block, start what a run needs, each in a session of its own.
 
-    With a mark they outlive this process and have that mark, see `cfdist.distributed.guard`.
+    They have a mark, see `cfdist.distributed.guard`, and may be such as outlive this process.
 
     What is signalled to this process's group, or by its terminal, would end them before this
     process has ended what it does with them.
@@ -47,9 +47,9 @@ def own_processes(mark: str | None = None) -> Iterator[None]:
 
     class Started(services.ConsolePopen):
         def __init__(self, *command: Any, **options: Any) -> None:
-            if mark is not None:
-                given = options.get("env") or os.environ
-                options["env"] = {**given, VARIABLE: mark, **_preloading(given)}
+            options["env"] = {**(options.get("env") or os.environ), VARIABLE: mark}
+            if outlives:
+                options["env"] |= _preloading(options["env"])
                 options["stdin"] = subprocess.DEVNULL
             super().__init__(*command, **options, start_new_session=True)
 
@@ -59,7 +59,7 @@ def own_processes(mark: str | None = None) -> Iterator[None]:
         changed = {"get_dashboard_dependency_error": lambda: None}
     with (
         _replaced(services, ConsolePopen=Started),
-        _replaced(node, Node=_node_class(mark is not None)),
+        _replaced(node, Node=_node_class(outlives)),
         _replaced(utils, **changed),
     ):
         yield

@@ -118,7 +118,7 @@ def start_ray(dashboard: bool, accelerators: Mapping[str, Any], keeper: Guard | 
         folder = guard.make_folder(base)
         ensure_token(folder, keeper is not None)
         forget_token()
-        with own_processes(keeper.mark if keeper else None):
+        with own_processes(guard.session, outlives=keeper is not None):
             context = _init({**options, **_folders(folder)}, guard, folder)
         folder.chmod(0o700)  # Ray lets all users write to it
         return context

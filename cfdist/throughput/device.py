@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,9 @@ from cfdist.distributed.pool import DevicePool
 from cfdist.errors import ExitCode, StoppedError
 from cfdist.machine import peak_memory
 from cfdist.preprocess import InputContract, to_model_input
+from cfdist.throughput.sampling import Ends, Sample
+
+_TAKEN_EVERY = 4096  # batches: a backend keeps the times of all until they are taken
 
 
 @dataclass(frozen=True)
@@ -29,28 +32,52 @@ class LoopReport:
     """What a device did in its loops.
 
     Attributes:
-        ends: For each stream (batches,) float64: when each batch ended, seconds since the stream
-            began.
-        device_ms: The device's own time of each batch, milliseconds, if it measures one.
+        ends: For each stream (n,) float64: when each batch ended, seconds since the stream began;
+            of very many those of a part, see `Ends`.
+        device_ms: The device's own time of each batch, milliseconds, if it measures one; of very
+            many those of a part, see `Sample`.
         runs_on: What the backend computes on, see `Backend.runs_on`.
+        counts: For each stream (n,) how many batches had ended then; empty: 1, 2, 3, ...
+        some_ms: (n,) float64: the times of a part of the batches; `None`: `ends` has all.
     """
 
     ends: Sequence[NDArray[np.float64]]
     device_ms: tuple[float, ...]
     runs_on: str = ""
+    counts: Sequence[NDArray[np.int64]] = ()
+    some_ms: NDArray[np.float64] | None = None
+
+    @property
+    def batches(self) -> int:
+        """How many batches all streams have done."""
+        if not self.counts:
+            return sum(map(len, self.ends))
+        return sum(int(counts[-1]) for counts in self.counts)
 
     @property
     def batch_ms(self) -> NDArray[np.float64]:
-        """(n,) float64: host-visible time of each batch of all streams, milliseconds.
+        """(n,) float64: host-visible time of the batches of all streams, milliseconds.
 
         With several streams a batch takes longer than it would take alone, because the others run
         beside it.
         """
+        if self.some_ms is not None:
+            return self.some_ms
         return 1000 * np.concatenate([np.diff(ends, prepend=0.0) for ends in self.ends])
+
+    def done(self, until: float) -> float:
+        """How many batches were done at a time; the one that was under way counts in part."""
+        counts = self.counts or [np.arange(1, len(ends) + 1) for ends in self.ends]
+        return float(
+            sum(
+                np.interp(until, [0, *ends], [0, *count])
+                for ends, count in zip(self.ends, counts, strict=True)
+            )
+        )
 
 
 class LoopingDevice:
-    """Runs loops; keeps the `Device` protocol. A chunk is a number of loops."""
+    """Runs loops; a `SteppingDevice`. A chunk is a number of loops."""
 
     def __init__(
         self, model: BackendModel, settings: DeviceSettings, kind: str, min_seconds: float = 0
@@ -60,6 +87,7 @@ class LoopingDevice:
         self._min_seconds = min_seconds
         self._settings = settings
         self._kind = kind
+        self.steps = 0
 
     def warm_up(self) -> None:
         """Load the model and run each stream twice, as the loops will.
@@ -79,17 +107,21 @@ class LoopingDevice:
 
     def process(self, chunk: int) -> LoopReport:
         """Run at least this many batches in each stream."""
-        self._loops = run_loops(self._backend, self._inputs, chunk, self._min_seconds)
+
+        def note(batches: int) -> None:
+            self.steps += batches
+
+        self._loops = run_loops(self._backend, self._inputs, chunk, self._min_seconds, note)
         return self._loops
 
     def report(self) -> DeviceReport:
         """See `Device.report`; what the last loops did."""
-        batch_ms = self._loops.batch_ms
+        loops = self._loops
         return DeviceReport(
-            pictures=len(batch_ms) * self._model.spec.batch,
-            busy_seconds=float(batch_ms.sum()) / 1000 / self._backend.streams,
-            batch_ms=batch_ms.tolist(),
-            device_ms=list(self._loops.device_ms),
+            pictures=loops.batches * self._model.spec.batch,
+            busy_seconds=float(sum(ends[-1] for ends in loops.ends)) / self._backend.streams,
+            batch_ms=loops.batch_ms.tolist(),
+            device_ms=list(loops.device_ms),
             peak_memory=peak_memory(),
         )
 
@@ -118,7 +150,11 @@ def model_input(kind: str, contract: InputContract, batch: int) -> NDArray[Any]:
 
 
 def run_loops(
-    backend: Backend, inputs: NDArray[Any], loops: int, min_seconds: float = 0
+    backend: Backend,
+    inputs: NDArray[Any],
+    loops: int,
+    min_seconds: float = 0,
+    note: Callable[[int], None] = lambda batches: None,
 ) -> LoopReport:
     """Infer the same batch again and again, in every stream of the backend at once.
 
@@ -128,26 +164,42 @@ def run_loops(
         loops: Batches in each stream, at least. They are handed over in groups
             (`Capabilities.group`), and each then counts as the group's time divided by its batches.
         min_seconds: How long each stream goes on at least.
+        note: Called by each stream with the batches that it has done since it last called.
     """
     group = backend.capabilities.group
     together = threading.Barrier(backend.streams)
+    own_times, lock = Sample(), threading.Lock()
 
-    def run_stream(_: int) -> NDArray[np.float64]:
+    def take_own_times() -> None:
+        with lock:
+            for milliseconds in backend.device_times_ms():
+                own_times.add(milliseconds)
+
+    def run_stream(_: int) -> tuple[Ends, Sample]:
         together.wait()
-        start, now, done = time.perf_counter(), 0.0, 0
-        ends = [np.empty(0)]
-        while done < loops or now < min_seconds:
-            count = min(group, loops - done) if done < loops else group
+        start, now = time.perf_counter(), 0.0
+        ends, times = Ends(), Sample()
+        while ends.count < loops or now < min_seconds:
+            count = min(group, loops - ends.count) if ends.count < loops else group
             backend.infer_many([inputs] * count)
             previous, now = now, time.perf_counter() - start
-            ends.append(np.linspace(previous, now, count + 1)[1:])
-            done += count
-        return np.concatenate(ends)
+            each = (now - previous) / count
+            for number in range(1, count + 1):
+                ends.add(previous + number * each)
+                times.add(1000 * each)
+            note(count)
+            if ends.count % _TAKEN_EVERY < count:
+                take_own_times()
+        return ends, times
 
     backend.device_times_ms()  # forgets those of earlier batches
     with ThreadPoolExecutor(backend.streams) as pool:
-        ends = list(pool.map(run_stream, range(backend.streams)))
-    return LoopReport(ends, tuple(backend.device_times_ms()), backend.runs_on)
+        streams = list(pool.map(run_stream, range(backend.streams)))
+    take_own_times()
+    ends, counts = zip(*(one.kept() for one, _ in streams), strict=True)
+    times = np.concatenate([one.rows()[:, 0] for _, one in streams])
+    own = tuple(own_times.rows()[:, 0].tolist())
+    return LoopReport(ends, own, backend.runs_on, counts, times)
 
 
 def loop_devices(
@@ -173,7 +225,7 @@ def loop_devices(
     def make_device(settings: DeviceSettings) -> LoopingDevice:
         return LoopingDevice(model, settings, kind, min_seconds)
 
-    return on_each_device(plan, make_device, model, loops, loops, min_seconds)
+    return on_each_device(plan, make_device, model, loops)
 
 
 def on_each_device(
@@ -181,18 +233,14 @@ def on_each_device(
     make_device: MakeDevice,
     model: BackendModel,
     chunk: Any,
-    batches: int,
-    min_seconds: float,
 ) -> dict[str, Any]:
     """Have all devices do a chunk at once, as soon as all are warm.
 
     Args:
         plan: The devices.
-        make_device: Makes one of them.
+        make_device: Makes one of them, a `SteppingDevice`.
         model: What they load.
         chunk: What each is to do.
-        batches: How many batches that are.
-        min_seconds: How long it takes at least.
 
     Returns:
         Device name -> what it gives back.
@@ -214,10 +262,7 @@ def on_each_device(
                     text = f"{pool.label(name)} failed ({said}), and its rate would be missing"
                     raise StoppedError(text, ExitCode.INTERNAL)
             calls = {name: pool.actors[name].process_directly.remote(chunk) for name in names}
-            reports = {
-                name: pool.await_call(name, call, batches, min_seconds)
-                for name, call in calls.items()
-            }
+            reports = {name: pool.await_call(name, call) for name, call in calls.items()}
             pool.close()
     except ray.exceptions.RayError as error:
         raise user_error(error) from None
@@ -236,9 +281,4 @@ def common_rates(devices: Sequence[LoopReport], batch: int) -> list[float]:
         batch: Pictures a batch.
     """
     until = min(float(ends[-1]) for report in devices for ends in report.ends)
-    return [
-        float(sum(np.interp(until, [0, *ends], range(len(ends) + 1)) for ends in report.ends))
-        * batch
-        / until
-        for report in devices
-    ]
+    return [report.done(until) * batch / until for report in devices]

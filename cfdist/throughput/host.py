@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
+from operator import itemgetter
 
 import numpy as np
 
@@ -106,8 +108,7 @@ def measure_host(
     for readers in counts:
         count = max(pictures, PICTURES_A_READER * readers)
         while True:
-            work = list(itertools.islice(itertools.cycle(usable), count))
-            rate, new = read_pictures(work, size, readers)
+            rate, new = read_pictures(usable, size, readers, count)
             if new:
                 raise UserError(
                     f"dataset: {new[0][0]} could be read a moment ago, and no longer: {new[0][1]}; "
@@ -122,9 +123,9 @@ def measure_host(
 
 
 def read_pictures(
-    items: Sequence[WorkItem], size: Size, readers: int
+    items: Sequence[WorkItem], size: Size, readers: int, count: int | None = None
 ) -> tuple[HostRate, tuple[Failure, ...]]:
-    """Read pictures as a device does, with several chunks in flight.
+    """Read pictures, again and again up to a count, as a device does: several chunks in flight.
 
     Returns:
         The rate of this number of reader threads, and the pictures that cannot be read, in order.
@@ -132,10 +133,20 @@ def read_pictures(
     # Enough to keep all threads busy while finished chunks are handed over.
     in_flight = ceil(readers / CHUNK) + AHEAD
     reader = Reader(size, readers, CHUNK, in_flight)
+    count = len(items) if count is None else count
+    # One after the other: of hours of reading all chunks at once would take gigabytes.
+    left, lock = itertools.islice(itertools.cycle(items), count), threading.Lock()
+    numbers = itertools.count()
+    failures: list[tuple[int, Failure]] = []
 
-    def read(chunk: Sequence[WorkItem]) -> tuple[Failure, ...]:
-        with reader.read(chunk) as pictures:
-            return pictures.failures
+    def read(_: int) -> None:
+        while True:
+            with lock:
+                number, chunk = next(numbers), list(itertools.islice(left, CHUNK))
+            if not chunk:
+                return
+            with reader.read(chunk) as pictures:
+                failures.extend((number, failure) for failure in pictures.failures)
 
     width, height = size
     black = LetterboxedPicture("", size, np.zeros(height * width * 3, np.uint8))
@@ -144,9 +155,9 @@ def read_pictures(
         with contextlib.ExitStack() as held:
             for _ in range(in_flight):
                 held.enter_context(reader.read([black] * CHUNK))
-        chunks = [items[first : first + CHUNK] for first in range(0, len(items), CHUNK)]
         start, start_cpu = time.perf_counter(), time.process_time()
-        failures = tuple(itertools.chain.from_iterable(callers.map(read, chunks)))
+        list(callers.map(read, range(in_flight)))
         seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-    count = len(items)
-    return HostRate(readers, count, count / seconds, 1000 * cpu / count), failures
+    # Chunks end in any order, the pictures of one do not.
+    found = tuple(failure for _, failure in sorted(failures, key=itemgetter(0)))
+    return HostRate(readers, count, count / seconds, 1000 * cpu / count), found

@@ -18,6 +18,7 @@ from cfdist.devices.detector import decode_pictures, load
 from cfdist.distributed.plan import DevicePlan
 from cfdist.throughput.device import on_each_device
 from cfdist.throughput.host import Failure
+from cfdist.throughput.sampling import Sample
 from cfdist.widerface.manifest import WorkItem
 
 # What is done with a picture, in this order.
@@ -34,11 +35,13 @@ class Latencies:
     """What became of pictures, one after another.
 
     Attributes:
-        ms: (n, steps) float64: how long each step of each picture took, milliseconds.
+        ms: (n, steps) float64: how long each step of each picture took, milliseconds; of very many
+            pictures those of a part, see `Sample`.
         seconds: From the first picture's begin to the last one's end.
         failures: The pictures that failed; they are not among the n.
         runs_on: What the backend computes on, see `Backend.runs_on`.
         damaged: (id, what is wrong with the file) of the damaged ones, whether they failed or not.
+        count: How many pictures there were; 0: those of `ms`.
     """
 
     ms: NDArray[np.float64]
@@ -46,6 +49,12 @@ class Latencies:
     failures: tuple[Failure, ...]
     runs_on: str = ""
     damaged: tuple[Failure, ...] = ()
+    count: int = 0
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures were measured."""
+        return self.count or len(self.ms)
 
     @property
     def whole_ms(self) -> NDArray[np.float64]:
@@ -56,13 +65,13 @@ class Latencies:
     @property
     def missing_seconds(self) -> float | None:
         """How long a run with enough pictures takes; `None` if this one has enough."""
-        if len(self.ms) >= LEAST_PICTURES:
+        if self.pictures >= LEAST_PICTURES:
             return None
-        return self.seconds / max(1, len(self.ms)) * LEAST_PICTURES
+        return self.seconds / max(1, self.pictures) * LEAST_PICTURES
 
 
 class SingleStreamDevice:
-    """Takes one picture after another; keeps the `Device` protocol. A chunk is all pictures."""
+    """Takes one picture after another; a `SteppingDevice`. A chunk is all pictures."""
 
     def __init__(
         self, model: BackendModel, settings: DeviceSettings, pictures: int, min_seconds: float
@@ -71,6 +80,7 @@ class SingleStreamDevice:
         self._model = model
         self._settings = settings
         self._least = (pictures, min_seconds)
+        self.steps = 0
 
     def warm_up(self) -> None:
         """Load the model and run it.
@@ -86,10 +96,11 @@ class SingleStreamDevice:
         for item in chunk[:_WARM_UP]:
             self._take(item)
         (pictures, min_seconds), failed, damaged = self._least, dict[str, str](), dict[str, str]()
-        steps: list[NDArray[np.float64]] = []
+        steps = Sample(len(STEPS))
         start = now = time.perf_counter()
         for item in itertools.cycle(chunk):
-            if len(failed) == len(chunk) or (len(steps) >= pictures and now - start >= min_seconds):
+            is_enough = steps.count >= pictures and now - start >= min_seconds
+            if len(failed) == len(chunk) or is_enough:
                 break
             if item.key not in failed:
                 ends, found = self._take(item)
@@ -97,12 +108,11 @@ class SingleStreamDevice:
                 if found.damage is not None:
                     damaged[item.key] = found.damage
                 if found.error is None:
-                    steps.append(1000 * np.diff(ends))
+                    steps.add(*(1000 * np.diff(ends)))
                 else:
                     failed[item.key] = found.error
-        ms = np.array(steps).reshape(-1, len(STEPS))
         bad = tuple(failed.items()), self._runner.backend.runs_on, tuple(damaged.items())
-        return Latencies(ms, now - start, *bad)
+        return Latencies(steps.rows(), now - start, *bad, steps.count)
 
     def _take(self, item: WorkItem) -> tuple[list[float], Detections]:
         """The times before, between and after the steps, and what was found."""
@@ -113,6 +123,7 @@ class SingleStreamDevice:
             times.append(time.perf_counter())
             (found,) = decode_pictures(pictures, inferred, self._model.spec)
             times.append(time.perf_counter())
+        self.steps += 1
         return times, found
 
     def report(self) -> DeviceReport:
@@ -149,6 +160,6 @@ def measure_latency(
     def make_device(settings: DeviceSettings) -> SingleStreamDevice:
         return SingleStreamDevice(model, settings, pictures, min_seconds)
 
-    reports = on_each_device(plan, make_device, model, list(items), pictures, min_seconds)
+    reports = on_each_device(plan, make_device, model, list(items))
     found: Latencies = reports[device_name(0)]
     return found

@@ -135,12 +135,14 @@ def latency_results(
         notes.append("every picture has failed: there is no latency")
     elif too_few:
         notes.append(
-            f"{len(found.ms)} pictures in {found.seconds:.2g} s are too few for a 99th percentile, "
-            f"which takes {LEAST_PICTURES}, about {found.missing_seconds:.2g} s: "
+            f"{found.pictures} pictures in {found.seconds:.2g} s are too few for a 99th "
+            f"percentile, which takes {LEAST_PICTURES}, about {found.missing_seconds:.2g} s: "
             f"benchmark.pictures={LEAST_PICTURES}"
         )
     elif config.dataset.kind == "sample":
         notes.append(_SAMPLE_NOTE)
+    if len(found.ms) < found.pictures:
+        notes.append(_part_note(len(found.ms), found.pictures, "pictures"))
     return Results(
         job="benchmark",
         total=len(manifest.items),
@@ -169,7 +171,7 @@ def latency_results(
             },
             "benchmark": {
                 "scenario": "single_stream",
-                "pictures": len(found.ms),
+                "pictures": found.pictures,
                 "measured_seconds": found.seconds,
                 "runs_on": found.runs_on or None,
             },
@@ -226,7 +228,7 @@ def _inference_section(config: Config, figures: Figures) -> dict[str, Any] | Non
             "name": name,
             "runs_on": report.runs_on or None,
             "streams": len(report.ends),
-            "batch_count": sum(map(len, report.ends)),
+            "batch_count": report.batches,
             "pictures_per_second": rate,
             "batch_ms": batch_statistics(report.batch_ms.tolist()),
             "device_ms": batch_statistics(report.device_ms),
@@ -268,6 +270,10 @@ def _bound_section(inference: dict[str, Any] | None, figures: Figures) -> dict[s
     }
 
 
+def _part_note(kept: int, count: int, what: str) -> str:
+    return f"times: of {count} {what} those of {kept}, which were chosen at random, were kept"
+
+
 _SAMPLE_NOTE = (
     "the pictures are those of the embedded sample set; others may take longer to read "
     "(dataset=wider_val dataset.root=... dataset.ground_truth=...)"
@@ -284,8 +290,12 @@ def _notes(config: Config, figures: Figures) -> list[str]:
             f"the data set has {len(manifest.items)} pictures; they were repeated to make "
             f"{config.benchmark.pictures}"
         )
-    if figures.loops and any(len(ends) == 1 for one in figures.loops.values() for ends in one.ends):
+    loops = (figures.loops or {}).values()
+    if any(len(ends) == 1 for one in loops for ends in one.ends):
         notes.append("the inference alone is the rate of a single batch; raise benchmark.loops")
+    kept, count = sum(len(one.batch_ms) for one in loops), sum(one.batches for one in loops)
+    if kept < count:
+        notes.append(_part_note(kept, count, "batches"))
     if figures.unreadable:
         notes.append("pictures that cannot be read are in none of the host's rates")
     if figures.end_to_end is None:

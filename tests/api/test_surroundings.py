@@ -70,6 +70,7 @@ def test_one_run_at_a_time_and_threads_wait():
 
 
 def test_runs_of_a_session_share_it_and_may_come_from_threads():
+    has_ray = surroundings.caller_has_ray()  # of other tests of this process
     with session():
         assert shares_sessions()
         done = []
@@ -83,4 +84,4 @@ def test_runs_of_a_session_share_it_and_may_come_from_threads():
         thread.join(10)
         assert done == ["0"]
     assert not shares_sessions()
-    assert not surroundings.caller_has_ray()
+    assert surroundings.caller_has_ray() == has_ray

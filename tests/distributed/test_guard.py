@@ -17,7 +17,7 @@ from tests.conftest import PROJECT
 
 # A command with a folder and a child that has left its parent, group and session.
 COMMAND = """
-import subprocess, sys, time
+import os, subprocess, sys, time
 from pathlib import Path
 from cfdist.distributed import guard
 base = Path(sys.argv[1])
@@ -52,8 +52,9 @@ def lives(process: int) -> bool:
 
 
 def wait_for_end(child: int, folder: Path) -> None:
+    """Wait for a process and a folder, or all folders that a pattern names."""
     deadline = time.monotonic() + 10
-    while (lives(child) or folder.exists()) and time.monotonic() < deadline:
+    while (lives(child) or any(folder.parent.glob(folder.name))) and time.monotonic() < deadline:
         time.sleep(0.02)
 
 
@@ -73,19 +74,43 @@ def test_however_a_command_ends_nothing_is_left(tmp_path, then):
     assert list(tmp_path.iterdir()) == []
 
 
-# Its second session: nothing of the first is left.
+# Its second session: nothing of the first is left, and all that something else has started.
 AGAIN = """
+mark = {guard.VARIABLE: guard.guarded().session}
+of_the_first = subprocess.Popen(["sleep", "600"], env=mark, stdout=-3, start_new_session=True)
 second = guard.guarded_anew().make_folder(base)
-sys.exit(f"{folder} {second}" if folder.exists() or folder == second else 0)
+is_wrong = of_the_first.wait(timeout=20) != -9 or folder.exists() or folder == second
+os.kill(int(made.stdout), 0)
+sys.exit(int(is_wrong))
 """
 
 
 @pytest.mark.slow
-def test_a_second_session_of_a_command_ends_what_is_left_of_the_first(tmp_path):
-    process, folder, child = start(tmp_path, AGAIN)
+def test_a_second_session_of_a_command_ends_what_is_left_of_the_first_alone(tmp_path):
+    process, _, child = start(tmp_path, AGAIN)
     assert process.wait(timeout=60) == 0
-    wait_for_end(child, folder)
+    wait_for_end(child, tmp_path / "*")
     assert not lives(child)
+    assert list(tmp_path.iterdir()) == []
+
+
+# A program that uses the functions: what it starts itself is not ended with their sessions.
+PROGRAM = """
+import os, subprocess, sys
+from pathlib import Path
+from cfdist.distributed import guard
+for _ in range(2):
+    folder = guard.guarded_anew().make_folder(Path(sys.argv[1]))
+own = subprocess.Popen(["sleep", "600"], stdout=-3)
+guard.end_guard()
+sys.exit(guard.VARIABLE in os.environ or own.poll() is not None or own.kill())
+"""
+
+
+@pytest.mark.slow
+def test_what_a_program_starts_beside_a_session_goes_on(tmp_path):
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=PROJECT, timeout=60)
+    assert done.returncode == 0
     assert list(tmp_path.iterdir()) == []
 
 

@@ -87,11 +87,11 @@ from pathlib import Path
 from cfdist.distributed import guard, keeping
 keeper = guard.Guard(marks_all=False)
 folder = keeper.make_folder(Path(sys.argv[1]))
-environment = {guard.VARIABLE: keeper.mark}
+environment = {guard.VARIABLE: keeper.session}
 child = subprocess.Popen(["sleep", "600"], env=environment, start_new_session=True, stdout=-3)
 (folder / guard.IN_USE).touch()
 path = Path(sys.argv[2])
-record = keeping.Record(keeper.mark, str(folder), "127.0.0.1:1", "none", float(sys.argv[3]), "")
+record = keeping.Record(keeper.session, str(folder), "127.0.0.1:1", "none", float(sys.argv[3]), "")
 kept = keeping.Kept(path, record, guard.use(folder), keeper)
 keeping._write(path, record)
 keeper.keep(path)

@@ -198,6 +198,41 @@ def test_a_picture_that_breaks_every_device_has_failed_and_no_device(tmp_path, d
     assert len(pool.events) == 4
 
 
+class SteppingAlong(DyingDevice):
+    """A device with one long call, in which it goes on for so many steps and may then hang."""
+
+    steps = 0
+
+    def __init__(self, count: int, hangs: bool) -> None:
+        self.count, self.hangs = count, hangs
+
+    def warm_up(self) -> None:
+        pass
+
+    def process(self, chunk):
+        for _ in range(self.count):
+            time.sleep(0.05)
+            self.steps += 1
+        if self.hangs:
+            time.sleep(600)
+        return self.steps
+
+
+def test_a_long_call_may_take_any_time_but_not_stand_still(monkeypatch):
+    for hangs in (False, True):
+        with pool_of(SteppingAlong(160, hangs)) as pool:
+            pool.start(waits_for_all=True)
+            actor, began = pool.actors["device:0"], time.monotonic()
+            monkeypatch.setattr(pool.limits, "opening", 3.0)
+            call = actor.process_directly.remote(None)
+            if not hangs:
+                assert pool.await_call("device:0", call) == 160
+                assert time.monotonic() - began > 8
+                continue
+            with pytest.raises(StoppedError, match=r"device:0 .*: no batch has ended for 3 s"):
+                pool.await_call("device:0", call)
+
+
 class SlowReport(DyingDevice):
     """A device that does not come to its end."""
 

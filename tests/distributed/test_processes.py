@@ -23,11 +23,12 @@ def test_ray_sets_no_handlers_and_its_processes_have_sessions_of_their_own():
 
     before = utils.set_sigterm_handler, services.ConsolePopen, node.Node
     handler = signal.getsignal(signal.SIGTERM)
-    with processes.interruptible(), processes.own_processes():
+    with processes.interruptible(), processes.own_processes("a"):
         utils.set_sigterm_handler(lambda *_: None)
         assert signal.getsignal(signal.SIGTERM) is handler
         with services.ConsolePopen(["sleep", "60"]) as process:
             assert os.getsid(process.pid) == process.pid
+            assert psutil.Process(process.pid).environ()["CFDIST_MARK"] == "a"
             process.kill()
     assert (utils.set_sigterm_handler, services.ConsolePopen, node.Node) == before
 

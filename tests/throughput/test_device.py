@@ -21,6 +21,7 @@ from cfdist.throughput.device import (
     model_input,
     run_loops,
 )
+from cfdist.throughput.sampling import Ends, Sample
 from tests.throughput.recording import RecordingBackend
 
 
@@ -116,6 +117,21 @@ def test_loops_go_on_for_the_least_time(monkeypatch):
     np.testing.assert_allclose(ends, [0.5, 1, 2, 2.5, 3, 3.5, 4])
     (ends,) = run_loops(RecordingBackend(1, 2), np.zeros(1), loops=3, min_seconds=2).ends
     assert len(ends) == 3
+
+
+def test_long_loops_keep_a_part_of_what_they_measure(monkeypatch):
+    monkeypatch.setattr(devices, "_TAKEN_EVERY", 10)
+    monkeypatch.setattr(devices, "Ends", lambda: Ends(most=8))
+    monkeypatch.setattr(devices, "Sample", lambda: Sample(most=8))
+    noted = []
+    backend = RecordingBackend(2, 3)
+    report = run_loops(backend, np.zeros(1), loops=100, note=noted.append)
+    assert sum(noted) == report.batches == 200
+    assert (len(report.batch_ms), report.device_ms) == (16, (2.0,) * 8)
+    assert all(len(ends) <= 9 for ends in report.ends)
+    first, last = sorted(ends[-1] for ends in report.ends)
+    assert report.done(last) == 200
+    assert 100 <= report.done(first) == pytest.approx(common_rates([report], 4)[0] * first / 4)
 
 
 def test_rates_are_those_of_the_time_that_all_were_running():

@@ -14,6 +14,7 @@ from cfdist.backends.base import DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.throughput import latency
 from cfdist.throughput.latency import Latencies, SingleStreamDevice
+from cfdist.throughput.sampling import Sample
 from cfdist.widerface.manifest import WorkItem
 
 
@@ -56,6 +57,12 @@ def test_pictures_are_repeated_for_the_least_time(spec, items, monkeypatch):
     found = measured(spec, items[:1], 1, min_seconds=400)
     assert len(found.ms) > 10
     assert found.seconds >= 400 > found.seconds - found.whole_ms[-1] / 1000 - 1
+
+
+def test_of_very_many_pictures_a_part_is_kept(spec, items, monkeypatch):
+    monkeypatch.setattr(latency, "Sample", lambda columns: Sample(columns, most=20))
+    found = measured(spec, items[:1], 150, latency_ms=0.0)
+    assert (found.ms.shape, found.pictures, found.missing_seconds) == ((20, 3), 150, None)
 
 
 def test_where_every_picture_fails_there_is_an_end(spec, items):
