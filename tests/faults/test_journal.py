@@ -1,7 +1,7 @@
 """An interrupted run whose journal is damaged goes on to the same bytes, or is refused in a line.
 
 Each damage is one to a run that was interrupted twice, so that its journal has three segments.
-`CFDIST_LONG_TESTS=1` tries five times as many.
+`CFDIST_LONG_TESTS=1` tries ten times as many.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cfdist.files import JOURNAL
 from tests.faults import IS_LONG
 from tests.faults.test_write_points import BATCHES, IDENTITY, ORDER, TRUTH, files_of, found, run
 
-COUNT = 200 if IS_LONG else 40
+COUNT = 200 if IS_LONG else 20
 
 
 @pytest.fixture(scope="module")

@@ -74,12 +74,12 @@ def test_bad_pictures_are_listed_in_order_and_in_no_rate(items):
 def test_pictures_that_go_while_they_are_read_are_in_no_rate(items, monkeypatch):
     read, calls = host.read_pictures, []
 
-    def gone_at_last(work, size, readers):
+    def gone_at_last(work, size, readers, count=None):
         calls.append(readers)
         if len(calls) == 3:
             for item in items[::2]:
                 Path(item.path).unlink()
-        return read(work, size, readers)
+        return read(work, size, readers, count)
 
     monkeypatch.setattr(host, "read_pictures", gone_at_last)
     with pytest.raises(
