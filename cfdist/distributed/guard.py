@@ -107,7 +107,7 @@ class Guard:
 
     def end_session(self) -> None:
         """End the session's processes now, and remove its folder; the command's others go on."""
-        if self.folder is not None:
+        if self.session:
             self._tell("end")
             self._wait()
             self._forget()
@@ -115,6 +115,7 @@ class Guard:
     def keep_folder(self) -> None:
         """Leave the folder to the person, until a later command clears it."""
         self._tell("leave", self.folder)
+        self.folder = None
 
     def keep(self, record: Path) -> None:
         """Let what is guarded outlive this process, as long as its record says: `_wait_idle`."""
@@ -127,10 +128,13 @@ class Guard:
         self._forget()
 
     def end(self) -> None:
-        """Let the guard do its work now, and wait until it has."""
+        """Let the guard do its work now, and wait until it has; do it here if it was killed."""
+        marks, folder = (self.mark, self.session), self.folder
         self.let_go()
         while self._wait():  # a late answer of before
             pass
+        if folder is not None and folder.exists():
+            clean(marks, [folder])
 
     def _wait(self) -> bool:
         """Wait until the guard has answered, which is true, or has ended or takes too long."""
@@ -138,7 +142,7 @@ class Guard:
         return bool(is_there and os.read(self._from.fileno(), 1))
 
     def _forget(self) -> None:
-        held, self._held, self.folder = self._held, None, None
+        held, self._held, self.folder, self.session = self._held, None, None, ""
         if held is not None:
             os.close(held)
 
@@ -265,7 +269,7 @@ def _marked(marks: Collection[str]) -> Iterator[int]:
     """The processes with one of the marks; none on a system that shows no environments."""
     wanted = {f"{VARIABLE}={mark}".encode() for mark in marks if mark}
     names = os.listdir(_PROCESSES) if _PROCESSES.is_dir() else []
-    for name in filter(str.isdigit, names):
+    for name in {*filter(str.isdigit, names)} - {str(os.getpid())}:
         with contextlib.suppress(OSError):  # it has ended, or is another user's
             if wanted & {*(_PROCESSES / name / "environ").read_bytes().split(b"\0")}:
                 yield int(name)

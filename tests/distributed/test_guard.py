@@ -31,6 +31,15 @@ print(folder, made.stdout.strip(), flush=True)
 {then}
 """
 WAIT = "time.sleep(600)"
+KILLED = """
+import psutil
+mark = guard.guarded().mark
+guards = [one for one in psutil.process_iter(["cmdline"]) if mark in (one.info["cmdline"] or ())]
+[one.kill() for one in guards]
+psutil.wait_procs(guards)
+guard.end_guard()
+sys.exit(len(guards) != 1)
+"""
 
 
 def start(base: Path, then: str = WAIT) -> tuple[subprocess.Popen, Path, int]:
@@ -60,7 +69,7 @@ def wait_for_end(child: int, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "then", ["guard.end_guard()", "sys.exit()", "import os; os.abort()", "1 / 0", WAIT]
+    "then", ["guard.end_guard()", KILLED, "sys.exit()", "import os; os.abort()", "1 / 0", WAIT]
 )
 def test_however_a_command_ends_nothing_is_left(tmp_path, then):
     process, folder, child = start(tmp_path, then)
