@@ -84,12 +84,12 @@ def with_journal(process: subprocess.Popen, output: Path) -> None:
         time.sleep(0.02)
 
 
-def command_on(address: str, tmp_path: Path, repeat: int = 4) -> subprocess.Popen:
-    """A run of some 10 s on two devices, with `devices=auto` on a cluster."""
+def command_on(address: str, tmp_path: Path) -> subprocess.Popen:
+    """A run of some 20 s on two devices, with `devices=auto` on a cluster."""
     return subprocess.Popen(
         [
             *(sys.executable, PROJECT / "main.py", "output_dir=disturbed", *SETTINGS),
-            *(f"cluster.address={address}", "cluster.wait_s=10", f"dataset.repeat={repeat}"),
+            *(f"cluster.address={address}", "cluster.wait_s=10", "dataset.repeat=8"),
         ],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
@@ -138,7 +138,7 @@ def test_a_run_goes_on_without_a_lost_node(tmp_path, whole, workers_too):
 
 
 def test_a_node_that_joins_gets_a_device(tmp_path, whole):
-    with cluster_of(1) as (address, _, nodes), command_on(address, tmp_path, 8) as process:
+    with cluster_of(1) as (address, _, nodes), command_on(address, tmp_path) as process:
         with_journal(process, tmp_path / "disturbed")
         nodes.stdin.write("\n")
         nodes.stdin.flush()
