@@ -78,6 +78,7 @@ def test_a_tracker_that_fails_fails_no_run(monkeypatch, output, capsys):
     assert seen == [("t", RESULTS, output)]
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_scalars_settings_and_plots(output, tmp_path):
     pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
     from tensorboardX.proto.event_pb2 import Event
@@ -98,6 +99,7 @@ def test_tensorboard_gets_scalars_settings_and_plots(output, tmp_path):
     assert {"curve", "settings/text_summary"} <= tags
 
 
+@pytest.mark.slow
 def test_mlflow_gets_metrics_parameters_and_files(output, tmp_path, monkeypatch):
     # Of the local stores only that of files needs no database.
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -143,6 +145,7 @@ def test_a_run_behind_a_uri_has_its_name():
     assert trackers._name(folder / "3") == "a/3"
 
 
+@pytest.mark.slow
 def test_mlflow_leaves_its_callers_experiment(output, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
