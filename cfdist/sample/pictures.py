@@ -131,7 +131,8 @@ def backdrop(rng: np.random.Generator, height: int, width: int) -> NDArray[np.fl
         cv2.ellipse(canvas, centre, axes, int(rng.integers(180)), 0, 360, colour, -1)
     for cells in (4, 16, 64):
         clouds = rng.uniform(-30, 30, (cells, cells)).astype(np.float32)
-        canvas += cv2.resize(clouds, (width, height), interpolation=cv2.INTER_CUBIC)[..., None]
+        large = cv2.resize(clouds, (width, height), interpolation=cv2.INTER_CUBIC)
+        canvas += large[..., None].astype(np.float32, copy=False)
     return canvas
 
 

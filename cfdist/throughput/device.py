@@ -63,7 +63,10 @@ class LoopReport:
         """
         if self.some_ms is not None:
             return self.some_ms
-        return 1000 * np.concatenate([np.diff(ends, prepend=0.0) for ends in self.ends])
+        times: NDArray[np.float64] = np.concatenate(
+            [np.diff(one, prepend=0.0) for one in self.ends]
+        )
+        return 1000 * times
 
     def done(self, until: float) -> float:
         """How many batches were done at a time; the one that was under way counts in part."""

@@ -36,7 +36,7 @@ _BETTER, _FITS, _HITS, _FITS_MANY = 5.0, 0.3, 5, 0.05
 
 # All pictures of WIDER FACE are this wide, pixels; their heights differ, so these are tried.
 _WIDTH = 1024
-_HEIGHTS = np.geomspace(300, 2600, 110)
+_HEIGHTS: Floats = np.geomspace(300, 2600, 110, dtype=np.float64)
 # No picture is so small that all coordinates in pixels lie below this; relative ones do, with a
 # margin for boxes beyond the picture's edge.
 _RELATIVE = 2.0

@@ -138,7 +138,8 @@ def read_output(paths: Sequence[Path | str], spec: ModelSpec) -> HeadMaps:
         match Path(path).suffix:
             case ".npy":
                 # Mapped: what a header claims takes no memory before `_fill` has looked at it.
-                _fill(array, np.lib.format.open_memmap(path, mode="r"), path)
+                mapped = np.lib.format.open_memmap(path, mode="r")  # type: ignore[no-untyped-call, unused-ignore]
+                _fill(array, mapped, path)
             case ".txt":
                 if os.path.getsize(path) > array.size * _MAX_DIGITS:
                     raise ValueError(f"{path} holds more text than {array.size} numbers take")

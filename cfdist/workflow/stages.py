@@ -215,7 +215,7 @@ def write_prediction(output: RawOutput, spec: ModelSpec, folder: Path, style: st
     except (PictureError, OSError, ValueError) as error:
         return str(error)
     if not finite_pictures(heads).all():
-        is_finite = [np.isfinite(values).all() for values in heads]
+        is_finite = [bool(np.isfinite(values).all()) for values in heads]
         bad = output.files[is_finite.index(False)]
         return f"{bad} holds NaN or infinite values; run job=infer again"
     peaks = to_peaks(heads, spec)
