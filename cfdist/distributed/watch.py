@@ -144,10 +144,12 @@ class ReducerWatch:
         """Ask the reducer whether it has to be opened again; false if the watch has ended."""
         import ray
 
+        # A process that is not open yet may be asked before it is told to open.
+        was_open = _has_ended(self._opening)
         asked = self._reducer.is_asked.options(concurrency_group=_GROUP).remote()
         if not self._is_answered(asked):
             return False
-        if not ray.get(asked) and _has_ended(self._opening):
+        if was_open and not ray.get(asked):
             self._opening = self._open()
             self._events.note(
                 "reducer_restarted",

@@ -107,6 +107,28 @@ def test_a_reducer_that_dies_each_time_is_given_up(reducer, tmp_path, monkeypatc
             ray.get(reducer.finish.remote())
 
 
+def test_a_reducer_that_is_asked_before_it_is_told_to_open_was_not_lost(monkeypatch):
+    opened = []
+
+    def ask() -> str:  # both calls wait for the process; this one is the first to be taken
+        opened.append("opening")
+        return "asked"
+
+    def calls(remote):
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=remote))
+
+    reducer = SimpleNamespace(open=calls(lambda *_: "opening"), is_asked=calls(ask))
+    monkeypatch.setattr(watching, "_has_ended", lambda ref: ref == "asked" or ref in opened)
+    monkeypatch.setattr(watching, "_worked", lambda reducer: 0.0)
+    monkeypatch.setattr("ray.get", lambda ref: False)
+    events = Events()
+    watch = ReducerWatch(reducer, (), events)
+    assert watch._look()
+    assert list(events) == []
+    assert watch._look()  # open, and a new process by now
+    assert [event.what for event in events] == ["reducer_restarted"]
+
+
 def test_the_watch_goes_on_after_an_error_that_is_not_the_reducer_s(monkeypatch, caplog):
     looks = []
 
