@@ -48,6 +48,7 @@ from cfdist.command.uploading import deliver, deliver_unfinished, prepare
 from cfdist.config.installation import CONFIG_FOLDER, load_job
 from cfdist.config.messages import HELP_WIDTH
 from cfdist.config.uses import WITHOUT_FOLDER
+from cfdist.detections import arrow_without_pandas
 from cfdist.distributed.guard import guarded
 from cfdist.errors import DiskFullError, ExitCode, StoppedError, UserError
 from cfdist.files import DISK_IS_FULL, JOURNAL, LOG, RESULTS
@@ -202,6 +203,7 @@ def _run(
     """The job's exit code, the reason if it broke down, and the figure that `objective` names."""
     if checked.job in WITHOUT_FOLDER:
         return load_job(checked.job).main(checked, output, started), None, None
+    arrow_without_pandas()
     figures = []
 
     def look() -> None:

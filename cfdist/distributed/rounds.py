@@ -258,7 +258,7 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
     try:
         with pool, ReducerWatch(reducer, task.reduced, pool.events) as watch:
             pool.begin()
-            load_ray_data()  # while they load and the reducer opens
+            load_ray_data(len(task.manifest.items))  # while they load and the reducer opens
             done = watch.opened()
             missing = [item for item in task.manifest.items if item.key not in done]
             run_rounds(pool, missing, task.make_work, on_ready, on_done, give_up)

@@ -2,7 +2,8 @@
 
 A *block* is one object of Ray's store. Its rows are work items, or letterboxed pictures:
 
-- `item_work` makes blocks of work items; the device reads and letterboxes the files;
+- `item_work` makes blocks of work items; the device reads and letterboxes the files; a single block
+  needs no Dataset;
 - `letterboxing_work` runs a stage of a Ray Dataset that reads and letterboxes on the CPUs of any
   node, and hands its blocks on as they come;
 - `kept_work` has each device letterbox its rows into blocks that stay in the store.
@@ -278,11 +279,16 @@ def item_work(items: Sequence[WorkItem]) -> Work:
 
     if not items:
         return Work((), 0)
-    # Taking the blocks as they are executes no plan: that would start two actors of Ray's own,
-    # which take the cores from the devices just as these load.
-    refs = item_dataset(items, BLOCK_ROWS).to_arrow_refs()
-    blocks = zip(refs, ray.get(refs), strict=True)
-    work = Work([Slice(ref, 0, len(block)) for ref, block in blocks], len(items))
+    if len(items) <= BLOCK_ROWS:
+        # One block needs no Dataset: importing Ray Data takes up to a second.
+        table = pa.Table.from_pylist([asdict(item) for item in items])
+        work = Work([Slice(ray.put(table), 0, len(items))], len(items))
+    else:
+        # Taking the blocks as they are executes no plan: that would start two actors of Ray's own,
+        # which take the cores from the devices just as these load.
+        refs = item_dataset(items, BLOCK_ROWS).to_arrow_refs()
+        blocks = zip(refs, ray.get(refs), strict=True)
+        work = Work([Slice(ref, 0, len(block)) for ref, block in blocks], len(items))
     work.has_items = True
     return work
 
@@ -414,9 +420,10 @@ def item_dataset(items: Sequence[Any], rows: int) -> Any:
     )
 
 
-def load_ray_data() -> None:
-    """Import what making work needs, which takes a second."""
-    import ray.data  # noqa: F401
+def load_ray_data(count: int) -> None:
+    """Import what making work of so many items needs, which takes a second."""
+    if count > BLOCK_ROWS:
+        import ray.data  # noqa: F401
 
 
 def keep_off(nodes: Sequence[str]) -> None:

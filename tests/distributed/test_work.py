@@ -94,6 +94,19 @@ def test_items_come_back_as_they_were(items):
     assert taken(item_work([]), 4) == []
 
 
+@pytest.mark.usefixtures("ray_session")
+def test_blocks_are_the_same_with_and_without_a_dataset(items, monkeypatch):
+    import ray
+
+    few = item_work(items).take(len(items))
+    monkeypatch.setattr(works, "BLOCK_ROWS", 4)
+    many = item_work(items).take(len(items))
+    assert [len(one) for one in few] == [9]
+    assert [len(one) for one in many] == [3, 3, 3]
+    (block,) = ray.get([one.block for one in few])
+    assert block.equals(pa.concat_tables(ray.get([one.block for one in many])))
+
+
 def test_a_block_is_letterboxed_row_by_row(items):
     table = pa.Table.from_pylist([vars(item) for item in items])
     block = letterbox(table, SIZE)

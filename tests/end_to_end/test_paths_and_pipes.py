@@ -116,6 +116,26 @@ def test_what_takes_long_to_import_waits_for_the_first_line(tmp_path):
     assert float(seconds) < 3, "on an idle machine this takes a second"
 
 
+# What a command of a few pictures imports in its own process, from its start to its end.
+TO_THE_END = """
+import sys
+from cfdist.command.start import main
+code = main()
+print(code, sorted({"ray.data", "pandas", "scipy", "matplotlib"} & sys.modules.keys()))
+"""
+
+
+def test_a_short_command_does_without_ray_data_and_pandas(tmp_path):
+    simulated = ("backend=simulated", "backend.latency_ms=0")
+    arguments = [*simulated, "dataset.limit=16", "output_dir=short", "quiet=true"]
+    done = subprocess.run(
+        [sys.executable, "-c", TO_THE_END, *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "0 []", done.stderr
+
+
 def test_a_page_that_is_cut_short_is_no_error(tmp_path):
     done = shell("$MAIN --help | head -1", tmp_path)
     assert done.returncode == 0
