@@ -165,7 +165,7 @@ def _run(config: Config, there: Execution, pictures: FoundPictures, output: Path
         progress.start(0)
 
     def take(device: str, chunk: FoundChunk) -> list[str]:
-        run.timeline.add(device, len(chunk.found))
+        run.timeline.add(device, sum(one.error is None for one in chunk.found))
         for one in chunk.found:
             run.found[one.id] = one
             if config.detect.annotate and one.error is None:

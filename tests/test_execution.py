@@ -87,7 +87,7 @@ def test_another_cluster_s_runtimes_are_not_measured_here(compose, chosen):
 )
 def test_numbers_that_choose_no_device_are_refused(compose, monkeypatch, settings, kind, message):
     monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(accelerators, "list_npus", lambda: ["Ascend310P3"] * 2)
+    monkeypatch.setattr(accelerators, "read_npus", lambda: ["Ascend310P3"] * 2)
     with pytest.raises(UserError, match=message):
         execution._refuse_device_numbers(compose(*settings), kind)
 

@@ -373,15 +373,15 @@ class BackendConfig(Section):
     device does in a batch or while it opens"""
     fault_device: Annotated[
         Natural | None,
-        uses.backend_key("simulated", when=(uses.given("backend.fault", "nan"),)),
+        uses.backend_key("simulated", when=(uses.given("backend.fault", "..."),)),
     ] = None
     """simulated: the number of the only faulty device; null: all are faulty"""
     fault_after: Annotated[
-        Natural, uses.backend_key("simulated", when=(uses.given("backend.fault", "nan"),))
+        Natural, uses.backend_key("simulated", when=(uses.given("backend.fault", "..."),))
     ] = 0
     """simulated: sound batches of the device before the fault"""
     fault_once: Annotated[
-        StrictBool, uses.backend_key("simulated", when=(uses.given("backend.fault", "nan"),))
+        StrictBool, uses.backend_key("simulated", when=(uses.given("backend.fault", "..."),))
     ] = False
     """simulated: the device is sound once it was started again"""
 

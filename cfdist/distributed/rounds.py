@@ -142,8 +142,9 @@ class Timeline:
     Attributes:
         streams: Chunks that a device infers at the same time.
         started: When the first work was handed out, seconds on the monotonic clock.
-        points: (seconds on the same clock, pictures finished until then), one a chunk.
-        chunks: Device name -> (seconds on the same clock, pictures) of each of its chunks.
+        points: (seconds on the same clock, pictures with a result until then), one a chunk; failed
+            pictures cost little time, and no rate counts them.
+        chunks: Device name -> (seconds on the same clock, such pictures) of each of its chunks.
         started_at: `started` in seconds since the epoch.
     """
 
@@ -154,7 +155,7 @@ class Timeline:
     started_at: float = 0.0
 
     def add(self, device: str, pictures: int) -> None:
-        """Note that a device has finished a chunk now."""
+        """Note that a device has finished a chunk now, with results for so many pictures."""
         now = time.perf_counter()
         total = self.points[-1][1] if self.points else 0
         self.points.append((now, total + pictures))
@@ -248,7 +249,7 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
         timeline.started, timeline.started_at = time.perf_counter(), time.time()
 
     def on_done(device: str, report: ChunkReport) -> Iterable[str]:
-        timeline.add(device, len(report.keys))
+        timeline.add(device, len(report.done))
         return report.keys
 
     def give_up(given_up: dict[str, str]) -> None:

@@ -284,8 +284,10 @@ def test_outputs_of_one_device_that_are_not_finite_are_another_s_work(run, spec,
 def test_outputs_that_are_finite_on_no_device_fail_their_pictures(run, spec, tmp_path, fault):
     options = {"latency_ms": 1, "preset": None, "fault": fault, "fault_device": None}
     faulty = BackendModel("simulated", spec(height=256, width=256, batch=4), options)
-    failures = run(tmp_path, backend=faulty).evaluation.failures
+    report = run(tmp_path, backend=faulty)
+    failures = report.evaluation.failures
     assert len(failures) == 40
+    assert report.timeline.points[-1][1] == 0  # no rate counts them
     reason = "the model's outputs hold NaN or infinite values (device:"
     assert all(why.startswith(reason) for _, why in failures)
 
