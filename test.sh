@@ -12,13 +12,13 @@ cd "$checkout"
 "$venv/bin/python" -m ruff check .
 "$venv/bin/python" -m ruff format --check .
 "$venv/bin/python" -m mypy
-# The quick part is spread over the cores. Of the whole commands of the slow part three run at a time: these wait as
-# much as they compute.
+# The quick part is spread over the cores. Of the whole commands of the slow part two run at a time: these wait as much
+# as they compute.
 run_tests() { "$venv/bin/python" -m pytest --dist loadfile "$@"; }
 case " $* " in
   "  ")
     run_tests --hypothesis-profile thorough --numprocesses auto -m "not slow"
-    run_tests --hypothesis-profile thorough --numprocesses 3 --durations 60 -m slow
+    run_tests --hypothesis-profile thorough --numprocesses 2 --durations 60 -m slow
     ;;
   *" not slow "*) run_tests --numprocesses auto "$@" ;;
   *) run_tests --numprocesses 0 "$@" ;;

@@ -92,7 +92,7 @@ def test_damaged_pictures_fail_or_are_used_and_are_listed(command, tmp_path, pic
     root, ids, reasons = pictures
     word = {"device": "fail", "cluster": "use"}[where]
     chosen = (f"dataset.damaged={word}", f"preprocess.where={where}", "output_dir=out")
-    result = command(*dataset(root), *FAST, *chosen, timeout=120)
+    result = command(*dataset(root), *FAST, *chosen)
 
     assert result.returncode == 3, result.stderr
     results, found = read(tmp_path / "out")

@@ -70,9 +70,7 @@ def results(folder: Path) -> dict:
 def test_the_same_bytes_come_out_of_folder_archive_and_uri(command, tmp_path, sources):
     for name, source in sources.items():
         where = "cluster" if name == "archive" else "device"
-        result = command(
-            *FAST, *dataset(source), f"preprocess.where={where}", f"output_dir={name}", timeout=120
-        )
+        result = command(*FAST, *dataset(source), f"preprocess.where={where}", f"output_dir={name}")
         assert result.returncode == 0, result.stderr
     folders = [tmp_path / name for name in sources]
     assert len(files(folders[0])) == 13
@@ -116,7 +114,7 @@ def test_shipping_changes_no_byte(command, tmp_path, sources):
         "stage": ["dataset.ship=true", "preprocess.where=cluster"],
     }
     for name, overrides in runs.items():
-        result = command(*settings, *overrides, f"output_dir={name}", timeout=120)
+        result = command(*settings, *overrides, f"output_dir={name}")
         assert result.returncode == 0, result.stderr
     expected = files(tmp_path / "seen")
     assert all(files(tmp_path / name) == expected for name in runs)
@@ -224,13 +222,12 @@ def far_node(tmp_path, sources, monkeypatch) -> Iterator[str]:
 @pytest.mark.skipif(os.getuid() != 0, reason="namespaces need the superuser")
 def test_a_node_without_a_shared_file_gets_all_it_needs(command, tmp_path, sources, far_node):
     settings = [*FAST, *dataset(sources["archive"])]
-    alone = command(*settings, "output_dir=alone", timeout=120)
+    alone = command(*settings, "output_dir=alone")
     assert alone.returncode == 0, alone.stderr
     on_cluster = [*settings, f"cluster.address={far_node}"]
     for where in ("device", "cluster"):
         result = command(
-            *(*on_cluster, "dataset.ship=true", f"preprocess.where={where}", f"output_dir={where}"),
-            timeout=120,
+            *(*on_cluster, "dataset.ship=true", f"preprocess.where={where}", f"output_dir={where}")
         )
         assert result.returncode == 0, result.stderr
         assert files(tmp_path / where) == files(tmp_path / "alone")
@@ -241,7 +238,7 @@ def test_a_node_without_a_shared_file_gets_all_it_needs(command, tmp_path, sourc
         (on_cluster, f"cannot read inside:{sources['archive'][0]}!"),
         ([*other, f"cluster.address={far_node}"], "model.onnx: is another one on host "),
     ):
-        result = command(*refused, "output_dir=refused", timeout=120)
+        result = command(*refused, "output_dir=refused")
         assert result.returncode == 2
         (line,) = result.stderr.splitlines()
         assert line.startswith("cfdist: no node of the cluster can have a device of this run (")
