@@ -65,9 +65,21 @@ class Handler(BaseHTTPRequestHandler):
             return True
         return False
 
+    def _sent(self) -> bytes:
+        """What the request holds, by HTTP's own rules."""
+        if "chunked" not in (self.headers.get("Transfer-Encoding") or ""):
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        sent = b""
+        while size := int(self.rfile.readline().split(b";")[0], 16):
+            sent += self.rfile.read(size)
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+        return sent
+
     def _body(self) -> bytes:
         """The request's content; the client sends some in pieces, each behind its size."""
-        left = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        left = self._sent()
         if "aws-chunked" not in (self.headers.get("Content-Encoding") or ""):
             return left
         body = b""
