@@ -103,6 +103,7 @@ class Guard:
             (folder / _MARKER).write_text(f"{session} {self.mark}")
         self.session, self.folder = session, folder
         self._tell("folder", folder)
+        self._wait()  # or a command that clears what the dead have left could be faster than it
         return folder
 
     def end_session(self) -> None:
@@ -279,7 +280,7 @@ def _main(mark: str) -> None:
     """Wait for the command's end, and do what it writes meanwhile, a line for each.
 
     "folder <a session's>", "leave <a folder to the person>", "keep <the record of the session>",
-    and "end", which is answered: the sessions so far, now.
+    and "end": the sessions so far, now. The first and the last are answered.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
@@ -296,6 +297,8 @@ def _main(mark: str) -> None:
                 folders[session] = path
                 with contextlib.suppress(OSError):
                     hold(path)
+                with contextlib.suppress(OSError):
+                    os.write(1, b".")
             case "leave":
                 folders[session] = None
             case "keep":
