@@ -42,7 +42,8 @@ def is_silent() -> bool:
     """Whether this process's session has lost what calls into Ray need: they would hang."""
     import ray
 
-    return _lost.is_set() or not _has_node() or _is_silent(ray.get_runtime_context().gcs_address)
+    address = ray.get_runtime_context().gcs_address
+    return _lost.is_set() or not _has_node(_node_path()) or _is_silent(address)
 
 
 @contextlib.contextmanager
@@ -70,7 +71,8 @@ def head_watched(wait_s: float) -> Iterator[None]:
     # It stays: the thread's signal may come when the block has ended, and would kill the process.
     signal.signal(signal.SIGUSR2, interrupt)
     seconds = min(wait_s, _LONGEST_WAIT)
-    threading.Thread(target=_watch, args=(address, seconds, ended), daemon=True).start()
+    path = _node_path()
+    threading.Thread(target=_watch, args=(address, path, seconds, ended), daemon=True).start()
     try:
         try:
             yield
@@ -80,7 +82,7 @@ def head_watched(wait_s: float) -> Iterator[None]:
     except (KeyboardInterrupt, Exception) as error:
         ended.set()
         # Without the node process anything may fail before this thread is interrupted.
-        if not _lost.is_set() and not isinstance(error, KeyboardInterrupt) and not _has_node():
+        if not (_lost.is_set() or isinstance(error, KeyboardInterrupt) or _has_node(path)):
             _lose(_NODE_IS_GONE)
         if not _lost.is_set():
             raise
@@ -91,20 +93,26 @@ def _line(address: str, seconds: float) -> str:
     return f"the head of the Ray cluster ({address}) has not answered for {seconds:.0f} s"
 
 
-def _node() -> socket.socket | None:
-    """A connection to Ray's node process of this host, over which nothing goes.
+def _node_path() -> str | None:
+    """Where Ray's node process of this host listens; `None`: this process knows none."""
+    from ray._private import worker
+
+    node = worker._global_node
+    return None if node is None else str(node.raylet_socket_name)
+
+
+def _node(path: str | None) -> socket.socket | None:
+    """A connection to the node process that listens there, over which nothing goes.
 
     Returns:
         It is readable once the process has ended, or if there was no connection; `None`: the
         process has ended.
     """
-    from ray._private import worker
-
     there = socket.socket(socket.AF_UNIX)
     there.setblocking(False)
     try:
-        if node := worker._global_node:
-            there.connect(str(node.raylet_socket_name))
+        if path is not None:
+            there.connect(path)
     except (ConnectionRefusedError, FileNotFoundError):
         there.close()
         return None
@@ -113,9 +121,9 @@ def _node() -> socket.socket | None:
     return there
 
 
-def _has_node() -> bool:
-    """Whether Ray's node process of this host is there."""
-    node = _node()
+def _has_node(path: str | None) -> bool:
+    """Whether the node process that listens there is there."""
+    node = _node(path)
     if node is not None:
         node.close()
     return node is not None
@@ -163,15 +171,15 @@ def end_left_session() -> None:
     guard.leave_ray(thread.is_alive())
 
 
-def _watch(address: str, seconds: float, ended: threading.Event) -> None:
+def _watch(address: str, path: str | None, seconds: float, ended: threading.Event) -> None:
     """Interrupt the main thread if nothing answers for so long, or without a node process."""
     since = None  # of the silence: this process may itself have been stopped for long
-    with contextlib.closing(_node() or socket.socket()) as node:
+    with contextlib.closing(_node(path) or socket.socket()) as node:
         end_of_node = select.poll()
         end_of_node.register(node, select.POLLIN)
         while not ended.is_set():
             if end_of_node.poll(1000 * _PERIOD_SECONDS):
-                if not _has_node():
+                if not _has_node(path):
                     _interrupt(_NODE_IS_GONE, ended)
                     return
                 ended.wait(_PERIOD_SECONDS)
