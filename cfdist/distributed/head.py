@@ -72,7 +72,11 @@ def head_watched(wait_s: float) -> Iterator[None]:
     signal.signal(signal.SIGUSR2, interrupt)
     seconds = min(wait_s, _LONGEST_WAIT)
     path = _node_path()
-    threading.Thread(target=_watch, args=(address, path, seconds, ended), daemon=True).start()
+    if not _has_node(path):
+        _lose(_NODE_IS_GONE)
+        raise StoppedError(_NODE_IS_GONE, ExitCode.INTERNAL)
+    watch = threading.Thread(target=_watch, args=(address, path, seconds, ended), daemon=True)
+    watch.start()
     try:
         try:
             yield
@@ -174,6 +178,7 @@ def end_left_session() -> None:
 def _watch(address: str, path: str | None, seconds: float, ended: threading.Event) -> None:
     """Interrupt the main thread if nothing answers for so long, or without a node process."""
     since = None  # of the silence: this process may itself have been stopped for long
+    ended.wait(_PERIOD_SECONDS)  # until the block has begun, which an interruption ends
     with contextlib.closing(_node(path) or socket.socket()) as node:
         end_of_node = select.poll()
         end_of_node.register(node, select.POLLIN)
