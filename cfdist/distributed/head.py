@@ -29,6 +29,9 @@ _SECONDS_TO_END = 10.0  # for what was interrupted; some calls into Ray cannot b
 # What a call gives that nothing answers.
 _SILENCE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 
+# What ends the node process may be a signal to all processes, which this one gets a moment later.
+_SIGNAL_SECONDS = 1.0
+
 _NODE_IS_GONE = "Ray's node process on this host has ended"
 
 _interrupting = threading.Lock()
@@ -87,6 +90,7 @@ def head_watched(wait_s: float) -> Iterator[None]:
         ended.set()
         # Without the node process anything may fail before this thread is interrupted.
         if not (_lost.is_set() or isinstance(error, KeyboardInterrupt) or _has_node(path)):
+            time.sleep(_SIGNAL_SECONDS)
             _lose(_NODE_IS_GONE)
         if not _lost.is_set():
             raise
@@ -185,6 +189,7 @@ def _watch(address: str, path: str | None, seconds: float, ended: threading.Even
         while not ended.is_set():
             if end_of_node.poll(1000 * _PERIOD_SECONDS):
                 if not _has_node(path):
+                    ended.wait(_SIGNAL_SECONDS)
                     _interrupt(_NODE_IS_GONE, ended)
                     return
                 ended.wait(_PERIOD_SECONDS)
