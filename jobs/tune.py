@@ -21,7 +21,7 @@ from cfdist.storage import shown, uri_of
 from cfdist.tuning.candidates import find_candidates, reference_of
 from cfdist.tuning.preset import FOLDER, NAME, write_preset
 from cfdist.tuning.results import print_tuning, tuning_parts, tuning_results
-from cfdist.tuning.search import Outcome, search
+from cfdist.tuning.search import TIME_OVER, Outcome, search
 from cfdist.tuning.trials import Trials
 
 
@@ -69,6 +69,11 @@ def main(config: Config, output: Path, started: float) -> int:
 def _nothing_left(outcome: Outcome) -> str:
     """Why there is no candidate."""
     reasons = {one.reason: str(one.candidate) for one in outcome.standings}
+    if TIME_OVER in reasons:
+        return (
+            "job=tune: the time was over before a candidate had been measured; go on for longer, "
+            "with a greater tune.minutes"
+        )
     reason, name = next(iter(reasons.items()))
     return f"job=tune: no candidate is left; {name}: {reason}"
 

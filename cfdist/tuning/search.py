@@ -17,7 +17,7 @@ FIRST_SECONDS = 3.0
 # The share of the time after which the first ones are run again, whatever was not tried.
 _SEARCH_SHARE = 0.7
 
-_TIME_OVER = "not tried: the time was over (tune.minutes)"
+TIME_OVER = "not tried: the time was over (tune.minutes)"
 
 
 @dataclass
@@ -71,7 +71,7 @@ def search(
     outcome = Outcome(reference, standings=[Standing(one) for one in candidates])
     for variant in dict.fromkeys([reference, *(one.variant for one in candidates)]):
         is_late = variant != reference and is_over(_SEARCH_SHARE)()
-        found = Found(reason=_TIME_OVER) if is_late else trials.accuracy(variant)
+        found = Found(reason=TIME_OVER) if is_late else trials.accuracy(variant)
         outcome.variants[variant] = found
         if variant == reference and found.reason:
             raise UserError(f"job=tune: the reference, {reference}: {found.reason}")
@@ -95,7 +95,7 @@ def search(
     outcome.is_whole = check(left, measure, seconds, is_over(1.0))
     for one in left:
         if one.rate is None and not one.reason:
-            one.reason = _TIME_OVER
+            one.reason = TIME_OVER
     return outcome
 
 

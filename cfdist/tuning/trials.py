@@ -149,7 +149,7 @@ class Trials:
                         return Found(reason=f"every picture failed: {evaluation.failures[0][1]}")
                     if seconds is None or took >= _ENOUGH * seconds:
                         ap = None if model.is_simulated else evaluation.ap[config.eval.protocol]
-                        return Found(pictures / took, ap)
+                        return Found(report.timeline.points[-1][1] / took, ap)
                     pictures = ceil(pictures * min(20.0, seconds / took) * 1.1)
         except DiskFullError:
             raise

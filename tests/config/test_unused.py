@@ -23,6 +23,9 @@ NETWORK = {"convention", "color", "scale", "mean", "std"}
 FILES = {"path", "sha256", "weights.path", "weights.size", "weights.sha256"}
 EXPECTED = {f"expected.{name}" for name in ("easy", "medium", "hard", "protocol", "tolerance")}
 SIZE = {"name", "height", "width"}
+# Of a model that runs on devices.
+RUN_MODEL = SIZE | NETWORK | FILES | {"checkpoint", "batch", "outputs", "top_k", "nms"}
+RUN_MODEL |= {"peaks", "score"}
 BACKEND = {"name", "streams", "precision", "providers", "device", "latency_ms", "preset"}
 BACKEND |= {"fault", "fault_device", "fault_after", "fault_once"}
 VIEWS = {"size", "scales", "flip", "merge"}
@@ -31,12 +34,7 @@ RAY = {"cluster.address", "cluster.dashboard", "cluster.wait_s", "cluster.keep_m
 READ_BY = {
     "evaluate": {
         "dataset": DATASET | {"repeat"},
-        "model": SIZE
-        | NETWORK
-        | FILES
-        | EXPECTED
-        | {"checkpoint", "batch", "outputs"}
-        | {"top_k", "nms", "peaks", "score"},
+        "model": RUN_MODEL | EXPECTED,
         "backend": BACKEND,
         "eval": {"protocol", "gate", "metrics"},
         "preprocess": VIEWS | {"where", "cache"},
@@ -50,10 +48,7 @@ READ_BY = {
     },
     "benchmark": {
         "dataset": DATASET | {"repeat"},
-        "model": SIZE
-        | NETWORK
-        | FILES
-        | {"checkpoint", "batch", "outputs", "top_k", "nms", "peaks", "score"},
+        "model": RUN_MODEL,
         "backend": BACKEND,
         "eval": {"protocol"},
         "benchmark": {"parts", "loops", "input", "readers", "pictures", "scenario", "min_seconds"},
@@ -110,10 +105,7 @@ READ_BY = {
     "download": {"download": {"to", "from", "mirrors", "size", "md5", "sha256", "stall_s"}},
 }
 READ_BY["detect"] = {
-    "model": SIZE
-    | NETWORK
-    | FILES
-    | {"checkpoint", "batch", "outputs", "top_k", "nms", "peaks", "score"},
+    "model": RUN_MODEL,
     "backend": BACKEND,
     "preprocess": VIEWS,
     "detect": {"threshold", "annotate"},
@@ -122,10 +114,7 @@ READ_BY["detect"] = {
 }
 READ_BY["tune"] = {
     "dataset": DATASET,
-    "model": SIZE
-    | NETWORK
-    | FILES
-    | {"checkpoint", "batch", "outputs", "top_k", "nms", "peaks", "score"},
+    "model": RUN_MODEL,
     "backend": BACKEND,
     "eval": {"protocol"},
     "tune": {"minutes", "tolerance", "batches", "models", "reference", "pictures"},
