@@ -119,6 +119,7 @@ def break_down(fault: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
+            threading.Event().wait()  # other threads may be stopped before this one
         case "hang":
             threading.Event().wait()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import time
 from dataclasses import replace
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cfdist.backends import simulated
 from cfdist.detections import Detections, from_arrow
 from cfdist.devices.activity import ActivityRecord
 from cfdist.devices.base import ChunkReport, DeviceReport
@@ -170,7 +170,7 @@ class StoppingDevice(PoisonedDevice):
     """The picture stops all of its threads."""
 
     def break_down(self) -> None:
-        os.kill(os.getpid(), signal.SIGSTOP)
+        simulated.break_down("stop")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
 import signal
@@ -180,7 +179,7 @@ client.internal_kv_put(b"CLUSTER_METADATA", json.dumps(noted).encode(), True, b"
 """
 
 
-def test_a_cluster_of_another_ray_is_refused_with_one_line(cluster):
+def test_a_cluster_of_another_ray_is_refused_with_one_line(cluster, tmp_path):
     import ray
 
     def note(version: str) -> None:
@@ -193,7 +192,7 @@ def test_a_cluster_of_another_ray_is_refused_with_one_line(cluster):
     try:
         done = subprocess.run(
             [cluster.python, PROJECT / "main.py", f"cluster.address={cluster.address}"],
-            env=cluster.environment, capture_output=True, text=True, timeout=60,
+            cwd=tmp_path, env=cluster.environment, capture_output=True, text=True, timeout=200,
         )  # fmt: skip
     finally:
         note(ray.__version__)
@@ -201,4 +200,4 @@ def test_a_cluster_of_another_ray_is_refused_with_one_line(cluster):
     lines = done.stderr.strip().splitlines()
     assert len(lines) == 1, lines
     assert "the cluster runs Ray 2.9.0" in lines[0]
-    assert not os.path.exists("outputs")
+    assert not (tmp_path / "outputs").exists()
