@@ -154,11 +154,14 @@ with session(None, dashboard=False):
         code = cli.main()
         ended.set()
         thread.join()
-        # What is exported last, a second after the run's end at most; gauges stay for two more.
-        last, deadline = "", time.monotonic() + 6
+        # What is exported last, about a second after the run's end; the gauges go two later.
+        last, deadline = "", time.monotonic() + 40
         while time.monotonic() < deadline:
             text = scrape(node)
-            last = text if text.count("ray_cfdist_ap{") == 6 else last
+            has_gauges = text.count("ray_cfdist_ap{") == 6
+            if last and not has_gauges:
+                break
+            last = text if has_gauges else last
             time.sleep(0.2)
         found = {"code": code, "live": texts, "last": last, "names": sorted(names)}
         (output / f"{number}.json").write_text(json.dumps(found))
