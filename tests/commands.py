@@ -104,15 +104,22 @@ def serve(folder: str) -> None:
     screen = os.open(os.devnull, os.O_WRONLY)
     _lead((screen, screen))
 
+    from omegaconf import OmegaConf
+
     from cfdist.command import cli, interruptions
-    from cfdist.config import installation
+    from cfdist.config import composing, installation
     from cfdist.distributed import guard, session
     from cfdist.monitoring import terminal
 
     interruptions.catch()
     terminal.guard_screen()
+    composing.register()
+    # Each command has a number of its own in the name of its folder.
+    number = 0
+    OmegaConf.register_new_resolver("process_id", lambda: f"{os.getpid()}{number:03}", replace=True)
     with _one_session(folder) as end_actors:
         for line in sys.stdin:
+            number += 1
             request = json.loads(line)
             files = [os.open(name, os.O_WRONLY | os.O_CREAT, 0o600) for name in request["files"]]
             _lead(files)

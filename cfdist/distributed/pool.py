@@ -948,7 +948,8 @@ class _Round(Generic[Result]):
     def _next(self, name: str, is_idle: bool) -> tuple[list[Slice], list[Row], int]:
         """The next chunk of a device: slices, their rows, and how many of these are new."""
         pool = self._pool
-        rows = pool.retries.take_first(name, pool.batch)
+        devices = {*pool.actors, *(one.name for one in pool.opening.values())}
+        rows = pool.retries.take_first(name, pool.batch, devices)
         if not rows and (slices := self._scheduler.next_chunk(name, self._size)):
             places = [
                 replace(one, start=row, stop=row + 1)

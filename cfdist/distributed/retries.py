@@ -3,7 +3,8 @@
 The rules, for any number of devices:
 
 - A failure of a device counts against the pictures that it had in hand. They are tried again first,
-  on a device that has not failed with them while there is one.
+  on a device that has not failed with them while there is one. (A device that is the only one, and
+  fails every few pictures, would else do all of the others before it is found to be at fault.)
 - A picture that was in hand at `ALONE_AFTER` failures is done alone, and at `MAX_FAILURES` it is
   given up. What failed with it is explained by it.
 - A device is at fault at its second failure that no picture explains: all that it had in hand was
@@ -133,14 +134,19 @@ class Retries:
                 del self.given_up[key]
                 self._waiting[key] = self._rows.pop(key)
 
-    def take_first(self, device: str, size: int) -> list[Row]:
-        """Pictures to try again before any new ones, on a device that did not fail with them."""
+    def take_first(self, device: str, size: int, devices: Collection[str]) -> list[Row]:
+        """Pictures to try again before any new ones, on a device that did not fail with them.
+
+        A device that failed with a picture gets it again if all `devices`, those that are ready or
+        load their model, did.
+        """
         if not self._waiting:
             return []
         found = [
             row
             for row in self._waiting.values()
-            if not self._is_for_alone(row) and device not in self._suspects_of(row)
+            if not self._is_for_alone(row)
+            and (device not in (suspects := self._suspects_of(row)) or suspects.issuperset(devices))
         ]
         return self._take(found[:size])
 

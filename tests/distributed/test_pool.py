@@ -438,7 +438,7 @@ def test_lost_detections_bring_back_only_their_own_pictures(tmp_path, monkeypatc
     monkeypatch.setattr(ray, "get", lost)
     one_round._take_in_added("ref")
     # The other may have been done on another device since, and a picture is done once.
-    assert [row.key for row in pool.retries.take_first("device:0", 9)] == ["done"]
+    assert [row.key for row in pool.retries.take_first("device:0", 9, pool.actors)] == ["done"]
 
 
 def test_a_picture_that_is_tried_again_after_all_has_no_event(tmp_path):
