@@ -51,7 +51,7 @@ from cfdist.config.uses import WITHOUT_FOLDER
 from cfdist.detections import arrow_without_pandas
 from cfdist.distributed.guard import guarded
 from cfdist.errors import DiskFullError, ExitCode, StoppedError, UserError
-from cfdist.files import DISK_IS_FULL, JOURNAL, LOG, RESULTS
+from cfdist.files import DISK_IS_FULL, JOURNAL, LOG, RESULTS, redacted
 from cfdist.machine import process_age
 from cfdist.monitoring import stream, terminal
 from cfdist.monitoring.terminal import say
@@ -202,6 +202,9 @@ def _run(
 ) -> tuple[int, str | None, float | None]:
     """The job's exit code, the reason if it broke down, and the figure that `objective` names."""
     if checked.job in WITHOUT_FOLDER:
+        if (number := _run_number()) is not None:  # nothing else tells its runs apart
+            settings = " ".join(HydraConfig.get().overrides.task)
+            say(redacted(f"run {number}: {settings}"))
         return load_job(checked.job).main(checked, output, started), None, None
     arrow_without_pandas()
     figures = []

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -47,6 +49,27 @@ def address() -> Iterator[str]:
 def predictions(folder: Path) -> dict[str, bytes]:
     files = [*(folder / "predictions").rglob("*.txt"), folder / "predictions.parquet"]
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_a_doctor_asks_each_node_and_tells_the_runs_of_a_sweep_apart(
+    warm_command, tmp_path, address
+):
+    done = warm_command(
+        *("-m", "job=doctor", "backend=simulated", "backend.latency_ms=0", "dataset.limit=4"),
+        *(f"cluster.address={address}", "devices=1,2"),
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    _, first, second = re.split("^run [01]: ", done.stdout, flags=re.MULTILINE)
+    for count, said in enumerate((first, second), 1):
+        assert f"devices={count}\n" in said
+        assert re.search(f"^ok +Ray +joined: {count} device", said, re.MULTILINE)
+        # This host, and each node of it.
+        for what in ("cores", "memory", "/dev/shm", "loopback", "NPUs"):
+            found = re.findall(rf"^(?:ok|note) +{what} +(.*)", said, re.MULTILINE)
+            assert [one.startswith(f"{socket.gethostname()}: ") for one in found] == [
+                *(False, True, True)
+            ]
+    assert not list(tmp_path.iterdir())
 
 
 def test_letterboxing_on_two_nodes_changes_no_byte(warm_command, tmp_path, address):
