@@ -97,6 +97,11 @@ class Backend(ABC):
         return "cpu"
 
     @classmethod
+    def numeric_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the settings that change a model's numbers, see `Capabilities`."""
+        return {name: options.get(name) for name in cls.capabilities.numeric_options}
+
+    @classmethod
     def first_seconds(cls, batch: int, options: Mapping[str, Any]) -> float:
         """What loading the model, or the first work of a device, takes at most, seconds.
 

@@ -60,7 +60,7 @@ class BackendModel:
     @property
     def numeric_options(self) -> dict[str, Any]:
         """The backend's settings that change the model's numbers."""
-        return {name: self.options.get(name) for name in self.capabilities.numeric_options}
+        return self.backend_class.numeric_options(self.options)
 
     def check(self) -> None:
         """Look at the model file and the options without a device.

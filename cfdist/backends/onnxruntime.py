@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +15,14 @@ from cfdist.backends.base import Backend, Capabilities, DeviceSettings
 from cfdist.backends.onnx_file import load_onnx, takes_u8
 from cfdist.backends.onnx_operators import odd_parts
 from cfdist.backends.outputs import as_result
+from cfdist.backends.provider_options import (
+    CPU_PROVIDER,
+    CUDA_PROVIDER,
+    TENSORRT_PROVIDER,
+    as_words,
+    numeric,
+    settings_of_providers,
+)
 from cfdist.backends.trial import refuse_if_it_fails
 from cfdist.decode import HeadMaps, Peaks
 from cfdist.errors import UserError, did_you_mean
@@ -23,12 +32,10 @@ from cfdist.preprocess import InputContract
 if TYPE_CHECKING:
     import onnxruntime as ort  # the driver runs no model, and the import takes its time
 
-CPU_PROVIDER = "CPUExecutionProvider"
-
 # Providers of devices that Ray counts -> their kind. They take a device's index.
 _DEVICE_KINDS = {
-    "CUDAExecutionProvider": "gpu",
-    "TensorrtExecutionProvider": "gpu",
+    CUDA_PROVIDER: "gpu",
+    TENSORRT_PROVIDER: "gpu",
     "NvTensorRTRTXExecutionProvider": "gpu",
     "MIGraphXExecutionProvider": "gpu",
     "ROCMExecutionProvider": "gpu",
@@ -49,7 +56,8 @@ class OnnxRuntimeBackend(Backend):
 
     ONNX Runtime itself goes on with the CPU where a provider cannot be used; here that is refused.
 
-    Options: `providers`, execution providers by falling preference, each a name.
+    Options: `providers`, execution providers by falling preference, each a name;
+    `provider_options`, a mapping of their options or `None`.
     """
 
     # ONNX Runtime 1.32 on 2 cores: 6.0 GB for 32 pictures of 800x800 in two streams, 14.2 GB for
@@ -57,7 +65,7 @@ class OnnxRuntimeBackend(Backend):
     capabilities: ClassVar[Capabilities] = Capabilities(
         learns_shape=True,
         activation_bytes_per_pixel=350,
-        numeric_options=("providers",),
+        numeric_options=("providers", "provider_options"),
         streams_need_threads=True,
         takes_any_size=True,
     )
@@ -71,6 +79,10 @@ class OnnxRuntimeBackend(Backend):
         self.contract = bytes_contract if takes_u8(model) else spec.float_contract()
         providers = settings.options["providers"]
         check_providers(providers)
+        given = settings.options.get("provider_options")
+        chosen = settings_of_providers(providers, given)
+        if {CUDA_PROVIDER, TENSORRT_PROVIDER} & chosen.keys():
+            _load_cuda_of_wheels()
         self.streams = max(1, min(settings.streams, settings.threads))
         options = ort.SessionOptions()
         options.intra_op_num_threads = settings.threads // self.streams
@@ -81,16 +93,19 @@ class OnnxRuntimeBackend(Backend):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry(_RECORD_ASSIGNMENT, "1")
         index = {"device_id": str(settings.index)}
+        with_index = [
+            (name, (index if name in _DEVICE_KINDS else {}) | its) for name, its in chosen.items()
+        ]
         with graph_errors_as_user_error(spec):
             self._session = ort.InferenceSession(
                 model.SerializeToString(),
                 options,
-                [(name, index if name in _DEVICE_KINDS else {}) for name in providers],
+                with_index,
                 enable_fallback=0,
                 disabled_optimizers=NOT_AS_WRITTEN,
             )
         self._session.disable_fallback()
-        self.runs_on = used_providers(self._session, providers)
+        self.runs_on = used_providers(self._session, providers) + as_words(given)
         self._input = self._session.get_inputs()[0].name
         self._outputs = [output.name for output in self._session.get_outputs()]
 
@@ -98,6 +113,7 @@ class OnnxRuntimeBackend(Backend):
     def check(cls, spec: ModelSpec, options: Mapping[str, Any]) -> None:
         """See `Backend.check`."""
         check_providers(options["providers"])
+        settings_of_providers(options["providers"], options.get("provider_options"))
         parts = odd_parts(load_onnx(spec))
         is_plain = not parts and options["providers"] == [CPU_PROVIDER]
         # The devices of other kinds may be on other hosts.
@@ -108,6 +124,12 @@ class OnnxRuntimeBackend(Backend):
     def device_kind(cls, options: Mapping[str, Any]) -> str:
         """See `Backend.device_kind`; the first provider decides."""
         return _DEVICE_KINDS.get(next(iter(options["providers"]), ""), "cpu")
+
+    @classmethod
+    def numeric_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Backend.numeric_options`; without options of providers, as before there were any."""
+        its = numeric(options.get("provider_options"))
+        return {"providers": options.get("providers")} | ({"provider_options": its} if its else {})
 
     def infer(self, inputs: NDArray[np.generic]) -> HeadMaps | Peaks:
         """See `Backend.infer`; inputs are as `contract`, and so the file, says."""
@@ -134,6 +156,19 @@ def graph_errors_as_user_error(spec: ModelSpec) -> Iterator[None]:
         ) from None
 
 
+def _load_cuda_of_wheels() -> None:
+    """Load CUDA and cuDNN from the wheels that lie beside ONNX Runtime's, if any do.
+
+    It does not look there by itself. Where a library is missing it prints so and goes on;
+    `used_providers` then says which provider could not be initialised.
+    """
+    import onnxruntime as ort
+
+    if load := getattr(ort, "preload_dlls", None):
+        with contextlib.redirect_stdout(io.StringIO()):
+            load()
+
+
 def accelerating_providers() -> dict[str, str]:
     """The installed providers of devices that Ray counts, with the kind of device."""
     import onnxruntime as ort
@@ -156,7 +191,11 @@ def check_providers(providers: Sequence[str]) -> None:
             raise UserError(
                 f"backend.providers: {name!r} is not in the installed onnxruntime "
                 f"{ort.__version__} (available: {', '.join(available)})"
-                + did_you_mean(name, available)
+                + (
+                    "; onnxruntime-gpu has it and takes onnxruntime's place: docs/installing.md"
+                    if name in (CUDA_PROVIDER, TENSORRT_PROVIDER)
+                    else did_you_mean(name, available)
+                )
             )
     unused = (
         providers[list(providers).index(CPU_PROVIDER) + 1 :] if CPU_PROVIDER in providers else ()

@@ -112,7 +112,8 @@ def _up_to(graph: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
 def _load_onnxruntime(graph: onnx.ModelProto, tensors: list[str]) -> Run:
     import onnxruntime as ort
 
-    from cfdist.backends.onnxruntime import CPU_PROVIDER, NOT_AS_WRITTEN
+    from cfdist.backends.onnxruntime import NOT_AS_WRITTEN
+    from cfdist.backends.provider_options import CPU_PROVIDER
 
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors only

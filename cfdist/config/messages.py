@@ -215,6 +215,9 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
 
 def no_such_key(key: str) -> str:
     """What a person is told of a key that does not exist."""
+    mapping = key.rpartition(".")[0]
+    if mapping in all_fields() and "mapping" in allowed(all_fields()[mapping]):
+        return f"{key}: not in the mapping so far; add it as +{key}=..., or give all of {mapping}"
     known = [*all_fields(), *groups()]
     end = key.rpartition(".")[2].casefold()
     # Of a key without its section, or with another one, the end says what is meant.

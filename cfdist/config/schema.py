@@ -338,6 +338,12 @@ class BackendConfig(Section):
         "CPUExecutionProvider"
     ]
     """onnxruntime: execution providers by falling preference"""
+    provider_options: Annotated[
+        dict[Name, bool | int | float | str] | None,
+        uses.model_option("onnxruntime"),
+        Field(title="a mapping {option:value,...} or null"),
+    ] = None
+    """onnxruntime: options of its providers by their own names, as in {trt_fp16_enable:true}"""
     device: Annotated[Literal["auto", "cpu", "cuda"], uses.model_option("torch")] = "auto"
     """torch: auto (CUDA where there is one), cpu or cuda"""
     latency_ms: Annotated[

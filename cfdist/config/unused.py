@@ -18,12 +18,14 @@ _CHOICE_SETS = ("name", "protocol")
 
 
 def typed_keys(arguments: Iterable[str]) -> frozenset[str]:
-    """The keys, and the groups, that a command line sets; a mapping's keys are those in it.
+    """The keys, and the groups, that a command line sets; a section's keys are those in it.
 
     Args:
         arguments: As Hydra's parser takes them; options are left out.
     """
-    return frozenset(key for argument in arguments for key, _ in _typed(argument))
+    keys = {key for argument in arguments for key, _ in _typed(argument)}
+    parents = {key: key.rpartition(".")[0] for key in keys}  # one entry of a key's mapping sets it
+    return frozenset(parents[key] if parents[key] in all_fields() else key for key in keys)
 
 
 def refuse_twice(arguments: Mapping[str, str]) -> None:
@@ -120,7 +122,7 @@ def key_of(typed: str) -> str:
 
 
 def _inner_keys(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
+    if isinstance(value, dict) and key not in all_fields():
         for name, inner in value.items():
             yield from _inner_keys(f"{key}.{name}", inner)
     else:
@@ -163,7 +165,7 @@ def _files_of(key: str) -> tuple[str, str]:
 
 def _flat_items(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and prefix + name not in all_fields():
             yield from _flat_items(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value

@@ -174,7 +174,8 @@ def _options(config: Config, name: str) -> list[dict[str, Any]]:
     if name == "openvino" and "backend.precision" not in typed:
         return [{"precision": "f32"}, {"precision": "bf16"}]
     if name == "onnxruntime" and "backend.providers" not in typed:
-        from cfdist.backends.onnxruntime import CPU_PROVIDER, accelerating_providers
+        from cfdist.backends.onnxruntime import accelerating_providers
+        from cfdist.backends.provider_options import CPU_PROVIDER
 
         there = accelerating_providers().items()
         chosen = [[], *([name] for name, kind in there if count_accelerators(kind))]

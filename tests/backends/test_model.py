@@ -61,6 +61,9 @@ def test_settings_that_change_numbers_are_known(spec):
     assert BackendModel("openvino", spec(), options).numeric_options == {"precision": "bf16"}
     onnxruntime = BackendModel("onnxruntime", spec(), options).numeric_options
     assert onnxruntime == {"providers": ["CPUExecutionProvider"]}
+    options["provider_options"] = {"trt_fp16_enable": True, "trt_engine_cache_path": "cache"}
+    with_options = BackendModel("onnxruntime", spec(), options).numeric_options
+    assert with_options == onnxruntime | {"provider_options": {"trt_fp16_enable": True}}
     assert BackendModel("simulated", spec(), options).numeric_options == {}
 
 

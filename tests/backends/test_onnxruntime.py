@@ -33,6 +33,8 @@ def test_a_provider_that_is_not_there_is_refused(spec):
     backend = backends.backend_class("onnxruntime")
     with pytest.raises(UserError, match="'NoSuchProvider' is not in the installed onnxruntime"):
         backend.check(spec(), {"providers": ["NoSuchProvider"]})
+    with pytest.raises(UserError, match=r"onnxruntime-gpu has it .* docs/installing\.md"):
+        backend.check(spec(), {"providers": [CUDA, CPU]})
     with pytest.raises(UserError, match="name at least one"):
         backend.check(spec(), {"providers": []})
 
@@ -73,6 +75,43 @@ def test_a_provider_that_takes_no_node_is_refused(small):
     ):
         with pytest.raises(UserError, match=f"{azure} runs no operator of this model"):
             refuse()
+
+
+def test_a_provider_gets_its_options_and_the_results_name_them(small, monkeypatch):
+    given = {}
+    real = ort.InferenceSession
+
+    def session(model, options, providers, **keywords):
+        given.update(providers)
+        return real(model, options, [CPU], **keywords)
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [TENSORRT, CUDA, CPU])
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime, "used_providers", lambda *_: "as said")
+    options = {
+        "providers": [TENSORRT, CUDA, CPU],
+        "provider_options": {"trt_fp16_enable": True, "gpu_mem_limit": 1000, "use_tf32": False},
+    }
+    backend = OnnxRuntimeBackend(small, DeviceSettings(index=1, options=options))
+    assert given == {
+        TENSORRT: {"device_id": "1", "trt_fp16_enable": "1"},
+        CUDA: {
+            "device_id": "1",
+            "use_tf32": "0",
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "gpu_mem_limit": "1000",
+        },
+        CPU: {},
+    }
+    assert (
+        backend.runs_on == "as said with gpu_mem_limit=1000, trt_fp16_enable=true, use_tf32=false"
+    )
+
+
+def test_an_option_that_no_provider_has_is_refused_before_a_device(small):
+    options = {"providers": [CPU], "provider_options": {"use_tf32": True}}
+    with pytest.raises(UserError, match=f"'use_tf32' is an option of {CUDA}, which is not in"):
+        OnnxRuntimeBackend.check(small, options)
 
 
 def test_what_each_provider_runs_is_told():

@@ -63,6 +63,8 @@ def wrong_values(field: FieldInfo) -> set[str]:
     wrong = {"{a: 1}"} | ({"null"} if types.isdisjoint({NoneType}) else set())
     if list not in types:
         wrong.add("[[1]]")
+    if dict in types:
+        wrong = {"{a: [1]}", "{a: null}", "5", "a"}
     for one in kinds:
         kind, origin = one.annotation, get_origin(one.annotation)
         if origin is Literal:

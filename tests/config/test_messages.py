@@ -114,6 +114,11 @@ JOBS = f"{', '.join(JOB_NAMES[:-1])} or {JOB_NAMES[-1]}"
             ["X", "null", "[X, X]"],
             "a list of different values in brackets, each value text",
         ),
+        (
+            "backend.provider_options",
+            ["5", "[a]", "text", "{a: null}", "{a: [1]}"],
+            "a mapping {option:value,...} or null",
+        ),
         ("backend.latency_ms", ["-1", "nan", "abc"], "a number from 0 to 3600000 or null"),
         ("backend.preset", ["910"], "310P3 or null"),
         (
@@ -167,6 +172,10 @@ def test_a_value_that_does_not_fit(defaults, key, values, must_be):
         (
             "model.expected=null",
             "model.expected=null: holds further keys; set these, such as model",
+        ),
+        (
+            "backend.provider_options.a=1",
+            "backend.provider_options.a: not in the mapping so far; add it as +backend.prov",
         ),
         ("output_dir=", "output_dir: must not be empty"),
         ("benchmark.parts=[]", "benchmark.parts: must not be empty"),

@@ -13,7 +13,7 @@ from cfdist import config
 from cfdist.command.arguments import prepare_arguments
 from cfdist.config.installation import load_job
 from cfdist.config.schema import Section, all_fields
-from cfdist.config.unused import conditions, refuse_unused, typed_keys
+from cfdist.config.unused import conditions, flat, refuse_unused, typed_keys
 from cfdist.config.uses import JOBS, WITHOUT_FOLDER
 from cfdist.errors import UserError
 
@@ -27,6 +27,7 @@ SIZE = {"name", "height", "width"}
 RUN_MODEL = SIZE | NETWORK | FILES | {"checkpoint", "batch", "outputs", "top_k", "nms"}
 RUN_MODEL |= {"peaks", "score"}
 BACKEND = {"name", "streams", "precision", "providers", "device", "latency_ms", "preset"}
+BACKEND |= {"provider_options"}
 BACKEND |= {"fault", "fault_device", "fault_after", "fault_once"}
 VIEWS = {"size", "scales", "flip", "merge"}
 POOL = {"device.timeout", "on_error"}
@@ -68,7 +69,7 @@ READ_BY = {
     "quantize": {
         "dataset": DATASET,
         "model": SIZE | NETWORK | FILES | {"batch", "outputs", "top_k", "nms", "peaks", "score"},
-        "backend": {"name", "streams", "precision", "providers"},
+        "backend": {"name", "streams", "precision", "providers", "provider_options"},
         "eval": {"protocol"},
         "quantize": {"output", "calibration", "pictures", "keep", "method", "percentile"}
         | {"per_channel", "reduce_range"},
@@ -77,7 +78,7 @@ READ_BY = {
     "compare": {
         "dataset": DATASET,
         "model": SIZE | NETWORK | {"batch", "outputs", "top_k", "nms", "peaks", "score"},
-        "backend": {"precision", "providers", "device"},
+        "backend": {"precision", "providers", "provider_options", "device"},
         "preprocess": VIEWS,
         "eval": {"protocol"},
         "compare": {"ap", "boxes", "cosine", "layers", "pictures", "relative"},
@@ -299,6 +300,18 @@ def test_the_backend_that_auto_has_become_decides():
     checked(*compare, backends=("openvino", "torch"))
     with pytest.raises(UserError, match=r"backend\.precision: .* only with backend=openvino$"):
         checked(*compare, backends=("om", "torch"))
+
+
+@pytest.mark.parametrize(
+    "argument", ["backend.provider_options={a:1,b:2}", "+backend.provider_options.a=1"]
+)
+def test_a_mapping_is_one_key_of_which_each_entry_counts(argument):
+    assert typed_keys([argument]) == {"backend.provider_options"}
+    with pytest.raises(UserError, match=r"provider_options: .* only with backend=onnxruntime"):
+        checked(argument, "backend=openvino")
+    assert flat({"backend": {"provider_options": {"a": 1}}}) == {
+        "backend.provider_options": {"a": 1}
+    }
 
 
 def test_typed_keys_are_those_of_settings():

@@ -64,6 +64,10 @@ def assert_refused(result, *words: str) -> None:
         (["job=score", "predictions=nowhere"], ["nowhere"]),
         (["job=score", "predictions=a 'b' =(c"], ["a 'b' =(c"]),
         (["backend=onnxruntime", "backend.providers=[NoProvider]"], ["'NoProvider'"]),
+        (
+            ["backend=onnxruntime", "backend.provider_options={use_arena:1}"],
+            ["'use_arena' is no option of CPUExecutionProvider"],
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

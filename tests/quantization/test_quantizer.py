@@ -13,7 +13,8 @@ import pytest
 
 from cfdist.backends.base import DeviceSettings
 from cfdist.backends.onnx_operators import quantised_operators
-from cfdist.backends.onnxruntime import CPU_PROVIDER, OnnxRuntimeBackend
+from cfdist.backends.onnxruntime import OnnxRuntimeBackend
+from cfdist.backends.provider_options import CPU_PROVIDER
 from cfdist.errors import UserError
 from cfdist.quantization import quantizer
 from cfdist.quantization.calibration import CalibrationSet
