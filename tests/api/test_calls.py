@@ -41,6 +41,7 @@ def value_of(key: str, value: object) -> object:
 @settings(max_examples=60)
 @given(TEXTS)
 def test_a_text_is_taken_as_it_is(text):
+    assert value_of("backend.provider_options", {"a": text, "b": 1}) == {"a": text, "b": 1}
     assert value_of("predictions", text) == text
     assert value_of("backend.providers", [text, "b"]) == [text, "b"]
 

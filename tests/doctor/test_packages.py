@@ -71,6 +71,18 @@ def test_what_is_pinned_and_what_is_not(tmp_path, monkeypatch):
     assert "(pinned 0.0.1), none-such missing (pinned 3): not what was tested" in line.found
 
 
+def test_onnxruntime_is_not_missed_where_the_gpu_s_one_has_its_place(monkeypatch):
+    def version(name):
+        if name != "onnxruntime-gpu":
+            raise packages.metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(packages, "pins", lambda: {"onnxruntime": "1", "onnx": "2"})
+    monkeypatch.setattr(packages.metadata, "version", version)
+    (line,) = packages._other_versions()
+    assert line.found == "onnx missing (pinned 2): not what was tested"
+
+
 def test_a_broken_package_that_the_doctor_needs_ends_it_with_a_table(monkeypatch, capsys):
     def tried(names):
         return {one: {"version": "1", "error": "bad" * (one in ("numpy", "cv2"))} for one in names}

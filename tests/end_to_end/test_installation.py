@@ -71,16 +71,17 @@ def test_the_environment_overrides_pips_files(pip_conf):
     assert ":env:.find-links='/own'" in seen.stdout.splitlines()
 
 
-def wheel(folder: Path, name: str) -> None:
-    """A wheel that holds one empty module."""
+def wheel(folder: Path, name: str, module: str = "", content: str = "") -> None:
+    """A wheel that holds one module, by default an empty one of its own name."""
     info = f"{name}-1.0.dist-info"
     with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as file:
-        file.writestr(f"{name}.py", "")
+        file.writestr(f"{module or name}.py", content)
         file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         file.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
-        file.writestr(f"{info}/RECORD", "")
+        names = [f"{module or name}.py", *(f"{info}/{one}" for one in ("METADATA", "WHEEL"))]
+        file.writestr(f"{info}/RECORD", "".join(f"{one},,\n" for one in (*names, f"{info}/RECORD")))
 
 
 def test_the_environment_is_made_from_a_folder_of_wheels_without_a_network(tmp_path):
@@ -109,6 +110,62 @@ def test_the_environment_is_made_from_a_folder_of_wheels_without_a_network(tmp_p
         shutil.rmtree(tmp_path / "wheels", ignore_errors=True)
     imported = subprocess.run([tmp_path / ".venv/bin/python", "-I", "-c", "import carried"])
     assert imported.returncode == 0
+
+
+def test_a_gpu_s_runtime_takes_the_place_of_the_cpu_s_and_stays(tmp_path):
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    wheel(wheels, "onnxruntime", content="KIND = 'cpu'")
+    wheel(wheels, "onnxruntime_gpu", "onnxruntime", "KIND = 'gpu'")
+    wheel(wheels, "torch")
+    (tmp_path / "run.sh").write_bytes((PROJECT / "run.sh").read_bytes())
+    (tmp_path / "requirements-gpu.txt").write_text("onnxruntime-gpu==1.0\ntorch==1.0\n")
+    environment = {"PATH": os.environ["PATH"], "PYTHON": sys.executable}
+    environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
+
+    def kind(requirements: str, **more: str) -> str:
+        (tmp_path / "requirements.txt").write_text(requirements)
+        script = "source ./run.sh; install_environment requirements.txt >&2; "
+        script += '"$venv/bin/python" -I -c "import onnxruntime; print(onnxruntime.KIND)"; '
+        script += "ls $venv/lib/python3*/site-packages | grep -c '^onnxruntime.*dist-info$'"
+        done = subprocess.run(
+            ["bash", "-c", script],
+            cwd=tmp_path,
+            env=environment | more,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert kind("onnxruntime==1.0\n") == "cpu\n1\n"
+    assert kind("onnxruntime==1.0\n", CFDIST_GPU="1") == "gpu\n1\n"
+    assert kind("onnxruntime==1.0\n# of a later version\n") == "gpu\n1\n"
+
+
+@pytest.mark.parametrize("python", PYTHONS[1:])
+def test_the_gpu_s_packages_have_wheels_and_agree_with_the_others(python, tmp_path):
+    others = [
+        line
+        for line in (PROJECT / "requirements.txt").read_text().splitlines()
+        if not line.startswith("onnxruntime==")
+    ]
+    (tmp_path / "others.txt").write_text("\n".join(others))
+    command = ["-m", "uv", "pip", "install", "--dry-run", "--target", str(tmp_path / "there")]
+    command += ["--python-platform", "x86_64-manylinux_2_28", "--python-version", python]
+    command += ["--only-binary", ":all:", "--no-binary", "antlr4-python3-runtime"]
+    done = subprocess.run(
+        [sys.executable, *command, "-r", "requirements-gpu.txt", "-r", tmp_path / "others.txt"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    there = [line.split()[-1] for line in done.stderr.splitlines() if line.startswith(" + ")]
+    assert any(one.startswith("onnxruntime-gpu==") for one in there)
+    assert not any(one.startswith("onnxruntime==") for one in there)
 
 
 def test_own_packages_come_before_those_of_the_callers_pythonpath(tmp_path):
