@@ -93,7 +93,9 @@ def test_devices_and_batches_do_not_change_the_predictions(compose, tmp_path):
             tmp_path / f"{devices}-{batch}",
             f"devices={devices}",
             f"model.batch={batch}",
-            "dataset.limit=40",
+            "dataset.limit=36",
+            "model.height=416",
+            "model.width=416",
         )
         for devices, batch in ((1, 1), (2, 16), (1, 16))
     ]

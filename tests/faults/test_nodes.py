@@ -122,7 +122,8 @@ def events_of(folder: Path, whole: dict[str, bytes]) -> list[str]:
     return [event["what"] for event in results["events"]]
 
 
-@pytest.mark.parametrize("workers_too", [False, True])
+# Workers end by themselves, a moment later, when their node's process is gone.
+@pytest.mark.parametrize("workers_too", [False, True] if IS_LONG else [True])
 def test_a_run_goes_on_without_a_lost_node(tmp_path, whole, workers_too):
     with cluster_of(2) as (address, raylet, _), command_on(address, tmp_path) as process:
         with_journal(process, tmp_path / "disturbed")
