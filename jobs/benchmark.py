@@ -47,7 +47,7 @@ def main(config: Config, output: Path, started: float) -> int:
     figures = Figures(model, manifest)
     if manifest and "host" in parts:
         # First: no Ray is there that could take time from it, or, in a sweep, an idle one.
-        figures.host, figures.unreadable = _measure_host(config, model, manifest)
+        figures.host, figures.faults = _measure_host(config, model, manifest)
         phases.end("host")
     if model:
         with execution.start(config, [model]) as there:
@@ -129,7 +129,7 @@ def _find_pictures(config: Config) -> tuple[GroundTruth, Manifest]:
 
 def _measure_host(
     config: Config, model: BackendModel | None, manifest: Manifest
-) -> tuple[list[host.HostRate], tuple[host.Failure, ...]]:
+) -> tuple[list[host.HostRate], host.Faults]:
     """Read the pictures in this process, with each number of reader threads."""
     counts = config.benchmark.readers
     if counts == "auto":

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from math import ceil
 from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,18 @@ CHUNK = 16
 MAX_READERS = 1024
 
 Failure = tuple[str, str]  # key of a work item, and why the picture cannot be read
+
+
+class Faults(NamedTuple):
+    """What is wrong with the pictures' files.
+
+    Attributes:
+        failures: The pictures that cannot be read.
+        damaged: (key, what is wrong with the file) of the damaged ones, whether they failed or not.
+    """
+
+    failures: tuple[Failure, ...] = ()
+    damaged: tuple[Failure, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,7 +90,7 @@ def measure_host(
     size: Size,
     counts: Sequence[int],
     min_seconds: float = 0,
-) -> tuple[list[HostRate], tuple[Failure, ...]]:
+) -> tuple[list[HostRate], Faults]:
     """Read pictures in this process, with each number of threads.
 
     All are read once before the clock runs: the files are in memory then, and bad ones are known.
@@ -91,24 +104,24 @@ def measure_host(
         min_seconds: How long each time takes at least.
 
     Returns:
-        The rate of each number of threads, and the pictures that cannot be read.
+        The rate of each number of threads, and what is wrong with pictures.
 
     Raises:
         UserError: no picture can be read, or one only the first time.
     """
-    _, failures = read_pictures(items, size, available_cores())
-    bad = dict(failures)
+    _, faults = read_pictures(items, size, available_cores())
+    bad = dict(faults.failures)
     usable = [item for item in items if item.key not in bad]
     if not usable:
         raise UserError(
             f"dataset: none of its {len(items)} pictures can be read; the first, "
-            f"{failures[0][0]}: {failures[0][1]}"
+            f"{faults.failures[0][0]}: {faults.failures[0][1]}"
         )
     rates = []
     for readers in counts:
         count = max(pictures, PICTURES_A_READER * readers)
         while True:
-            rate, new = read_pictures(usable, size, readers, count)
+            rate, (new, _) = read_pictures(usable, size, readers, count)
             if new:
                 raise UserError(
                     f"dataset: {new[0][0]} could be read a moment ago, and no longer: {new[0][1]}; "
@@ -119,16 +132,16 @@ def measure_host(
                 break
             count = ceil(count * min(100.0, 1.1 * min_seconds / seconds))
         rates.append(rate)
-    return rates, failures
+    return rates, faults
 
 
 def read_pictures(
     items: Sequence[WorkItem], size: Size, readers: int, count: int | None = None
-) -> tuple[HostRate, tuple[Failure, ...]]:
+) -> tuple[HostRate, Faults]:
     """Read pictures, again and again up to a count, as a device does: several chunks in flight.
 
     Returns:
-        The rate of this number of reader threads, and the pictures that cannot be read, in order.
+        The rate of this number of reader threads, and what is wrong with pictures, in their order.
     """
     # Enough to keep all threads busy while finished chunks are handed over.
     in_flight = ceil(readers / CHUNK) + AHEAD
@@ -138,6 +151,7 @@ def read_pictures(
     left, lock = itertools.islice(itertools.cycle(items), count), threading.Lock()
     numbers = itertools.count()
     failures: list[tuple[int, Failure]] = []
+    damaged: list[tuple[int, Failure]] = []
 
     def read(_: int) -> None:
         while True:
@@ -147,6 +161,7 @@ def read_pictures(
                 return
             with reader.read(chunk) as pictures:
                 failures.extend((number, failure) for failure in pictures.failures)
+                damaged.extend((number, damage) for damage in pictures.damages.items())
 
     width, height = size
     black = LetterboxedPicture("", size, np.zeros(height * width * 3, np.uint8))
@@ -159,5 +174,10 @@ def read_pictures(
         list(callers.map(read, range(in_flight)))
         seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
     # Chunks end in any order, the pictures of one do not.
-    found = tuple(failure for _, failure in sorted(failures, key=itemgetter(0)))
-    return HostRate(readers, count, count / seconds, 1000 * cpu / count), found
+    faults = Faults(
+        *(
+            tuple(fault for _, fault in sorted(found, key=itemgetter(0)))
+            for found in (failures, damaged)
+        )
+    )
+    return HostRate(readers, count, count / seconds, 1000 * cpu / count), faults

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import ceil
 from typing import Any
 
@@ -24,7 +24,7 @@ from cfdist.report.results import (
     device_time_rate,
 )
 from cfdist.throughput.device import LoopReport, common_rates
-from cfdist.throughput.host import Failure, HostRate
+from cfdist.throughput.host import Faults, HostRate
 from cfdist.throughput.latency import LEAST_PICTURES, STEPS, Latencies
 from cfdist.widerface.manifest import Manifest
 
@@ -41,7 +41,8 @@ class Figures:
         manifest: The pictures, each once.
         plan: The devices.
         host: What each number of reader threads reached.
-        unreadable: The pictures that the host part could not read; they are in none of its rates.
+        faults: What is wrong with pictures' files, as the host part found; those that it could not
+            read are in none of its rates.
         loops: Device name -> what it did in the inference part.
         end_to_end: What the end-to-end part had to do, and what became of it.
     """
@@ -50,7 +51,7 @@ class Figures:
     manifest: Manifest | None = None
     plan: DevicePlan | None = None
     host: Sequence[HostRate] | None = None
-    unreadable: Sequence[Failure] = ()
+    faults: Faults = field(default_factory=Faults)
     loops: dict[str, LoopReport] | None = None
     end_to_end: tuple[EvaluationTask, EvaluationReport] | None = None
 
@@ -65,7 +66,8 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
     """
     model, host = figures.model, figures.host
     whole = _evaluation(config, figures, phases)
-    failures = dict([*figures.unreadable, *(whole.failures if whole else [])])
+    failures = dict([*figures.faults.failures, *(whole.failures if whole else [])])
+    damaged = dict([*figures.faults.damaged, *(whole.damaged if whole else [])])
     inference = _inference_section(config, figures)
     is_simulated = model is not None and model.is_simulated
     total = len(figures.manifest.items) if figures.manifest else 0
@@ -76,7 +78,7 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
         total=total,
         done=total - len(failures),
         failures=sorted(failures.items()),
-        damaged=whole.damaged if whole else (),
+        damaged=sorted(damaged.items()),
         seconds=_seconds(whole, phases),
         throughput=rates
         | {"pure_inference": inference["pictures_per_second"] if inference else None},
@@ -91,7 +93,7 @@ def benchmark_results(config: Config, figures: Figures, phases: Phases) -> Resul
         config=config.model_dump(),
         notes=(preset_notes(config) if is_simulated else [])
         + _notes(config, figures)
-        + damage_notes(config, whole.damaged if whole else ()),
+        + damage_notes(config, damaged),
         events=whole.events if whole else (),
         extra={
             **(whole.extra if whole else {}),
@@ -296,7 +298,7 @@ def _notes(config: Config, figures: Figures) -> list[str]:
     kept, count = sum(len(one.batch_ms) for one in loops), sum(one.batches for one in loops)
     if kept < count:
         notes.append(_part_note(kept, count, "batches"))
-    if figures.unreadable:
+    if figures.faults.failures:
         notes.append("pictures that cannot be read are in none of the host's rates")
     if figures.end_to_end is None:
         return notes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from cfdist.preprocess import StoredPicture
 from cfdist.throughput import host
 from cfdist.throughput.host import (
     PICTURES_A_READER,
+    Faults,
     HostRate,
     measure_host,
     read_pictures,
@@ -60,15 +62,28 @@ def test_the_readers_of_a_run_are_among_them(readers, devices, kind, planned):
 
 
 def test_bad_pictures_are_listed_in_order_and_in_no_rate(items):
-    _, failures = read_pictures(items, (32, 32), readers=2)
+    _, (failures, damaged) = read_pictures(items, (32, 32), readers=2)
     assert [key for key, _ in failures] == ["e/1", "e/3"]
     assert "not a picture" in failures[0][1]
     assert "No such file" in failures[1][1]
-    rates, unreadable = measure_host(items, 50, (32, 32), [1, 2])
+    rates, faults = measure_host(items, 50, (32, 32), [1, 2])
     assert [(rate.readers, rate.pictures) for rate in rates] == [(1, 50), (2, 50)]
-    assert unreadable == failures
+    assert faults == (failures, damaged) == (failures, ())
     with pytest.raises(UserError, match="none of its 1 pictures can be read; the first, e/1: "):
         measure_host(items[1:2], 50, (32, 32), [1])
+
+
+@pytest.mark.parametrize("use_damaged", [True, False])
+def test_damaged_files_are_named_whether_they_are_used_or_not(items, use_damaged):
+    items = [replace(item, use_damaged=use_damaged) for item in items[::2]]
+    for item in items[1:]:
+        content = Path(item.path).read_bytes()
+        Path(item.path).write_bytes(content[: len(content) - 40])
+    rates, faults = measure_host(items, 50, (32, 32), [1, 2])
+    assert [key for key, _ in faults.damaged] == ["e/2", "e/4"]
+    assert all("JPEG" in why for _, why in faults.damaged)
+    assert faults.failures == (() if use_damaged else faults.damaged)
+    assert [rate.pictures for rate in rates] == [50, 50]
 
 
 def test_pictures_that_go_while_they_are_read_are_in_no_rate(items, monkeypatch):
@@ -113,7 +128,7 @@ def test_reading_goes_on_for_the_least_time(items, monkeypatch):
 
     def read(work, size, readers, count=None):
         counts.append(count or len(work))
-        return HostRate(readers, counts[-1], 100.0, 1.0), ()
+        return HostRate(readers, counts[-1], 100.0, 1.0), Faults()
 
     monkeypatch.setattr(host, "read_pictures", read)
     (rate,), _ = measure_host(items[::2], 50, (48, 32), [1], min_seconds=2.0)
@@ -136,11 +151,11 @@ def test_readers_wait_for_python_as_long_as_in_a_device(items, monkeypatch):
 
 
 def test_the_rate_is_that_of_real_reading(items):
-    rate, failures = read_pictures(items[::2] * 20, (320, 320), readers=2)
+    rate, faults = read_pictures(items[::2] * 20, (320, 320), readers=2)
     assert rate.pictures == 60
     assert rate.pictures_per_second > 0
     assert rate.cpu_ms_per_picture > 0
-    assert failures == ()
+    assert faults == ((), ())
 
 
 def test_more_readers_than_a_chunk_has_pictures_work_at_once(items, monkeypatch):

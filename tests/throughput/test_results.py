@@ -18,14 +18,14 @@ from cfdist.distributed.rounds import EvaluationReport, EvaluationTask, Timeline
 from cfdist.distributed.work import item_work
 from cfdist.report.results import Phases
 from cfdist.throughput.device import LoopReport
-from cfdist.throughput.host import HostRate
+from cfdist.throughput.host import Faults, HostRate
 from cfdist.throughput.latency import Latencies
 from cfdist.throughput.results import Figures, benchmark_results, latency_results
 from cfdist.widerface.manifest import Manifest, WorkItem
 
 MANIFEST = Manifest(tuple(WorkItem(f"e/{i}", f"{i}.jpg", 9) for i in range(4)), 0, 0)
 HOST = [HostRate(1, 300, 70.0, 14.0)]
-UNREADABLE = [("e/3", "not a picture")]
+FAULTS = Faults((("e/3", "not a picture"),), (("e/2", "cut JPEG"),))
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def figures(spec) -> Figures:
         cpu_seconds=0.8,
     )
     loops = LoopReport(np.array([[1.0, 2.0], [2.0, 4.0]]), ())
-    return Figures(model, MANIFEST, plan, HOST, UNREADABLE, {"device:0": loops}, (task, report))
+    return Figures(model, MANIFEST, plan, HOST, FAULTS, {"device:0": loops}, (task, report))
 
 
 def test_all_parts(compose, figures, phases):
@@ -173,8 +173,11 @@ def test_latencies_of_too_few_pictures_are_no_result(compose, phases, spec):
 
 
 def test_the_host_alone(compose, phases):
-    figures = Figures(manifest=MANIFEST, host=HOST, unreadable=UNREADABLE)
-    results = benchmark_results(compose("job=benchmark"), figures, phases)
+    figures = Figures(manifest=MANIFEST, host=HOST, faults=FAULTS)
+    config = compose("job=benchmark", "dataset.damaged=use")
+    results = benchmark_results(config, figures, phases)
+    assert results.damaged == [("e/2", "cut JPEG")]
+    assert "1 picture has a damaged file and is used as it decodes" in results.notes[-1]
     assert results.backend is results.model is results.batch is results.fingerprint is None
     assert results.throughput == {"steady": None, "end_to_end": None, "pure_inference": None}
     assert (results.total, results.done, results.devices) == (4, 3, [])
