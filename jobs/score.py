@@ -12,10 +12,10 @@ from cfdist.config import Config
 from cfdist.errors import UserError
 from cfdist.machine import available_cores
 from cfdist.report import screen
-from cfdist.report.accuracy import accuracy_notes, expected_notes
+from cfdist.report.accuracy import accuracy_notes, expectation, expected_notes
 from cfdist.report.page.quality import Evidence
 from cfdist.report.page.run import write_run_report
-from cfdist.report.results import Results, check_gate, chosen_first, expected_ap, phase_seconds
+from cfdist.report.results import Results, check_gate, chosen_first, phase_seconds
 from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.own import metric_notes
 from cfdist.widerface.predictions import PredictionFiles, find_prediction_files
@@ -66,10 +66,10 @@ def _score(
 
     # Where nobody has said which pictures there are, those with a file are all that was asked for.
     failures = [id for id in expected if id not in files] if are_there else []
-    expectation = expected_ap(config, ap)
+    expected_here = expectation(config, ap, len(files))
     notes = quirk_notes(wanted.quirks) + metric_notes(metrics)
     notes += accuracy_notes(ap, metric.reach(), truth, files)
-    notes += expected_notes(config, expectation, len(files))
+    notes += expected_notes(config, expected_here, len(files))
     results = Results(
         job="score",
         ap=ap,
@@ -79,7 +79,7 @@ def _score(
         seconds=phase_seconds(started, ready, read, ended),
         config=config.model_dump(),
         notes=[*notes, *_file_notes(config, found, are_there)],
-        expected=expectation,
+        expected=expected_here,
         extra={
             "missing": {"handling": config.missing, "pictures": found.missing},
             "metrics": metrics,

@@ -13,6 +13,7 @@ from cfdist.backends.simulated import PUBLISHED_INPUT
 from cfdist.config import CONFIG_FOLDER, Config
 from cfdist.errors import UserError
 from cfdist.preprocess import SIDE
+from cfdist.report.results import expected_ap
 from cfdist.widerface import diagnosis
 from cfdist.widerface.ground_truth import WIDER_VAL_PICTURES, GroundTruth
 from cfdist.widerface.metric import Reach
@@ -87,6 +88,23 @@ def how_tested(config: Config) -> str:
     cap = "no cap" if model.top_k is None else f"the best {model.top_k} a picture"
     nms = "no suppression" if model.nms is None else f"suppression at IoU {model.nms:g}"
     return f"pictures {size}, {view}; {cells}{above}, {cap}; {nms}"
+
+
+def expectation(
+    config: Config, ap: dict[str, dict[str, float]], pictures: int
+) -> dict[str, Any] | None:
+    """The results' `expected` section, see `expected_ap`, and whether it can be compared.
+
+    Args:
+        config: The run's.
+        ap: Protocol -> difficulty -> measured AP, a fraction.
+        pictures: How many pictures count in the AP.
+    """
+    expected = expected_ap(config, ap)
+    return expected and {
+        **expected,
+        "comparable": not expected_notes(config, expected, pictures),
+    }
 
 
 def expected_notes(config: Config, expected: Mapping[str, Any] | None, pictures: int) -> list[str]:

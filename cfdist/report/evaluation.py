@@ -15,7 +15,7 @@ from cfdist.execution import PictureSupply
 from cfdist.files import PREDICTIONS
 from cfdist.inputs import find_face_labels
 from cfdist.machine import peak_memory
-from cfdist.report.accuracy import accuracy_notes, expected_notes, how_tested
+from cfdist.report.accuracy import accuracy_notes, expectation, expected_notes, how_tested
 from cfdist.report.page.quality import Evidence
 from cfdist.report.results import (
     START_UP,
@@ -53,6 +53,7 @@ def evaluation_results(
     finished = timeline.points[-1][1] if timeline.points else 0
     is_measured = finished and config.cluster.joined is None
     of_model: dict[str, Any] = {}
+    usable = len(manifest.pictures) - len(evaluation.failures)
     notes = _notes(config, task, report, supply)
     if not model.is_simulated:
         notes = _accuracy_notes(config, task, evaluation) + notes
@@ -60,12 +61,12 @@ def evaluation_results(
             "ap": chosen_first(evaluation.ap, config.eval.protocol),
             "test": how_tested(config),
             "model": {"path": str(model.spec.path), "sha256": model.spec.sha256},
-            "expected": expected_ap(config, evaluation.ap),
+            "expected": expectation(config, evaluation.ap, usable),
         }
     return Results(
         job="evaluate",
         total=len(manifest.pictures),
-        done=len(manifest.pictures) - len(evaluation.failures),
+        done=usable,
         failures=evaluation.failures,
         damaged=evaluation.damaged,
         seconds={

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 
-from cfdist.report.accuracy import accuracy_notes, expected_notes, how_tested
+from cfdist.report.accuracy import accuracy_notes, expectation, expected_notes, how_tested
 from cfdist.report.results import expected_ap
 from cfdist.widerface.ground_truth import PictureTruth
 from cfdist.widerface.metric import Reach
@@ -204,6 +204,8 @@ def test_the_test_of_an_ap_is_told_in_words(compose):
 def test_the_authors_figures_stand_beside_their_own_test(compose, settings, pictures, note):
     config = compose("experiment=authors_own_size", "dataset=wider_val", *settings)
     ap = {"official": dict.fromkeys(("easy", "medium", "hard"), 0.95)}
-    notes = expected_notes(config, expected_ap(config, ap), pictures)
+    expected = expectation(config, ap, pictures)
+    notes = expected_notes(config, expected, pictures)
+    assert expected["comparable"] is not bool(notes)
     assert bool(notes) == bool(note)
     assert all(note in one for one in notes)

@@ -143,11 +143,21 @@ def test_devices_have_a_line_each_and_failures_are_cut_short(capsys):
 @pytest.mark.parametrize(("met", "verdict"), [(True, "reached"), (False, "MISSED")])
 def test_the_expected_ap_stands_below_its_protocol_s(capsys, met, verdict):
     expected = {"protocol": "official", "ap": {"easy": 0.9}, "tolerance": 0.002, "met": met}
+    expected["comparable"] = True
     screen.print_results(replace(results(1), expected=expected))
     shown = capsys.readouterr().out
     row = next(line for line in shown.splitlines() if "  expected" in line)
     assert row.split()[2:] == ["│", "90.00", "%", "│", "-", "│", "-", "│"]
     assert f"expected AP {verdict} (tolerance 0.002)" in shown
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_an_expected_ap_that_cannot_be_compared_has_no_verdict_but_the_gate_s(capsys, gate):
+    expected = {"protocol": "official", "ap": {"easy": 0.9}, "tolerance": 0.002, "met": False}
+    run = replace(results(1), expected=expected | {"comparable": False})
+    run.config["eval"] = {"gate": gate}
+    screen.print_results(run)
+    assert ("expected AP MISSED" in capsys.readouterr().out) is gate
 
 
 @pytest.fixture
