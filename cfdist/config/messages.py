@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 import re
 import textwrap
+import unicodedata
 from collections.abc import Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin
@@ -27,6 +29,8 @@ _KEY_WIDTH = 22
 _NOT_KEY_VALUE = f"not of the form key=value; {SEE_HELP}"
 _SEVERAL = "several values; for a run of each add -m, for a list write [a,b]"
 _LIST = "a list"
+# How like a key of its section a misspelt one has to be, 0 to 1; keys that are named as meant.
+_LIKE_IN_SECTION, _MOST_MEANT = 0.65, 3
 
 _INTRODUCTION = """\
 cfdist: the WIDER FACE accuracy and the speed of CenterFace, on many devices at once
@@ -128,7 +132,8 @@ def refused_value(error: ValidationError, values: dict[str, Any]) -> str:
         return f"{key}: no value given; add {key}=... to the command"
     if key not in fields:
         inner = next(name for name in fields if name.startswith(f"{key}."))
-        return f"{key}={shown(value)}: holds further keys; set these, such as {inner}=..."
+        hint = did_you_mean(key, [one for one in fields if "." not in one], 0.9)
+        return f"{key}={shown(value)}: holds further keys; set these, such as {inner}=...{hint}"
     if value in ("", []) and problem["type"].endswith("too_short"):
         return f"{key}: must not be empty"
     hint = ""
@@ -214,16 +219,38 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
 
 
 def no_such_key(key: str) -> str:
-    """What a person is told of a key that does not exist."""
+    """What a person is told of a key that does not exist: what is meant, what its section has."""
     mapping = key.rpartition(".")[0]
     if mapping in all_fields() and "mapping" in allowed(all_fields()[mapping]):
         return f"{key}: not in the mapping so far; add it as +{key}=..., or give all of {mapping}"
     known = [*all_fields(), *groups()]
-    end = key.rpartition(".")[2].casefold()
-    # Of a key without its section, or with another one, the end says what is meant.
-    same_end = [one for one in known if one.rpartition(".")[2] == end]
-    hint = did_you_mean(key, same_end or known, 0.0 if same_end else 0.6)
-    return f"{key}: no such key{hint or f'; {SEE_HELP}'}"
+    section, dot, end = key.casefold().rpartition(".")
+    own = [one[len(section + dot) :] for one in known if one.startswith(section + dot)]
+    inside = [*dict.fromkeys(one.partition(".")[0] for one in own)] if section else known
+    near = difflib.get_close_matches(end, inside, 1, _LIKE_IN_SECTION)
+    meant = [section + dot + one for one in near]
+    hint = f"; {section} has {', '.join(inside)}" if inside and section and not meant else ""
+    if not (section and meant):  # a key that is typed without its section, or in another one
+        same_end = [one for one in known if one.rpartition(".")[2] == end and one not in meant]
+        most = _MOST_MEANT if inside else 1  # a misspelt section is like one
+        meant += difflib.get_close_matches(key, same_end, most, 0.0)[: most - len(meant)]
+    if meant:
+        hint += f"; did you mean {' or '.join(meant)}?"
+    return f"{key}: no such key{hint or did_you_mean(key, known) or f'; {SEE_HELP}'}"
+
+
+def unreadable(setting: str, field: FieldInfo) -> str:
+    """What a person is told of a value that Hydra's grammar has no place for, as "[1,2".
+
+    The digits and signs of other keyboards, such as full-width ones, are told in ASCII.
+    """
+    value = setting.partition("=")[2]
+    # "NFKC" makes the full-width ones ASCII's.
+    plain = "".join(
+        str(unicodedata.decimal(one, one)) for one in unicodedata.normalize("NFKC", value)
+    )
+    hint = f"; did you mean {plain}?" if plain.isascii() and plain != value else ""
+    return f"{setting}: must be {allowed(field)}{hint}"
 
 
 def setting_meant(argument: str, options: Sequence[str] = ()) -> str:

@@ -20,7 +20,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from cfdist.config.installation import group_choices
-from cfdist.config.messages import allowed
+from cfdist.config.messages import allowed, unreadable
 from cfdist.config.schema import OPTIONS, PATH, all_fields
 from cfdist.errors import UserError
 
@@ -37,6 +37,9 @@ _IN_LIST = re.compile(rf"({_QUOTED})|[^\[\],\s](?:[^\[\],]*[^\[\],\s])?", re.DOT
 _CHOICE = re.compile(r"choice\((.*)\)", re.DOTALL)
 _GLOB = re.compile(r"glob\(([^,=\[\]]*)\)", re.DOTALL)
 _SWEEP_FUNCTION = re.compile(r"(?:glob|interval|range|shuffle|sort|tag)\(.*\)", re.DOTALL)
+
+# What needs no parser to be read.
+_SIMPLE = re.compile(rf"[\w.+-]*|{_QUOTED}", re.ASCII)
 
 _PARSER = OverridesParser.create()
 
@@ -69,8 +72,22 @@ def prepare_override(setting: str, *, is_multirun: bool) -> str:
         is_multirun: Commas stand between the values of a sweep.
 
     Raises:
-        UserError: there is nothing between two commas, or no path that fits a `glob` pattern.
+        UserError: there is nothing between two commas, no path that fits a `glob` pattern, or a
+            value that is not written as any may be.
     """
+    prepared = _prepared(setting, is_multirun=is_multirun)
+    key, equals, value = prepared.partition("=")
+    field = all_fields().get(key.lstrip("+"))
+    if field and equals and not _SIMPLE.fullmatch(value):
+        try:
+            _PARSER.parse_override(prepared)
+        except HydraException:
+            raise UserError(unreadable(setting, field)) from None
+    return prepared
+
+
+def _prepared(setting: str, *, is_multirun: bool) -> str:
+    """See `prepare_override`, which also looks whether Hydra can read it."""
     key, equals, value = setting.partition("=")
     text = _text_of(key.lstrip("+"))
     if text is None or not equals or not value:

@@ -148,7 +148,7 @@ def test_the_settings_that_are_shown():
     [
         ("[--precision_mode=force_fp16]", "['--precision_mode=force_fp16']"),
         ("[--a=b,--c=d e,f]", "['--a=b','--c=d e,f']"),
-        ("[--a='x', \"--b\"]", "[--a='x', \"--b\"]"),
+        ("['--a=x', \"--b\"]", "['--a=x', \"--b\"]"),
         ("[]", "[]"),
         ("--a=b", "'--a=b'"),
         ("[--a=b],[--c={d}]", "['--a=b'],['--c={d}']"),

@@ -165,7 +165,9 @@ def test_every_misspelt_key_is_told_the_one_that_is_meant():
             assert no_such_key(wrong) == f"{wrong}: no such key; did you mean {key}?"
     # A key without its section, or in another one.
     assert no_such_key("batch").endswith("did you mean model.batch?")
-    assert no_such_key("model.readers").endswith("did you mean pipeline.readers?")
+    told = no_such_key("dataset.batch")
+    assert told.startswith("dataset.batch: no such key; dataset has name, ")
+    assert told.endswith("; did you mean model.batch?")
     assert refusal("model.outputs={a: 1}").startswith("model.outputs={a: 1}: must be null or a")
     assert refusal("dataest=sample") == "dataest: no such key; did you mean dataset?"
 
