@@ -158,6 +158,13 @@ def _other_versions() -> Iterator[Finding]:
     """Packages that are not as pinned, or not there, in one line."""
     others = []
     in_place = {"onnxruntime"} if _is_there("onnxruntime-gpu") else set()
+    if in_place and _is_there("onnxruntime"):
+        yield Finding(
+            "note",
+            "onnxruntime",
+            "onnxruntime-gpu is there too, in the same folder: the one that came last is imported",
+            f"{sys.executable} -m pip uninstall onnxruntime onnxruntime-gpu, then install one",
+        )
     for name, pinned in pins().items():
         if name in in_place and not _is_there(name):
             continue

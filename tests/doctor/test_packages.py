@@ -72,8 +72,10 @@ def test_what_is_pinned_and_what_is_not(tmp_path, monkeypatch):
 
 
 def test_onnxruntime_is_not_missed_where_the_gpu_s_one_has_its_place(monkeypatch):
+    there = {"onnxruntime-gpu"}
+
     def version(name):
-        if name != "onnxruntime-gpu":
+        if name not in there:
             raise packages.metadata.PackageNotFoundError(name)
         return "1"
 
@@ -81,6 +83,9 @@ def test_onnxruntime_is_not_missed_where_the_gpu_s_one_has_its_place(monkeypatch
     monkeypatch.setattr(packages.metadata, "version", version)
     (line,) = packages._other_versions()
     assert line.found == "onnx missing (pinned 2): not what was tested"
+    there.add("onnxruntime")
+    both, _ = packages._other_versions()
+    assert both.found.startswith("onnxruntime-gpu is there too") and "uninstall" in both.remedy
 
 
 def test_a_broken_package_that_the_doctor_needs_ends_it_with_a_table(monkeypatch, capsys):
