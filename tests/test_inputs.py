@@ -32,7 +32,10 @@ def test_the_ground_truth_is_read_once(compose):
     [
         (["dataset.ground_truth=x"], "the sample set has its own"),
         (["dataset=wider_val"], "dataset.ground_truth: not given"),
-        (["dataset=wider_val", "dataset.ground_truth=nowhere"], "no ground-truth folder at"),
+        (
+            ["dataset=wider_val", "dataset.ground_truth=nowhere"],
+            "dataset.ground_truth=nowhere: no such folder or archive; give",
+        ),
     ],
 )
 def test_a_missing_ground_truth_is_named(compose, overrides, reason):

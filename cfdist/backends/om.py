@@ -265,10 +265,11 @@ def input_contract(inputs: Sequence[Any], spec: ModelSpec) -> InputContract:
     if min(shape) < 1:
         raise UserError(f"{where}: its input {shape} is dynamic; build one OM a batch with {build}")
     if (batch, height, width) != (spec.batch, spec.height, spec.width):
+        why = " (benchmark.scenario=single_stream always has batch 1)" if spec.batch == 1 else ""
         raise UserError(
             f"{where}: made for model.batch={batch} model.height={height} model.width={width}, "
-            f"the run has {spec.batch}, {spec.height} and {spec.width}; set them to the OM's, or "
-            f"build another OM with {build}"
+            f"the run has {spec.batch}, {spec.height} and {spec.width}{why}; set them to the "
+            f"OM's, or build another OM with {build}"
         )
     needed = int(inputs[0].realsize)
     if needed != prod(shape) * np.dtype(dtype).itemsize:

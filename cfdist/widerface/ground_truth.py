@@ -146,7 +146,8 @@ def _folder_of(source: Path | str) -> str:
         base = f"{folder}/"
     else:
         raise UserError(
-            f"no ground-truth folder at {folder}: it should hold {', '.join(GROUND_TRUTH_FILES)}"
+            f"dataset.ground_truth={folder}: no such folder or archive; give eval_tools.zip, or "
+            f"the folder with {', '.join(GROUND_TRUTH_FILES)}"
         )
     if missing:
         raise UserError(

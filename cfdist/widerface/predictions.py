@@ -210,7 +210,10 @@ def find_prediction_files(
     folder, ids = Path(folder), list(ids)
     names = _Names(ids if known is None else known)
     if not folder.is_dir():
-        raise UserError(f"no prediction folder at {folder}")
+        raise UserError(
+            f"predictions={folder}: no such folder; give the folder of <event>/<name>.txt files, a "
+            "zip archive of it, a COCO .json, or a URI of one"
+        )
     candidates = _matches(names, [folder]) or _matches(
         names, sorted(path for path in folder.iterdir() if path.is_dir())
     )

@@ -315,6 +315,7 @@ def test_a_batch_that_the_om_does_not_have(generation, tmp_path, load):
     ("changes", "message"),
     [
         ({"batch": 16}, r"made for model\.batch=4 .*, the run has 16, .*convert\.batches=\[16\]"),
+        ({"batch": 1}, r"the run has 1, .*single_stream always has batch 1\).*batches=\[1\]"),
         ({"height": 96}, r"model\.height=64 model\.width=64, the run has 4, 96 and 64"),
         ({"outputs": ("output1", "output2", "x", "output4")}, "missing 'x'.*model.outputs"),
         ({"outputs": ("output1", "output4", "output3", "output2")}, r"expected \(4, 2, 16, 16\)"),

@@ -65,7 +65,7 @@ def test_names_are_the_text_that_was_typed(command, tmp_path, predictions):
     values = ",".join(f'"{name}"' if "," in name else name for name in NAMES)
     done = command("-m", "job=score", f"predictions={values}", "output_dir=2024_06_14")
     assert done.returncode == 2, done.stderr
-    assert "no prediction folder at [a, b]=~'x'" in done.stderr
+    assert "predictions=[a, b]=~'x': no such folder" in done.stderr
     for number, name in enumerate(NAMES[:-1]):
         results = json.loads((tmp_path / "2024_06_14" / str(number) / "results.json").read_text())
         assert results["config"]["predictions"] == name
@@ -78,7 +78,8 @@ def test_a_screen_that_cannot_show_a_name_shows_escapes(tmp_path):
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = shell("$MAIN job=score predictions=$'caf\\xe9'", tmp_path, **plain)
     assert done.returncode == 2
-    assert done.stderr == b"cfdist: no prediction folder at caf\\udce9\n"
+    assert done.stderr.startswith(b"cfdist: predictions=caf\\udce9: no such folder; give ")
+    assert done.stderr.count(b"\n") == 1
 
 
 def test_a_pipe_that_closes_loses_no_results(tmp_path):

@@ -382,7 +382,7 @@ def test_folder_without_any_file_of_the_set(tmp_path: Path):
 
 
 def test_missing_folder(tmp_path: Path):
-    with pytest.raises(UserError, match="no prediction folder"):
+    with pytest.raises(UserError, match="no such folder; give"):
         find_prediction_files(tmp_path / "nowhere", IDS)
 
 
