@@ -159,7 +159,11 @@ class Section(BaseModel):
         used: What reads those keys of the section that do not say it themselves.
     """
 
-    model_config = ConfigDict(extra="forbid", alias_generator=key_name, serialize_by_alias=True)
+    # Built when it is used: the whole configuration has a validator of its own, and those of the
+    # sections would only delay the start.
+    model_config = ConfigDict(
+        extra="forbid", alias_generator=key_name, serialize_by_alias=True, defer_build=True
+    )
     used: ClassVar[Uses] = uses.WITH_FOLDER
     _typed: frozenset[str] = PrivateAttr(frozenset())
 
