@@ -321,7 +321,7 @@ def _with_sizes(
     count: they fail, and the others are done. Where they are many, the settings are too large.
 
     Raises:
-        UserError: a scale makes a side too short.
+        UserError: a scale makes a side too short, or a model has not all of the input sizes.
     """
     if config.preprocess.size == "letterbox":
         return _Sized(models)
@@ -342,6 +342,8 @@ def _with_sizes(
         replace(model, spec=replace(model.spec, most_pixels=most))
         for model in (at_largest_size(model, usable) for model in models)
     ]
+    for model in models:
+        _refuse_missing_sizes(model, usable)
     largest = max(areas, key=lambda id: areas[id], default="")
     return _Sized(models, sizes, largest, _size_notes(sizes, too_large if most else []))
 
@@ -377,6 +379,27 @@ def _refuse_short_sides(scale: float, sizes: Mapping[str, Size]) -> None:
                 f"preprocess.scales: {scale:g} makes {id} ({size[0]}x{size[1]}) {width}x{height} "
                 f"pixels, a side must have {SIDE}; take a larger scale"
             )
+
+
+def _refuse_missing_sizes(model: BackendModel, sizes: Mapping[str, Size]) -> None:
+    """Refuse a model of which it is known that it has no input of some picture's size."""
+    known = model.backend_class.known_sizes(model.spec)
+    if known is None:
+        return
+    missing: dict[Size, str] = {}
+    for id, size in sizes.items():
+        for scale in model.spec.scales:
+            width, height = View(scale).input_size(*size)
+            if (height, width) not in known:
+                missing.setdefault((height, width), id)
+    if missing:
+        (height, width), id = next(iter(missing.items()))
+        others = f", nor of {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise UserError(
+            f"model {model.spec.path}: has no input of {height}x{width} (rows x columns), which "
+            f"{id} needs{others}; build it with job=convert convert.sizes=dataset for this data "
+            f"set, or convert.sizes=[...,{height}x{width}]"
+        )
 
 
 def at_largest_size(model: BackendModel, sizes: Mapping[str, Size]) -> BackendModel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import onnx
@@ -19,6 +19,7 @@ from cfdist.config import Config
 from cfdist.errors import ExitCode, UserError
 from cfdist.files import expanded, removed_on_failure
 from cfdist.model import ModelSpec
+from cfdist.preprocess import PLAIN
 from cfdist.report import screen
 from cfdist.report.results import Results, phase_seconds
 from cfdist.workflow.files import check_space, input_bytes, input_contract
@@ -110,7 +111,8 @@ def _dry_run_lines(
     """What a dry run prints, for a shell: comments on what it has written, then the commands."""
     folder = made[0].om.parent
     if model.onnx != spec.path:
-        size = f"(batch, 3, {spec.height}, {spec.width})"
+        sides = "height, width" if model.sizes else f"{spec.height}, {spec.width}"
+        size = f"(batch, 3, {sides})"
         yield f"# {model.onnx}: written, {spec.path} with its input declared as {size}"
     if model.aipp is not None:
         yield f"# {model.aipp_path(folder)}: written"
@@ -125,7 +127,8 @@ def atc_model(config: Config, spec: ModelSpec, folder: Path) -> atc.AtcModel:
     Raises:
         UserError: not an ONNX of head maps with float input, or no chip known.
     """
-    network = load_onnx(spec)
+    sizes = _sizes(config)
+    network = load_onnx(replace(spec, size="own") if sizes else spec)
     if quantised := quantised_operators(network):
         # https://www.hiascend.com/document/detail/en/canncommercial/850/devaids/amct/atlasamct_16_0148.html
         raise UserError(
@@ -150,17 +153,39 @@ def atc_model(config: Config, spec: ModelSpec, folder: Path) -> atc.AtcModel:
         height=spec.height,
         width=spec.width,
         soc_version=config.convert.soc_version or soc_version(),
-        aipp=atc.aipp_config(spec) if config.convert.aipp else None,
+        aipp=atc.aipp_config(spec, bool(sizes)) if config.convert.aipp else None,
         log=config.convert.log,
         extra=tuple(config.convert.extra),
         content=content,
+        sizes=sizes,
+    )
+
+
+def _sizes(config: Config) -> tuple[atc.InputSize, ...]:
+    """The input sizes of OM files with several; none for an OM of one size.
+
+    Raises:
+        UserError: the data set cannot be read, or ATC takes fewer or more sizes.
+    """
+    wanted = config.convert.sizes
+    if wanted is None:
+        return ()
+    if isinstance(wanted, list):
+        sizes = [(int(rows), int(columns)) for rows, columns in (one.split("x") for one in wanted)]
+        return atc.image_sizes(sizes, "convert.sizes has")
+    data = config.dataset
+    items = inputs.find_pictures(data, inputs.find_ground_truth(data)).items
+    shapes = {PLAIN.input_size(*size) for size in inputs.picture_sizes(items).values()}
+    return atc.image_sizes(
+        ((rows, columns) for columns, rows in shapes),
+        f"the {len(items)} pictures of dataset={data.name} need",
     )
 
 
 def _with_free_batch(
     spec: ModelSpec, model: onnx.ModelProto, folder: Path
 ) -> tuple[Path, bytes | None]:
-    """The ONNX for ATC: the file itself, or a copy that declares (batch, 3, height, width).
+    """The ONNX for ATC: the file itself, or a copy that declares the input as `model` does.
 
     ATC's `--input_shape` fills in free axes only, and files can declare other numbers: the
     authors' file says 10x3x32x32.

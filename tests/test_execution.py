@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -230,6 +232,27 @@ def test_a_picture_that_the_memory_cannot_hold_fails_and_the_others_are_done(
         assert (most, largest, notes) == (None, "e/a", ())
         with pytest.raises(UserError, match="the largest picture, e/a, of 10944x8192,"):
             execution.refuse_too_large(models, free=8_000_000_000, picture=largest)
+
+
+def test_a_model_that_lacks_a_picture_s_size_is_refused_before_the_run(
+    compose, spec, monkeypatch, tmp_path
+):
+    path, config = tmp_path / "net.om", compose("preprocess.size=own")
+    option = "--dynamic_image_size=480,640;320,320"
+    Path(f"{path}.json").write_text(json.dumps({"om_sha256": "1", "command": [option]}))
+    models = [BackendModel("om", spec(path, size="own", sha256="1"))]
+    sizes = {"e/a": (640, 480), "e/b": (300, 310)}
+    monkeypatch.setattr(execution, "picture_sizes", lambda items: sizes)
+    (model,) = execution._with_sizes(config, models, []).models
+    assert (model.spec.height, model.spec.width) == (480, 640)
+    sizes |= {"e/high": (480, 640), "e/wide": (704, 32), "e/same": (479, 640)}
+    with pytest.raises(UserError) as refused:
+        execution._with_sizes(config, models, [])
+    assert str(refused.value) == (
+        f"model {path}: has no input of 640x480 (rows x columns), which e/high needs, nor of 1 "
+        "others; build it with job=convert convert.sizes=dataset for this data set, or "
+        "convert.sizes=[...,640x480]"
+    )
 
 
 def test_several_views_need_a_suppression(compose):

@@ -15,7 +15,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,11 @@ ATC_OWN = (
     *("check_report", "display_model_info", "help"),
 )
 
-# ATC takes 2 to 100 batch sizes in one OM.
-MAX_DYNAMIC_BATCHES = 100
+# ATC takes 2 to 100 batch sizes, or image sizes, in one OM.
+MAX_PROFILES = 100
+
+_SIZES = "--dynamic_image_size="
+InputSize = tuple[int, int]  # rows and columns of an input, pixels
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class AtcModel:
         log: ATC's log level.
         extra: Further options, "--precision_mode=force_fp16".
         content: What `convert` writes into `onnx`; `None` if the file is the person's own.
+        sizes: The input sizes of OM files that take several, in place of `height` and `width`.
     """
 
     onnx: Path
@@ -66,10 +70,11 @@ class AtcModel:
     log: str = "error"
     extra: tuple[str, ...] = ()
     content: bytes | None = None
+    sizes: tuple[InputSize, ...] = ()
 
     def aipp_path(self, folder: Path) -> Path:
         """Where `convert` puts the AIPP file, one for all batch sizes."""
-        return folder.resolve() / f"{self.onnx.stem}.aippconfig"
+        return folder.resolve() / f"{self.onnx.stem}{'_sizes' * bool(self.sizes)}.aippconfig"
 
     def onnx_sha256(self) -> str:
         """The digest of what ATC is given."""
@@ -110,8 +115,10 @@ class ConvertResult:
     made: bool
 
 
-def aipp_config(spec: ModelSpec) -> str:
+def aipp_config(spec: ModelSpec, has_sizes: bool = False) -> str:
     """The static AIPP file; the chip then takes letterboxed BGR bytes and normalises them itself.
+
+    For an OM that `has_sizes`, several, ATC wants 0 in place of the source's sides.
 
     The network wants (u8 * scale - mean) / std, AIPP gives (u8 - min) * var_reci: min = mean/scale,
     rounded to an integer, and var_reci = scale/std, 7 decimals. Both apply after the chip's swap of
@@ -133,8 +140,8 @@ def aipp_config(spec: ModelSpec) -> str:
     lines = [
         "aipp_mode:static",
         "input_format:RGB888_U8",
-        f"src_image_size_w:{spec.width}",
-        f"src_image_size_h:{spec.height}",
+        f"src_image_size_w:{0 if has_sizes else spec.width}",
+        f"src_image_size_h:{0 if has_sizes else spec.height}",
         "crop:false",
         *(["rbuv_swap_switch:true"] if spec.color == "RGB" else []),
         *(f"min_chn_{i}:{value}" for i, value in enumerate(low)),
@@ -153,18 +160,21 @@ def atc_command(model: AtcModel, output: Path, batch: int | Sequence[int]) -> li
         batch: Static batch size, or the batch sizes of one OM, which a run chooses from.
     """
     size = batch if isinstance(batch, int) else -1
+    height, width = (-1, -1) if model.sizes else (model.height, model.width)
     command = [
         "atc",
         "--framework=5",  # ONNX
         f"--model={model.onnx.resolve()}",
         "--input_format=NCHW",
-        f"--input_shape={model.input_name}:{size},3,{model.height},{model.width}",
+        f"--input_shape={model.input_name}:{size},3,{height},{width}",
         f"--output={output.stem}",
         f"--log={model.log}",
         f"--soc_version={model.soc_version}",
     ]
     if not isinstance(batch, int):
         command.append(f"--dynamic_batch_size={','.join(map(str, batch))}")
+    if model.sizes:
+        command.append(_SIZES + ";".join(f"{rows},{columns}" for rows, columns in model.sizes))
     if model.aipp is not None:
         aipp_path = model.aipp_path(output.parent)
         command += [f"--insert_op_conf={aipp_path}", "--enable_small_channel=1"]
@@ -182,7 +192,8 @@ def convert(
     """Make the OM of each batch size, unless the one that is there was made in the same way.
 
     The OM files are called "CenterFace_bs16.om", or with AIPP "CenterFace_bs16_aipp.om"; an OM of
-    several batch sizes "CenterFace_dynamic.om". Beside each OM lies `<om>.json`: the digests of
+    several batch sizes "CenterFace_dynamic.om", one of several input sizes
+    "CenterFace_bs16_sizes.om". Beside each OM lies `<om>.json`: the digests of
     ONNX (`model_sha256`) and OM, command, AIPP text and versions.
 
     Args:
@@ -199,7 +210,8 @@ def convert(
             one, nothing is left.
     """
     ends = "_aipp.om" if model.aipp else ".om"
-    wanted: list[tuple[str, int | tuple[int, ...]]] = [(f"bs{b}", b) for b in batches]
+    kind = "_sizes" if model.sizes else ""
+    wanted: list[tuple[str, int | tuple[int, ...]]] = [(f"bs{b}{kind}", b) for b in batches]
     if dynamic:
         wanted = [("dynamic", _dynamic_batches(batches))]
     results: list[ConvertResult] = []
@@ -228,13 +240,52 @@ def _dynamic_batches(batches: Sequence[int]) -> tuple[int, ...]:
         UserError: fewer or more than ATC takes.
     """
     sizes = tuple(sorted(set(batches)))
-    if not 2 <= len(sizes) <= MAX_DYNAMIC_BATCHES:
+    if not 2 <= len(sizes) <= MAX_PROFILES:
         raise UserError(
-            f"convert.dynamic: one OM takes 2 to {MAX_DYNAMIC_BATCHES} batch sizes, "
+            f"convert.dynamic: one OM takes 2 to {MAX_PROFILES} batch sizes, "
             f"convert.batches={list(batches)} has {len(sizes)}; name others, or use "
             "convert.dynamic=false"
         )
     return sizes
+
+
+def size_text(size: InputSize) -> str:
+    """A size as `convert.sizes` has it."""
+    return f"{size[0]}x{size[1]}"
+
+
+def image_sizes(wanted: Iterable[InputSize], whose: str) -> tuple[InputSize, ...]:
+    """The different input sizes of one OM, rising.
+
+    Raises:
+        UserError: fewer or more than ATC takes; the message calls them `whose`.
+    """
+    sizes = tuple(sorted(set(wanted)))
+    if not 2 <= len(sizes) <= MAX_PROFILES:
+        shown = f" ({size_text(sizes[0])})" if len(sizes) == 1 else ""
+        raise UserError(
+            f"convert.sizes: one OM takes 2 to {MAX_PROFILES} input sizes, {whose} "
+            f"{len(sizes)}{shown}; name others as in convert.sizes=[640x640,704x1024], rows x "
+            "columns, or use preprocess.size=letterbox with an OM of convert.sizes=null"
+        )
+    return sizes
+
+
+def made_for_sizes(om: Path, sha256: str) -> tuple[InputSize, ...] | None:
+    """The input sizes that an OM was made for, as the record beside it says; none if it has one.
+
+    Returns:
+        `None` if there is no record of the OM with this digest.
+    """
+    try:
+        sidecar = json.loads(om.with_name(om.name + ".json").read_text(encoding="utf-8"))
+        if sidecar["om_sha256"] != sha256:
+            return None
+        (sizes,) = [one for one in sidecar["command"] if one.startswith(_SIZES)] or [""]
+        pairs = [one.split(",") for one in sizes.removeprefix(_SIZES).split(";") if one]
+        return tuple((int(rows), int(columns)) for rows, columns in pairs)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _finished(results: Sequence[ConvertResult]) -> str:

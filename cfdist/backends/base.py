@@ -29,7 +29,8 @@ class Capabilities:
         is_simulated: The backend runs no model: it needs no file and finds nothing.
         streams_need_threads: A stream has at least one of the device's CPU threads to itself.
         numeric_options: The backend's settings that change a model's numbers.
-        takes_any_size: A loaded model takes batches of any height and width, multiples of 32.
+        takes_any_size: A loaded model takes batches of any height and width, multiples of 32, or of
+            several, see `Backend.takes_size`.
     """
 
     group: int = 1
@@ -92,6 +93,15 @@ class Backend(ABC):
         """
 
     @classmethod
+    def known_sizes(cls, spec: ModelSpec) -> frozenset[tuple[int, int]] | None:
+        """The input sizes that the model file takes at own size, (height, width).
+
+        Returns:
+            `None` if it takes any, or if only a device can tell.
+        """
+        return None
+
+    @classmethod
     def device_kind(cls, options: Mapping[str, Any]) -> str:
         """What a device actor needs: "cpu", "gpu" or "npu"."""
         return "cpu"
@@ -131,6 +141,10 @@ class Backend(ABC):
     def infer_many(self, batches: Sequence[NDArray[np.generic]]) -> list[HeadMaps | Peaks]:
         """Run several batches; a backend that can overlaps their copies with computing."""
         return [self.infer(inputs) for inputs in batches]
+
+    def takes_size(self, height: int, width: int) -> bool:
+        """Whether `infer` takes pictures of an input size, multiples of 32, at own size."""
+        return True
 
     def device_times_ms(self) -> list[float]:
         """Pure device time of each batch since the last call, ms; empty if it is not known."""

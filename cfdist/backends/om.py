@@ -21,11 +21,11 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cfdist.ascend.atc import OM_MAGIC
+from cfdist.ascend.atc import OM_MAGIC, made_for_sizes, size_text
 from cfdist.backends import BACKENDS
 from cfdist.backends.base import Backend, Capabilities, DeviceSettings
 from cfdist.backends.outputs import as_result, output_order, output_shapes
-from cfdist.decode import PEAK_OUTPUTS, HeadMaps, Peaks
+from cfdist.decode import PEAK_OUTPUTS, STRIDE, HeadMaps, Peaks
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.model.formats import format_of
@@ -45,7 +45,7 @@ class _Tensor:
 
 
 class OmBackend(Backend):
-    """An OM on one NPU: with a static batch, or with several that it takes at run time.
+    """An OM on one NPU: static, or with several batches or input sizes that it takes at run time.
 
     The OM's own description decides the input: float32 NCHW, normalised as `ModelSpec` says, or
     uint8 NHWC (AIPP: the chip normalises; the letterboxed BGR picture goes in as it is). A session
@@ -53,7 +53,9 @@ class OmBackend(Backend):
     """
 
     # While one batch is computed, the next is copied in and the last one out.
-    capabilities: ClassVar[Capabilities] = Capabilities(group=3, has_fixed_batch=True)
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        group=3, has_fixed_batch=True, takes_any_size=True
+    )
 
     def __init__(self, spec: ModelSpec, settings: DeviceSettings) -> None:
         super().__init__(spec, settings)
@@ -65,13 +67,19 @@ class OmBackend(Backend):
         try:
             self._session = self._on_thread(_open, spec.path, settings.index)
             inputs = self._on_thread(self._session.get_inputs)
-            self.is_dynamic = has_dynamic_batch(inputs)
-            if self.is_dynamic:
+            self._has_batches, self._has_sizes = has_dynamic_batch(inputs), has_sizes(inputs)
+            outputs = self._on_thread(self._session.get_outputs)
+            if self._has_batches:
                 self._on_thread(_choose_batch, self._session, spec)
                 inputs = at_batch(self._on_thread(self._session.get_inputs), spec.batch)
+                outputs = at_batch(outputs, spec.batch)
+            elif self._has_sizes:
+                if not self.takes_size(spec.height, spec.width):
+                    raise self._of_other_sizes(spec.height, spec.width)
+                inputs, outputs = at_size(inputs, spec), at_size(outputs, spec)
+            elif spec.size == "own":
+                raise _of_one_size(spec)
             self.contract = input_contract(inputs, spec)
-            outputs = self._on_thread(self._session.get_outputs)
-            outputs = at_batch(outputs, spec.batch) if self.is_dynamic else outputs
             self._order = described_order(outputs, spec)
         except BaseException:
             self.close()
@@ -82,6 +90,14 @@ class OmBackend(Backend):
         """See `Backend.check`; nothing is loaded, so that a host without NPU can check."""
         inspect_om(spec.path)
         _check_packages()
+        if spec.size == "own" and made_for_sizes(spec.path, spec.sha256) == ():
+            raise _of_one_size(spec)
+
+    @classmethod
+    def known_sizes(cls, spec: ModelSpec) -> frozenset[tuple[int, int]] | None:
+        """See `Backend.known_sizes`; the record that job=convert leaves beside an OM tells them."""
+        sizes = made_for_sizes(spec.path, spec.sha256)
+        return None if sizes is None else frozenset(sizes)
 
     @classmethod
     def device_kind(cls, options: Mapping[str, Any]) -> str:
@@ -100,16 +116,35 @@ class OmBackend(Backend):
     def infer_many(self, batches: Sequence[NDArray[Any]]) -> list[HeadMaps | Peaks]:
         """See `Backend.infer_many`; the runtime of CANN 6 overlaps nothing."""
         feeds = [[self._feed(inputs)] for inputs in batches]
-        mode = "dymbatch" if self.is_dynamic else "static"
+        mode = "dymbatch" if self._has_batches else "static"
         pipeline = getattr(self._session, "infer_pipeline", None)
-        if pipeline is not None and len(feeds) > 1:
+        if self._has_sizes:
+            results = [self._on_thread(self._run_sized, feed) for feed in feeds]
+        elif pipeline is not None and len(feeds) > 1:
             results = self._on_thread(pipeline, feeds, mode)
         else:
             results = [self._on_thread(self._session.infer, feed, mode) for feed in feeds]
         return [
-            self._result(outputs, len(inputs))
-            for outputs, inputs in zip(results, batches, strict=True)
+            self._result(outputs, inputs) for outputs, inputs in zip(results, batches, strict=True)
         ]
+
+    def takes_size(self, height: int, width: int) -> bool:
+        """See `Backend.takes_size`; the runtime is asked, and answers without computing."""
+        return self._on_thread(self._sets_size, height, width)
+
+    @property
+    def cli_options(self) -> list[str]:
+        """What ais_bench's command line has to be told for this OM.
+
+        Raises:
+            UserError: it takes its size at run time.
+        """
+        if self._has_sizes:
+            raise UserError(
+                f"model {self.spec.path}: has several input sizes; infer.cli=true takes an OM of "
+                "one, so leave it out, or build one with job=convert convert.sizes=null"
+            )
+        return ["--dymBatch", str(self.spec.batch)] if self._has_batches else []
 
     def device_times_ms(self) -> list[float]:
         """See `Backend.device_times_ms`; copies to and from the chip are excluded."""
@@ -127,9 +162,42 @@ class OmBackend(Backend):
     def _on_thread(self, function: Callable[..., _T], *args: Any) -> _T:
         return self._thread.submit(function, *args).result()
 
+    def _run_sized(self, feed: list[NDArray[Any]]) -> Any:
+        """Run at the size that a feed has; `infer` of ais_bench knows sizes in NCHW only."""
+        height, width = self._size_of(feed[0])
+        if not self._sets_size(height, width):
+            raise self._of_other_sizes(height, width)
+        return self._session.run(feed, True)
+
+    def _sets_size(self, height: int, width: int) -> bool:
+        """Choose the session's size, on its thread; returns whether the OM has it."""
+        try:
+            self._session.set_dynamic_hw(height, width)
+        except RuntimeError:
+            return False
+        return True
+
+    def _size_of(self, inputs: NDArray[Any]) -> tuple[int, int]:
+        """Height and width of an input tensor, which at own size are not the contract's."""
+        height, width = inputs.shape[1:3] if self.contract.layout == "NHWC" else inputs.shape[2:4]
+        return height, width
+
+    def _of_other_sizes(self, height: int, width: int) -> UserError:
+        choose = "" if self.spec.size == "own" else "choose one of its own, or "
+        size = size_text((height, width))
+        return UserError(
+            f"model {self.spec.path}: takes one of several input sizes, and {size} (rows x "
+            f"columns) is none of them; {choose}build another OM with job=convert "
+            f"convert.sizes=[...,{size}]"
+        )
+
     def _feed(self, inputs: NDArray[Any]) -> NDArray[Any]:
         """The whole batch, C-contiguous: `inputs` itself or a padded copy."""
-        whole = self.contract.shape(self.spec.batch)
+        contract = self.contract
+        if self.spec.size == "own" and inputs.ndim == 4:
+            height, width = self._size_of(inputs)
+            contract = replace(contract, height=height, width=width)
+        whole = contract.shape(self.spec.batch)
         is_wrong = inputs.dtype != self.contract.dtype or inputs.shape[1:] != whole[1:]
         if is_wrong or not 1 <= len(inputs) <= whole[0]:
             raise ValueError(
@@ -142,16 +210,19 @@ class OmBackend(Backend):
         padded[: len(inputs)] = inputs
         return padded
 
-    def _result(self, outputs: Sequence[NDArray[Any]], pictures: int) -> HeadMaps | Peaks:
+    def _result(self, outputs: Sequence[NDArray[Any]], inputs: NDArray[Any]) -> HeadMaps | Peaks:
         """Output arrays of a whole batch, flat or shaped, without the padding."""
-        shapes = output_shapes(len(self._order), self.spec)
+        height, width = self._size_of(inputs)
+        shapes = output_shapes(len(self._order), replace(self.spec, height=height, width=width))
+        pictures = len(inputs)
         are_peaks = len(shapes) == len(PEAK_OUTPUTS)
         arrays = []
         for index, sides in zip(self._order, shapes, strict=True):
             shape, array = (self.spec.batch, *sides), np.asarray(outputs[index])
             is_float = array.dtype.kind == "f"
-            if self.is_dynamic and array.size % prod(sides) == 0:
-                # The memory of an output holds the OM's largest batch.
+            is_batches = self._has_batches and array.size % prod(sides) == 0
+            if is_batches or (self._has_sizes and array.size > prod(shape)):
+                # The memory of an output holds the OM's largest batch, or its largest size.
                 array = array.reshape(-1)[: prod(shape)]
             if array.size != prod(shape) or not (is_float or are_peaks):
                 raise RuntimeError(
@@ -209,6 +280,41 @@ def at_batch(tensors: Sequence[Any], batch: int) -> list[_Tensor]:
             size = picture * batch if picture > 0 and size % picture == 0 else size
         described.append(_Tensor(str(tensor.name), tensor.datatype, shape, size))
     return described
+
+
+def has_sizes(inputs: Sequence[Any]) -> bool:
+    """Whether an OM, by what `get_inputs()` gave, takes its height and width at run time."""
+    shapes = [[int(side) for side in tensor.shape] for tensor in inputs]
+    open_sides = [i for i, side in enumerate(shapes[0]) if side < 0] if len(shapes) == 1 else []
+    return open_sides in ([1, 2], [2, 3])
+
+
+def at_size(tensors: Sequence[Any], spec: ModelSpec) -> list[_Tensor]:
+    """The tensors of an OM with several input sizes, as a run at the model's size sees them.
+
+    ais_bench gives an input's open sides as -1, and an output's as -1 or those of the largest size.
+    """
+    described = []
+    for tensor in tensors:
+        shape = [int(side) for side in tensor.shape]
+        if has_sizes([tensor]) and 3 in shape:  # the input: no output has three channels
+            sides = iter((spec.height, spec.width))
+            shape = [next(sides) if side < 0 else side for side in shape]
+        elif len(shape) == 4:
+            shape[2:] = spec.height // STRIDE, spec.width // STRIDE
+        kind = str(getattr(tensor.datatype, "name", tensor.datatype)).rsplit(".", 1)[-1]
+        # ais_bench's own number of bytes is that of the largest size, or of the one chosen last.
+        size = prod(shape) * np.dtype(kind).itemsize
+        described.append(_Tensor(str(tensor.name), tensor.datatype, tuple(shape), size))
+    return described
+
+
+def _of_one_size(spec: ModelSpec) -> UserError:
+    return UserError(
+        f"preprocess.size=own: the OM {spec.path} was made for one input size; make one for the "
+        f"pictures' sizes with job=convert convert.sizes=dataset convert.batches=[{spec.batch}], "
+        "or choose preprocess.size=letterbox"
+    )
 
 
 def _choose_batch(session: Any, spec: ModelSpec) -> None:

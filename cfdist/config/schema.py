@@ -10,6 +10,7 @@ import ast
 import functools
 import inspect
 import json
+import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args
@@ -67,6 +68,18 @@ def _local(text: str) -> str:
     return text
 
 
+_IMAGE_SIDE = re.compile("[1-9][0-9]{1,4}")
+
+
+def _image_size(text: str) -> str:
+    sides = text.split("x")
+    if len(sides) != 2 or not all(
+        _IMAGE_SIDE.fullmatch(one) and not int(one) % 32 for one in sides
+    ):
+        raise ValueError("no size")
+    return text
+
+
 def _scale(value: float) -> float:
     if not (0.01 <= value <= 8 or 32 <= value <= 16384):
         raise ValueError("neither a factor nor a side")
@@ -102,6 +115,9 @@ _SCALE = "a factor from 0.01 to 8, or the short side in pixels from 32 to 16384"
 Scale = Annotated[Real, AfterValidator(_scale), Field(title=_SCALE)]
 Fraction = Annotated[Real, _between(0, 1, "a number")]
 StrictBool = Annotated[bool, Strict]
+ImageSize = Annotated[
+    str, AfterValidator(_image_size), Field(title="rows x columns, multiples of 32, as 704x1024")
+]
 _DEVICES = "a list of different device numbers (0 and up, at most 1024)"
 Different = AfterValidator(_different)  # in a list: no value twice
 NotEmpty = Field(min_length=1)
@@ -499,8 +515,11 @@ class ConvertConfig(Section):
     """folder for the OM files"""
     batches: Annotated[list[UpTo1024], NotEmpty, Different] = [1, 4, 8, 16, 32]
     """batch sizes, one OM each"""
-    dynamic: bool = False
+    dynamic: Annotated[bool, uses.only("convert", when=(uses.TO_OM, uses.ONE_SIZE))] = False
     """one OM for all of convert.batches; a run takes it at any of them"""
+    sizes: Literal["dataset"] | Annotated[list[ImageSize], NotEmpty, Different] | None = None
+    """input sizes of each OM, rows x columns, as in [640x640,704x1024]; dataset: all that the
+    pictures need at preprocess.size=own; null: model.height x model.width"""
     soc_version: SocVersion | None = None
     """the chip, Ascend310P3; null: asked from npu-smi"""
     aipp: bool = False

@@ -187,6 +187,8 @@ CALIBRATION, TO_OM = given("convert.calibration", "N"), missing("convert.calibra
 LAYERS = equal("compare.layers", True, "true")
 NOT_LAYERS = equal("compare.layers", False, "false")
 NOT_DRY = equal("convert.dry_run", False, "false")
+ONE_SIZE = missing("convert.sizes")
+SIZES_OF_DATA_SET = equal("convert.sizes", "dataset", "dataset")
 
 ALWAYS = Uses([Use(JOBS)])
 AS_TEXT = Uses([Use(JOBS, (equal("progress", "text", "text"),))])
@@ -197,10 +199,16 @@ DATA_SET = Uses(
         Use(("preprocess", "postprocess")),
         Use(("benchmark",), (PICTURES,)),
         Use(("convert",), (CALIBRATION,)),
+        Use(("convert",), (TO_OM, SIZES_OF_DATA_SET)),
     ]
 )
 WITH_FOLDER = Uses([Use(tuple(job for job in JOBS if job not in WITHOUT_FOLDER))])
-INPUT_SIZE = Uses([Use(tuple(job for job in WITH_FOLDER[0].jobs if job != "score"))])
+INPUT_SIZE = Uses(
+    [
+        Use(tuple(job for job in WITH_FOLDER[0].jobs if job not in ("score", "convert"))),
+        Use(("convert",), (ONE_SIZE,)),
+    ]
+)
 RAY = Uses(
     [
         Use(("evaluate", "quantize", "compare", "preprocess", "postprocess", "detect", "tune")),

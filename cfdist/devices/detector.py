@@ -81,7 +81,7 @@ def load(
     runner = Runner(model, settings, rows)
     reader: AnyReader
     if spec.size == "own":
-        reader = OwnSizeReader(readers, rows, spec.most_pixels)
+        reader = OwnSizeReader(readers, rows, spec.most_pixels, runner.backend.takes_size)
     else:
         with memory_as_user_error(spec.batch):
             reader = Reader((spec.width, spec.height), readers, rows, settings.streams + AHEAD)

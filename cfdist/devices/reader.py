@@ -255,14 +255,22 @@ class Reader(ReaderThreads):
 class OwnSizeReader(ReaderThreads):
     """Makes batches of pictures at their own size: each batch has one shape."""
 
-    def __init__(self, threads: int, batch: int, most_pixels: int | None = None) -> None:
+    def __init__(
+        self,
+        threads: int,
+        batch: int,
+        most_pixels: int | None = None,
+        takes: Callable[[int, int], bool] = lambda height, width: True,
+    ) -> None:
         """Start the threads; `batch` pictures are decoded at once, and are those of a batch.
 
-        A picture whose input has more than `most_pixels` fails.
+        A picture whose input has more than `most_pixels`, or a height and width that the model does
+        not take, fails.
         """
         super().__init__(threads)
         self._batch = batch
         self._most_pixels = most_pixels
+        self._takes = takes
 
     def portions(
         self, sources: Sequence[Source], views: Sequence[View] = (PLAIN,)
@@ -303,15 +311,22 @@ class OwnSizeReader(ReaderThreads):
     def _fitting(
         self, outcome: DecodedPicture | PictureError, views: Sequence[View]
     ) -> DecodedPicture | PictureError:
-        """The picture, or that it is too large."""
-        if self._most_pixels is None or isinstance(outcome, PictureError):
+        """The picture, or that an input of it is too large or of a size that the model lacks."""
+        if isinstance(outcome, PictureError):
             return outcome
-        width, height = max((view.input_size(*outcome.size) for view in views), key=prod)
-        if width * height <= self._most_pixels:
-            return outcome
-        return PictureError(
-            f"an input of {width}x{height} pixels does not fit into memory at preprocess.size=own"
-        )
+        inputs = [view.input_size(*outcome.size) for view in views]
+        width, height = max(inputs, key=prod)
+        if self._most_pixels is not None and width * height > self._most_pixels:
+            return PictureError(
+                f"an input of {width}x{height} pixels does not fit into memory at "
+                "preprocess.size=own"
+            )
+        for width, height in inputs:
+            if not self._takes(height, width):
+                return PictureError(
+                    f"{height}x{width} (rows x columns) is none of the model's input sizes"
+                )
+        return outcome
 
     def _batch_of(
         self, pictures: Mapping[str, DecodedPicture], shape: Size, view: View

@@ -61,7 +61,7 @@ def check_for_tool(spec: ModelSpec, files: InputFiles, chip: int, key: str) -> l
             f"model {spec.path}: takes {taken.dtype} {taken.layout}, the files hold {held.dtype} "
             f"{held.layout}; make them with job=preprocess preprocess.input={FORMS[taken.dtype]}"
         )
-    return ["--dymBatch", str(spec.batch)] if getattr(om, "is_dynamic", False) else []
+    return list(getattr(om, "cli_options", []))
 
 
 def infer_with_tool(

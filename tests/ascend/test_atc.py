@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,13 +21,17 @@ from cfdist.ascend.atc import (
     aipp_config,
     atc_command,
     convert,
+    image_sizes,
     is_om,
+    made_for_sizes,
     toolkit_version,
 )
 from cfdist.errors import UserError
+from cfdist.files import sha256_of
 from cfdist.preprocess import InputContract, to_model_input
 from tests.fakes.ascend import install_atc, install_double, small_network
 from tests.fakes.atc import RefusalError, parse
+from tests.fakes.atc import convert as atc_convert
 
 MEAN = (0.40789654, 0.44719302, 0.47026115)
 STD = (0.28863828, 0.27408164, 0.27809835)
@@ -367,6 +372,65 @@ def test_batch_sizes_that_one_om_cannot_have(calls, model, tmp_path, batches):
     with pytest.raises(UserError, match=r"convert\.dynamic: one OM takes 2 to 100"):
         convert(model, tmp_path / "om", batches, dynamic=True)
     assert not (tmp_path / "om").exists()
+
+
+def test_one_om_for_several_input_sizes(calls, model, spec, tmp_path):
+    sizes = image_sizes([(96, 64), (64, 64), (96, 64), (32, 128)], "they have")
+    assert sizes == ((32, 128), (64, 64), (96, 64))
+    free = onnx.load_from_string(small_network())
+    for value in (*free.graph.input, *free.graph.output):
+        for axis in (2, 3):
+            value.type.tensor_type.shape.dim[axis].dim_param = f"{value.name}{axis}"
+    model.onnx.write_bytes(free.SerializeToString())
+    text = aipp_config(spec("a.onnx", mean=MEAN, std=STD, scale=1 / 255), has_sizes=True)
+    assert {"src_image_size_w:0", "src_image_size_h:0", "crop:false"} <= set(text.split())
+    made = convert(replace(model, sizes=sizes), tmp_path / "om", [1, 4])
+    (u8,) = convert(replace(model, sizes=sizes, aipp=text), tmp_path / "om", [4])
+    assert [one.om.name for one in made] == [f"CenterFace_bs{b}_sizes.om" for b in (1, 4)]
+    assert u8.om.name == "CenterFace_bs4_sizes_aipp.om"
+    words = shlex.split(calls.read_text().splitlines()[1])
+    option = "--dynamic_image_size=32,128;64,64;96,64"
+    assert {"--input_shape=image:4,3,-1,-1", option} <= set(words)
+    # The shell takes the semicolons for a part of the word.
+    assert option in shlex.split(made[1].command)
+
+    from ais_bench.infer.interface import InferSession
+
+    shapes = [InferSession(0, str(one.om)).get_inputs()[0].shape for one in (made[1], u8)]
+    assert shapes == [[4, 3, -1, -1], [4, -1, -1, 3]]
+    assert made_for_sizes(made[1].om, sha256_of(made[1].om)) == sizes
+    assert made_for_sizes(made[1].om, "another") is None
+    (static,) = convert(replace(model, extra=()), tmp_path / "om", [1])
+    assert made_for_sizes(static.om, sha256_of(static.om)) == ()
+    sidecar = Path(f"{static.om}.json")
+    for text in ("[]", '{"om_sha256": 1}', "{", f'{{"om_sha256": "x", "command": ["{option}"]}}'):
+        sidecar.write_text(text)
+        assert made_for_sizes(static.om, "y") is None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "found"),
+    [([(64, 64)] * 2, r"1 \(64x64\)"), ([(32, 32 * n) for n in range(101)], "101")],
+)
+def test_input_sizes_that_one_om_cannot_have(sizes, found):
+    with pytest.raises(UserError, match=rf"2 to 100 input sizes, the pictures need {found};"):
+        image_sizes(sizes, "the pictures need")
+
+
+def test_the_played_atc_is_strict_about_sizes(calls):
+    def options(**changes: str) -> dict[str, str]:
+        return {"input_shape": "image:4,3,-1,-1", "model": "absent.onnx", "output": "a"} | changes
+
+    for wrong in (
+        {},
+        {"dynamic_image_size": "64,64"},
+        {"dynamic_image_size": "64,64;64,64"},
+        {"dynamic_image_size": "64x64;96x96"},
+        {"dynamic_image_size": "64,64;96,96", "input_shape": "image:4,3,64,64"},
+        {"dynamic_image_size": "64,64;96,96", "dynamic_batch_size": "1,2"},
+    ):
+        with pytest.raises(RefusalError, match=r"E100(12|09|18|36)"):
+            atc_convert(options(**wrong))
 
 
 def test_atc_that_is_not_there(model, tmp_path, monkeypatch):

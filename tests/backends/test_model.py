@@ -6,8 +6,9 @@ import pickle
 
 import pytest
 
-from cfdist.backends.base import DeviceSettings
+from cfdist.backends.base import Capabilities, DeviceSettings
 from cfdist.backends.model import BackendModel
+from cfdist.backends.om import OmBackend
 from cfdist.errors import UserError
 from tests.fakes import onnx_forms
 
@@ -67,6 +68,7 @@ def test_settings_that_change_numbers_are_known(spec):
     assert BackendModel("simulated", spec(), options).numeric_options == {}
 
 
-def test_a_backend_of_one_input_size_is_refused_at_own_size(spec):
+def test_a_backend_of_one_input_size_is_refused_at_own_size(spec, monkeypatch):
+    monkeypatch.setattr(OmBackend, "capabilities", Capabilities())
     with pytest.raises(UserError, match=r"backend=om runs a model of one input size; choose back"):
         BackendModel("om", spec(size="own")).check()

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -299,7 +300,7 @@ def test_an_om_of_several_batches_runs_at_each(generation, tmp_path, load, batch
     padded = [np.zeros(8 * channels * 16 * 16, np.float32) for channels in (1, 2, 2, 10)]
     for array in padded:
         array[0] = 1.0
-    assert backend._result(padded, 1).hm.shape == (1, 1, 16, 16)
+    assert backend._result(padded, feed[:1]).hm.shape == (1, 1, 16, 16)
 
 
 def test_a_batch_that_the_om_does_not_have(generation, tmp_path, load):
@@ -377,6 +378,76 @@ def test_inspect_om(tmp_path):
             inspect_om(path)
     path.write_bytes(b"IMOD and more")
     inspect_om(path)
+
+
+SIZES = ((64, 64), (96, 32), (32, 160))  # the last one is the largest
+
+
+def sized(spec: ModelSpec, aipp: bool) -> None:
+    """Write an OM of the small network that takes several input sizes."""
+    import aclruntime
+
+    text = aipp_config(spec, has_sizes=True) if aipp else None
+    sizes = [list(size) for size in SIZES]
+    aclruntime.make_om(small_network(), spec.path, BATCH, text, sizes=sizes)
+
+
+@pytest.mark.parametrize("aipp", [False, True])
+def test_an_om_of_several_input_sizes_runs_each_batch_at_its_own(load, generation, tmp_path, aipp):
+    spec = model_spec(tmp_path / "net.om", size="own", height=32, width=160, top_k=None)
+    sized(spec, aipp)
+    backend = load(spec)
+    random = np.random.default_rng(0)
+    session = ort.InferenceSession(freed(small_network()), providers=["CPUExecutionProvider"])
+    for count, (height, width) in zip((1, BATCH, 2, 3), (*SIZES, SIZES[0]), strict=True):
+        pictures = random.integers(0, 256, (count, height, width, 3), np.uint8)
+        contract = replace(backend.contract, height=height, width=width)
+        found = backend.infer(to_model_input(pictures, contract))
+        whole = replace(spec.float_contract(), height=height, width=width)
+        expected = session.run(list(OUTPUT_NAMES), {"image": to_model_input(pictures, whole)})
+        assert_heads(found, expected, atol=0.02 if aipp else 1e-5)
+    assert len(backend.device_times_ms()) == 4
+    assert backend.takes_size(96, 32)
+    assert not backend.takes_size(32, 96), "rows and columns exchanged"
+    with pytest.raises(UserError, match=r"infer\.cli=true takes an OM of one"):
+        backend.cli_options  # noqa: B018
+    with pytest.raises(ValueError, match="the OM takes"):
+        backend.infer(np.zeros((1, 64, 64, 4), backend.contract.dtype))
+
+
+def test_letterboxed_pictures_on_an_om_of_several_input_sizes(load, generation, tmp_path):
+    spec = model_spec(tmp_path / "net.om")
+    sized(spec, aipp=False)
+    backend, pictures = load(spec), letterboxed(BATCH)
+    batches = [to_model_input(pictures, backend.contract)] * 2
+    for found in backend.infer_many(batches):
+        assert_heads(found, expected_heads(spec, pictures))
+    for changes in ({"height": 96}, {"height": 96, "size": "own", "top_k": None}):
+        with pytest.raises(UserError, match=r"96x64 \(rows x columns\) is none of them.*sizes=\["):
+            load(replace(spec, **changes))
+
+
+def test_own_size_on_an_om_of_one_size(make, load, tmp_path):
+    spec = replace(make(), size="own", top_k=None)
+    with pytest.raises(UserError, match=r"made for one input size.*convert\.sizes=dataset"):
+        load(spec)
+    sidecar = Path(f"{spec.path}.json")
+    sidecar.write_text('{"om_sha256": "1", "command": ["--dynamic_image_size=64,64;96,32"]}')
+    assert OmBackend.known_sizes(replace(spec, sha256="2")) is None
+    assert OmBackend.known_sizes(replace(spec, sha256="1")) == {(64, 64), (96, 32)}
+    OmBackend.check(replace(spec, sha256="1"), {})
+    sidecar.write_text('{"om_sha256": "1", "command": []}')
+    with pytest.raises(UserError, match="made for one input size"):
+        OmBackend.check(replace(spec, sha256="1"), {})
+
+
+def freed(network: bytes) -> bytes:
+    """A network that declares no height and width."""
+    model = onnx.load_from_string(network)
+    for value in (*model.graph.input, *model.graph.output):
+        for axis in (2, 3):
+            value.type.tensor_type.shape.dim[axis].dim_param = f"{value.name}{axis}"
+    return model.SerializeToString()
 
 
 def tensor(name: str, datatype: str, shape: tuple[int, ...], size: int | None = None):

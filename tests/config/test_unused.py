@@ -64,7 +64,7 @@ READ_BY = {
         "model": SIZE | NETWORK | FILES | {"batch", "outputs", "top_k"} - {"convention"},
         "dataset": DATASET,
         "convert": {"output", "batches", "soc_version", "aipp", "log", "dry_run", "dynamic"}
-        | {"extra", "calibration", "limit_s"},
+        | {"extra", "calibration", "limit_s", "sizes"},
     },
     "quantize": {
         "dataset": DATASET,
@@ -236,6 +236,18 @@ def test_each_key_is_read_by_the_job_or_refused(job):
         (["job=infer", "infer.cli=true", "backend=om"], "backend: .* only with infer.cli=false"),
         (["job=preprocess", "preprocess.input=u8", "model.color=RGB"], "color: .*preprocess.input"),
         (["job=export", "model.top_k=9"], "model.top_k: .* only with export.peaks=true"),
+        (
+            ["job=convert", "convert.sizes=[64x64,96x64]", "convert.dynamic=true"],
+            "convert.dynamic: .* only with convert.sizes=null",
+        ),
+        (
+            ["job=convert", "convert.sizes=dataset", "model.height=64"],
+            "model.height: .* only with convert.sizes=null",
+        ),
+        (
+            ["job=convert", "convert.sizes=[64x64,96x64]", "dataset.limit=9"],
+            "dataset.limit: .* convert.sizes=dataset",
+        ),
         (["job=convert", "model.batch=9"], "model.batch: .* in the model file's name"),
         (
             ["job=convert", "convert.dry_run=true", "convert.limit_s=9"],

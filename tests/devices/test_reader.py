@@ -149,6 +149,18 @@ def test_a_picture_that_is_too_large_fails_alone(items):
     ]
 
 
+def test_a_picture_of_a_size_that_the_model_lacks_fails_alone(items):
+    reader = OwnSizeReader(
+        threads=1, batch=4, takes=lambda height, width: (height, width) != (96, 96)
+    )
+    portions = [*reader.portions(items[:3], [View(), View(0.5)])]
+    reader.close()
+    assert {key for one in portions for key in one.keys} == {"e/0", "e/1"}
+    assert [one.failures for one in portions if one.failures] == [
+        (("e/2", "96x96 (rows x columns) is none of the model's input sizes"),)
+    ]
+
+
 def test_each_picture_is_decoded_once_and_comes_in_each_view(items):
     views = [View(scale, mirrored) for scale in (1, 32) for mirrored in (False, True)]
     own = OwnSizeReader(threads=1, batch=2)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -182,6 +183,51 @@ def test_one_om_runs_at_each_of_its_batches(command, tmp_path, host_with_ais_ben
     assert "model.mean: has no effect on this run" in refused(typed)
     message = refused(command("job=benchmark", *run, "model.batch=2", "output_dir=two"))
     assert "model.batch=2 is none of them" in message
+
+
+def predictions(folder: Path) -> dict[str, np.ndarray]:
+    """Picture -> (n, 5) boxes and scores."""
+    files = {
+        path.stem: path.read_text().splitlines() for path in folder.glob("predictions/*/*.txt")
+    }
+    return {
+        name: np.array([line.split() for line in lines[2:]], float).reshape(-1, 5)
+        for name, lines in files.items()
+    }
+
+
+def test_pictures_at_their_own_size_on_two_chips(command, tmp_path, host_with_ais_bench):
+    own = (
+        *("dataset.limit=6", "preprocess.size=own", "cluster.dashboard=false", "model.batch=2"),
+        *("model.peaks=threshold", "model.top_k=null", "model.score=0.02"),
+    )
+    convert = ("job=convert", "convert.output=om", "convert.batches=[2]", "dataset.limit=6")
+    made = command(*convert, "convert.sizes=dataset")
+    assert made.returncode == 0, made.stderr
+    om = ("backend=om", "model.path=om/centerface_bs{batch}_sizes.om")
+    for name, settings in {"npu": (*om, "devices=2"), "cpu": ("backend=onnxruntime",)}.items():
+        done = command(*own, *settings, f"output_dir={name}")
+        assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "npu" / "results.json").read_text())
+    assert results["pictures"] == {"total": 6, "done": 6, "failed": 0}
+    assert all(device["pictures"] for device in results["devices"]) and len(results["devices"]) == 2
+    npu, cpu = predictions(tmp_path / "npu"), predictions(tmp_path / "cpu")
+    assert npu.keys() == cpu.keys() and len(npu) == 6
+    for name, boxes in npu.items():
+        np.testing.assert_allclose(boxes, cpu[name], atol=0.02)
+    assert sum(map(len, npu.values())) > 6
+
+    message = refused(command(*own, *om, "dataset.limit=40", "output_dir=more"))
+    assert re.search(r"has no input of \d+x\d+ \(rows x columns\), which \S+ needs", message)
+    assert "convert.sizes=dataset" in message
+    # What is not known before the run fails by name.
+    (tmp_path / "om" / "centerface_bs2_sizes.om.json").unlink()
+    static = command("job=convert", "convert.output=om", "convert.batches=[2]", *SIZE)
+    assert static.returncode == 0, static.stderr
+    message = refused(command(*own, "backend=om", "model.path=om/centerface_bs2.om"))
+    assert "made for one input size" in message
+    message = refused(command(*convert[:3], "convert.sizes=[640x640,700x640]"))
+    assert "multiples of 32" in message
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from pathlib import Path
 REQUIRED = {"framework", "model", "input_format", "input_shape", "output", "soc_version"}
 OPTIONAL = {
     *("log", "insert_op_conf", "enable_small_channel", "dynamic_batch_size"),
+    "dynamic_image_size",
     *("precision_mode", "op_select_implmode", "buffer_optimize"),
 }
 LOG_LEVELS = {"debug", "info", "warning", "error", "null"}
@@ -63,14 +64,31 @@ def parse(argv: list[str]) -> dict[str, str]:
     return options
 
 
+def image_sizes(options: dict[str, str]) -> list[list[int]]:
+    """The [height, width] of `--dynamic_image_size`; none without the option."""
+    if "dynamic_image_size" not in options:
+        return []
+    if "dynamic_batch_size" in options:
+        raise RefusalError("E10009: dynamic_image_size and dynamic_batch_size exclude each other")
+    text = options["dynamic_image_size"]
+    if not re.fullmatch(r"\d+,\d+(;\d+,\d+)*", text):
+        raise RefusalError(f"E10018: dynamic_image_size {text!r}")
+    sizes = [[int(side) for side in one.split(",")] for one in text.split(";")]
+    if not 2 <= len(sizes) <= 100 or len({tuple(size) for size in sizes}) < len(sizes):
+        raise RefusalError(f"E10036: dynamic_image_size has {len(sizes)}, the range is (1, 100]")
+    return sizes
+
+
 def convert(options: dict[str, str]) -> None:
     """Write `<output>.om`."""
     import onnx
     from aclruntime.om import make_om
 
-    shape = re.fullmatch(r"(.+):(-1|\d+),3,(\d+),(\d+)", options["input_shape"])
-    dynamic = options.get("dynamic_batch_size")
+    shape = re.fullmatch(r"(.+):(-1|\d+),3,(-1|\d+),(-1|\d+)", options["input_shape"])
+    dynamic, sizes = options.get("dynamic_batch_size"), image_sizes(options)
     if shape is None or (shape[2] == "-1") != (dynamic is not None):
+        raise RefusalError(f"E10012: input_shape {options['input_shape']!r}")
+    if {side == "-1" for side in shape.groups()[2:]} != {bool(sizes)}:
         raise RefusalError(f"E10012: input_shape {options['input_shape']!r}")
     # A toolkit of an operating system or processor of its own names its OM files after these.
     target = Path(options["output"] + os.environ.get("FAKE_ATC_PLATFORM", "") + ".om")
@@ -87,6 +105,7 @@ def convert(options: dict[str, str]) -> None:
     if "insert_op_conf" in options:
         aipp = Path(options["insert_op_conf"]).read_text(encoding="utf-8")
     size, height, width = (int(side) for side in shape.groups()[1:])
+    height, width = sizes[0] if sizes else (height, width)
     batch = [int(one) for one in dynamic.split(",")] if dynamic else size
     make_om(
         model.SerializeToString(),
@@ -97,6 +116,7 @@ def convert(options: dict[str, str]) -> None:
         width=width,
         soc_version=options["soc_version"],
         flags={name: options[name] for name in OPTIONAL & options.keys()},
+        sizes=sizes,
     )
     # ATC leaves these in the folder where it was called.
     Path("fusion_result.json").write_text(json.dumps([]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import math
 import re
 import struct
 from pathlib import Path
@@ -52,6 +53,8 @@ class OmHeader:
         flags: Further options that the converter was given, as they came.
         batches: The batches of an OM that takes them at run time, rising; its input's first side is
             then -1, and its outputs' the largest.
+        sizes: The [height, width] of an OM that takes them at run time; these sides are then -1,
+            and its outputs those of the largest size.
     """
 
     inputs: list[list]
@@ -60,15 +63,16 @@ class OmHeader:
     soc_version: str
     flags: dict
     batches: list[int] = dataclasses.field(default_factory=list)
+    sizes: list[list[int]] = dataclasses.field(default_factory=list)
 
 
-def describe(tensors: list[list], batch: int = 0) -> list[TensorDesc]:
-    """Header rows to descriptions; sizes are those of `batch` where the batch is open."""
+def describe(tensors: list[list], sides: tuple[int, ...] = ()) -> list[TensorDesc]:
+    """Header rows to descriptions; bytes are those of `sides` where sides are open."""
     rows = []
     for name, kind, layout, shape in tensors:
-        items = 1
+        items, chosen = 1, iter(sides)
         for side in shape:
-            items *= batch if side < 0 else side
+            items *= next(chosen) if side < 0 else side
         size = items * {"uint8": 1, "float16": 2, "float32": 4, "int64": 8}[kind]
         rows.append(TensorDesc(name, dtype[kind], layout, list(shape), size, size))
     return rows
@@ -130,6 +134,7 @@ def make_om(
     width: int | None = None,
     soc_version: str = "Ascend310P3",
     flags: dict | None = None,
+    sizes: list[list[int]] | None = None,
 ) -> Path:
     """Write an OM, as `atc` would have from the same ONNX.
 
@@ -143,6 +148,7 @@ def make_om(
         width: Input columns; as `height`.
         soc_version: The chip.
         flags: Kept in the header.
+        sizes: The [height, width] that it takes at run time, in place of `height` and `width`.
 
     Returns:
         `out_path`.
@@ -159,19 +165,25 @@ def make_om(
     if batches and (len(batches) < 2 or len(set(batches)) < len(batches)):
         raise ValueError(f"dynamic_batch_size {batches}: two or more different ones")
     batch = max(batches) if batches else batch
-    picture = _fix_shape(model, batch, height, width)
+    for rows, columns in sorted(sizes, key=math.prod) if sizes else [(height, width)]:
+        picture = _fix_shape(model, batch, rows, columns)
     declared = [d.dim_value for d in picture.type.tensor_type.shape.dim]
     aipp = parse_aipp(aipp) if isinstance(aipp, str) else aipp
     if aipp is None:
         inputs = [[picture.name, "float32", FORMAT_NCHW, declared]]
     else:
-        if (aipp["height"], aipp["width"]) != tuple(declared[2:]):
+        if (aipp["height"], aipp["width"]) != ((0, 0) if sizes else tuple(declared[2:])):
             raise ValueError(f"AIPP of {aipp['height']}x{aipp['width']} for {declared}")
         inputs = [[picture.name, "uint8", FORMAT_NHWC, [batch, *declared[2:], 3]]]
-    header = OmHeader(inputs, _outputs(model, fp16), aipp, soc_version, flags or {}, batches)
+    header = OmHeader(
+        inputs, _outputs(model, fp16), aipp, soc_version, flags or {}, batches, sizes or []
+    )
     if batches:
         inputs[0][3] = [-1, *inputs[0][3][1:]]
-        _free_batch(model)
+        _free_sides(model, (0,))
+    elif sizes:
+        inputs[0][3] = [batch, 3, -1, -1] if aipp is None else [batch, -1, -1, 3]
+        _free_sides(model, (2, 3))
     text = json.dumps(dataclasses.asdict(header)).encode()
     Path(out_path).write_bytes(
         MAGIC + struct.pack("<I", len(text)) + text + model.SerializeToString()
@@ -204,13 +216,14 @@ def _fix_shape(
     return model.graph.input[0]
 
 
-def _free_batch(model: onnx.ModelProto) -> None:
-    """Take any batch again."""
+def _free_sides(model: onnx.ModelProto, axes: tuple[int, ...]) -> None:
+    """Take any number of these axes again."""
     del model.graph.value_info[:]
     for value in (*model.graph.input, *model.graph.output):
-        dim = value.type.tensor_type.shape.dim[0]
-        dim.Clear()
-        dim.dim_param = "batch"
+        for axis in axes:
+            dim = value.type.tensor_type.shape.dim[axis]
+            dim.Clear()
+            dim.dim_param = f"{value.name}_{axis}"
 
 
 def _outputs(model: onnx.ModelProto, fp16: bool) -> list[list]:

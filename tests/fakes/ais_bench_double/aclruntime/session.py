@@ -77,6 +77,7 @@ class InferenceSession:
         self._run: Callable | None = _engine(graph)
         self._options = options
         self._batch: int | None = None  # of an OM with several, once one is chosen
+        self._size: tuple[int, int] | None = None  # the same, of input sizes
         self._sumary = sumary()
         self._thread = threading.get_ident()
         _log({"pid": os.getpid(), "index": device_id, "chip": chip, "model": model_path})
@@ -87,7 +88,11 @@ class InferenceSession:
 
     def get_inputs(self) -> list[TensorDesc]:
         """Descriptions of the inputs."""
-        return describe(self._header.inputs, self._batch or max(self._header.batches, default=0))
+        largest = max(self._header.sizes, key=lambda size: size[0] * size[1], default=())
+        if largest:
+            return describe(self._header.inputs, self._size or tuple(largest))
+        batch = self._batch or max(self._header.batches, default=0)
+        return describe(self._header.inputs, (batch,))
 
     def set_staticbatch(self) -> None:
         """Run at the one batch that the OM has."""
@@ -101,6 +106,14 @@ class InferenceSession:
             )
         self._batch = batch
 
+    def set_dynamic_hw(self, height: int, width: int) -> None:
+        """Run an OM with several input sizes at one of them; the extension says (w, h)."""
+        if [height, width] not in self._header.sizes:
+            raise AclError(
+                500002, f"set dynamic hw {height},{width} failed, the model has other sizes"
+            )
+        self._size = (height, width)
+
     def get_outputs(self) -> list[TensorDesc]:
         """Descriptions of the outputs."""
         return describe(self._header.outputs)
@@ -113,6 +126,8 @@ class InferenceSession:
             raise AclError(NO_CONTEXT, "context is not set in this thread")
         if self._header.batches and self._batch is None:
             raise AclError(545001, "dynamic batch is not set")
+        if self._header.sizes and self._size is None:
+            raise AclError(545001, "dynamic hw is not set")
         needed = self.get_inputs()
         if len(feeds) != len(needed):
             raise AclError(1, f"intensors size:{len(feeds)} need size:{len(needed)} not match")
@@ -123,7 +138,7 @@ class InferenceSession:
                 f"needsize:{needed[0].realsize} not match",
             )
         content = ctypes.string_at(feeds[0].buf, feeds[0].size)
-        network_input = _network_input(content, self._header, self._batch)
+        network_input = _network_input(content, self._header, self._batch, self._size)
         for _ in range(self._options.loop):
             arrays = self._timed(network_input)
         by_name = dict(zip([row[0] for row in self._header.outputs], arrays, strict=True))
@@ -137,10 +152,19 @@ class InferenceSession:
         self._sumary.exec_time_list.append((start, end) if pairs else end - start)
         flat = os.environ.get("AIS_BENCH_DOUBLE_FLAT") == "1"
         kinds = [row[1] for row in self._header.outputs]
-        return [
+        arrays = [
             np.asarray(array.reshape(-1) if flat else array, kind)
             for array, kind in zip(arrays, kinds, strict=True)
         ]
+        return self._in_largest_memory(arrays) if self._header.sizes else arrays
+
+    def _in_largest_memory(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Outputs at the start of memory that holds those of the largest input size."""
+        whole = []
+        for array, (_, kind, _, shape) in zip(arrays, self._header.outputs, strict=True):
+            whole.append(np.full(np.prod(shape), np.nan, kind))
+            whole[-1][: array.size] = array.reshape(-1)
+        return whole
 
     def sumary(self) -> sumary:
         """The live times."""
@@ -173,10 +197,15 @@ def open_chip(index: int) -> int:
     return visible[index]
 
 
-def _network_input(content: bytes, header: OmHeader, batch: int | None) -> np.ndarray:
+def _network_input(
+    content: bytes, header: OmHeader, batch: int | None, size: tuple[int, int] | None
+) -> np.ndarray:
     """The bytes, taken for what the OM expects, as the float32 NCHW of its ONNX."""
     _, kind, _, shape = header.inputs[0]
-    array = np.frombuffer(content, kind).reshape([batch or shape[0], *shape[1:]])
+    chosen = iter(size or (batch,))
+    array = np.frombuffer(content, kind).reshape(
+        [next(chosen) if side < 0 else side for side in shape]
+    )
     if header.aipp is None:
         return array
     if header.aipp["swap"]:

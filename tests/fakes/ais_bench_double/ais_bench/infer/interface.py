@@ -44,6 +44,19 @@ class _Session:
         """Run an OM with several batches at one of them."""
         self.session.set_dynamic_batchsize(dym_batch)
 
+    def set_dynamic_hw(self, w: int, h: int) -> None:
+        """Run an OM with several input sizes at one; rows come first, whatever the names say."""
+        self.session.set_dynamic_hw(w, h)
+
+    def run(self, feeds: list, out_array: bool = False) -> list:
+        """Run on a list of arrays as it was prepared; a non-contiguous one is read as garbage."""
+        tensors = [
+            aclruntime.BaseTensor(feed.__array_interface__["data"][0], feed.nbytes)
+            for feed in feeds
+        ]
+        outputs = self.session.run(self.outputs_names, tensors)
+        return [np.array(tensor) for tensor in outputs] if out_array else outputs
+
     def _prepare(self, feeds: list, mode: str) -> None:
         """Choose the batch of a run; the generation of CANN 6 leaves it as it was chosen."""
 
@@ -51,11 +64,7 @@ class _Session:
         if mode not in ("static", "dymbatch"):
             raise RuntimeError(f"wrong infer_mode:{mode}, the double plays static and dymbatch")
         self._prepare(feeds, mode)
-        tensors = [
-            aclruntime.BaseTensor(feed.__array_interface__["data"][0], feed.nbytes)
-            for feed in feeds
-        ]
-        return self.session.run(self.outputs_names, tensors)
+        return self.run(feeds)
 
 
 class _InferSession002(_Session):
