@@ -188,7 +188,10 @@ LAYERS = equal("compare.layers", True, "true")
 NOT_LAYERS = equal("compare.layers", False, "false")
 NOT_DRY = equal("convert.dry_run", False, "false")
 ONE_SIZE = missing("convert.sizes")
-SIZES_OF_DATA_SET = equal("convert.sizes", "dataset", "dataset")
+SHOWN_PICTURES = When(
+    "convert.sizes=dataset or convert.calibration=N",
+    lambda run: run.values["convert.sizes"] == "dataset" or CALIBRATION.holds(run),
+)
 
 ALWAYS = Uses([Use(JOBS)])
 AS_TEXT = Uses([Use(JOBS, (equal("progress", "text", "text"),))])
@@ -198,8 +201,7 @@ DATA_SET = Uses(
         Use(("evaluate", "score", "export", "quantize", "compare", "tune")),
         Use(("preprocess", "postprocess")),
         Use(("benchmark",), (PICTURES,)),
-        Use(("convert",), (CALIBRATION,)),
-        Use(("convert",), (TO_OM, SIZES_OF_DATA_SET)),
+        Use(("convert",), (SHOWN_PICTURES,)),
     ]
 )
 WITH_FOLDER = Uses([Use(tuple(job for job in JOBS if job not in WITHOUT_FOLDER))])
