@@ -75,7 +75,7 @@ class OmBackend(Backend):
                 outputs = at_batch(outputs, spec.batch)
             elif self._has_sizes:
                 if not self.takes_size(spec.height, spec.width):
-                    raise self._of_other_sizes(spec.height, spec.width)
+                    raise _of_other_sizes(spec, spec.height, spec.width)
                 inputs, outputs = at_size(inputs, spec), at_size(outputs, spec)
             elif spec.size == "own":
                 raise _of_one_size(spec)
@@ -90,8 +90,11 @@ class OmBackend(Backend):
         """See `Backend.check`; nothing is loaded, so that a host without NPU can check."""
         inspect_om(spec.path)
         _check_packages()
-        if spec.size == "own" and made_for_sizes(spec.path, spec.sha256) == ():
+        sizes = made_for_sizes(spec.path, spec.sha256)
+        if spec.size == "own" and sizes == ():
             raise _of_one_size(spec)
+        if spec.size == "letterbox" and sizes and (spec.height, spec.width) not in sizes:
+            raise _of_other_sizes(spec, spec.height, spec.width)
 
     @classmethod
     def known_sizes(cls, spec: ModelSpec) -> frozenset[tuple[int, int]] | None:
@@ -166,7 +169,7 @@ class OmBackend(Backend):
         """Run at the size that a feed has; `infer` of ais_bench knows sizes in NCHW only."""
         height, width = self._size_of(feed[0])
         if not self._sets_size(height, width):
-            raise self._of_other_sizes(height, width)
+            raise _of_other_sizes(self.spec, height, width)
         return self._session.run(feed, True)
 
     def _sets_size(self, height: int, width: int) -> bool:
@@ -181,15 +184,6 @@ class OmBackend(Backend):
         """Height and width of an input tensor, which at own size are not the contract's."""
         height, width = inputs.shape[1:3] if self.contract.layout == "NHWC" else inputs.shape[2:4]
         return height, width
-
-    def _of_other_sizes(self, height: int, width: int) -> UserError:
-        choose = "" if self.spec.size == "own" else "choose one of its own, or "
-        size = size_text((height, width))
-        return UserError(
-            f"model {self.spec.path}: takes one of several input sizes, and {size} (rows x "
-            f"columns) is none of them; {choose}build another OM with job=convert "
-            f"convert.sizes=[...,{size}]"
-        )
 
     def _feed(self, inputs: NDArray[Any]) -> NDArray[Any]:
         """The whole batch, C-contiguous: `inputs` itself or a padded copy."""
@@ -307,6 +301,15 @@ def at_size(tensors: Sequence[Any], spec: ModelSpec) -> list[_Tensor]:
         size = prod(shape) * np.dtype(kind).itemsize
         described.append(_Tensor(str(tensor.name), tensor.datatype, tuple(shape), size))
     return described
+
+
+def _of_other_sizes(spec: ModelSpec, height: int, width: int) -> UserError:
+    choose = "" if spec.size == "own" else "choose one of its own, or "
+    size = size_text((height, width))
+    return UserError(
+        f"model {spec.path}: takes one of several input sizes, and {size} (rows x columns) is none "
+        f"of them; {choose}build another OM with job=convert convert.sizes=[...,{size}]"
+    )
 
 
 def _of_one_size(spec: ModelSpec) -> UserError:
