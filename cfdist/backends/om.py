@@ -76,7 +76,8 @@ class OmBackend(Backend):
             elif self._has_sizes:
                 if not self.takes_size(spec.height, spec.width):
                     raise _of_other_sizes(spec, spec.height, spec.width)
-                inputs, outputs = at_size(inputs, spec), at_size(outputs, spec)
+                inputs = at_size(inputs, spec.height, spec.width)
+                outputs = at_size(outputs, spec.height // STRIDE, spec.width // STRIDE)
             elif spec.size == "own":
                 raise _of_one_size(spec)
             self.contract = input_contract(inputs, spec)
@@ -283,19 +284,18 @@ def has_sizes(inputs: Sequence[Any]) -> bool:
     return open_sides in ([1, 2], [2, 3])
 
 
-def at_size(tensors: Sequence[Any], spec: ModelSpec) -> list[_Tensor]:
-    """The tensors of an OM with several input sizes, as a run at the model's size sees them.
+def at_size(tensors: Sequence[Any], height: int, width: int) -> list[_Tensor]:
+    """The tensors of an OM with several input sizes, as a run with these sides sees them.
 
     ais_bench gives an input's open sides as -1, and an output's as -1 or those of the largest size.
     """
     described = []
     for tensor in tensors:
         shape = [int(side) for side in tensor.shape]
-        if has_sizes([tensor]) and 3 in shape:  # the input: no output has three channels
-            sides = iter((spec.height, spec.width))
-            shape = [next(sides) if side < 0 else side for side in shape]
-        elif len(shape) == 4:
-            shape[2:] = spec.height // STRIDE, spec.width // STRIDE
+        sides = [i for i, side in enumerate(shape) if side < 0]
+        if len(shape) == 4:
+            rows, columns = sides if len(sides) == 2 else (2, 3)
+            shape[rows], shape[columns] = height, width
         kind = str(getattr(tensor.datatype, "name", tensor.datatype)).rsplit(".", 1)[-1]
         # ais_bench's own number of bytes is that of the largest size, or of the one chosen last.
         size = prod(shape) * np.dtype(kind).itemsize

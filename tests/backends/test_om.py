@@ -15,7 +15,7 @@ import pytest
 
 from cfdist.ascend.atc import aipp_config
 from cfdist.backends.base import DeviceSettings
-from cfdist.backends.om import OmBackend, described_order, input_contract, inspect_om
+from cfdist.backends.om import OmBackend, at_size, described_order, input_contract, inspect_om
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract, to_model_input
@@ -436,9 +436,22 @@ def test_own_size_on_an_om_of_one_size(make, load, tmp_path):
     assert OmBackend.known_sizes(replace(spec, sha256="2")) is None
     assert OmBackend.known_sizes(replace(spec, sha256="1")) == {(64, 64), (96, 32)}
     OmBackend.check(replace(spec, sha256="1"), {})
+    OmBackend.check(replace(spec, sha256="1", size="letterbox"), {})
+    with pytest.raises(UserError, match=r"96x96 \(rows x columns\) is none of them; choose one of"):
+        OmBackend.check(replace(spec, sha256="1", size="letterbox", height=96, width=96), {})
     sidecar.write_text('{"om_sha256": "1", "command": []}')
     with pytest.raises(UserError, match="made for one input size"):
         OmBackend.check(replace(spec, sha256="1"), {})
+
+
+def test_sides_that_ais_bench_leaves_open():
+    described = [(3, 3, -1, -1), (3, -1, -1, 3), (3, 1, -1, -1), (3, 10, 40, 8), (3, 200)]
+    tensors = [tensor("t", "float32", shape, 7) for shape in described]
+    found = at_size(tensors, 16, 24)
+    assert [one.shape for one in found] == [
+        *((3, 3, 16, 24), (3, 16, 24, 3), (3, 1, 16, 24), (3, 10, 16, 24), (3, 200)),
+    ]
+    assert found[0].realsize == 3 * 3 * 16 * 24 * 4
 
 
 def freed(network: bytes) -> bytes:

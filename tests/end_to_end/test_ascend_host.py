@@ -215,6 +215,7 @@ def test_pictures_at_their_own_size_on_two_chips(command, tmp_path, host_with_ai
     # What is not known before the run fails by name.
     (tmp_path / "om" / "centerface_bs2_sizes.om.json").unlink()
     npu = command(*own, *om, "devices=2", "output_dir=npu")
+    assert npu.returncode == 3, npu.stderr
     assert "768x1024 (rows x columns) is none of the model's input sizes" in npu.stdout
     results = json.loads((tmp_path / "npu" / "results.json").read_text())
     assert results["pictures"] == {"total": 9, "done": 8, "failed": 1}
