@@ -91,11 +91,13 @@ def refuse_too_large(
         if spec.size == "own":
             largest = f", the largest picture, {picture}, of {spec.width}x{spec.height},"
             advice = ", smaller preprocess.scales or preprocess.size=letterbox"
+        key = f"model.batch={spec.batch}"
+        if streams > spec.batch:  # the larger one is what asks for too much
+            key = f"backend.streams={streams}, {key}"
         raise UserError(
-            f"model.batch={spec.batch}: {devices} with {streams} of these batches at "
-            f"once{largest} need about {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are "
-            f"free{where}; choose a smaller model.batch, fewer devices or "
-            f"backend.streams=1{advice}"
+            f"{key}: {devices} with {streams} of these batches at once{largest} need about "
+            f"{needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free{where}; choose "
+            f"a smaller model.batch, fewer devices or backend.streams=1{advice}"
         )
 
 

@@ -67,6 +67,10 @@ def test_too_large_a_batch_is_the_user_s_error(spec, monkeypatch):
     memory.refuse_too_large([large], free=40_000_000_000)
     with pytest.raises(UserError, match=r"need about 15.3 GB of memory, 9.0 GB are free on east;"):
         memory.refuse_too_large([large], free=9_000_000_000, host="east")
+    with pytest.raises(
+        UserError, match=r"^backend\.streams=1000, model\.batch=4: 1 device with 1000 "
+    ):
+        memory.refuse_too_large([small], 1, 1000, free=9_000_000_000)
 
 
 @pytest.mark.parametrize(
