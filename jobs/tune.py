@@ -44,7 +44,7 @@ def main(config: Config, output: Path, started: float) -> int:
     phases.end("checks")
     screen.console.inform(
         f"{len(candidates)} candidates on {len(manifest.items)} pictures, for "
-        f"{config.tune.minutes:g} minutes at most"
+        f"{config.tune.minutes:g} minute{'' if config.tune.minutes == 1 else 's'} at most"
         + (f"; {len(trials)} runs are there from an earlier command" if len(trials) else ""),
         markup=False,
     )

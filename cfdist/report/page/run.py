@@ -94,7 +94,7 @@ def _facts(results: Mapping[str, Any], protocol: str) -> dict[str, str]:
             facts[f"pictures/s, {name.replace('_', ' ')}"] = f"{rate:.1f}"
     if results["devices"]:
         facts["devices"] = f"{len(results['devices'])} x {results['backend']}"
-    if results["batch"]:
+    if results["batch"] and results["job"] != "tune":  # which looks for it
         facts["batch"] = str(results["batch"])
     facts["wall time"] = f"{results['seconds']['total']:.1f} s"
     return facts

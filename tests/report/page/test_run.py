@@ -10,6 +10,7 @@ from cfdist.devices.activity import ActivityRecord
 from cfdist.devices.base import DeviceReport
 from cfdist.distributed.events import Event
 from cfdist.report.page.run import OwnParts, run_page, write_run_report
+from cfdist.report.page.tables import Cell, Table
 from cfdist.report.results import Results, device_entry
 from tests.report.page.checks import checked
 
@@ -67,6 +68,15 @@ def test_a_page_without_ap_shows_speed_failures_and_settings(results):
     }
     assert "1 of 10 pictures failed" in html
     assert "AP" not in [text for _, text in page.all("h2", "h3")]
+
+
+def test_a_search_shows_results_and_no_batch_size_of_its_own(results):
+    tuned = replace(results, job="tune")
+    candidates = Table("Candidates", ["candidate"], [[Cell("batch 4")]])
+    page = checked(run_page(tuned.to_dict(), None, OwnParts(tables=[candidates])))
+    assert "batch" not in [text for _, text in page.all("dt")]
+    titles = [text for _, text in page.all("h2")]
+    assert titles[0] == "Results" and "Accuracy" not in titles
 
 
 def test_the_timeline_is_that_of_the_devices_that_worked(results):
