@@ -3,8 +3,8 @@
 The rules, for any number of devices:
 
 - A failure of a device counts against the pictures that it had in hand. They are tried again first,
-  on a device that has not failed with them while there is one. (A device that is the only one, and
-  fails every few pictures, would else do all of the others before it is found to be at fault.)
+  on a device that has not failed with them while there is one. The only device of a run gets them
+  back at once: if they waited until the end, nobody could tell before whether it is at fault.
 - A picture that was in hand at `ALONE_AFTER` failures is done alone, and at `MAX_FAILURES` it is
   given up. What failed with it is explained by it.
 - A device is at fault at its second failure that no picture explains: all that it had in hand was

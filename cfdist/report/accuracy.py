@@ -75,10 +75,13 @@ def how_tested(config: Config) -> str:
     size = f"letterboxed to {config.model.width}x{config.model.height}"
     scales = shown.scales if shown.size == "own" else [1]  # letterboxing has one scale
     if shown.size == "own":
-        size = f"at their own size (sides to the next multiple of {SIDE})"
+        sides = f"sides to the next multiple of {SIDE}"
+        size = f"at their own size ({sides})"
         if shown.scales != [1]:
             words = [f"{one:g}" if one < SIDE else f"{one:g} pixels" for one in shown.scales]
-            size = f"scaled to {', '.join(words)} (factor, or short side; {size})"
+            size = (
+                f"scaled to {', '.join(words)} (factor of their own size, or short side; {sides})"
+            )
     views = len(scales) * (1 + shown.flip)
     merged = {"nms": "suppression", "vote": "box voting"}[shown.merge]
     mirrored = "also mirrored" if shown.flip else "not mirrored"

@@ -181,8 +181,8 @@ def test_the_test_of_an_ap_is_told_in_words(compose):
         "all cells with scores above 0.02, no cap; no suppression"
     )
     assert how_tested(compose("experiment=multi_scale", "preprocess.scales=[0.5,800]")) == (
-        "pictures scaled to 0.5, 800 pixels (factor, or short side; at their own size (sides to "
-        "the next multiple of 32)), also mirrored, 4 views merged by box voting; all cells with "
+        "pictures scaled to 0.5, 800 pixels (factor of their own size, or short side; sides to "
+        "the next multiple of 32), also mirrored, 4 views merged by box voting; all cells with "
         "scores above 0.02, no cap; suppression at IoU 0.3"
     )
     # The scales of a preset are those of pictures at their own size.
