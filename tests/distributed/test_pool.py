@@ -185,9 +185,10 @@ class StoppingDevice(PoisonedDevice):
 )
 def test_a_picture_that_breaks_every_device_has_failed_and_no_device(tmp_path, device, count):
     found = []
-    # A process of Ray's may take twenty seconds to start on a busy machine.
-    timeout = 25.0 if device is StoppingDevice else 60.0
+    timeout = 5.0 if device is StoppingDevice else 60.0
     with pool_of(device(tmp_path, 0), count, timeout=timeout) as pool:
+        # A process of Ray's may take twenty seconds to start on a busy machine.
+        pool.limits.opening = 60.0
         pool.start()
         assert run(pool, 30, lambda name, ids: found.extend(ids)) is None
         assert len(pool.actors) + len(pool.opening) == count
