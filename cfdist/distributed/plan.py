@@ -177,12 +177,8 @@ def refuse_crowd(plan: DevicePlan, devices: Devices, cores: int, of: Capabilitie
     Raises:
         UserError: it names the key and the most that it may be.
     """
-    most = cores * (SIMULATED_A_CORE if of.is_simulated else DEVICES_A_CORE)
-    if plan.kind == "cpu" and plan.count > most:
-        raise UserError(
-            f"devices={devices}: these devices share {_counted(cores, 'CPU core')}; ask for at "
-            f"most {most}"
-        )
+    if plan.kind == "cpu" and isinstance(devices, int):
+        refuse_many(devices, cores, of)
     if of.streams_need_threads and plan.streams > plan.threads:
         raise UserError(
             f"backend.streams={plan.streams}: a device here has "
@@ -190,6 +186,20 @@ def refuse_crowd(plan: DevicePlan, devices: Devices, cores: int, of: Capabilitie
             f"{plan.threads}, for fewer devices, or for backend.streams=auto"
         )
     refuse_readers("pipeline.readers", plan.readers, cores, plan.count)
+
+
+def refuse_many(devices: int, cores: int, of: Capabilities) -> None:
+    """Refuse more CPU devices than the cores can serve.
+
+    Raises:
+        UserError: it says how many there may be.
+    """
+    most = cores * (SIMULATED_A_CORE if of.is_simulated else DEVICES_A_CORE)
+    if devices > most:
+        raise UserError(
+            f"devices={devices}: these devices share {_counted(cores, 'CPU core')}; ask for at "
+            f"most {most}"
+        )
 
 
 def refuse_readers(key: str, readers: int, cores: int, devices: int = 1) -> None:
