@@ -791,7 +791,7 @@ class Config(Section):
     """folder for results.json, predictions and the run's log, or its URI (s3://, gs://, hdfs://,
     ...): the files go there at the run's end"""
     report: Annotated[
-        StrictBool, uses.only("evaluate", "score", "benchmark", "compare", "tune")
+        StrictBool, uses.only("evaluate", "score", "benchmark", "compare", "tune", "quantize")
     ] = True
     """write report.html, a page that shows the results, beside results.json"""
     objective: Annotated[
