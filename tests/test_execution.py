@@ -74,6 +74,13 @@ def test_a_batch_that_no_runtime_can_hold_is_refused_unmeasured(compose, chosen,
     assert chosen == []
 
 
+def test_devices_that_are_too_many_are_refused_unmeasured(compose, chosen):
+    for devices in ("999", "[0]"):
+        with pytest.raises(UserError, match="devices="):
+            execution.find_model(compose(f"devices={devices}"))
+    assert chosen == []
+
+
 def test_another_cluster_s_runtimes_are_not_measured_here(compose, chosen):
     model = execution.find_model(compose("cluster.address=auto"))
     assert (model.backend, chosen) == ("openvino", [])
