@@ -102,6 +102,8 @@ def reference_of(config: Config) -> Variant:
     refusals = []
     file = config.tune.reference
     of_checkpoint = config.model.checkpoint and not file
+    if not file and not of_checkpoint:
+        execution.model_spec(config.model)  # a missing file is no backend's refusal
     for name in ("torch",) if of_checkpoint else (*backends.CPU_RUNTIMES, "torch"):
         one = Variant(name, json.dumps(_IN_FLOAT32[name]), file)
         try:

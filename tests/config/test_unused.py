@@ -124,6 +124,7 @@ READ_BY["tune"] = {
 for _job in ("evaluate", "score", "benchmark", "compare"):
     READ_BY[_job]["log"] = {"mlflow", "wandb", "tensorboard"}
     READ_BY[_job][""] = READ_BY[_job][""] | {"report"} if "" in READ_BY[_job] else {"report"}
+READ_BY["quantize"][""] = READ_BY["quantize"][""] | {"report"}
 READ_BY["doctor"] = READ_BY["evaluate"] | {
     "": READ_BY["evaluate"][""] - {"resume"} | {"output_dir"}
 }
