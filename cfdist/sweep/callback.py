@@ -49,6 +49,9 @@ class SweepSummary(Callback):
             cli.held.enter_context(claim_sweep(folder))
         except (UserError, StoppedError, OSError) as error:
             raise SystemExit(cli.fail(*cli.explain(error, config.hydra.sweep.dir))) from None
+        from cfdist.sweep.checking import checked_ahead  # few commands are sweeps
+
+        cli.held.enter_context(checked_ahead())
         session.share_sessions()
         cli.held.callback(session.close_shared_session)
 
