@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cfdist import backends, execution, inputs
 from cfdist.config import Config
 from cfdist.errors import UserError
-from cfdist.files import expanded
+from cfdist.files import expanded, resolved
 from cfdist.model import ModelSpec
 from cfdist.preprocess import PictureError, read_into
 from cfdist.report import screen
@@ -26,7 +26,7 @@ def main(config: Config, output: Path, started: float) -> int:
     backends.resolve("torch")  # raises UserError if PyTorch is not installed
     spec = execution.model_spec(config.model, config.model.checkpoint, "model.checkpoint")
     target = expanded(config.export.output or output / "CenterFace.onnx")
-    if target.resolve() == spec.path:
+    if resolved(target) == spec.path:
         raise UserError(f"export.output={target}: is the model itself; name another file")
     if config.export.peaks and spec.top_k is None:
         raise UserError(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -242,8 +242,8 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
         if key not in [*all_fields(), *groups()]:
             return no_such_key(key)
         return f"{found[1]}: {_SEVERAL}"
-    if found := re.match(r"Error parsing override '(.*?)'|LexerNoViable\w+: (.*?) \^", message):
-        argument = found[1] or found[2]
+    if isinstance(error, OverrideParseException):
+        argument = error.override
         return f"{argument}: {_NOT_KEY_VALUE}{setting_meant(argument)}"
     found = re.match(r"Error merging override \+*(([^=]+)=.*)", message)
     if found and (field := all_fields().get(found[2])):
