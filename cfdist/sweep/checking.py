@@ -10,7 +10,6 @@ from itertools import chain
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, flag_override
 from omegaconf.errors import OmegaConfBaseException
@@ -75,9 +74,12 @@ def check_run(composed: DictConfig, overrides: Sequence[str], typed: Collection[
     """
     with flag_override(composed, ["readonly", "struct"], [False, False]):
         composed.pop("hydra", None)
-    config.load(composed, frozenset(typed))
-    for one in OverridesParser.create().parse_overrides([*overrides]):
-        _check_path(one.key_or_group, one.value())
+    values = config.flat(config.load(composed, frozenset(typed)).model_dump())
+    for key in sorted(config.typed_keys(overrides)):
+        value = values.get(key)
+        if key.startswith("model.") and isinstance(value, str):
+            value = value.replace("{batch}", str(values["model.batch"]))
+        _check_path(key, value)
 
 
 def _check_path(key: str, value: Any) -> None:

@@ -10,16 +10,21 @@ from cfdist.sweep.checking import check_run
 
 
 def check(*overrides: str) -> None:
-    check_run(config.compose_values(*overrides), overrides, config.typed_keys(overrides))
+    prepared = [config.prepare_override(one, is_multirun=True) for one in overrides]
+    check_run(config.compose_prepared(*prepared), prepared, config.typed_keys(prepared))
 
 
-def test_a_run_of_good_settings(tmp_path):
+def test_a_run_of_good_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_bs8.om").touch()
     (tmp_path / "a.zip").touch()
+    (tmp_path / "a${b}c").touch()
     check("model.batch=4", f"model.path={tmp_path}/a.zip/model.onnx", f"dataset.root={tmp_path}")
     check("output_dir=nope", "dataset.root=s3://bucket/nope", "+model.path=null")
     check("job=infer", "infer.name=nope", f"infer.input={tmp_path}/a.zip")
     check("job=quantize", "quantize.calibration=nope/*.jpg")
     check("job=convert", "convert.output=nope")
+    check("model.path=a_bs{batch}.om", "model.batch=8", f"dataset.root={tmp_path}/a${{b}}c")
 
 
 @pytest.mark.parametrize(
