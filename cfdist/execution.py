@@ -217,8 +217,8 @@ def start(
             keep_off(without)
         nodes = [node for node in cluster_nodes(kind) if node.id not in without]
         with naming_left_out(checks):
-            plan = replace(_plan_on(nodes, config, models, *told, on_cluster), without=without)
-        plan = _with_limits(plan, config, models)
+            plan = replace(_plan_on(nodes, config, models, *told), without=without)
+        plan = _with_limits(plan, config, models, on_cluster)
         yield Execution(tuple(models), plan, dashboard, on_cluster, notes, checks, sized.sizes)
 
 
@@ -255,7 +255,6 @@ def _plan_on(
     readers: int | None,
     streams: int | None,
     largest: str,
-    shares_cpus: bool = False,
 ) -> DevicePlan:
     """The devices on these nodes; `largest` names the picture with the largest input.
 
@@ -265,14 +264,15 @@ def _plan_on(
     is_here = config.cluster.joined is None
     if is_here:  # what Ray notes is only a part of it
         nodes = [replace(node, memory=available_memory()) for node in nodes]
+    kind = _kind(models)
     plan = plan_devices(
-        _kind(models),
+        kind,
         config.devices,
         config.pipeline.readers if readers is None else readers,
         config.backend.streams if streams is None else streams,
         stream_bytes(models[0]),
-        shares_cpus,
         nodes,
+        _part_of_gpu(config, kind),
     )
     cores = int(sum(node.cpus for node in nodes))
     refuse_crowd(plan, config.devices, max(1, cores), models[0].capabilities)
@@ -282,17 +282,39 @@ def _plan_on(
     return plan
 
 
-def _with_limits(plan: DevicePlan, config: Config, models: Sequence[BackendModel]) -> DevicePlan:
-    """A plan with the devices' time limits, and with what ends the run."""
+def _with_limits(
+    plan: DevicePlan, config: Config, models: Sequence[BackendModel], shares_cpus: bool
+) -> DevicePlan:
+    """A plan with the devices' time limits, and with what ends the run.
+
+    If other tasks need the CPUs while the devices run (`shares_cpus`), the actors take none.
+    """
     limit = config.device.timeout
     return replace(
         plan,
+        cpus=0.0 if shares_cpus else plan.cpus,
         timeout=None if limit == "auto" else limit,
         first_seconds=max(model.first_seconds for model in models),
         fails_fast=config.on_error == "fail",
         wait_s=config.cluster.wait_s,
         grows=config.devices == "auto",
     )
+
+
+def _part_of_gpu(config: Config, kind: str) -> float:
+    """The part of a GPU that each device has.
+
+    Raises:
+        UserError: the devices are no GPUs.
+    """
+    part = config.backend.gpus_per_device
+    if part != 1 and kind != "gpu":
+        raise UserError(
+            f"backend.gpus_per_device={part:g}: the devices of this run are {kind.upper()}s; leave "
+            "it out, or choose a GPU (backend.device=cuda, "
+            "backend.providers=[CUDAExecutionProvider,CPUExecutionProvider])"
+        )
+    return part
 
 
 def _refuse_unkept(config: Config) -> None:

@@ -421,3 +421,11 @@ def test_chips_that_are_not_well_are_told(monkeypatch, caplog, devices, words):
     assert [note.startswith(f"chip {n} ") for n, note in enumerate(notes, 1)] == [True, True]
     assert all(note.endswith(word) for note, word in zip(notes, words, strict=True))
     assert tuple(record.message for record in caplog.records) == notes
+
+
+def test_only_a_gpu_has_parts(compose):
+    half = compose("backend.gpus_per_device=0.5")
+    assert execution._part_of_gpu(half, "gpu") == 0.5
+    assert execution._part_of_gpu(compose(), "cpu") == 1
+    with pytest.raises(UserError, match=r"^backend\.gpus_per_device=0\.5: .* are CPUs; leave it"):
+        execution._part_of_gpu(half, "cpu")

@@ -108,7 +108,8 @@ JOBS = f"{', '.join(JOB_NAMES[:-1])} or {JOB_NAMES[-1]}"
         ("eval.gate", ["maybe", "null", "2"], "true or false"),
         ("eval.protocol", ["both"], "official or guide"),
         ("backend.streams", ["0", "many", "null", "2.5"], "auto or a whole number from 1 up"),
-        ("backend.precision", ["f16", "null"], "f32 or bf16"),
+        ("backend.precision", ["f64", "null"], "f32, f16 or bf16"),
+        ("backend.gpus_per_device", ["0", "2", "half"], "a number from 0.01 to 1"),
         (
             "backend.providers",
             ["X", "null", "[X, X]"],

@@ -66,6 +66,33 @@ def test_devices_count_within_what_a_scheduler_allots(command, tmp_path, monkeyp
     assert not (tmp_path / "refused").exists()
 
 
+PLAYED = """
+import os, ray
+from cfdist.backends.simulated import SimulatedBackend
+
+class Played(SimulatedBackend):
+    def __init__(self, spec, settings):
+        super().__init__(spec, settings)
+        has = ray.get_runtime_context().get_assigned_resources()["GPU"]
+        self.runs_on = f"{has} of {os.environ['CUDA_VISIBLE_DEVICES']}"
+
+    @classmethod
+    def device_kind(cls, options):
+        return "gpu"
+"""
+
+
+def test_devices_share_a_gpu(command, tmp_path, monkeypatch):
+    (tmp_path / "played.py").write_text(PLAYED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a")  # Ray is then told how many there are
+    run = (*SIMULATED[1:], "backend.name=played:Played", *SIZE, "output_dir=out", "devices=2")
+    result = command(*run, "backend.gpus_per_device=0.5")
+    assert result.returncode == 0, result.stderr
+    devices = json.loads((tmp_path / "out" / "results.json").read_text())["devices"]
+    assert [one["runs_on"] for one in devices] == ["0.5 of MIG-a"] * 2
+
+
 def test_a_long_temporary_folder_and_uv_are_no_obstacles(tmp_path, monkeypatch):
     folder = tmp_path / ("long" * 20)
     folder.mkdir()
