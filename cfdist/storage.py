@@ -95,6 +95,13 @@ class Store(Protocol):
             OSError: they cannot be read; `strerror` says why.
         """
 
+    def check(self, name: str) -> None:
+        """Make sure that the store answers and has the folder of a file.
+
+        Raises:
+            OSError: it does not; `strerror` says why.
+        """
+
 
 def is_uri(text: str) -> bool:
     """Whether a text names something by a URI, such as "s3://bucket/folder", and not by a path."""
@@ -265,6 +272,22 @@ def read_head(place: str, count: int) -> bytes:
     return open_store(store).read_head(name, count)
 
 
+def lost_source(place: str) -> str | None:
+    """What is gone, and why, if it is not only the file at a place but all that is beside it.
+
+    That is the folder of a local file, an archive, or a store that does not answer.
+    """
+    store, name = _parts(place) if is_in_store(place) else (os.path.dirname(place), None)
+    try:
+        if name is not None:
+            open_store(store).check(name)
+        elif not os.path.isdir(store):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    except OSError as error:
+        return f"{store}: {error.strerror or error}"
+    return None
+
+
 def _parts(place: str) -> tuple[str, str]:
     """The store that a place is in, and the file's name there."""
     store, _, name = place.removeprefix(_INSIDE).partition("!")
@@ -361,6 +384,12 @@ class RemoteFolder:
         """See `Store`."""
         with _one_line(name), self._system.open_input_file(self._inside(name)) as file:
             return bytes(file.read(count))
+
+    def check(self, name: str) -> None:
+        """See `Store`."""
+        folder = name.rpartition("/")[0]
+        if not self.holds([folder]) and self._has_folders:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def holds(self, names: Iterable[str]) -> set[str]:
         """Those of the names that are there.
@@ -542,6 +571,11 @@ class Archive:
         except (OSError, ValueError, struct.error, zlib.error) as error:
             raise self._damaged(name, " ".join(str(error).split())) from None
         return head[:count]
+
+    def check(self, name: str) -> None:
+        """See `Store`."""
+        with _one_line(self._name):
+            self._file.read_at(1, 0)
 
     def _packed(self, name: str, member: _Member) -> bytes:
         """The packed bytes of a member, usually by one access: each one counts on a network."""

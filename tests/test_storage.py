@@ -371,6 +371,33 @@ def test_a_file_is_fetched_once_until_it_changes(tmp_path):
         remote.fetch("", tmp_path / "to")
 
 
+def test_a_file_that_is_gone_is_told_from_a_store_that_is_gone(tmp_path, monkeypatch):
+    folder = tmp_path / "event"
+    folder.mkdir()
+    archive, uri = pack(tmp_path / "a.zip", {"event/a": b"1"}), f"file://{tmp_path}"
+    local = str(folder / "gone")
+    places = [local, storage.place_of(archive, "event/gone"), storage.place_of(uri, "event/gone")]
+    assert [storage.lost_source(place) for place in places] == [None] * 3
+    folder.rmdir()
+    os.unlink(archive)
+    lost = [folder, archive, uri]
+    assert [storage.lost_source(place) for place in places] == [
+        f"{one}: No such file or directory" for one in lost
+    ]
+
+    class Silent:
+        type_name = "s3"
+
+        def get_file_info(self, names):
+            raise OSError("no answer")
+
+    silent = storage.RemoteFolder("s3://b", Silent(), "b")
+    monkeypatch.setattr(storage, "open_store", lambda root: silent)
+    assert storage.lost_source(storage.place_of("s3://b", "a")) == "s3://b: no answer"
+    monkeypatch.setattr(Silent, "get_file_info", lambda self, names: [pyarrow.fs.FileInfo("b")])
+    assert storage.lost_source(storage.place_of("s3://b", "a")) is None  # it has no folders
+
+
 def test_a_store_is_copied_to_a_folder(tmp_path, uri, monkeypatch):
     packed = pack(tmp_path / "a.zip", CONTENTS)
     for source in (uri, packed):

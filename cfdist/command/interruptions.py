@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from cfdist.distributed import guard
 from cfdist.errors import ExitCode, HungUpError, TerminatedError
 from cfdist.files import redacted
 from cfdist.monitoring import stream, terminal
@@ -39,7 +40,6 @@ _CODES = {
 
 _first: KeyboardInterrupt | None = None  # what the first signal raised
 _last_code: int | None = None  # the exit code, once it is certain
-_how_to_go_on: Callable[[], str] = str
 _is_said = False
 
 
@@ -67,9 +67,8 @@ def pending() -> KeyboardInterrupt | None:
 
 
 def note_how_to_go_on(text: Callable[[], str]) -> None:
-    """Note what gives the text that follows "interrupted" if a signal comes from now on."""
-    global _how_to_go_on
-    _how_to_go_on = text
+    """Note what gives the text that follows "interrupted", or Ray's end, from now on."""
+    guard.how_to_go_on = text
 
 
 def say(interruption: KeyboardInterrupt) -> ExitCode:
@@ -77,11 +76,12 @@ def say(interruption: KeyboardInterrupt) -> ExitCode:
     global _is_said
     how = ""
     with contextlib.suppress(Exception):
-        how = _how_to_go_on()
+        how = guard.how_to_go_on()
     line = redacted(f"cfdist: interrupted{how}\n").encode(errors="backslashreplace")
     code = _CODES[type(interruption)]
     if not _is_said:
         _is_said = True
+        guard.be_silent()
         terminal.write_error(line)
         stream.emit("error", exit_code=code, message=f"interrupted{how}")
     return code

@@ -27,7 +27,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 # In the environment of all processes of a command; its value is the command's mark, or that of its
@@ -102,25 +102,25 @@ class Guard:
             self._held = hold(folder)
             (folder / _MARKER).write_text(f"{session} {self.mark}")
         self.session, self.folder = session, folder
-        self._tell("folder", folder)
+        self.tell("folder", folder)
         self._wait()  # or a command that clears what the dead have left could be faster than it
         return folder
 
     def end_session(self) -> None:
         """End the session's processes now, and remove its folder; the command's others go on."""
         if self.session:
-            self._tell("end")
+            self.tell("end")
             self._wait()
             self._forget()
 
     def keep_folder(self) -> None:
         """Leave the folder to the person, until a later command clears it."""
-        self._tell("leave", self.folder)
+        self.tell("leave", self.folder)
         self.folder = None
 
     def keep(self, record: Path) -> None:
         """Let what is guarded outlive this process, as long as its record says: `_wait_idle`."""
-        self._tell("keep", record)
+        self.tell("keep", record)
 
     def let_go(self) -> None:
         """Let the guard go on without this process, or do its work if there is nothing to keep."""
@@ -147,14 +147,18 @@ class Guard:
         if held is not None:
             os.close(held)
 
-    def _tell(self, what: str, path: Path | None = None) -> None:
+    def tell(self, what: str, text: Path | str | None = None) -> None:
+        """Write the guard a line, see `_main`."""
         with contextlib.suppress(OSError, ValueError):  # it has ended, or was let go
-            self._to.write(os.fsencode(f"{what} {path or ''}") + b"\n")
+            self._to.write(os.fsencode(f"{what} {text or ''}") + b"\n")
             self._to.flush()
 
 
 _guard: Guard | None = None
 _has_left_ray = False
+
+# Gives what is added to the line that says how this command ended early.
+how_to_go_on: Callable[[], str] = str
 
 
 def guarded() -> Guard:
@@ -183,6 +187,27 @@ def end_guard() -> None:
     guard, _guard = _guard, None
     if guard is not None:
         guard.end()
+
+
+def speak_for(process: int, screen: int, line: str) -> None:
+    """Let the guard say a line if this process ends from now on and another had ended before.
+
+    Ray ends this process without a word if its node process ends while the two connect.
+
+    Args:
+        process: The other one's number.
+        screen: This process's descriptor to which the line is written.
+        line: Without its end.
+    """
+    if _guard is not None:
+        place = f"/proc/{os.getpid()}/fd/{screen}"
+        _guard.tell("speak", json.dumps([process, place, f"{line}\n"]))
+
+
+def be_silent() -> None:
+    """Let the guard say nothing from now on."""
+    if _guard is not None:
+        _guard.tell("silence")
 
 
 def leave_ray(leaves: bool = True) -> None:
@@ -276,18 +301,44 @@ def _marked(marks: Collection[str]) -> Iterator[int]:
                 yield int(name)
 
 
+class Speaker:
+    """Says a line on the screen of a command that has ended, if another process ended first."""
+
+    def __init__(self, process: int, place: str, line: str) -> None:
+        """Open the screen, a path under /proc, while its owner is there; that may be impossible."""
+        self._process, self._line, self._screen = process, line, -1
+        flags = os.O_WRONLY | os.O_APPEND | os.O_NOCTTY | os.O_NONBLOCK  # it may have no reader
+        with contextlib.suppress(OSError):
+            self._screen = os.open(place, flags)
+
+    def speak(self) -> None:
+        """Say it, unless the other process is still there."""
+        with contextlib.suppress(OSError):
+            status = (_PROCESSES / str(self._process) / "stat").read_text()
+            if status.rpartition(")")[2].split()[0] != "Z":
+                return
+        with contextlib.suppress(OSError):
+            os.write(self._screen, self._line.encode())
+
+    def close(self) -> None:
+        """Let the screen's reader see its end."""
+        if self._screen >= 0:
+            os.close(self._screen)
+
+
 def _main(mark: str) -> None:
     """Wait for the command's end, and do what it writes meanwhile, a line for each.
 
     "folder <a session's>", "leave <a folder to the person>", "keep <the record of the session>",
-    and "end": the sessions so far, now. The first and the last are answered.
+    "speak <`Speaker`'s arguments>", "silence", and "end": the sessions so far, now. The first and
+    the last are answered.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     if os.fork():
         os._exit(0)  # nobody's child: whoever ends the command's children leaves it
     folders: dict[str, Path | None] = {}  # the mark of a session -> what is removed at its end
-    record = None
+    record, speaker = None, None
     for line in sys.stdin.buffer:
         what, _, text = os.fsdecode(line[:-1]).partition(" ")
         path = Path(text)
@@ -303,11 +354,19 @@ def _main(mark: str) -> None:
                 folders[session] = None
             case "keep":
                 record = path
+            case "speak":
+                speaker = Speaker(*json.loads(text))
+            case "silence" if speaker is not None:
+                speaker.close()
+                speaker = None
             case "end":
                 clean(folders.keys(), folders.values())
                 folders.clear()
                 with contextlib.suppress(OSError):
                     os.write(1, b".")
+    if speaker is not None:
+        speaker.speak()
+        speaker.close()
     for session, folder in folders.items():
         if folder is not None and record is not None:
             _wait_idle(session, folder, record)

@@ -36,15 +36,7 @@ from cfdist.distributed.events import Event, Events, What
 from cfdist.distributed.failures import is_death, is_lost_block, user_error, words_of
 from cfdist.distributed.head import is_silent
 from cfdist.distributed.limits import Clock, TimeLimits
-from cfdist.distributed.nodes import (
-    UNIT,
-    Node,
-    cluster_nodes,
-    devices_on_one,
-    free_nodes,
-    named,
-    other_jobs,
-)
+from cfdist.distributed.nodes import UNIT, Node, cluster_nodes, free_nodes, named, other_jobs
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.retries import Retries, Row
 from cfdist.distributed.scheduler import Scheduler, chunk_for_rate
@@ -278,7 +270,8 @@ class DevicePool(Generic[Result]):
         limits: The time limits.
         was_doubted: The only device was started again for outputs that were not finite.
         monitor: Learns how the run goes on.
-        find_readable: The work item of a key, if this process can read its picture.
+        find_readable: The work item of a key, if this process can read its picture; raises a
+            `StoppedError` if all that is beside the picture is gone, too.
     """
 
     def __init__(
@@ -454,11 +447,8 @@ class DevicePool(Generic[Result]):
         """
         hosts = {node.host for node in self._nodes.values()}
         spoilt = [place for place in self._aside_at.values() if place.host in hosts]
-        most = devices_on_one(self.plan.part)
-        return sum(
-            number if place.chip is None else min(number, most)
-            for place, number in Counter(spoilt).items()
-        )
+        chips = {place for place in spoilt if place.chip is not None}
+        return len(chips) + sum(place.chip is None for place in spoilt)
 
     def _say_what_is_waited_for(self, count: int) -> None:
         """Say once that devices wait for what other jobs of the cluster hold."""
@@ -468,7 +458,7 @@ class DevicePool(Generic[Result]):
         self._says_it_waits = True
         what = f"{self.plan.share / UNIT:g} CPU"
         if resource := ACCELERATOR_RESOURCE[self.plan.kind]:
-            what += f" and {self.plan.part:g} {resource}"
+            what += f" and 1 {resource}"
         rest = "the others begin" if self.actors else "the run begins when they are free"
         line = (
             f"{count} of {self.plan.count} devices wait for {what} of one node each, which "
@@ -645,17 +635,15 @@ class DevicePool(Generic[Result]):
                 return
 
     def _note_place(self, name: str, place: Place) -> None:
-        """Note where a device is; raise a `UserError` if too many have the same accelerator."""
+        """Note where a device is; raise a `UserError` if another has the same accelerator."""
         without = {name, *self.aside, *self._refusals}  # the others may have their accelerators
-        same = [
-            other for other, its in self._places.items() if its == place if other not in without
-        ]
-        if place.chip is not None and len(same) >= devices_on_one(self.plan.part):
-            what = f"{ACCELERATOR_RESOURCE[self.plan.kind]} {place.chip} of {place.host}"
-            raise UserError(
-                f"{', '.join(same)} and {name} have the same accelerator, {what}; name each one "
-                "once, and on one node of the cluster only"
-            )
+        for other, its_place in self._places.items():
+            if other not in without and place.chip is not None and place == its_place:
+                what = f"{ACCELERATOR_RESOURCE[self.plan.kind]} {place.chip} of {place.host}"
+                raise UserError(
+                    f"{other} and {name} have the same accelerator, {what}; name each one once, "
+                    "and on one node of the cluster only"
+                )
         self._places[name] = place
 
     def run_round(
@@ -802,8 +790,9 @@ class _Round(Generic[Result]):
         import ray
 
         doubtful = tuple(one for one in report.doubtful if one[0] not in unread)
-        # What was read here comes from here again.
-        found = {} if self._work.read_here else {key: pool.find_readable(key) for key in unread}
+        found = {key: pool.find_readable(key) for key in unread}
+        if self._work.read_here:  # what was read here comes from here again
+            found = {}
         items = {key: item for key, item in found.items() if item is not None}
         failed = tuple((key, why) for key, why in unread.items() if key not in items)
         pool.refuse_failures(failed)

@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,13 @@ _reserved: list[socket.socket] = []
 
 
 @contextlib.contextmanager
-def own_processes(mark: str, outlives: bool = False) -> Iterator[None]:
+def own_processes(
+    mark: str, outlives: bool = False, on_node: Callable[[int], None] = lambda process: None
+) -> Iterator[None]:
     """Let Ray, started in the `with` block, start what a run needs, each in a session of its own.
 
     They have a mark, see `cfdist.distributed.guard`, and may be such as outlive this process.
+    `on_node` is told the number of the node's process once that listens.
 
     What is signalled to this process's group, or by its terminal, would end them before this
     process has ended what it does with them.
@@ -59,7 +62,7 @@ def own_processes(mark: str, outlives: bool = False) -> Iterator[None]:
         changed = {"get_dashboard_dependency_error": lambda: None}
     with (
         _replaced(services, ConsolePopen=Started),
-        _replaced(node, Node=_node_class(outlives)),
+        _replaced(node, Node=_node_class(outlives, on_node)),
         _replaced(utils, **changed),
     ):
         yield
@@ -74,7 +77,7 @@ def _preloading(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _node_class(outlives: bool) -> type:
+def _node_class(outlives: bool, on_node: Callable[[int], None]) -> type:
     """Ray's node without what no run needs: each such process takes a second of a core.
 
     One that outlives this process is not ended with it.
@@ -97,6 +100,7 @@ def _node_class(outlives: bool) -> type:
             super().start_raylet(*options)
             raylet = self.all_processes[ray_constants.PROCESS_TYPE_RAYLET][0].process
             _wait_for_raylet(raylet, str(self._raylet_socket_name))
+            on_node(raylet.pid)
 
         def start_monitor(self) -> None:
             """Start no autoscaler."""

@@ -22,9 +22,11 @@ from cfdist.distributed.pool import REDUCER, DevicePool, Result
 from cfdist.distributed.reducer import Evaluation
 from cfdist.distributed.watch import ReducerActor, ReducerWatch, reducer_options
 from cfdist.distributed.work import Work, load_ray_data
+from cfdist.errors import ExitCode, StoppedError
 from cfdist.machine import ProcessTimes, process_times, seconds_between
 from cfdist.monitoring.monitor import Monitor
 from cfdist.preprocess import is_readable
+from cfdist.storage import lost_source
 from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.manifest import Manifest, WorkItem
 
@@ -60,11 +62,21 @@ def run_rounds(
 
     Raises:
         UserError: the devices refuse the model or the work, or a block cannot be made.
-        StoppedError: no device is left, or a picture failed with on_error=fail.
+        StoppedError: no device is left, the folder or store of a picture is gone, or a picture
+            failed with on_error=fail.
         Exception: blocks of the work were lost again and again.
     """
     left = {item.key: item for item in items}
-    pool.find_readable = lambda key: left[key] if is_readable(left[key].path) else None
+
+    def find_readable(key: str) -> WorkItem | None:
+        item = left[key]
+        if is_readable(item.path):
+            return item
+        if lost := lost_source(item.path):  # no picture has failed, and all would
+            raise StoppedError(f"the pictures cannot be read any more ({lost})", ExitCode.INTERNAL)
+        return None
+
+    pool.find_readable = find_readable
 
     def take_in(device: str, result: Result) -> None:
         keys = (*on_done(device, result),)

@@ -191,7 +191,7 @@ def own_session(
             if kept is not None and is_sound:
                 with contextlib.suppress(Exception):  # the next command starts them itself
                     kept.make_ready()
-            shut_down(kept is not None and is_sound)
+            shut_down()
             if kept is not None:
                 kept.leave(is_sound)
 

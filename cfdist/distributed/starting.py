@@ -24,10 +24,11 @@ from typing import Any
 
 import psutil
 
+from cfdist.distributed import guard as guarding
 from cfdist.distributed.guard import Guard, clear_dead, guarded_anew
 from cfdist.distributed.processes import interruptible, loopback_only, own_processes
 from cfdist.errors import DiskFullError, UserError
-from cfdist.files import DISK_IS_FULL
+from cfdist.files import DISK_IS_FULL, redacted
 from cfdist.machine import SUBMITTED_JOB, available_cores, available_memory
 from cfdist.monitoring import terminal
 
@@ -72,6 +73,8 @@ _LEAST_FREE_BYTES = 64 << 20  # for Ray's logs
 _LEAST_STORE_BYTES = 80 << 20  # Ray refuses less
 
 _LONGEST_WAIT = 300.0  # seconds for the starts of other commands
+
+_NODE_HAS_ENDED = "Ray's node process on this host has ended while Ray started"
 
 # Part of the available memory that Ray takes for its object store, as it does itself.
 _STORE_SHARE = 0.3
@@ -118,8 +121,16 @@ def start_ray(dashboard: bool, accelerators: Mapping[str, Any], keeper: Guard | 
         folder = guard.make_folder(base)
         ensure_token(folder, keeper is not None)
         forget_token()
-        with own_processes(guard.session, outlives=keeper is not None):
-            context = _init({**options, **_folders(folder)}, guard, folder)
+
+        def let_guard_speak(node: int) -> None:
+            line = redacted(f"cfdist: {_NODE_HAS_ENDED}{guarding.how_to_go_on()}")
+            guarding.speak_for(node, terminal.error_descriptor(), line)
+
+        try:
+            with own_processes(guard.session, keeper is not None, let_guard_speak):
+                context = _init({**options, **_folders(folder)}, guard, folder)
+        finally:
+            guarding.be_silent()
         folder.chmod(0o700)  # Ray lets all users write to it
         return context
 

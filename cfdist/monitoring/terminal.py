@@ -82,11 +82,16 @@ def show_waiting(what: str) -> None:
         replace_line(f"{what} ...")
 
 
+def error_descriptor() -> int:
+    """The descriptor of the screen for errors, wherever libraries print now."""
+    return _copies.get(2, 2)
+
+
 def write_error(line: bytes) -> None:
     """Write a line to the standard error at once: `print` may be at work below this."""
     _clear()
     with contextlib.suppress(OSError):
-        os.write(_copies.get(2, 2), line)
+        os.write(error_descriptor(), line)
 
 
 def _clear() -> None:

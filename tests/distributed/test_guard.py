@@ -83,6 +83,31 @@ def test_however_a_command_ends_nothing_is_left(tmp_path, then):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("then", "said"),
+    [
+        ("other.kill(); other.wait()", "the other has ended; go on\n"),
+        ("other.kill(); other.wait(); guard.be_silent()", ""),
+        ("pass", ""),
+    ],
+)
+def test_a_command_that_another_process_takes_with_it_has_its_words_said(tmp_path, then, said):
+    code = f"""
+from cfdist.distributed import guard
+import os, subprocess
+guard.guarded()
+other = subprocess.Popen(["sleep", "600"], stdout=-3, stderr=-3)
+guard.speak_for(other.pid, 2, "the other has ended; go on")
+{then}
+os._exit(1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=20
+    )
+    assert (done.returncode, done.stderr) == (1, said)
+
+
 # Its second session: nothing of the first is left, and all that something else has started.
 AGAIN = """
 mark = {guard.VARIABLE: guard.guarded().session}

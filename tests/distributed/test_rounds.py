@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +24,7 @@ from cfdist.distributed.rounds import (
     run_rounds,
 )
 from cfdist.distributed.work import KeptPictures, item_work, kept_work, letterboxing_work
-from cfdist.errors import UserError
+from cfdist.errors import StoppedError, UserError
 from cfdist.monitoring.monitor import Monitor
 from cfdist.widerface.manifest import WorkItem
 
@@ -49,10 +48,10 @@ class PlayedPool:
         self.retries.given_up |= dict.fromkeys(given_up, "broken")
 
 
-def play(pool: PlayedPool) -> dict[str, str]:
-    """Run four pictures through a pool; returns those that were given up."""
+def play(pool: PlayedPool, folder: Path = Path()) -> dict[str, str]:
+    """Run four pictures of a folder through a pool; returns those that were given up."""
     found = {}
-    items = [WorkItem(f"e/{i}", "", 0) for i in range(4)]
+    items = [WorkItem(f"e/{i}", str(folder / str(i)), 0) for i in range(4)]
 
     def make_work(items):
         return ClosedWork(made=[item.key for item in items])
@@ -71,6 +70,17 @@ def test_pictures_that_are_neither_done_nor_given_up_are_no_success():
     pool = PlayedPool(({"e/3"}, set()), ({"e/2"}, set()), (set(), {"e/0"}))
     with pytest.raises(RuntimeError, match="1 pictures are neither done nor given up"):
         play(pool)
+
+
+def test_pictures_that_are_gone_with_their_folder_end_the_run_and_do_not_fail(tmp_path):
+    class Unread(PlayedPool):
+        def run_round(self, work, keys, on_done):
+            assert self.find_readable("e/0") is None  # a picture that is gone has failed
+            tmp_path.rmdir()
+            self.find_readable("e/0")
+
+    with pytest.raises(StoppedError, match=rf"cannot be read any more \({tmp_path}: No such file"):
+        play(Unread(), tmp_path)
 
 
 def test_the_monitor_learns_of_each_picture():
@@ -115,14 +125,11 @@ def run(compose, spec, ray_session):
             make_work = lambda items: letterboxing_work(items, SIZE, 4, kept)  # noqa: E731
         elif kept is not None:
             make_work = lambda items: kept_work(items, kept)  # noqa: E731
-        plan = plan_devices("cpu", 2, readers=1)
-        if supply == "cluster":
-            plan = replace(plan, cpus=0.0)
         task = EvaluationTask(
             manifest.repeated(passes),
             truth,
             backend or BackendModel("openvino", model, {"precision": "f32"}),
-            plan,
+            plan_devices("cpu", 2, readers=1, shares_cpus=supply == "cluster"),
             output,
             RunIdentity("f", "openvino"),
             "official",

@@ -49,13 +49,13 @@ def results_of(folder: Path) -> dict:
         ("nan", "device_failed"),
         ("inf_scores", "device_failed"),
         ("hang", "device_timeout"),
-        ("stop", "device_timeout"),
         ("fail_opening", "device_failed"),
         ("hang_opening", None),  # the run is over before that is certain
     ],
 )
 def test_one_faulty_device_of_two_changes_nothing_but_the_time(warm_command, tmp_path, fault, what):
     settings = ("devices=2", f"backend.fault={fault}", "backend.fault_device=1")
+    settings += ("device.timeout=8",) if fault == "hang" else ()
     done = warm_command(*RUN, *settings, timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr
     results = results_of(tmp_path)
@@ -70,7 +70,7 @@ def test_one_faulty_device_of_two_changes_nothing_but_the_time(warm_command, tmp
 
 @pytest.mark.parametrize("fault", ["fail", "die", "hang"])
 def test_without_a_sound_device_the_run_ends_with_the_device_s_words(warm_command, tmp_path, fault):
-    settings = ("devices=1", f"backend.fault={fault}", "device.timeout=8")
+    settings = ("devices=1", f"backend.fault={fault}", "device.timeout=5")
     done = warm_command(*RUN, *settings, timeout=TIMEOUT)
     assert (done.returncode, results_of(tmp_path)) == (1, {})
     (line,) = done.stderr.splitlines()
@@ -83,28 +83,27 @@ def test_without_a_sound_device_the_run_ends_with_the_device_s_words(warm_comman
     assert again.returncode == 0, again.stderr
 
 
-@pytest.mark.parametrize(
-    ("number", "what"), [(signal.SIGKILL, "device_lost"), (signal.SIGSTOP, "device_timeout")]
-)
-def test_a_device_process_that_a_signal_ends_or_stops(tmp_path, number, what):
-    process = start(tmp_path, "devices=2", "dataset.repeat=12")
+def test_device_processes_of_which_a_signal_ends_one_and_stops_another(tmp_path):
+    process = start(tmp_path, "devices=2", "dataset.repeat=8")
     deadline = time.monotonic() + 120
     while not any((tmp_path / "out").glob("journal/segment-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(2)
-    children = psutil.Process(process.pid).children(recursive=True)
     # A process of Ray is called as what it does now.
     titles = ("ray::DeviceActor", "ray::infer")
-    actors = [one for one in children if " ".join(one.cmdline()).startswith(titles)]
-    assert len(actors) == 2
-    actors[0].send_signal(number)
+    actors: list[psutil.Process] = []
+    while len(actors) < 2 and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        children = psutil.Process(process.pid).children(recursive=True)
+        actors = [one for one in children if " ".join(one.cmdline()).startswith(titles)]
     at = time.monotonic()
+    for actor, number in zip(actors, (signal.SIGKILL, signal.SIGSTOP), strict=True):
+        actor.send_signal(number)
     _, error = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, error
     results = results_of(tmp_path)
-    assert time.monotonic() - at < 90  # some 14 s of work, and the rest of the other device's
+    assert time.monotonic() - at < 90  # the limit of such a device is some 30 s
     assert results["pictures"] == {"total": 69, "done": 69, "failed": 0}
-    assert [event["what"] for event in results["events"]] == [what]
+    assert {event["what"] for event in results["events"]} == {"device_lost", "device_timeout"}
 
 
 def test_the_first_failed_picture_ends_the_run_if_that_is_wanted(warm_command, tmp_path):
