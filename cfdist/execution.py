@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cfdist import __version__, backends
 from cfdist.ascend.npu_smi import health_notes, read_npus
@@ -28,7 +28,7 @@ from cfdist.devices.reader import Size
 from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, chosen
 from cfdist.distributed.journal import RunIdentity, begun_identity
 from cfdist.distributed.nodes import Node, cluster_nodes
-from cfdist.distributed.plan import DevicePlan, Devices, plan_devices, refuse_crowd
+from cfdist.distributed.plan import DevicePlan, Devices, plan_devices, refuse_crowd, refuse_many
 from cfdist.distributed.preflight import NodeCheck, check_nodes, naming_left_out
 from cfdist.distributed.rounds import MakeWork
 from cfdist.distributed.session import session, shared_session
@@ -113,15 +113,18 @@ def _backend_model(config: Config, folder: Path | None) -> BackendModel:
     if begun:
         name = begun.backend
     elif backends.is_cpu_auto(name) and config.cluster.joined is None:
-        spec = _as_shown(model_spec(config.model), config)
-        return _faster_cpu_model(spec, config.backend.model_dump())
+        return _faster_cpu_model(config, _as_shown(model_spec(config.model), config))
     return model_on_backend(config, name)
 
 
-def _faster_cpu_model(spec: ModelSpec, options: Mapping[str, Any]) -> BackendModel:
+def _faster_cpu_model(config: Config, spec: ModelSpec) -> BackendModel:
     """The model on the faster of the CPU runtimes that this machine's memory can hold."""
+    options = config.backend.model_dump()
     names = backends.installed_cpu_runtimes()
     models = [BackendModel(name, spec, options) for name in names]
+    _refuse_device_numbers(config, "cpu")  # now: a measurement takes seconds
+    if isinstance(config.devices, int):
+        refuse_many(config.devices, available_cores(), models[0].capabilities)
     free = available_memory()
     fitting = [model for model in models if needed_bytes(model, 1, 1) <= free]
     if not fitting:
@@ -196,35 +199,10 @@ def start(
     _refuse_unkept(config)
     sized = _with_sizes(config, models, pictures)
     models, notes = sized.models, sized.notes
-    # Models of two kinds run beside the rarer kind of device.
-    kind = min((model.kind for model in models), key=("npu", "gpu", "cpu").index)
-    _refuse_device_numbers(config, kind)
+    kind = _kind(models)
+    told = readers, streams, sized.largest
+    refuse_here(config, models, *told)
     notes += _npu_notes(config.devices) if is_here and kind == "npu" else ()
-
-    def plan_on(nodes: Sequence[Node], shares_cpus: bool = False) -> DevicePlan:
-        """The devices on these nodes."""
-        if is_here:  # what Ray notes is only a part of it
-            nodes = [replace(node, memory=available_memory()) for node in nodes]
-        plan = plan_devices(
-            kind,
-            config.devices,
-            config.pipeline.readers if readers is None else readers,
-            config.backend.streams if streams is None else streams,
-            stream_bytes(models[0]),
-            shares_cpus,
-            nodes,
-        )
-        cores = int(sum(node.cpus for node in nodes))
-        refuse_crowd(plan, config.devices, max(1, cores), models[0].capabilities)
-        for node in nodes:
-            room = plan.room(node), plan.streams, plan.threads, node.memory
-            refuse_too_large(models, *room, "" if is_here else node.host, sized.largest)
-        return plan
-
-    if is_here:
-        refuse_too_large(models, picture=sized.largest)
-        if kind == "cpu":  # what the cluster will have is known before it starts
-            plan_on([Node(socket.gethostname(), available_cores())])
     cluster = config.cluster
     joined = (cluster.joined, cluster.dashboard, kind, config.devices, cluster.wait_s)
     with session(*joined, cluster.keep_minutes) as dashboard:
@@ -239,22 +217,104 @@ def start(
             keep_off(without)
         nodes = [node for node in cluster_nodes(kind) if node.id not in without]
         with naming_left_out(checks):
-            plan = replace(plan_on(nodes, on_cluster), without=without)
-        plan = _with_limits(plan, config, models)
+            plan = replace(_plan_on(nodes, config, models, *told), without=without)
+        plan = _with_limits(plan, config, models, on_cluster)
         yield Execution(tuple(models), plan, dashboard, on_cluster, notes, checks, sized.sizes)
 
 
-def _with_limits(plan: DevicePlan, config: Config, models: Sequence[BackendModel]) -> DevicePlan:
-    """A plan with the devices' time limits, and with what ends the run."""
+def _kind(models: Sequence[BackendModel]) -> str:
+    """What the devices are: models of two kinds run beside the rarer kind of device."""
+    return min((model.kind for model in models), key=("npu", "gpu", "cpu").index)
+
+
+def refuse_here(
+    config: Config,
+    models: Sequence[BackendModel],
+    readers: int | None = None,
+    streams: int | None = None,
+    largest: str = "",
+) -> None:
+    """Refuse devices of which it is known before Ray starts that they do not fit; see `start`.
+
+    Raises:
+        UserError: there are no such devices, or this machine cannot hold them.
+    """
+    kind = _kind(models)
+    _refuse_device_numbers(config, kind)
+    if config.cluster.joined is None:
+        refuse_too_large(models, picture=largest)
+        if kind == "cpu":  # what the cluster will have is known
+            here = [Node(socket.gethostname(), available_cores())]
+            _plan_on(here, config, models, readers, streams, largest)
+
+
+def _plan_on(
+    nodes: Sequence[Node],
+    config: Config,
+    models: Sequence[BackendModel],
+    readers: int | None,
+    streams: int | None,
+    largest: str,
+) -> DevicePlan:
+    """The devices on these nodes; `largest` names the picture with the largest input.
+
+    Raises:
+        UserError: see `start`.
+    """
+    is_here = config.cluster.joined is None
+    if is_here:  # what Ray notes is only a part of it
+        nodes = [replace(node, memory=available_memory()) for node in nodes]
+    kind = _kind(models)
+    plan = plan_devices(
+        kind,
+        config.devices,
+        config.pipeline.readers if readers is None else readers,
+        config.backend.streams if streams is None else streams,
+        stream_bytes(models[0]),
+        nodes,
+        _part_of_gpu(config, kind),
+    )
+    cores = int(sum(node.cpus for node in nodes))
+    refuse_crowd(plan, config.devices, max(1, cores), models[0].capabilities)
+    for node in nodes:
+        room = plan.room(node), plan.streams, plan.threads, node.memory
+        refuse_too_large(models, *room, "" if is_here else node.host, largest)
+    return plan
+
+
+def _with_limits(
+    plan: DevicePlan, config: Config, models: Sequence[BackendModel], shares_cpus: bool
+) -> DevicePlan:
+    """A plan with the devices' time limits, and with what ends the run.
+
+    If other tasks need the CPUs while the devices run (`shares_cpus`), the actors take none.
+    """
     limit = config.device.timeout
     return replace(
         plan,
+        cpus=0.0 if shares_cpus else plan.cpus,
         timeout=None if limit == "auto" else limit,
         first_seconds=max(model.first_seconds for model in models),
         fails_fast=config.on_error == "fail",
         wait_s=config.cluster.wait_s,
         grows=config.devices == "auto",
     )
+
+
+def _part_of_gpu(config: Config, kind: str) -> float:
+    """The part of a GPU that each device has.
+
+    Raises:
+        UserError: the devices are no GPUs.
+    """
+    part = config.backend.gpus_per_device
+    if part != 1 and kind != "gpu":
+        raise UserError(
+            f"backend.gpus_per_device={part:g}: the devices of this run are {kind.upper()}s; leave "
+            "it out, or choose a GPU (backend.device=cuda, "
+            "backend.providers=[CUDAExecutionProvider,CPUExecutionProvider])"
+        )
+    return part
 
 
 def _refuse_unkept(config: Config) -> None:

@@ -94,6 +94,11 @@ def expanded(path: Path | str) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def resolved(path: Path) -> Path:
+    """A path without links in it; a loop of links stays one, where `Path.resolve` raises."""
+    return Path(os.path.realpath(path))
+
+
 def user_cache_path() -> Path:
     """Where this user's cache of this program is: a temporary folder where there is no home."""
     home = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache")

@@ -41,8 +41,10 @@ def main(config: Config, output: Path, started: float) -> int:
     if config.benchmark.scenario == "single_stream":
         return _single_stream(config, output, phases)
     parts = set(config.benchmark.parts)
-    model = execution.find_model(config) if parts & {"inference", "end_to_end"} else None
     truth, manifest = _find_pictures(config) if parts & {"host", "end_to_end"} else (None, None)
+    model = execution.find_model(config) if parts & {"inference", "end_to_end"} else None
+    if model:
+        execution.refuse_here(config, [model])  # before the host part, which takes its time
     phases.end("checks")
     figures = Figures(model, manifest)
     if manifest and "host" in parts:
@@ -79,8 +81,8 @@ def _single_stream(config: Config, output: Path, phases: Phases) -> int:
     """Measure how long one picture after another takes; returns the exit code."""
     config = _one_device(config)
     pictures, least = config.benchmark.pictures, config.benchmark.min_seconds
-    model = execution.find_model(config)
     _, manifest = _find_pictures(config)
+    model = execution.find_model(config)
     phases.end("checks")
     with execution.start(config, [model], readers=1, streams=1) as there:
         phases.end("ray")

@@ -17,7 +17,7 @@ from cfdist.backends.onnx_file import load_onnx, takes_u8
 from cfdist.backends.onnx_operators import odd_parts, quantised_operators
 from cfdist.config import Config
 from cfdist.errors import ExitCode, UserError
-from cfdist.files import expanded, removed_on_failure
+from cfdist.files import expanded, removed_on_failure, resolved
 from cfdist.model import ModelSpec
 from cfdist.preprocess import PLAIN
 from cfdist.report import screen
@@ -197,7 +197,7 @@ def _with_free_batch(
     if model.graph.input[0] in onnx.load(str(spec.path)).graph.input:
         return spec.path, None
     copy = folder.absolute() / spec.path.name
-    if copy.resolve() == spec.path:
+    if resolved(copy) == spec.path:
         raise UserError(
             f"convert.output={folder}: holds the ONNX itself, whose declared shape has to be "
             "changed in a copy; name another folder"

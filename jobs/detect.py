@@ -62,8 +62,8 @@ def main(config: Config, output: Path, started: float) -> int:
     if config.input is None:
         raise UserError(f"{KEY}: not given; name a picture, a folder or a pattern: {KEY}=photos")
     backends.refuse_simulated(config.backend.name, f"backend={config.backend.name}")
-    model = execution.find_model(config)
     pictures = find_pictures(config.input, config.dataset.damaged == "use")
+    model = execution.find_model(config)  # may measure which runtime is the fastest
     with execution.start(config, [model], pictures=pictures.items) as there:
         screen.print_plan(config, there, None)
         line = f"{len(pictures.items)} pictures of {KEY}={config.input}"

@@ -28,9 +28,9 @@ def main(config: Config, output: Path, started: float) -> int:
     phases.end("imports")
     reset_peak_memory()
     check_gate(config)
-    model = execution.find_model(config, output)
     truth = inputs.find_ground_truth(config.dataset)
     manifest = inputs.find_pictures(config.dataset, truth).repeated(config.dataset.repeat)
+    model = execution.find_model(config, output)  # may measure which runtime is the fastest
     identity = execution.run_identity(model, manifest, config.eval.protocol)
     check_identity(output / JOURNAL, identity)
     OwnMetrics(config.eval.metrics)  # refused now if one is not there

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cfdist import backends, execution, inputs
 from cfdist.config import Config
 from cfdist.errors import UserError
-from cfdist.files import expanded
+from cfdist.files import expanded, resolved
 from cfdist.model import ModelSpec
 from cfdist.preprocess import PictureError, read_into
 from cfdist.report import screen
@@ -24,19 +24,20 @@ REAL_PICTURES = 2  # of the data set, compared besides random ones
 def main(config: Config, output: Path, started: float) -> int:
     """Export, compare, show; returns the exit code."""
     backends.resolve("torch")  # raises UserError if PyTorch is not installed
-    from cfdist.backends.torch import load_spec_network
-    from cfdist.network.export import export_onnx
-
     spec = execution.model_spec(config.model, config.model.checkpoint, "model.checkpoint")
-    network = load_spec_network(spec)
     target = expanded(config.export.output or output / "CenterFace.onnx")
-    if target.resolve() == spec.path:
+    if resolved(target) == spec.path:
         raise UserError(f"export.output={target}: is the model itself; name another file")
     if config.export.peaks and spec.top_k is None:
         raise UserError(
             "model.top_k=null: a graph that picks peaks gives a fixed number of them; set "
             "model.top_k"
         )
+    pictures = real_pictures(config, spec)
+    from cfdist.backends.torch import load_spec_network  # PyTorch takes seconds
+    from cfdist.network.export import export_onnx
+
+    network = load_spec_network(spec)
     ready = time.time()
     report = export_onnx(
         network,
@@ -45,7 +46,7 @@ def main(config: Config, output: Path, started: float) -> int:
         opset=config.export.opset,
         takes_u8=config.export.input == "u8",
         top_k=spec.top_k if config.export.peaks else None,
-        pictures=real_pictures(config, spec),
+        pictures=pictures,
     )
     report["path"] = shown(target)
     results = Results(

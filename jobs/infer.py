@@ -61,8 +61,10 @@ def main(config: Config, output: Path, started: float) -> int:
     parent = expanded(config.infer.output or output).absolute()
     folder = parent / (config.infer.name or f"dumpout_bs{config.model.batch}")
     files.refuse_existing(folder, "infer.output, infer.name")
-    model = _find_model(config)
-    tensors = files.find_inputs(expanded(config.infer.input).absolute(), model.spec, KEY)
+    source = expanded(config.infer.input).absolute()
+    files.refuse_missing(source, KEY)
+    model = _find_model(config)  # may measure which runtime is the fastest
+    tensors = files.find_inputs(source, model.spec, KEY)
     if config.on_error == "fail" and tensors.failures:
         stem, reason = tensors.failures[0]
         raise StoppedError(f"{stem}: {reason} (on_error=fail)", ExitCode.PICTURES_FAILED)

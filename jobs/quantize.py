@@ -17,10 +17,11 @@ from cfdist.model import ModelSpec
 from cfdist.model.formats import ONNX, format_of
 from cfdist.quantization.calibration import find_calibration
 from cfdist.quantization.quantizer import quantise
-from cfdist.quantization.tables import print_trade
+from cfdist.quantization.tables import print_trade, trade_parts
 from cfdist.quantization.trade import measure_trade
 from cfdist.report import screen
 from cfdist.report.accuracy import how_tested
+from cfdist.report.page.run import write_run_report
 from cfdist.report.results import Results, damage_notes, phase_seconds
 from cfdist.storage import shown
 
@@ -70,6 +71,8 @@ def main(config: Config, output: Path, started: float) -> int:
     print_trade(results)
     screen.print_remarks(results)
     screen.print_path(results.write(output))
+    places = {item.id: item.path for item in manifest.pictures}
+    write_run_report(results, output, None, lambda: trade_parts(results, trade.tallies, places))
     return results.exit_code
 
 

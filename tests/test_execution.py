@@ -74,6 +74,13 @@ def test_a_batch_that_no_runtime_can_hold_is_refused_unmeasured(compose, chosen,
     assert chosen == []
 
 
+def test_devices_that_are_too_many_are_refused_unmeasured(compose, chosen):
+    for devices in ("999", "[0]"):
+        with pytest.raises(UserError, match="devices="):
+            execution.find_model(compose(f"devices={devices}"))
+    assert chosen == []
+
+
 def test_another_cluster_s_runtimes_are_not_measured_here(compose, chosen):
     model = execution.find_model(compose("cluster.address=auto"))
     assert (model.backend, chosen) == ("openvino", [])
@@ -98,7 +105,7 @@ def test_a_typed_key_that_the_chosen_runtime_does_not_read_is_refused(compose, c
     config = compose("backend.precision=bf16")
     assert execution.find_model(config).backend == "onnxruntime"  # of a file, not typed
     config.mark_typed(frozenset(["backend.precision"]))
-    message = r"backend.precision: .* only with backend=openvino \(backend=auto is onnxruntime here"
+    message = r"backend.precision: .* only with .* torch \(backend=auto is onnxruntime here"
     with pytest.raises(UserError, match=message):
         execution.find_model(config)
 
@@ -414,3 +421,11 @@ def test_chips_that_are_not_well_are_told(monkeypatch, caplog, devices, words):
     assert [note.startswith(f"chip {n} ") for n, note in enumerate(notes, 1)] == [True, True]
     assert all(note.endswith(word) for note, word in zip(notes, words, strict=True))
     assert tuple(record.message for record in caplog.records) == notes
+
+
+def test_only_a_gpu_has_parts(compose):
+    half = compose("backend.gpus_per_device=0.5")
+    assert execution._part_of_gpu(half, "gpu") == 0.5
+    assert execution._part_of_gpu(compose(), "cpu") == 1
+    with pytest.raises(UserError, match=r"^backend\.gpus_per_device=0\.5: .* are CPUs; leave it"):
+        execution._part_of_gpu(half, "cpu")

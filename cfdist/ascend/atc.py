@@ -23,7 +23,7 @@ from typing import Any
 from cfdist import __version__
 from cfdist.ascend import Limit, call_tool, reason_of
 from cfdist.errors import UserError
-from cfdist.files import atomic_write, fsync, removed_on_failure, sha256_of, write_text
+from cfdist.files import atomic_write, fsync, removed_on_failure, resolved, sha256_of, write_text
 from cfdist.model import ModelSpec, model_sha256
 
 OM_MAGIC = b"IMOD"  # the first bytes of every OM file
@@ -74,7 +74,7 @@ class AtcModel:
 
     def aipp_path(self, folder: Path) -> Path:
         """Where `convert` puts the AIPP file, one for all batch sizes."""
-        return folder.resolve() / f"{self.onnx.stem}{'_sizes' * bool(self.sizes)}.aippconfig"
+        return resolved(folder) / f"{self.onnx.stem}{'_sizes' * bool(self.sizes)}.aippconfig"
 
     def onnx_sha256(self) -> str:
         """The digest of what ATC is given."""
@@ -164,7 +164,7 @@ def atc_command(model: AtcModel, output: Path, batch: int | Sequence[int]) -> li
     command = [
         "atc",
         "--framework=5",  # ONNX
-        f"--model={model.onnx.resolve()}",
+        f"--model={resolved(model.onnx)}",
         "--input_format=NCHW",
         f"--input_shape={model.input_name}:{size},3,{height},{width}",
         f"--output={output.stem}",

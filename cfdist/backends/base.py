@@ -54,6 +54,7 @@ class DeviceSettings:
         options: The backend's own settings (`conf/backend/<name>.yaml`).
         number: The device's number in the run.
         starts: How often the device was started before in the run.
+        needs_heads: The caller wants head maps, also from a backend that would pick their peaks.
     """
 
     threads: int = 1
@@ -62,6 +63,7 @@ class DeviceSettings:
     options: Mapping[str, Any] = field(default_factory=dict)
     number: int = 0
     starts: int = 0
+    needs_heads: bool = False
 
 
 class Backend(ABC):

@@ -45,10 +45,9 @@ from cfdist.command.run_folder import (
     refuse_package_folder,
 )
 from cfdist.command.uploading import deliver, deliver_unfinished, prepare
-from cfdist.config.installation import CONFIG_FOLDER, load_job
+from cfdist.config.installation import CONFIG_FOLDER, choice_file, load_job
 from cfdist.config.messages import HELP_WIDTH
 from cfdist.config.uses import WITHOUT_FOLDER
-from cfdist.detections import arrow_without_pandas
 from cfdist.distributed.guard import guarded
 from cfdist.errors import DiskFullError, ExitCode, StoppedError, UserError
 from cfdist.files import DISK_IS_FULL, JOURNAL, LOG, RESULTS, redacted
@@ -127,11 +126,15 @@ def main() -> int:
 def _spare_composing() -> None:
     """Let Hydra compose the settings once: it does so a first time only to read `hydra.mode`.
 
-    Only an experiment, or the command line, may set that.
+    Only an experiment, whose own file says it, or the command line may set that.
     """
-    if not any("experiment" in argument or "hydra" in argument for argument in sys.argv[1:]):
+    settings = sys.argv[1:]
+    chosen = [one.replace("'", "") for one in settings if "experiment" in one]
+    known = all(one.startswith("experiment=") and choice_file(*one.split("=", 1)) for one in chosen)
+    if known and not any("hydra" in one for one in settings):
+        mode = RunMode.MULTIRUN if any(map(asks_for_multirun, chosen)) else None
         held.callback(setattr, Hydra, "get_mode", Hydra.get_mode)
-        Hydra.get_mode = lambda *_, **__: None  # type: ignore[method-assign]
+        Hydra.get_mode = lambda *_, **__: mode  # type: ignore[method-assign]
 
 
 def answer(question: Question) -> str:
@@ -206,7 +209,6 @@ def _run(
             settings = " ".join(HydraConfig.get().overrides.task)
             say(redacted(f"run {number}: {settings}"))
         return load_job(checked.job).main(checked, output, started), None, None
-    arrow_without_pandas()
     figures = []
 
     def look() -> None:
@@ -278,6 +280,8 @@ def _run_job(checked: config.Config, output: Path, started: float) -> tuple[int,
     """See `run_in_folder`; this process holds the folder."""
     try:
         with terminal.others_to(output / LOG):
+            if terminal.is_guarded():
+                _begin(checked)
             code = load_job(checked.job).main(checked, output, started)
             if any(checked.log.model_dump().values()):
                 from cfdist.trackers import track
@@ -294,6 +298,15 @@ def _run_job(checked: config.Config, output: Path, started: float) -> tuple[int,
             raise file_error from None
         _end_session(error)
         return ExitCode.INTERNAL, error
+
+
+def _begin(checked: config.Config) -> None:
+    """Say what begins before half a second of imports, and do what is for a process of our own."""
+    if not (outcomes or checked.convert.dry_run or terminal.is_live() or stream.is_on()):
+        say(f"starting job={checked.job} ...")  # a live screen shows something since the start
+    from cfdist.detections import arrow_without_pandas
+
+    arrow_without_pandas()
 
 
 def _set_screen(checked: config.Config) -> None:

@@ -32,6 +32,7 @@ from cfdist.files import (
     redacted,
     remove_empty,
     remove_remains,
+    resolved,
     write_text,
 )
 from cfdist.storage import is_recorded, recorded, remote_folder, shown, uri_of, working_folder
@@ -73,7 +74,7 @@ def refuse_package_folder(config: Config) -> None:
         f"{config.job}.output": getattr(getattr(config, config.job, None), "output", None),
     }
     for key, value in outputs.items():
-        if value is not None and _OF_PACKAGES in working_folder(value).resolve().parts:
+        if value is not None and _OF_PACKAGES in resolved(working_folder(value)).parts:
             raise UserError(
                 f"{key}={value}: is in the folder of this job's package, which Ray removes after "
                 f"the job; give a path from the root: {key}=/..."
@@ -304,7 +305,7 @@ def is_held(folder: Path) -> bool:
 def is_begun(folder: Path) -> bool:
     """Whether a folder holds a journal, or the empty place of one that a killed process left."""
     journal = folder / JOURNAL
-    if not journal.is_dir():
+    if not os.path.isdir(journal):  # `Path.is_dir` raises where a name is too long
         return False
     names = {path.name for path in journal.iterdir() if path.suffix != ".partial"}
     is_journal = JOURNAL_IDENTITY in names or any(journal.glob(JOURNAL_SEGMENTS))

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from cfdist.command import interruptions
 from cfdist.distributed.guard import end_guard, has_left_ray
-from cfdist.doctor import packages
 from cfdist.errors import ExitCode
 from cfdist.monitoring import stream
 from cfdist.monitoring.terminal import guard_screen, show_waiting
@@ -55,8 +54,11 @@ def main() -> int:
 
 def _import() -> Callable[[], int] | None:
     """What runs the command line; `None`, with a line that says why, if it cannot be imported."""
-    if "job=doctor" in sys.argv[1:] and packages.stop_early():
-        return lambda: ExitCode.INTERNAL
+    if "job=doctor" in sys.argv[1:]:
+        from cfdist.doctor import packages  # another command does without what it imports
+
+        if packages.stop_early():
+            return lambda: ExitCode.INTERNAL
     try:
         show_waiting("starting")
         from cfdist.command.cli import main

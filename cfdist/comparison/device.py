@@ -67,7 +67,7 @@ class ComparingDevice:
     ) -> None:
         """Remember what to load; the inputs of both models have the same size."""
         self._models = (reference, candidate)
-        self._settings = settings
+        self._settings = replace(settings, needs_heads=True)
         self._readers = readers
 
     def warm_up(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from markupsafe import Markup
+
 from cfdist.comparison.device import SIDES
 from cfdist.comparison.differences import MATCH_IOU, MATCH_SCORE, matched_boxes
 from cfdist.comparison.tally import ApartPicture, Tally
@@ -17,7 +19,7 @@ from cfdist.widerface.analysis import Analysis
 from cfdist.widerface.ground_truth import DIFFICULTIES
 from cfdist.widerface.metric import PROTOCOLS
 
-_KEY = {
+KEY = {
     "face": f"box that both models have (IoU {MATCH_IOU})",
     "missed": "box that only this model has",
 }
@@ -27,30 +29,38 @@ def comparison_parts(
     comparison: Mapping[str, Any], tally: Tally, places: Mapping[str, str]
 ) -> OwnParts:
     """The parts, from the results' section `comparison`, the sums, and where the pictures are."""
-    gallery = Gallery(
-        "The pictures that differ most",
-        f"Both models' boxes with a score of at least {MATCH_SCORE}: the reference's at the left, "
-        "the candidate's at the right. The pictures with the most boxes of one model alone come "
-        "first.",
-        [*_entries(tally, places)],
+    tables = [_ap_table(comparison), box_table(comparison["boxes"]), _limit_table(comparison)]
+    if comparison["heads"]:
+        tables.append(_head_table(comparison["heads"]))
+    return OwnParts(tables, curves(tally), KEY, [gallery_of(tally, places)])
+
+
+def gallery_of(tally: Tally, places: Mapping[str, str], title: str = "", **names: str) -> Gallery:
+    """The pictures that differ most; `names` are those of the sides, if they have others."""
+    left, right = (names.get(side, side) for side in SIDES)
+    return Gallery(
+        f"The pictures that differ most{title}",
+        f"Both models' boxes with a score of at least {MATCH_SCORE}: the {left}'s at the left, the "
+        f"{right}'s at the right. The pictures with the most boxes of one model alone come first.",
+        [*_entries(tally, places, left, right)],
         is_wide=True,
     )
+
+
+def curves(tally: Tally, title: str = "", **names: str) -> list[Markup]:
+    """Precision over recall of both models; `names` as for `gallery_of`."""
     analyses = {
         side: Analysis(tally.truth, metric.matched(), tally.protocol)
         for side, metric in tally.metrics.items()
     }
-    title = PROTOCOLS[tally.protocol].title
-    charts = [
+    how = PROTOCOLS[tally.protocol].title
+    return [
         curve_chart(
-            f"Precision over recall of the {difficulty} faces, {title}",
-            {side: one.curve(difficulty) for side, one in analyses.items()},
+            f"Precision over recall of the {difficulty} faces, {how}{title}",
+            {names.get(side, side): one.curve(difficulty) for side, one in analyses.items()},
         )
         for difficulty in DIFFICULTIES
     ]
-    tables = [_ap_table(comparison), _box_table(comparison["boxes"]), _limit_table(comparison)]
-    if comparison["heads"]:
-        tables.append(_head_table(comparison["heads"]))
-    return OwnParts(tables, charts, _KEY, [gallery])
 
 
 def layer_parts(comparison: Mapping[str, Any]) -> OwnParts:
@@ -84,16 +94,18 @@ def _ap_table(comparison: Mapping[str, Any]) -> Table:
     return Table("WIDER FACE AP of both models", ("protocol, model", *DIFFICULTIES), rows, False)
 
 
-def _box_table(boxes: Mapping[str, Any]) -> Table:
+def box_table(boxes: Mapping[str, Any], title: str = "", **names: str) -> Table:
+    """How many boxes both models have; `names` as for `gallery_of`."""
+    left, right = (names.get(side, side) for side in SIDES)
     rows = [
         [text(name), count(boxes[of]), count(boxes[both]), percent(boxes[f"{both}_share"])]
         for name, of, both in (
-            ("of the reference's, found by the candidate", "reference", "found"),
-            ("of the candidate's, confirmed by the reference", "candidate", "confirmed"),
+            (f"of the {left}'s, found by the {right}", "reference", "found"),
+            (f"of the {right}'s, confirmed by the {left}", "candidate", "confirmed"),
         )
     ]
     mean, largest = boxes["mean_score_difference"], boxes["largest_score_difference"]
-    caption = f"Boxes; scores differ by {mean:.1e} on average, {largest:.1e} at most"
+    caption = f"Boxes{title}; scores differ by {mean:.1e} on average, {largest:.1e} at most"
     return Table(caption, ("boxes", "all", "in both", "share"), rows, is_sortable=False)
 
 
@@ -119,27 +131,27 @@ def _head_table(heads: Mapping[str, Any]) -> Table:
     return Table("Head maps, candidate against reference", columns, rows, is_sortable=False)
 
 
-def _entries(tally: Tally, places: Mapping[str, str]) -> Iterator[Entry]:
+def _entries(tally: Tally, places: Mapping[str, str], left: str, right: str) -> Iterator[Entry]:
     thumbnails = Thumbnails(side=480)
     for one in tally.apart:
         id = one.reference.id
         yield thumbnails.show(
-            Entry(id, _words(one), data={"picture": id}),
+            Entry(id, _words(one, left, right), data={"picture": id}),
             places.get(id),
             lambda width, height: (0, 0, width, height),
             [
-                ("the reference's boxes", _boxes(one.reference, one.candidate)),
-                ("the candidate's boxes", _boxes(one.candidate, one.reference)),
+                (f"the {left}'s boxes", _boxes(one.reference, one.candidate)),
+                (f"the {right}'s boxes", _boxes(one.candidate, one.reference)),
             ],
         )
 
 
-def _words(one: ApartPicture) -> str:
+def _words(one: ApartPicture, left: str, right: str) -> str:
     boxes = one.boxes
     return (
-        f"{boxes.reference - boxes.found} of {boxes.reference} boxes of the reference are not the "
-        f"candidate's, {boxes.candidate - boxes.confirmed} of {boxes.candidate} of the candidate "
-        f"not the reference's; scores differ by up to {boxes.largest_score_difference:.2g}"
+        f"{boxes.reference - boxes.found} of {boxes.reference} boxes of the {left} are not the "
+        f"{right}'s, {boxes.candidate - boxes.confirmed} of {boxes.candidate} of the {right} "
+        f"not the {left}'s; scores differ by up to {boxes.largest_score_difference:.2g}"
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
@@ -31,6 +31,34 @@ _SEVERAL = "several values; for a run of each add -m, for a list write [a,b]"
 _LIST = "a list"
 # How like a key of its section a misspelt one has to be, 0 to 1; keys that are named as meant.
 _LIKE_IN_SECTION, _MOST_MEANT = 0.65, 3
+
+# What other tools call a key, as they do in an option: --batch-size.
+_ELSEWHERE = {
+    word: keys
+    for keys, words in {
+        ("model.batch",): "bs b batch_size batchsize",
+        ("devices",): "gpu gpus ngpu ngpus num_gpus gpu_id gpu_ids npu npus num_npus device_ids",
+        ("devices", "backend", "backend.device"): "device cuda",
+        ("pipeline.readers",): "workers num_workers threads num_threads",
+        ("dataset.root", "input"): "data data_dir data_path images image_dir img_dir input_dir "
+        "source folder",
+        ("dataset.ground_truth",): "gt gt_dir labels annotations",
+        ("model.path",): "weight weights ckpt onnx om model_path model_file engine",
+        ("model.height", "model.width"): "size imgsz img_size image_size input_size input_shape",
+        ("model.score", "detect.threshold"): "conf conf_thres conf_threshold score_threshold",
+        ("model.nms",): "iou iou_thres iou_threshold nms_thres nms_threshold",
+        ("output_dir",): "out outdir out_dir save_dir results",
+        ("backend.precision",): "fp16 half bf16 dtype",
+        ("benchmark.loops",): "loop iterations iters",
+        ("convert.soc_version",): "soc chip",
+        ("cluster.address",): "master ray_address",
+        ("job",): "mode task",
+        ("verbose",): "debug log_level",
+    }.items()
+    for word in words.split()
+}
+# The keys that name a file or folder, where a group's choice has been given one.
+_FILE_OF_GROUP = {"model": "model.path", "dataset": "dataset.root"}
 
 _INTRODUCTION = """\
 cfdist: the WIDER FACE accuracy and the speed of CenterFace, on many devices at once
@@ -132,7 +160,9 @@ def refused_value(error: ValidationError, values: dict[str, Any]) -> str:
         return f"{key}: no value given; add {key}=... to the command"
     if key not in fields:
         inner = next(name for name in fields if name.startswith(f"{key}."))
-        hint = did_you_mean(key, [one for one in fields if "." not in one], 0.9)
+        hint = _meant(_ELSEWHERE.get(key, ())) or did_you_mean(
+            key, [one for one in fields if "." not in one], 0.9
+        )
         return f"{key}={shown(value)}: holds further keys; set these, such as {inner}=...{hint}"
     if value in ("", []) and problem["type"].endswith("too_short"):
         return f"{key}: must not be empty"
@@ -192,23 +222,28 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
     """A Hydra or OmegaConf error as one line: what, where, and what to do."""
     message = " ".join(str(error).split())
     if found := re.search(r"Could not (?:find|load) '([^']+)'", message):
-        group, _, choice = found[1].rpartition("/")
-        if group == "hydra/sweeper":
+        group, _, choice = found[1].removeprefix("hydra/").partition("/")
+        if group == "sweeper":
             return (
-                f"{group}={choice}: no such sweeper is installed; get it: "
+                f"hydra/{group}={choice}: no such sweeper is installed; get it: "
                 f"`pip install hydra-{choice}-sweeper`"
             )
         if names := group_choices(group):
             told = f"{group}={choice}: no such choice; there are {', '.join(names)}"
-            return told + did_you_mean(choice, names)
+            key = _FILE_OF_GROUP.get(group) if re.search(r"[./\\~]", choice) else None
+            file = f"; a file or folder is named by {key}=..." if key else ""
+            return told + (file or did_you_mean(choice, names))
     if found := re.search(r"Could not override '([^']+)'", message):
         # In a mapping as value it is a key inside that does not exist.
         inner = re.search(rf"full_key: ({re.escape(found[1])}\.\S+)", str(error.__cause__))
         return no_such_key(inner[1] if inner else found[1])
     if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*?)' ", message):
+        key = found[1].partition("=")[0].lstrip("+")
+        if key not in [*all_fields(), *groups()]:
+            return no_such_key(key)
         return f"{found[1]}: {_SEVERAL}"
-    if found := re.match(r"Error parsing override '(.*?)'|LexerNoViable\w+: (.*?) \^", message):
-        argument = found[1] or found[2]
+    if isinstance(error, OverrideParseException):
+        argument = error.override
         return f"{argument}: {_NOT_KEY_VALUE}{setting_meant(argument)}"
     found = re.match(r"Error merging override \+*(([^=]+)=.*)", message)
     if found and (field := all_fields().get(found[2])):
@@ -234,9 +269,13 @@ def no_such_key(key: str) -> str:
         same_end = [one for one in known if one.rpartition(".")[2] == end and one not in meant]
         most = _MOST_MEANT if inside else 1  # a misspelt section is like one
         meant += difflib.get_close_matches(key, same_end, most, 0.0)[: most - len(meant)]
-    if meant:
-        hint += f"; did you mean {' or '.join(meant)}?"
+    elsewhere = () if section and near else _ELSEWHERE.get(end, ())
+    hint += _meant([one for one in elsewhere if one.startswith(section + dot)] or meant)
     return f"{key}: no such key{hint or did_you_mean(key, known) or f'; {SEE_HELP}'}"
+
+
+def _meant(keys: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(keys)}?" if keys else ""
 
 
 def unreadable(setting: str, field: FieldInfo) -> str:
@@ -261,7 +300,8 @@ def setting_meant(argument: str, options: Sequence[str] = ()) -> str:
         options: What else may be meant: "--help".
     """
     keys = {key: f"{key}=..." for key in all_fields()}
-    words = {key.rpartition(".")[2]: setting for key, setting in keys.items()} | keys
+    words = {word: f"{keys[0]}=..." for word, keys in _ELSEWHERE.items()}
+    words |= {key.rpartition(".")[2]: setting for key, setting in keys.items()} | keys
     for group in groups():
         words |= {choice: f"{group}={choice}" for choice in group_choices(group)}
     words |= {option.lstrip("-"): option for option in options if option.startswith("--")}

@@ -349,11 +349,14 @@ class BackendConfig(Section):
     own, <module>:<class>"""
     streams: Annotated[
         Literal["auto"] | Positive,
-        uses.offline(uses.backend_key("openvino", "onnxruntime", "simulated")),
+        uses.offline(uses.backend_key("openvino", "onnxruntime", "torch", "simulated")),
     ] = "auto"
     """inferences a device takes at once; auto: as many as its threads and memory allow"""
-    precision: Annotated[Literal["f32", "bf16"], uses.model_option("openvino")] = "f32"
-    """openvino: f32, or bf16 (faster where the processor has it, not the model's numbers)"""
+    precision: Annotated[Literal["f32", "f16", "bf16"], uses.model_option("openvino", "torch")] = (
+        "f32"
+    )
+    """openvino, torch: f32, or f16 or bf16 (faster where the device has it, not the model's
+    numbers)"""
     providers: Annotated[list[Name], NotEmpty, Different, uses.model_option("onnxruntime")] = [
         "CPUExecutionProvider"
     ]
@@ -366,6 +369,11 @@ class BackendConfig(Section):
     """onnxruntime: options of its providers by their own names, as in {trt_fp16_enable:true}"""
     device: Annotated[Literal["auto", "cpu", "cuda"], uses.model_option("torch")] = "auto"
     """torch: auto (CUDA where there is one), cpu or cuda"""
+    gpus_per_device: Annotated[
+        Annotated[Real, Field(ge=0.01, le=1, title="a number from 0.01 to 1")],
+        uses.backend_key("onnxruntime", "torch"),
+    ] = 1.0
+    """onnxruntime, torch on GPUs: the part of a GPU that a device has; with 0.25 four share one"""
     latency_ms: Annotated[
         Annotated[Real, _between(0, 3_600_000, "a number")] | None, uses.backend_key("simulated")
     ] = None
@@ -791,7 +799,7 @@ class Config(Section):
     """folder for results.json, predictions and the run's log, or its URI (s3://, gs://, hdfs://,
     ...): the files go there at the run's end"""
     report: Annotated[
-        StrictBool, uses.only("evaluate", "score", "benchmark", "compare", "tune")
+        StrictBool, uses.only("evaluate", "score", "benchmark", "compare", "tune", "quantize")
     ] = True
     """write report.html, a page that shows the results, beside results.json"""
     objective: Annotated[

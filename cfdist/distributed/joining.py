@@ -38,9 +38,9 @@ def join_ray(address: str) -> Any:
         UserError: no cluster answers there, it asks for a token, it is another command's own, it
             runs other versions, or this machine is none of its nodes.
     """
+    found = find_address(address)
     import ray
 
-    found = find_address(address)
     named = f"cluster.address={address}" + (f" ({found})" if found != address else "")
     knock(found, named, is_automatic=address == "auto")
     try:

@@ -162,7 +162,8 @@ class Kept:
         for name in _TOKEN:
             os.environ.pop(name, None)
         os.environ |= self._before
-        os.close(self.used)
+        if not guard.has_left_ray():  # else it is given back as this process ends
+            os.close(self.used)
         if self.keeper:
             self.keeper.let_go()
 

@@ -17,24 +17,30 @@ class Node:
 
     Attributes:
         cpus: Ray's CPUs.
-        accelerators: Those of the run's kind.
+        accelerators: Those of the run's kind; a part of one may be free.
         memory: What the devices may take there, bytes.
         id: Ray's.
     """
 
     host: str
     cpus: float
-    accelerators: int = 0
+    accelerators: float = 0
     memory: int = 0
     id: str = ""
 
-    def room(self, kind: str, share: int) -> int:
-        """How many devices of a kind fit, each with `share` ten-thousandths of a CPU."""
-        is_accelerated = ACCELERATOR_RESOURCE[kind] is not None
-        if not share:
-            return self.accelerators if is_accelerated else 0
-        room = int(self.cpus * UNIT) // share
-        return min(room, self.accelerators) if is_accelerated else room
+    def room(self, kind: str, share: int, part: float = 1.0) -> int:
+        """How many devices fit, each with ten-thousandths of a CPU and a part of an accelerator."""
+        room = int(self.cpus * UNIT) // share if share else 0
+        if ACCELERATOR_RESOURCE[kind] is None:
+            return room
+        whole, rest = divmod(self.accelerators, 1)
+        places = int(whole) * devices_on_one(part) + int(rest / part + 1e-6)
+        return min(room, places) if share else places
+
+
+def devices_on_one(part: float) -> int:
+    """How many devices share an accelerator of which each has a part, 0 to 1."""
+    return int(1 / part + 1e-6)
 
 
 def cluster_nodes(kind: str) -> list[Node]:
@@ -45,7 +51,7 @@ def cluster_nodes(kind: str) -> list[Node]:
     for node in ray.nodes():  # type: ignore[no-untyped-call]
         if node["Alive"]:
             has = node["Resources"]
-            accelerators = int(has.get(ACCELERATOR_RESOURCE[kind], 0))
+            accelerators = has.get(ACCELERATOR_RESOURCE[kind], 0)
             host, id = node["NodeManagerHostname"], node["NodeID"]
             found.append(
                 Node(host, has.get("CPU", 0.0), accelerators, int(has.get("memory", 0)), id)
@@ -62,7 +68,7 @@ def free_nodes(kind: str) -> list[Node]:
         replace(
             node,
             cpus=free.get(node.id, {}).get("CPU", 0.0),
-            accelerators=int(free.get(node.id, {}).get(ACCELERATOR_RESOURCE[kind], 0)),
+            accelerators=free.get(node.id, {}).get(ACCELERATOR_RESOURCE[kind], 0),
         )
         for node in cluster_nodes(kind)
     ]
@@ -85,16 +91,17 @@ def all_but(ids: Sequence[str]) -> dict[str, str]:
     return {"ray.io/node-id": f"!in({','.join(ids)})"} if ids else {}
 
 
-def largest_share(nodes: Sequence[Node], kind: str, count: int) -> int:
+def largest_share(nodes: Sequence[Node], kind: str, count: int, part: float = 1.0) -> int:
     """The most of a CPU that each of `count` devices can have, ten-thousandths.
 
+    Each has a part of an accelerator.
     A device lies on one node: two nodes of 3 CPUs have no room for a device of 4. 0 if there is no
     room for so many devices, however little each has.
     """
     sizes = {int(node.cpus * UNIT) for node in nodes}
     shares = {size // number for size in sizes for number in range(1, count + 1)} - {0}
     for share in sorted(shares, reverse=True):
-        if sum(node.room(kind, share) for node in nodes) >= count:
+        if sum(node.room(kind, share, part) for node in nodes) >= count:
             return share
     return 0
 
@@ -102,7 +109,7 @@ def largest_share(nodes: Sequence[Node], kind: str, count: int) -> int:
 def named(nodes: Sequence[Node], kind: str) -> str:
     """What each node has, for a message: "a 4 CPU, b 8 CPU"."""
     resource = ACCELERATOR_RESOURCE[kind]
-    counts = [f"{node.accelerators} {resource}" if resource else "" for node in nodes]
+    counts = [f"{node.accelerators:g} {resource}" if resource else "" for node in nodes]
     cpus = [f"{node.cpus:g} CPU" for node in nodes]
     parts = [
         f"{node.host} {' and '.join(filter(None, both))}"

@@ -10,7 +10,15 @@ from typing import Any, Literal
 from cfdist.backends.base import Capabilities, DeviceSettings
 from cfdist.devices.base import AHEAD
 from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, VISIBLE_DEVICES
-from cfdist.distributed.nodes import UNIT, Node, all_but, cluster_nodes, largest_share, named
+from cfdist.distributed.nodes import (
+    UNIT,
+    Node,
+    all_but,
+    cluster_nodes,
+    devices_on_one,
+    largest_share,
+    named,
+)
 from cfdist.errors import UserError
 
 CORES_PER_AUTO_DEVICE = 8
@@ -45,6 +53,7 @@ class DevicePlan:
         without: Ray's ids of the nodes that have none of the devices.
         wait_s: How long a device waits for a node with room for it, seconds.
         grows: Nodes that join during the run get devices, too.
+        part: The part of an accelerator that each device has; on CPUs it says nothing.
     """
 
     kind: str
@@ -60,10 +69,11 @@ class DevicePlan:
     without: tuple[str, ...] = ()
     wait_s: float = 30.0
     grows: bool = False
+    part: float = 1.0
 
     def room(self, node: Node) -> int:
         """How many of the devices may lie on a node."""
-        return min(self.count, node.room(self.kind, self.share))
+        return min(self.count, node.room(self.kind, self.share, self.part))
 
     @property
     def max_in_flight(self) -> int:
@@ -81,7 +91,7 @@ class DevicePlan:
         return {
             **({"label_selector": all_but(self.without)} if self.without else {}),
             "num_cpus": self.cpus,
-            "num_gpus": 1 if resource == "GPU" else 0,
+            "num_gpus": self.part if resource == "GPU" else 0,
             "resources": {"NPU": 1} if resource == "NPU" else None,
             "max_concurrency": self.max_in_flight,
             "enable_task_events": False,  # the head would keep 100,000 of them
@@ -94,21 +104,22 @@ def plan_devices(
     readers: int | Auto = "auto",
     streams: int | Auto = 1,
     stream_bytes: int = 1,
-    shares_cpus: bool = False,
     nodes: Sequence[Node] | None = None,
+    part: float = 1.0,
 ) -> DevicePlan:
     """Share the cores of each node between the devices that lie on it.
 
     Args:
         kind: "cpu", "gpu" or "npu".
-        devices: A number, a list with one entry a device, or "auto": every accelerator, or about
-            one CPU device for each 8 cores.
+        devices: A number, a list of accelerators, or "auto": every accelerator, or about one CPU
+            device for each 8 cores. An accelerator of a list, or of all, gets as many devices as
+            share one.
         readers: Reader threads of each device, or "auto": its share of the cores.
         streams: Inferences that a device takes at once, or "auto": a CPU device takes as many as
             it has threads, as far as half of its node's memory goes, any other device one.
         stream_bytes: What one more stream takes, bytes, see `cfdist.devices.memory`.
-        shares_cpus: Whether other tasks need the CPUs while the devices run.
         nodes: Those of the cluster; `None`: Ray, which is connected, says it.
+        part: The part of an accelerator that each device has.
 
     Raises:
         UserError: the cluster has fewer accelerators than asked for, or no CPU.
@@ -116,11 +127,11 @@ def plan_devices(
     if nodes is None:
         nodes = cluster_nodes(kind)
     if devices == "auto":
-        count = _auto_count(kind, nodes)
+        count = _auto_count(kind, nodes, part)
     else:
-        count = len(devices) if isinstance(devices, list) else devices
-    _refuse_too_many(kind, devices, count, nodes)
-    share = largest_share(nodes, kind, count)
+        count = len(devices) * devices_on_one(part) if isinstance(devices, list) else devices
+    _refuse_too_many(kind, devices, count, nodes, part)
+    share = largest_share(nodes, kind, count, part)
     if not share and kind == "cpu":
         raise UserError(
             f"devices={devices}: no node of the cluster has a CPU ({named(nodes, kind)}); start "
@@ -131,14 +142,14 @@ def plan_devices(
         streams = streams_in_memory(threads, kind, share, stream_bytes, nodes)
     if readers == "auto":
         readers = threads
-    cpus = 0.0 if shares_cpus else min(share / UNIT, threads)
-    return DevicePlan(kind, count, threads, streams, readers, cpus, share=share)
+    cpus = min(share / UNIT, threads)
+    return DevicePlan(kind, count, threads, streams, readers, cpus, share=share, part=part)
 
 
-def _auto_count(kind: str, nodes: Sequence[Node]) -> int:
+def _auto_count(kind: str, nodes: Sequence[Node], part: float) -> int:
     """Every accelerator; on CPUs the fewest devices that leave hardly a core of any node idle."""
     if ACCELERATOR_RESOURCE[kind]:
-        return sum(node.accelerators for node in nodes)
+        return sum(node.room(kind, 0, part) for node in nodes)
     cores = [int(node.cpus) for node in nodes if node.cpus >= 1]
     if not cores:
         return 1
@@ -150,18 +161,22 @@ def _auto_count(kind: str, nodes: Sequence[Node]) -> int:
     return used[size] // size
 
 
-def _refuse_too_many(kind: str, devices: Devices, count: int, nodes: Sequence[Node]) -> None:
+def _refuse_too_many(
+    kind: str, devices: Devices, count: int, nodes: Sequence[Node], part: float
+) -> None:
     """Refuse more devices than there are accelerators; a `UserError` says how many, and where."""
     resource = ACCELERATOR_RESOURCE[kind]
     there = sum(node.accelerators for node in nodes)
-    if resource is None or 0 < count <= there:
+    room = sum(node.room(kind, 0, part) for node in nodes)
+    if resource is None or 0 < count <= room:
         return
     visible = os.environ.get(VISIBLE_DEVICES[kind])
     allotment = "" if visible is None else f" ({VISIBLE_DEVICES[kind]}={visible} here)"
     hosts = f": {named([node for node in nodes if node.accelerators], kind)}" if there else ""
+    most = "that many" if part == 1 else f"{room} with backend.gpus_per_device={part:g}"
     raise UserError(
-        f"devices={devices}: Ray sees {there} {resource} on this cluster{hosts}{allotment}; "
-        "ask for at most that many, or choose a CPU backend (backend=openvino)"
+        f"devices={devices}: Ray sees {there:g} {resource} on this cluster{hosts}{allotment}; "
+        f"ask for at most {most}, or choose a CPU backend (backend=openvino)"
     )
 
 
@@ -177,12 +192,8 @@ def refuse_crowd(plan: DevicePlan, devices: Devices, cores: int, of: Capabilitie
     Raises:
         UserError: it names the key and the most that it may be.
     """
-    most = cores * (SIMULATED_A_CORE if of.is_simulated else DEVICES_A_CORE)
-    if plan.kind == "cpu" and plan.count > most:
-        raise UserError(
-            f"devices={devices}: these devices share {_counted(cores, 'CPU core')}; ask for at "
-            f"most {most}"
-        )
+    if plan.kind == "cpu" and isinstance(devices, int):
+        refuse_many(devices, cores, of)
     if of.streams_need_threads and plan.streams > plan.threads:
         raise UserError(
             f"backend.streams={plan.streams}: a device here has "
@@ -190,6 +201,20 @@ def refuse_crowd(plan: DevicePlan, devices: Devices, cores: int, of: Capabilitie
             f"{plan.threads}, for fewer devices, or for backend.streams=auto"
         )
     refuse_readers("pipeline.readers", plan.readers, cores, plan.count)
+
+
+def refuse_many(devices: int, cores: int, of: Capabilities) -> None:
+    """Refuse more CPU devices than the cores can serve.
+
+    Raises:
+        UserError: it says how many there may be.
+    """
+    most = cores * (SIMULATED_A_CORE if of.is_simulated else DEVICES_A_CORE)
+    if devices > most:
+        raise UserError(
+            f"devices={devices}: these devices share {_counted(cores, 'CPU core')}; ask for at "
+            f"most {most}"
+        )
 
 
 def refuse_readers(key: str, readers: int, cores: int, devices: int = 1) -> None:

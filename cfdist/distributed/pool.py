@@ -36,7 +36,15 @@ from cfdist.distributed.events import Event, Events, What
 from cfdist.distributed.failures import is_death, is_lost_block, user_error, words_of
 from cfdist.distributed.head import is_silent
 from cfdist.distributed.limits import Clock, TimeLimits
-from cfdist.distributed.nodes import UNIT, Node, cluster_nodes, free_nodes, named, other_jobs
+from cfdist.distributed.nodes import (
+    UNIT,
+    Node,
+    cluster_nodes,
+    devices_on_one,
+    free_nodes,
+    named,
+    other_jobs,
+)
 from cfdist.distributed.plan import DevicePlan
 from cfdist.distributed.retries import Retries, Row
 from cfdist.distributed.scheduler import Scheduler, chunk_for_rate
@@ -447,8 +455,11 @@ class DevicePool(Generic[Result]):
         """
         hosts = {node.host for node in self._nodes.values()}
         spoilt = [place for place in self._aside_at.values() if place.host in hosts]
-        chips = {place for place in spoilt if place.chip is not None}
-        return len(chips) + sum(place.chip is None for place in spoilt)
+        most = devices_on_one(self.plan.part)
+        return sum(
+            number if place.chip is None else min(number, most)
+            for place, number in Counter(spoilt).items()
+        )
 
     def _say_what_is_waited_for(self, count: int) -> None:
         """Say once that devices wait for what other jobs of the cluster hold."""
@@ -458,7 +469,7 @@ class DevicePool(Generic[Result]):
         self._says_it_waits = True
         what = f"{self.plan.share / UNIT:g} CPU"
         if resource := ACCELERATOR_RESOURCE[self.plan.kind]:
-            what += f" and 1 {resource}"
+            what += f" and {self.plan.part:g} {resource}"
         rest = "the others begin" if self.actors else "the run begins when they are free"
         line = (
             f"{count} of {self.plan.count} devices wait for {what} of one node each, which "
@@ -635,15 +646,17 @@ class DevicePool(Generic[Result]):
                 return
 
     def _note_place(self, name: str, place: Place) -> None:
-        """Note where a device is; raise a `UserError` if another has the same accelerator."""
+        """Note where a device is; raise a `UserError` if too many have the same accelerator."""
         without = {name, *self.aside, *self._refusals}  # the others may have their accelerators
-        for other, its_place in self._places.items():
-            if other not in without and place.chip is not None and place == its_place:
-                what = f"{ACCELERATOR_RESOURCE[self.plan.kind]} {place.chip} of {place.host}"
-                raise UserError(
-                    f"{other} and {name} have the same accelerator, {what}; name each one once, "
-                    "and on one node of the cluster only"
-                )
+        same = [
+            other for other, its in self._places.items() if its == place if other not in without
+        ]
+        if place.chip is not None and len(same) >= devices_on_one(self.plan.part):
+            what = f"{ACCELERATOR_RESOURCE[self.plan.kind]} {place.chip} of {place.host}"
+            raise UserError(
+                f"{', '.join(same)} and {name} have the same accelerator, {what}; name each one "
+                "once, and on one node of the cluster only"
+            )
         self._places[name] = place
 
     def run_round(

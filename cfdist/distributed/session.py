@@ -191,7 +191,7 @@ def own_session(
             if kept is not None and is_sound:
                 with contextlib.suppress(Exception):  # the next command starts them itself
                     kept.make_ready()
-            shut_down()
+            shut_down(kept is not None and is_sound)
             if kept is not None:
                 kept.leave(is_sound)
 

@@ -148,7 +148,8 @@ def locate_model(path: str, key: str = "model.path") -> Path:
         check_is_file(location)
     except OSError as error:
         what = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
-        raise UserError(f"{key}={path}: {location} {what}; give the path of a model file") from None
+        where = f"{location} " if str(location) != path else ""
+        raise UserError(f"{key}={path}: {where}{what}; give the path of a model file") from None
     return location.resolve()
 
 

@@ -63,6 +63,7 @@ DAMAGED_ZIP = FileFormat(
 GZIP = FileFormat("a gzip archive", remedy="unpack it first")
 LFS_POINTER = FileFormat("a Git LFS pointer", remedy="fetch the file itself with `git lfs pull`")
 WEB_PAGE = FileFormat("a web page", remedy="download the file itself")
+ZEROS = FileFormat("a file that begins with zeros, as a broken copy does", remedy="copy it anew")
 EMPTY = FileFormat("an empty file", remedy="copy or download it anew")
 
 # Where in a file -> which bytes -> what it is.
@@ -106,6 +107,8 @@ def format_of(path: Path | str) -> FileFormat | None:
         ) from None
     if not head:
         return EMPTY
+    if not head.strip(b"\0"):
+        return ZEROS
     for offset, magic, found in _MAGIC:
         if head[offset:].startswith(magic):
             return found
@@ -125,7 +128,8 @@ def format_of(path: Path | str) -> FileFormat | None:
 def refuse_other_format(path: Path, backends: Sequence[str], setting: str) -> None:
     """Refuse a file of a format that none of some backends runs.
 
-    A file of no known format is left to the backend, which says what is wrong with it.
+    A file of no known format is left to the backend, which says what is wrong with it; but none
+    that runs no OM could say it of a file with such a name.
 
     Args:
         path: The model file.
@@ -139,6 +143,11 @@ def refuse_other_format(path: Path, backends: Sequence[str], setting: str) -> No
     if not known.issuperset(backends):
         return
     found = format_of(path)
+    if found is None and path.suffix.lower() == ".om" and "om" not in backends:
+        raise UserError(
+            f"model {path}: is not {OM.name}, as its name says, and nothing else that is known "
+            "here; copy or convert it anew"
+        )
     if found is None or set(found.backends) & set(backends):
         return
     if not found.backends:

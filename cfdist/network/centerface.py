@@ -80,7 +80,10 @@ class CenterFace(nn.Module):
             `hm` (n, 1, H/4, W/4) in 0..1, `wh` (n, 2, ..), `hm_offset` (n, 2, ..) and
             `landmarks` (n, 10, ..).
         """
-        y = self.dla_up(self.base(x))
+        return self.heads(self.dla_up(self.base(x)))
+
+    def heads(self, y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The head maps of what the neck gives, (n, width, H/4, W/4)."""
         return self.hm(y), self.wh(y), self.hm_offset(y), self.landmarks(y)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from cfdist.backends.onnx_file import takes_u8
 from cfdist.config import QuantizeConfig
 from cfdist.errors import UserError
-from cfdist.files import atomic_write, disk_as_user_error, sha256_of, write_text
+from cfdist.files import atomic_write, disk_as_user_error, resolved, sha256_of, write_text
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract, to_model_input
 from cfdist.quantization.calibration import CalibrationSet
@@ -74,7 +74,7 @@ def quantise(
         UserError: not such an ONNX, no such operator, a picture that cannot be used, or a disk that
             does not take the file.
     """
-    if path.resolve() == spec.path:
+    if resolved(path) == spec.path:
         raise UserError(f"quantize.output={path}: is the model itself; name another file")
     model = load_float(spec)
     kept = kept_operators(model, config.keep, spec)

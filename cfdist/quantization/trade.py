@@ -34,12 +34,14 @@ class Trade:
         failures: Picture id -> why it failed.
         damaged: Picture id -> what is wrong with its file.
         events: What happened to devices and pictures.
+        tallies: Runtime -> the pictures through both forms, float32 as the reference.
     """
 
     runtimes: dict[str, dict[str, Any]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     damaged: dict[str, str] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
+    tallies: dict[str, Tally] = field(default_factory=dict)
 
 
 def measure_trade(
@@ -80,6 +82,7 @@ def measure_trade(
                 "pictures_per_second": speeds,
                 "speedup": speeds["int8"] / speeds["float32"],
             }
+            trade.tallies[pair[0].backend] = tally
             trade.failures |= tally.failures
             trade.damaged |= tally.damaged
     return trade

@@ -1,4 +1,7 @@
-"""What Hydra calls at the start and at the end of a sweep."""
+"""What Hydra calls at the start and at the end of a sweep.
+
+Every command imports this module, and few are sweeps: what only these need is imported late.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
@@ -19,11 +22,12 @@ from cfdist.command.resuming import going_on, refuse_finished_sweep
 from cfdist.command.run_folder import HYDRA_RECORD, TO_SWEEP, claim_sweep, read_results
 from cfdist.command.uploading import deliver, prepare, send
 from cfdist.config import literal, prepare_override
-from cfdist.distributed import session
 from cfdist.errors import ExitCode, StoppedError, UserError
 from cfdist.files import SWEEP_CSV, redacted, write_text
 from cfdist.storage import path_or_uri, uri_of
-from cfdist.sweep.runs import RunSummary, summarise_run
+
+if TYPE_CHECKING:
+    from cfdist.sweep.runs import RunSummary
 
 
 class SweepSummary(Callback):
@@ -49,6 +53,10 @@ class SweepSummary(Callback):
             cli.held.enter_context(claim_sweep(folder))
         except (UserError, StoppedError, OSError) as error:
             raise SystemExit(cli.fail(*cli.explain(error, config.hydra.sweep.dir))) from None
+        from cfdist.distributed import session
+        from cfdist.sweep.checking import checked_ahead
+
+        cli.held.enter_context(checked_ahead())
         session.share_sessions()
         cli.held.callback(session.close_shared_session)
 
@@ -64,6 +72,8 @@ class SweepSummary(Callback):
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Show and write the summary, unless no run has results."""
+        from cfdist.distributed import session
+
         session.close_shared_session()
         folder = Path(config.hydra.sweep.dir)
         if not cli.outcomes:
@@ -72,7 +82,6 @@ class SweepSummary(Callback):
         try:
             runs = finished_runs()
             if any(run.figures for run in runs):
-                # Loaded late: every command imports this module, and few are sweeps.
                 from cfdist.sweep.tables import write_summary
 
                 write_summary(runs, folder)
@@ -118,6 +127,8 @@ def _prepare_params(config: DictConfig) -> None:
 
 def finished_runs() -> list[RunSummary]:
     """The runs of this command, with the figures of each `results.json`."""
+    from cfdist.sweep.runs import summarise_run
+
     return [
         replace(
             summarise_run(

@@ -14,7 +14,7 @@ from cfdist.files import REPORT
 from cfdist.report.page import charts
 from cfdist.report.page.render import render, write_report
 from cfdist.report.page.tables import Cell, Table
-from cfdist.sweep.plot import LABEL, Line, lines_of, x_axis
+from cfdist.sweep.plot import LABEL, Line, lines_of, undrawn, x_axis
 from cfdist.sweep.runs import (
     BATCH,
     CHIP,
@@ -52,6 +52,7 @@ def sweep_page(runs: Sequence[RunSummary], folder: Path) -> str:
         title=f"cfdist sweep of {' and '.join(keys) if keys else 'one run'}",
         notes=notes,
         charts=_charts(runs),
+        undrawn=undrawn(runs),
         compared=_table("Figures by what was swept", runs, COMPARED, None),
         listed=_table("The runs", runs, LISTED, folder),
         published=PUBLISHED_NOTE.replace("`", "") if have(runs, PUBLISHED) else None,

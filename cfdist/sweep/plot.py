@@ -79,6 +79,8 @@ def draw_throughput(runs: Sequence[RunSummary], path: Path) -> bool:
 def footer(runs: Sequence[RunSummary]) -> str:
     """What the runs were measured on, on lines that fit below the plot."""
     lines = [line for line in origin_lines(runs) if not line.startswith("test of ")]
+    if left_out := undrawn(runs):
+        lines.append(f"not drawn: {left_out}")
     text = "; ".join(lines)
     # `$` would begin a formula.
     return "\n".join(textwrap.wrap(text, FOOTER_WIDTH, break_on_hyphens=False)).replace("$", r"\$")
@@ -100,9 +102,7 @@ def lines_of(runs: Sequence[RunSummary], axis: str) -> dict[str, Line]:
     places = texts = [str(run.overrides.get(axis, run.figures.get("batch"))) for run in runs]
     with contextlib.suppress(ValueError):
         places = [float(text) for text in texts]
-    # If all runs are too short for a steady rate, one that leaves out the start stands in.
-    steady = (STEADY, "steady") if have(runs, STEADY) else (FIRST_TO_LAST, "first to last picture")
-    kinds = dict([steady, (PURE_INFERENCE, "pure inference"), (HOST, "host alone")])
+    kinds = _kinds(runs)
     lines: dict[str, Line] = {}
     for run, place in zip(runs, places, strict=True):
         for name in filter(run.figures.__contains__, kinds):
@@ -111,6 +111,26 @@ def lines_of(runs: Sequence[RunSummary], axis: str) -> dict[str, Line]:
             label = ", ".join([*run.settings(others), kinds[name] + mark])
             lines.setdefault(label, []).append((place, run.figures[name]))
     return {label: points if places is texts else sorted(points) for label, points in lines.items()}
+
+
+def _kinds(runs: Sequence[RunSummary]) -> dict[str, str]:
+    """The rates that are drawn: name of the figure -> for people."""
+    # If all runs are too short for a steady rate, one that leaves out the start stands in.
+    steady = (STEADY, "steady") if have(runs, STEADY) else (FIRST_TO_LAST, "first to last picture")
+    return dict([steady, (PURE_INFERENCE, "pure inference"), (HOST, "host alone")])
+
+
+def undrawn(runs: Sequence[RunSummary]) -> str:
+    """Which runs the picture leaves out, and why; empty if it shows all of them."""
+    kinds, keys = _kinds(runs), swept_keys(runs)
+    left_out = {
+        " ".join(run.settings(keys)) or f"run {run.number}": "failed"
+        if run.exit_code
+        else "too short for a steady rate"
+        for run in runs
+        if not kinds.keys() & run.figures.keys()
+    }
+    return ", ".join(f"{name} ({reason})" for name, reason in left_out.items())
 
 
 def _label(axes: Axes, axis: str, lines: Mapping[str, Line]) -> None:

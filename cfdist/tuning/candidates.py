@@ -102,6 +102,8 @@ def reference_of(config: Config) -> Variant:
     refusals = []
     file = config.tune.reference
     of_checkpoint = config.model.checkpoint and not file
+    if not file and not of_checkpoint:
+        execution.model_spec(config.model)  # a missing file is no backend's refusal
     for name in ("torch",) if of_checkpoint else (*backends.CPU_RUNTIMES, "torch"):
         one = Variant(name, json.dumps(_IN_FLOAT32[name]), file)
         try:
@@ -118,7 +120,7 @@ def reference_of(config: Config) -> Variant:
 _IN_FLOAT32: dict[str, dict[str, Any]] = {
     "openvino": {"precision": "f32"},
     "onnxruntime": {"providers": ["CPUExecutionProvider"]},
-    "torch": {"device": "cpu"},
+    "torch": {"device": "cpu", "precision": "f32"},
 }
 
 
@@ -173,6 +175,9 @@ def _options(config: Config, name: str) -> list[dict[str, Any]]:
     typed = config.typed()
     if name == "openvino" and "backend.precision" not in typed:
         return [{"precision": "f32"}, {"precision": "bf16"}]
+    on_gpu = name == "torch" and config.backend.device != "cpu" and count_accelerators("gpu")
+    if on_gpu and "backend.precision" not in typed:
+        return [{"precision": one} for one in ("f32", "f16", "bf16")]
     if name == "onnxruntime" and "backend.providers" not in typed:
         from cfdist.backends.onnxruntime import accelerating_providers
         from cfdist.backends.provider_options import CPU_PROVIDER
@@ -189,11 +194,13 @@ def _batches(config: Config) -> list[int]:
 
 def _streams(config: Config, name: str, kind: str) -> list[int | None]:
     """1, 2, 4, ... up to the threads of a CPU device, or up to 2 of another one."""
-    if name not in ("openvino", "onnxruntime", "simulated"):
+    if name not in ("openvino", "onnxruntime", "torch", "simulated"):
         return [None]
     if "backend.streams" in config.typed():
         streams = config.backend.streams
         return [None if streams == "auto" else streams]
+    if name == "torch" and kind == "cpu":  # a second one was not seen to gain
+        return [1]
     devices = config.devices if isinstance(config.devices, int) else 1
     most = max(1, available_cores() // devices) if kind == "cpu" and name != "simulated" else 2
     return sorted({2**i for i in range(most.bit_length())} | {most})

@@ -16,7 +16,8 @@ from cfdist.tuning.candidates import Candidate
 from cfdist.tuning.halving import FIRST, Standing, ranked
 from cfdist.tuning.search import Outcome
 
-_COLUMNS = ("pictures/s", "seconds", "again")
+_COLUMNS = ("pictures/s", "run for, s", "run again")
+_CAPTION = "the fastest first, by their last run; those that led were run again at the end"
 _MOST_SHOWN = 12  # rows on the screen
 
 
@@ -99,7 +100,7 @@ def print_tuning(results: Results, command: str) -> None:
         screen.print_simulated()
     found = results.extra["tuning"]
     candidates: Sequence[dict[str, Any]] = found["candidates"]
-    table = screen.titled_table("job=tune: the fastest first", ["candidate"], _COLUMNS)
+    table = screen.titled_table(f"job=tune: {_CAPTION}", ["candidate"], _COLUMNS)
     measured = [one for one in candidates if one["pictures_per_second"] is not None]
     for one in measured[:_MOST_SHOWN]:
         cells = (f"{one['pictures_per_second']:.2f}", f"{one['seconds']:g}")
@@ -130,4 +131,4 @@ def tuning_parts(results: Results) -> OwnParts:
         ]
         for one in results.extra["tuning"]["candidates"]
     ]
-    return OwnParts([Table("Candidates", ("candidate", *_COLUMNS, "out"), rows)])
+    return OwnParts([Table(f"Candidates: {_CAPTION}", ("candidate", *_COLUMNS, "out"), rows)])

@@ -56,7 +56,7 @@ class FileDevice:
         """
         spec = self.model.spec
         self._rows = spec.batch * self.model.capabilities.group
-        self._runner = Runner(self.model, self.settings, self._rows)
+        self._runner = Runner(self.model, replace(self.settings, needs_heads=True), self._rows)
         streams, held = self._runner.backend.streams, self.contract
         if held.dtype == "float32" and self._runner.backend.contract.dtype == "uint8":
             # A model that normalises gets the pictures' bytes, as it does without files.

@@ -388,14 +388,19 @@ def find_inputs(folder: Path, spec: ModelSpec, key: str) -> InputFiles:
     return InputFiles(folder, contracts[form], usable, failures, fingerprint)
 
 
+def refuse_missing(folder: Path, key: str) -> None:
+    """Raise `UserError` if the folder of input tensors that `key` names is not there."""
+    if not folder.is_dir():
+        raise UserError(f"{key}={folder}: no such folder; make it with job=preprocess")
+
+
 def _list_inputs(folder: Path, key: str) -> list[WorkItem]:
     """The .bin files of a folder, sorted by name; ids are their stems.
 
     Raises:
         UserError: no such folder, no .bin file in it, or two whose outputs would share a name.
     """
-    if not folder.is_dir():
-        raise UserError(f"{key}={folder}: no such folder; make it with job=preprocess")
+    refuse_missing(folder, key)
     found: dict[str, WorkItem] = {}
     files = (path for path in folder.iterdir() if path.match(f"?*{SUFFIX}") and path.is_file())
     for path in sorted(files):

@@ -13,7 +13,8 @@ torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 from cfdist.backends.base import DeviceSettings  # noqa: E402
 from cfdist.backends.onnxruntime import OnnxRuntimeBackend  # noqa: E402
 from cfdist.backends.openvino import OpenVINOBackend  # noqa: E402
-from cfdist.backends.torch import TorchBackend, choose_device  # noqa: E402
+from cfdist.backends.torch import TorchBackend, choose_device, pick_peaks  # noqa: E402
+from cfdist.decode import HeadMaps, Peaks, finite_pictures, select_peaks  # noqa: E402
 from cfdist.errors import UserError  # noqa: E402
 from cfdist.model import ModelSpec, locate_model  # noqa: E402
 from cfdist.network.checkpoint import load_network  # noqa: E402
@@ -21,7 +22,7 @@ from cfdist.network.export import export_onnx  # noqa: E402
 from cfdist.preprocess import to_model_input  # noqa: E402
 from tests.fakes import onnx_forms  # noqa: E402
 
-CPU = DeviceSettings(threads=1, options={"device": "cpu"})
+CPU = DeviceSettings(threads=1, options={"device": "cpu", "precision": "f32"})
 TRAINING_INPUT = {
     "color": "BGR",
     "scale": 1 / 255,
@@ -88,6 +89,54 @@ def test_checkpoint_and_its_export_in_the_other_backends(shared, pictures, tmp_p
     assert_same_heads(heads, other.infer(to_model_input(pictures, other.contract)))
 
 
+def test_bfloat16_is_near_and_float32_in_the_heads(shared, pictures):
+    spec = model_spec(shared / "golden" / "centerface_seed_arch.pth", "centerface_pytorch")
+    exact = TorchBackend(spec, CPU).infer(pictures)
+    options = {"device": "cpu", "precision": "bf16"}
+    backend = TorchBackend(spec, DeviceSettings(threads=1, options=options))
+    found = backend.infer(pictures)
+    assert backend.runs_on == "cpu, bf16"
+    for ours, theirs in zip(found, exact, strict=True):
+        assert ours.dtype == np.float32
+        assert 0 < np.abs(ours - theirs).max() < 0.05 * np.abs(theirs).max()
+    # A bfloat16 has 8 bits: scores in it would be equal in hundreds of cells.
+    assert len(np.unique(found.hm)) > 0.9 * len(np.unique(exact.hm))
+
+
+def test_what_a_processor_computes_too_slowly_is_refused(tmp_path):
+    spec = model_spec(tmp_path / "m.pth", "centerface_pytorch")
+    with pytest.raises(UserError, match=r"precision=f16: PyTorch .*choose f32 or bf16, or"):
+        TorchBackend.check(spec, {"device": "cpu", "precision": "f16"})
+
+
+def test_the_precision_is_part_of_a_run_only_if_it_is_another():
+    assert TorchBackend.numeric_options(CPU.options) == {"device": "cpu"}
+    others = {"device": "cuda", "precision": "bf16"}
+    assert TorchBackend.numeric_options(others) == others
+
+
+@pytest.mark.parametrize(("k", "above"), [(200, 0.0), (7, 0.02), (35, 0.6)])
+def test_peaks_of_a_device_are_those_of_the_host(k, above):
+    random = np.random.default_rng(k)
+    # Few different scores: most peaks have others of their score.
+    maps = [random.integers(0, 9, (3, c, 24, 40)).astype(np.float32) / 8 for c in (1, 2, 2, 10)]
+    maps[0][1] = 0
+    found = pick_peaks([torch.from_numpy(one) for one in maps], k, above)
+    expected = select_peaks(HeadMaps(*maps), k, above)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.numpy().dtype == theirs.dtype
+        np.testing.assert_array_equal(ours.numpy(), theirs)
+
+
+def test_a_device_that_picks_peaks_tells_of_infinite_maps():
+    maps = [np.full((3, c, 8, 8), 0.5, np.float32) for c in (1, 2, 2, 10)]
+    maps[0][0, 0, 7, 7], maps[3][2, 9, 0, 0] = np.nan, np.inf
+    found = pick_peaks([torch.from_numpy(one) for one in maps], 5, 0.0)
+    assert finite_pictures(Peaks(*(one.numpy() for one in found))).tolist() == [
+        False, True, False,
+    ]  # fmt: skip
+
+
 def test_head_maps_are_the_callers(shared, pictures):
     checkpoint = shared / "golden" / "centerface_seed_arch.pth"
     backend = TorchBackend(model_spec(checkpoint, "centerface_pytorch"), CPU)
@@ -113,7 +162,8 @@ def test_a_file_of_another_kind_is_named(tmp_path):
 
 def test_check_looks_at_file_and_options(shared, tmp_path):
     spec = model_spec(shared / "golden" / "centerface_seed_arch.pth", "centerface_pytorch")
-    TorchBackend.check(spec, {"device": "cuda"})  # the devices may be on another machine
+    # The devices may be on another machine.
+    TorchBackend.check(spec, {"device": "cuda", "precision": "f16"})
     with pytest.raises(UserError, match="cannot be read"):
         TorchBackend.check(model_spec(tmp_path / "m.pth", "centerface_pytorch"), CPU.options)
 

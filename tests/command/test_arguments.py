@@ -46,6 +46,7 @@ def test_elsewhere_a_comma_belongs_to_the_path(arguments):
     ("argument", "line"),
     [
         ("--devices", "--devices: no such option; settings are key=value"),
+        ("--bs=4", "--bs=4: no such option; settings are key=value; did you mean model.batch=...?"),
         ("=4", "=4: not of the form key=value"),
         ("~model.batch", "~model.batch: no key can be taken away"),
         ("--config-name=x", "--config-name=x: no such option"),

@@ -184,16 +184,25 @@ def test_an_error_that_came_of_an_interruption_is_no_error_of_its_own(run_member
 
 
 @pytest.mark.parametrize(
-    ("arguments", "composed"),
-    [(["model.batch=2"], False), (["-m", "devices=1,2"], False), (["experiment=any"], True)],
+    ("arguments", "mode"),
+    [
+        (["model.batch=2"], None),
+        (["-m", "devices=1,2"], None),
+        (["experiment='quick'"], None),
+        (["experiment='published_table'", "devices=1"], RunMode.MULTIRUN),
+        (["experiment=['quick']"], "composed"),
+        (["hydra.mode=MULTIRUN"], "composed"),
+        (["output_dir='experiment'"], "composed"),
+    ],
 )
-def test_hydra_composes_a_second_time_only_where_an_experiment_may_be_a_sweep(
-    monkeypatch, arguments, composed
+def test_hydra_composes_a_second_time_only_where_nothing_else_tells_its_mode(
+    monkeypatch, arguments, mode
 ):
     before = cli.Hydra.get_mode
     monkeypatch.setattr(cli.sys, "argv", ["main.py", *arguments])
     with cli.held:
         cli._spare_composing()
-        assert (cli.Hydra.get_mode is before) == composed
-        assert composed or cli.Hydra.get_mode(None, config_name="", overrides=[]) is None
+        if cli.Hydra.get_mode is not before:
+            assert cli.Hydra.get_mode(None, config_name="", overrides=[]) is mode
+        assert (cli.Hydra.get_mode is before) == (mode == "composed")
     assert cli.Hydra.get_mode is before

@@ -267,6 +267,16 @@ def test_nothing_is_written_into_a_submitted_job_s_package(
     assert run_folder.refuse_package_folder(compose("output_dir=here")) is None
 
 
+@pytest.mark.parametrize("name", ["loop/out", "x" * 300])
+def test_a_folder_that_cannot_be_looked_at_is_refused_as_any_other(tmp_path, compose, name):
+    (tmp_path / "loop").symlink_to("loop")
+    folder = tmp_path / name
+    run_folder.refuse_package_folder(compose(f"output_dir={folder}"))
+    assert not run_folder.is_begun(folder)
+    with pytest.raises((UserError, OSError)), run_folder.claim(folder, ""):
+        pass
+
+
 def test_a_run_that_may_not_go_on_leaves_the_settings_of_the_one_that_began(tmp_path):
     folder = tmp_path / "out"
     with pytest.raises(KeyError), claim(folder, "first"):

@@ -108,7 +108,8 @@ JOBS = f"{', '.join(JOB_NAMES[:-1])} or {JOB_NAMES[-1]}"
         ("eval.gate", ["maybe", "null", "2"], "true or false"),
         ("eval.protocol", ["both"], "official or guide"),
         ("backend.streams", ["0", "many", "null", "2.5"], "auto or a whole number from 1 up"),
-        ("backend.precision", ["f16", "null"], "f32 or bf16"),
+        ("backend.precision", ["f64", "null"], "f32, f16 or bf16"),
+        ("backend.gpus_per_device", ["0", "2", "half"], "a number from 0.01 to 1"),
         (
             "backend.providers",
             ["X", "null", "[X, X]"],
@@ -174,6 +175,18 @@ def test_a_value_that_does_not_fit(defaults, key, values, must_be):
             "device=0",
             "device=0: holds further keys; set these, such as device.timeout=...; did you me",
         ),
+        (
+            "device=cuda",
+            "device=cuda: holds further keys; set these, such as device.timeout=...; "
+            "did you mean devices or backend or backend.device?",
+        ),
+        ("batch_size=4", "batch_size: no such key; did you mean model.batch?"),
+        ("BS=4", "BS: no such key; did you mean model.batch?"),
+        ("gpus=2", "gpus: no such key; did you mean devices?"),
+        ("gpu_ids=0,1", "gpu_ids: no such key; did you mean devices?"),
+        ("workers=4", "workers: no such key; did you mean pipeline.readers?"),
+        ("input_dir=a", "input_dir: no such key; did you mean dataset.root or input?"),
+        ("weights=a", "weights: no such key; did you mean model.path?"),
         ("+anything=4", f"anything: no such key; {SEE_HELP}"),
         ("model.expected={eas: 1}", "model.expected.eas: no such key; did you mean"),
         ("model={bacth: 1}", "model.bacth: no such key; did you mean model.batch?"),
@@ -195,6 +208,11 @@ def test_a_value_that_does_not_fit(defaults, key, values, must_be):
         ("backend=tensorrt", "backend=tensorrt: no such choice; there are auto, om, onnxruntime"),
         ("eval=null", "eval=null: no such choice; there are guide, official"),
         ("model=Null", "model=Null: no such choice; there are centerface, centerface_pytorch"),
+        (
+            "model=w/a.onnx",
+            "model=w/a.onnx: no such choice; there are centerface, centerface_pytorch; "
+            "a file or folder is named by model.path=...",
+        ),
         ("backend=1", "backend=1: no such choice; there are auto, om"),
         ("backend=[1]", "backend=1: no such choice; there are auto, om"),
         ("experiment=[2]", "experiment=2: no such choice; there are ascend, authors_own_size"),

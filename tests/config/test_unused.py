@@ -27,7 +27,7 @@ SIZE = {"name", "height", "width"}
 RUN_MODEL = SIZE | NETWORK | FILES | {"checkpoint", "batch", "outputs", "top_k", "nms"}
 RUN_MODEL |= {"peaks", "score"}
 BACKEND = {"name", "streams", "precision", "providers", "device", "latency_ms", "preset"}
-BACKEND |= {"provider_options"}
+BACKEND |= {"provider_options", "gpus_per_device"}
 BACKEND |= {"fault", "fault_device", "fault_after", "fault_once"}
 VIEWS = {"size", "scales", "flip", "merge"}
 POOL = {"device.timeout", "on_error"}
@@ -69,7 +69,8 @@ READ_BY = {
     "quantize": {
         "dataset": DATASET,
         "model": SIZE | NETWORK | FILES | {"batch", "outputs", "top_k", "nms", "peaks", "score"},
-        "backend": {"name", "streams", "precision", "providers", "provider_options"},
+        "backend": {"name", "streams", "precision", "providers", "provider_options"}
+        | {"gpus_per_device"},
         "eval": {"protocol"},
         "quantize": {"output", "calibration", "pictures", "keep", "method", "percentile"}
         | {"per_channel", "reduce_range"},
@@ -124,6 +125,7 @@ READ_BY["tune"] = {
 for _job in ("evaluate", "score", "benchmark", "compare"):
     READ_BY[_job]["log"] = {"mlflow", "wandb", "tensorboard"}
     READ_BY[_job][""] = READ_BY[_job][""] | {"report"} if "" in READ_BY[_job] else {"report"}
+READ_BY["quantize"][""] = READ_BY["quantize"][""] | {"report"}
 READ_BY["doctor"] = READ_BY["evaluate"] | {
     "": READ_BY["evaluate"][""] - {"resume"} | {"output_dir"}
 }
@@ -188,7 +190,7 @@ def test_each_key_is_read_by_the_job_or_refused(job):
         (["backend=onnxruntime", "backend.precision=bf16"], "precision: .* with backend=openvino"),
         (["backend.device=cuda"], "backend.device: .* only with backend=torch"),
         (["backend.latency_ms=5"], "backend.latency_ms: .* only with backend=simulated"),
-        (["backend=torch", "backend.streams=2"], "backend.streams: .* with backend=openvino or"),
+        (["backend=om", "backend.streams=2"], "backend.streams: .* with backend=openvino or"),
         (
             ["backend=simulated", "backend.latency_ms=5", "backend.preset=310P3"],
             "backend.preset: .* only with backend.latency_ms=null",
@@ -306,12 +308,14 @@ def test_what_only_a_file_sets_may_stand():
 
 def test_the_backend_that_auto_has_become_decides():
     checked("backend.precision=bf16", backends=("openvino",))
-    with pytest.raises(UserError, match=r"openvino \(backend=auto is onnxruntime here\)"):
+    with pytest.raises(UserError, match=r"torch \(backend=auto is onnxruntime here\)"):
         checked("backend.precision=bf16", backends=("onnxruntime",))
     compare = ("job=compare", "backend.precision=bf16")
     checked(*compare, backends=("openvino", "torch"))
-    with pytest.raises(UserError, match=r"backend\.precision: .* only with backend=openvino$"):
-        checked(*compare, backends=("om", "torch"))
+    with pytest.raises(
+        UserError, match=r"backend\.precision: .* only with backend=openvino or torch$"
+    ):
+        checked(*compare, backends=("om", "onnxruntime"))
 
 
 @pytest.mark.parametrize(

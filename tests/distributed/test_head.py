@@ -162,3 +162,10 @@ def test_a_command_leaves_a_session_without_a_head_until_it_needs_another(monkey
     assert (ended, guard.has_left_ray()) == ([1], False)
     head.end_left_session()
     assert ended == [1]
+    # One that stays for the next command is left, too: its end would be waited for.
+    monkeypatch.setattr(head, "is_silent", lambda: False)
+    head.shut_down(stays=True)
+    assert (ended, guard.has_left_ray()) == ([1], True)
+    head.end_left_session()
+    head.shut_down()
+    assert (ended, guard.has_left_ray()) == ([1, 1, 1], False)

@@ -25,22 +25,30 @@ NODES = st.lists(
         Node,
         host=st.just("h"),
         cpus=st.sampled_from([0, 0.5, 1, 2, 3, 7, 64]),
-        accelerators=st.integers(0, 8),
+        accelerators=st.sampled_from([0, 1, 0.25, 1.5, 8]),
     ),
     max_size=4,
 )
 
 
-@given(NODES, st.sampled_from(["cpu", "npu"]), st.integers(1, 40))
-def test_the_share_is_the_largest_for_which_there_is_room(nodes, kind, count):
+@given(NODES, st.sampled_from(["cpu", "npu"]), st.integers(1, 40), st.sampled_from([1, 0.3, 0.1]))
+def test_the_share_is_the_largest_for_which_there_is_room(nodes, kind, count, part):
     def room(share: int) -> int:
-        return sum(node.room(kind, share) for node in nodes)
+        return sum(node.room(kind, share, part) for node in nodes)
 
-    share = largest_share(nodes, kind, count)
+    share = largest_share(nodes, kind, count, part)
     if share:
         assert room(share) >= count > room(share + 1)
     else:
         assert room(1) < count
+
+
+def test_a_part_of_an_accelerator_lies_on_one():
+    assert [Node("h", 9, 2).room("gpu", 1, part) for part in (1, 0.6, 0.5, 0.3, 0.1)] == [
+        2, 2, 4, 6, 20,
+    ]  # fmt: skip
+    assert Node("h", 9, 0.75).room("gpu", 1, 0.25) == 3  # another run has the rest
+    assert Node("h", 9, 0.75).room("gpu", 1) == 0
 
 
 @pytest.mark.usefixtures("ray_session")

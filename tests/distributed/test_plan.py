@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cfdist.backends.base import Capabilities
-from cfdist.distributed.nodes import UNIT, Node
+from cfdist.distributed.nodes import Node
 from cfdist.distributed.plan import CORES_PER_AUTO_DEVICE, plan_devices, refuse_crowd
 from cfdist.errors import UserError
 
@@ -83,6 +83,24 @@ def test_accelerators_share_the_cores_of_their_own_node():
     assert (bare.threads, bare.cpus, bare.room(Node("east", 0, 2))) == (1, 0, 2)
 
 
+@pytest.mark.parametrize(
+    ("devices", "part", "expected"),
+    [(4, 0.25, 4), ("auto", 0.25, 8), ([0, 1], 0.5, 4), ("auto", 0.3, 6), (2, 1.0, 2)],
+)
+def test_devices_share_accelerators(devices, part, expected):
+    plan = plan_devices("gpu", devices, nodes=nodes_of(16, accelerators=2), part=part)
+    assert (plan.count, plan.actor_options["num_gpus"]) == (expected, part)
+    assert plan.threads == 16 // expected
+
+
+def test_more_devices_than_share_the_accelerators_are_refused():
+    message = (
+        r"devices=9: Ray sees 2 GPU .* ask for at most 8 with backend.gpus_per_device=0.25, or"
+    )
+    with pytest.raises(UserError, match=message):
+        plan_devices("gpu", 9, nodes=nodes_of(16, accelerators=2), part=0.25)
+
+
 def test_a_cluster_without_a_cpu_is_refused():
     with pytest.raises(UserError, match=r"devices=2: no node .* a CPU \(h0 0 CPU, h1 0 CPU\); st"):
         plan_devices("cpu", 2, nodes=nodes_of(0, 0))
@@ -125,12 +143,6 @@ def test_more_than_the_cores_can_serve_is_refused(plan, of, message):
 )
 def test_what_the_cores_can_serve_is_not(plan, of):
     assert refuse_crowd(*plan, of) is None
-
-
-def test_devices_leave_the_cores_to_a_stage_that_letterboxes():
-    plan = plan_devices("cpu", 1, shares_cpus=True, nodes=nodes_of(4))
-    assert plan.actor_options["num_cpus"] == 0
-    assert plan.share == 4 * UNIT
 
 
 @pytest.mark.parametrize(("free", "expected"), [(1000, 5), (100, 1), (10, 1), (10**6, 8)])

@@ -122,6 +122,15 @@ def test_two_devices_on_one_chip_are_refused():
     pool._note_place("device:2", Place("host", "10.0.0.2", "0"))
 
 
+def test_as_many_devices_as_share_a_chip_are_let_on_it():
+    plan = replace(plan_devices("cpu", 1, readers=1), kind="gpu", part=0.5)
+    pool = DevicePool(plan, lambda settings: None, 2)
+    for name in ("device:0", "device:1"):
+        pool._note_place(name, Place("host", "10.0.0.1", "0"))
+    with pytest.raises(UserError, match=r"^device:0, device:1 and device:2 have the same acceler"):
+        pool._note_place("device:2", Place("host", "10.0.0.1", "0"))
+
+
 def test_a_device_that_always_dies_while_loading_ends_the_run_with_its_words(tmp_path):
     with pool_of(DyingDevice(tmp_path, deaths=100)) as pool:
         with pytest.raises(StoppedError, match=r"no device is left.* device:0 .*died") as stopped:
@@ -185,9 +194,10 @@ class StoppingDevice(PoisonedDevice):
 )
 def test_a_picture_that_breaks_every_device_has_failed_and_no_device(tmp_path, device, count):
     found = []
-    # A process of Ray's may take twenty seconds to start on a busy machine.
-    timeout = 25.0 if device is StoppingDevice else 60.0
+    timeout = 5.0 if device is StoppingDevice else 60.0
     with pool_of(device(tmp_path, 0), count, timeout=timeout) as pool:
+        # A process of Ray's may take twenty seconds to start on a busy machine.
+        pool.limits.opening = 60.0
         pool.start()
         assert run(pool, 30, lambda name, ids: found.extend(ids)) is None
         assert len(pool.actors) + len(pool.opening) == count

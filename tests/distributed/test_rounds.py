@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -125,11 +126,14 @@ def run(compose, spec, ray_session):
             make_work = lambda items: letterboxing_work(items, SIZE, 4, kept)  # noqa: E731
         elif kept is not None:
             make_work = lambda items: kept_work(items, kept)  # noqa: E731
+        plan = plan_devices("cpu", 2, readers=1)
+        if supply == "cluster":
+            plan = replace(plan, cpus=0.0)
         task = EvaluationTask(
             manifest.repeated(passes),
             truth,
             backend or BackendModel("openvino", model, {"precision": "f32"}),
-            plan_devices("cpu", 2, readers=1, shares_cpus=supply == "cluster"),
+            plan,
             output,
             RunIdentity("f", "openvino"),
             "official",

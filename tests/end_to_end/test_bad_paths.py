@@ -6,6 +6,7 @@ The jobs run in this process, as far as their checks go.
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -112,14 +113,15 @@ def refusal(job: str, settings: list[str], output: Path) -> str:
 
 
 @pytest.fixture(autouse=True)
-def no_ray(monkeypatch):
-    """Ray must not start."""
+def nothing_slow(monkeypatch):
+    """Ray must not start, and runtimes are not measured."""
 
     def start(*_: object) -> None:
-        raise AssertionError("Ray was to be started")
+        raise AssertionError("Ray was to be started, or a runtime measured")
 
     monkeypatch.setattr(session, "session", start)
     monkeypatch.setattr("cfdist.execution.session", start)
+    monkeypatch.setattr("cfdist.execution.choose_cpu_backend", start)
 
 
 @pytest.mark.parametrize(("job", "key"), path_pairs())
@@ -127,6 +129,8 @@ def test_a_path_that_is_wrong(job, key, places, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if "session" in vars(load_job(job)):
         monkeypatch.setattr(load_job(job), "session", session.session)
+    if key != "export.output":  # for an export, PyTorch is imported after what can go wrong before
+        monkeypatch.setitem(sys.modules, "cfdist.network.export", None)
     is_output = "on this machine" in allowed(all_fields()[key])
     settings = f"{NEEDED.get(job, '')} {WITH.get(f'{job} {key}', WITH.get(key, ''))}"
     chosen = {one.partition("=")[0]: one for one in settings.split()}

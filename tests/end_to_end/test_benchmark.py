@@ -43,6 +43,12 @@ def run(compose, folder: Path, *overrides: str) -> tuple[int, dict]:
     return code, read(folder)
 
 
+def test_devices_that_are_too_many_are_refused_before_the_host_is_measured(compose, monkeypatch):
+    monkeypatch.setattr(benchmark, "_measure_host", lambda *_: pytest.fail("measured"))
+    with pytest.raises(UserError, match="devices=999: these devices share"):
+        run(compose, Path(), "devices=999", "backend=onnxruntime")
+
+
 def test_the_command_on_the_sample_set(command, tmp_path):
     done = command(
         "job=benchmark", "model.batch=2", "devices=2", *SIZE, "benchmark.loops=3",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
-import json
 import re
-import shlex
 import subprocess
 import sys
+import sysconfig
 import venv
 from pathlib import Path
 
@@ -41,34 +40,22 @@ def is_left_out(path: str) -> bool:
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_an_image_is_pinned_small_and_not_root_s(name):
+    linter = Path(sysconfig.get_path("scripts"), "hadolint")
+    said = subprocess.run([linter, PROJECT / "deploy" / name], capture_output=True, text=True)
+    assert (said.returncode, said.stdout, said.stderr) == (0, "", "")
     steps = instructions(name)
     words = [word for word, _ in steps]
-    known = {"ARG", "FROM", "ENV", "WORKDIR", "COPY", "RUN", "USER", "HEALTHCHECK", "ENTRYPOINT"}
-    assert set(words) <= known | {"CMD"}
     for word, rest in steps:
-        if word == "FROM":
-            base, tag = rest.split()[0].split(":")
-            assert "latest" not in tag, base
-            assert re.match(r"\d+\.\d+\.\w+-", tag)
-        if word == "WORKDIR":
-            assert rest.startswith("/")
         if word == "COPY" and "--from=" not in rest:
             *sources, _ = rest.split()
             for source in set(sources) - BROUGHT:
                 assert (PROJECT / source).exists(), source
                 assert not is_left_out(source), source
-        if word == "RUN":
-            assert "apt-get" not in rest
-            assert "sudo" not in rest
-            for command in rest.split("&&"):
-                shlex.split(command.strip(" ()"))
-        if word in ("ENTRYPOINT", "CMD"):
-            assert all(isinstance(part, str) for part in json.loads(rest))
     final = steps[len(words) - words[::-1].index("FROM") :]
     assert "PIP_NO_CACHE_DIR=1" in dict(final)["ENV"]
-    assert [rest for word, rest in final if word == "USER"] == ["cfdist"]
-    last_run = max(place for place, (word, _) in enumerate(final) if word == "RUN")
-    assert final.index(("USER", "cfdist")) > last_run
+    (user,) = [place for place, (word, _) in enumerate(final) if word == "USER"]
+    assert final[user][1].startswith("100")  # a number: Kubernetes sees that it is not root
+    assert "RUN" not in [word for word, _ in final[user:]]
     assert "--require-hashes" in " ".join(rest for word, rest in final if word == "RUN")
 
 

@@ -23,7 +23,7 @@ SIZE = ("model.height=64", "model.width=64")
 def refusal(result: subprocess.CompletedProcess) -> str:
     """The one line of a command that was refused before it did anything."""
     assert result.returncode == 2, result.stderr
-    assert result.stdout in ("", "starting Ray ...\n")
+    assert all(line.startswith("starting ") for line in result.stdout.splitlines())
     (line,) = result.stderr.splitlines()
     return line
 
@@ -64,6 +64,33 @@ def test_devices_count_within_what_a_scheduler_allots(command, tmp_path, monkeyp
     line = refusal(command(*run, "devices=[0,7]", "output_dir=refused"))
     assert "devices=[0, 7]: there is no NPU 7; ASCEND_RT_VISIBLE_DEVICES=4,5 allots 2" in line
     assert not (tmp_path / "refused").exists()
+
+
+PLAYED = """
+import os, ray
+from cfdist.backends.simulated import SimulatedBackend
+
+class Played(SimulatedBackend):
+    def __init__(self, spec, settings):
+        super().__init__(spec, settings)
+        has = ray.get_runtime_context().get_assigned_resources()["GPU"]
+        self.runs_on = f"{has} of {os.environ['CUDA_VISIBLE_DEVICES']}"
+
+    @classmethod
+    def device_kind(cls, options):
+        return "gpu"
+"""
+
+
+def test_devices_share_a_gpu(command, tmp_path, monkeypatch):
+    (tmp_path / "played.py").write_text(PLAYED)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-a")  # Ray is then told how many there are
+    run = (*SIMULATED[1:], "backend.name=played:Played", *SIZE, "output_dir=out", "devices=2")
+    result = command(*run, "backend.gpus_per_device=0.5")
+    assert result.returncode == 0, result.stderr
+    devices = json.loads((tmp_path / "out" / "results.json").read_text())["devices"]
+    assert [one["runs_on"] for one in devices] == ["0.5 of MIG-a"] * 2
 
 
 def test_a_long_temporary_folder_and_uv_are_no_obstacles(tmp_path, monkeypatch):

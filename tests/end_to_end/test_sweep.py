@@ -49,31 +49,29 @@ def assert_refused(result, *words: str) -> None:
 
 
 def test_a_run_that_fails_stops_no_other_and_is_in_the_summary(command, tmp_path):
-    sweep = ("-m", "model.batch=1,0,2", "backend.latency_ms=60", *SIMULATED)
+    sweep = ("-m", "devices=1,1024,2", "backend.latency_ms=60", *SIMULATED)
     result = command(*sweep)
 
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
-    assert line == "cfdist: model.batch=0: must be a whole number from 1 to 1024"
+    assert line.startswith("cfdist: devices=1024: ")
+    reason = line.removeprefix("cfdist: ")
     out = tmp_path / "out"
     rows = table_of(out)
-    assert [row["model.batch"] for row in rows] == ["1", "0", "2"]
+    assert [row["devices"] for row in rows] == ["1", "1024", "2"]
     assert [row["state"] for row in rows] == ["done", "failed", "done"]
     assert [row["simulated"] for row in rows] == ["true", "false", "true"]
-    assert rows[1]["reason"] == "model.batch=0: must be a whole number from 1 to 1024"
+    assert rows[1]["reason"] == reason
     assert [row["ap_easy"] for row in rows] == [""] * 3
     assert float(rows[0]["steady_pictures_per_s"]) > 0
     assert float(rows[2]["steady_pictures_per_s"]) > 0
     assert not (out / "1").exists()
     page = (out / "sweep.md").read_text()
     assert "**Simulated**" in page
-    assert "must be a whole number from 1 to 1024" in page
+    assert reason in page
     assert cv2.imread(str(out / "throughput.png")).shape == (600, 960, 3)
     shown = result.stdout[result.stdout.index("sweep of 3 runs, SIMULATED") :]
-    assert (
-        "failed: run 1 (model.batch=0): model.batch=0: must be a whole number from 1 to 1024"
-        in shown
-    )
+    assert f"failed: run 1 (devices=1024): {reason}" in " ".join(shown.split())
     assert f"sweep: {out / 'sweep.md'}" in shown
 
     before = content_of(out)
@@ -242,6 +240,7 @@ def test_a_run_whose_results_are_damaged_fails_alone(command, tmp_path):
         (["modle.batch=1,2"], ["modle.batch", "did you mean model.batch?"]),
         (["model.batch=1,2", "output_dir="], ["output_dir", "must not be empty"]),
         (["model.batch=1,2", "output_dir=/proc/no"], ["/proc/no", "cannot be made"]),
+        (["model.batch=1,x", *SIMULATED], ["model.batch=x: must be a whole number"]),
         (["experiment=none"], ["experiment=none", "there are", "published_table"]),
     ],
 )

@@ -108,7 +108,7 @@ def test_a_run_s_results_model_and_predictions_lie_behind_uris(command, tmp_path
 
 def test_a_sweep_s_results_lie_behind_a_uri(command, tmp_path, cache):
     there, uri = tmp_path / "there", f"file://{tmp_path}/there"
-    swept = command("-m", *SIMULATED, "model.batch=1,0,2", f"output_dir={uri}")
+    swept = command("-m", *SIMULATED[:3], "devices=1,1024,2", f"output_dir={uri}")
     assert swept.returncode == 2
     assert {"0", "2", "sweep.csv", "sweep.md", "multirun.yaml"} <= {
         one.name for one in there.iterdir()
@@ -118,13 +118,13 @@ def test_a_sweep_s_results_lie_behind_a_uri(command, tmp_path, cache):
     before = content(there)
     line = one_line(command(f"resume={uri}"), 2)
     assert f"resume={uri}: this sweep is finished (exit code 2, bad input); remove" in line
-    again = one_line(command("-m", *SIMULATED, "model.batch=1,0,2", f"output_dir={uri}"), 2)
+    again = one_line(command("-m", *SIMULATED[:3], "devices=1,1024,2", f"output_dir={uri}"), 2)
     assert "holds a finished sweep" in again
     assert content(there) == before
     # Without the sweep's files, finished runs are taken as they are.
     for name in ("sweep.csv", "sweep.md", "throughput.png"):
         (there / name).unlink(missing_ok=True)
-    again = command("-m", *SIMULATED, "model.batch=1,0,2", f"output_dir={uri}")
+    again = command("-m", *SIMULATED[:3], "devices=1,1024,2", f"output_dir={uri}")
     assert again.stdout.count("done by an earlier command") == 2
     after = content(there)
     assert "sweep.csv" in after

@@ -21,6 +21,7 @@ from tests.conftest import PROJECT
 pytestmark = pytest.mark.slow
 
 QUICK = ["backend=simulated", "backend.latency_ms=0", "dataset.limit=8"]
+BEGUN = "starting job=evaluate ...\n"
 TAKEN = "using the Ray session that an earlier command left ...\n"
 
 
@@ -86,7 +87,7 @@ def test_a_session_serves_the_next_commands_and_ends_when_told(command, runtime,
         result = command(*real, *settings, f"output_dir={name}")
         assert result.returncode == 0, result.stderr
         expected = TAKEN if name in ("second", "third") else "starting Ray ...\n"
-        assert result.stdout.startswith(expected)
+        assert result.stdout.startswith(BEGUN + expected)
         if name == "first":
             record = the_record(runtime)
             ready = waiting(record["mark"])
@@ -107,7 +108,7 @@ def test_a_session_serves_the_next_commands_and_ends_when_told(command, runtime,
     assert found != record["address"]
     last = command(*QUICK, "cluster.keep_minutes=0", "output_dir=last")
     assert last.returncode == 0
-    assert last.stdout.startswith("starting Ray ...\n")
+    assert last.stdout.startswith(BEGUN + "starting Ray ...\n")
     assert not [*runtime.glob("*.json")]
     assert not Path(record["folder"]).exists()
     assert not marked(record["mark"])
@@ -123,23 +124,23 @@ def test_what_is_killed_leaves_a_session_that_can_be_used_or_replaced(command, r
         [sys.executable, str(PROJECT / "main.py"), *slow, "output_dir=killed"],
         cwd=tmp_path, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert process.stdout.readline() == TAKEN
+    assert [process.stdout.readline() for _ in range(2)] == [BEGUN, TAKEN]
     beside = command(*keep, "output_dir=b")
-    assert (beside.returncode, beside.stdout.splitlines()[0]) == (0, "starting Ray ...")
+    assert (beside.returncode, beside.stdout.splitlines()[1]) == (0, "starting Ray ...")
     wait_for(lambda: [*(tmp_path / "killed").glob("journal/segment*")])
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert the_record(runtime) == before
     # Going on with it works in the same session.
     resumed = command("resume=killed")
-    assert (resumed.returncode, resumed.stdout.splitlines()[0] + "\n") == (0, TAKEN)
+    assert (resumed.returncode, resumed.stdout.splitlines()[1] + "\n") == (0, TAKEN)
     # A session whose node process has died is replaced, with a note.
     for one in marked(before["mark"]):
         if "raylet/raylet" in one.cmdline()[0]:
             one.kill()
     replaced = command(*keep, "output_dir=c")
     assert replaced.returncode == 0, replaced.stderr
-    assert replaced.stdout.splitlines()[:2] == [
+    assert replaced.stdout.splitlines()[1:3] == [
         "note: the Ray session that an earlier command left has ended",
         "starting Ray ...",
     ]

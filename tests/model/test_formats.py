@@ -40,7 +40,7 @@ def zip_of(path, *names):
         (b"PK\x03\x04 cut short", formats.DAMAGED_ZIP),
         (b"", formats.EMPTY),
         (b"nothing in particular", None),
-        (bytes(200), None),
+        (bytes(10), formats.ZEROS),
         (b"\x08\x07", None),  # a protobuf, but no graph
     ],
 )
@@ -75,10 +75,12 @@ def test_an_onnx_by_its_graph(tmp_path):
         (pickle.dumps({}, 2), ["om"], "is a PyTorch checkpoint.*choose backend=torch"),
         (b"ftrt" + bytes(20), ["onnxruntime"], "is a TensorRT engine; give the ONNX"),
         (b"<!doctype html>", ["torch"], "is a web page; download the file itself"),
+        (bytes(10), ONNX_BACKENDS, "is a file that begins with zeros.*; copy it anew"),
+        (b"IMOB" + bytes(60), ONNX_BACKENDS, "is not an OM of Ascend's ATC, as its name says"),
     ],
 )
 def test_another_backend_s_file_is_refused_by_name(tmp_path, content, backends, words):
-    path = tmp_path / "model.bin"
+    path = tmp_path / "model.om"
     path.write_bytes(content)
     with pytest.raises(UserError, match=words):
         refuse_other_format(path, backends, "backend=x")

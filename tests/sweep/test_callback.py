@@ -11,6 +11,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from cfdist.command import cli
+from cfdist.distributed import session
 from cfdist.errors import ExitCode
 from cfdist.sweep import callback
 from cfdist.sweep.callback import SweepSummary, overrides_by_key
@@ -55,7 +56,7 @@ def started(monkeypatch, tmp_path, **params):
     """What a sweep over a preset's values has as them once it has started."""
     monkeypatch.setattr(callback, "claim_sweep", lambda folder: contextlib.nullcontext())
     monkeypatch.setattr(cli, "held", contextlib.ExitStack())
-    monkeypatch.setattr(callback.session, "share_sessions", lambda: None)
+    monkeypatch.setattr(session, "share_sessions", lambda: None)
     hydra = {"sweep": {"dir": str(tmp_path)}, "sweeper": {"params": params}}
     config = OmegaConf.create({"output_dir": "there", "hydra": hydra})
     SweepSummary().on_multirun_start(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cfdist.sweep.page import sweep_page, write_sweep_report
+from cfdist.sweep.plot import footer
 from tests.report.page.checks import checked
 from tests.sweep.results import FAILED, runs_of
 
@@ -36,6 +37,15 @@ def test_the_curve_has_a_point_for_each_run_and_the_published_ones(tmp_path):
     assert "They are a yardstick" in html
     alone = sweep_page(runs_of(1, 4, pictures={"total": 9, "done": 9, "failed": 0}), tmp_path)
     assert "yardstick" not in alone
+
+
+def test_a_run_that_has_no_point_is_named_below_the_curve(tmp_path):
+    too_short = runs_of(1, 4, throughput={"steady": None, "end_to_end": 9.0})[1]
+    html = sweep_page([runs_of(1)[0], too_short, FAILED], tmp_path)
+    said = "drawn: model.batch=4 (too short for a steady rate), model.batch=0 (failed)"
+    assert f"<p>Not {said}</p>" in html
+    assert f"not {said}" in footer([runs_of(1)[0], too_short, FAILED]).replace("\n", " ")
+    assert "Not drawn" not in sweep_page(runs_of(1, 4), tmp_path)
 
 
 def test_names_are_drawn_as_bars(tmp_path):

@@ -45,7 +45,7 @@ def test_everything_that_is_open_is_tried(tuned):
     assert names(found) == {"openvino f32", "openvino bf16", cpu, "torch"}
     assert {one.batch for one in found} == {1, 2, 4, 8, 16}
     assert {one.streams for one in found if str(one.variant) == cpu} == {1, 2, 4}
-    assert {one.streams for one in found if str(one.variant) == "torch"} == {None}
+    assert {one.streams for one in found if str(one.variant) == "torch"} == {1}
     assert len(found) == len(set(found)) == 3 * 3 * 5 + 5
 
 
@@ -59,8 +59,9 @@ def test_what_is_typed_stays(tuned):
     assert {one.streams for one in found} == {1, 2}  # two cores each
     found, left_out = find_candidates(tuned("backend.precision=bf16", "tune.batches=[1]"))
     # Those that would not read it would be something else than what was asked for.
-    assert names(found) == {"openvino"} and set(left_out) >= {"torch"}
-    assert "backend.precision: has no effect" in left_out["torch"]
+    cpu = "onnxruntime CPUExecutionProvider"
+    assert names(found) == {"openvino", "torch"} and set(left_out) >= {cpu}
+    assert "backend.precision: has no effect" in left_out[cpu]
     found, _ = find_candidates(tuned("model.checkpoint=c.pth", "tune.batches=[1]"))
     assert names(found) == {"torch"}
 
@@ -79,6 +80,8 @@ def test_accelerators_are_tried_where_they_are(tuned, monkeypatch):
         "onnxruntime CPUExecutionProvider",
         "onnxruntime CUDAExecutionProvider",
     }
+    of_torch, _ = find_candidates(tuned("backend=torch", "tune.batches=[1]"))
+    assert names(of_torch) == {"torch f32", "torch f16", "torch bf16"}
     settings = {str(one.variant): one.variant.settings() for one in found}
     assert settings["onnxruntime CUDAExecutionProvider"] == {
         "backend.providers": ["CUDAExecutionProvider", "CPUExecutionProvider"]
@@ -107,7 +110,9 @@ def test_further_files_are_variants_of_their_own(tuned, tmp_path, monkeypatch):
     (tmp_path / "int8.onnx").touch()
     found, _ = find_candidates(tuned(*settings))
     assert [str(one.variant) for one in found] == ["torch", "torch int8.onnx"]
-    assert found[1].settings() == {"model.path": "int8.onnx", "model.batch": 1}
+    assert found[1].settings() == {
+        "backend.streams": 1, "model.path": "int8.onnx", "model.batch": 1,
+    }  # fmt: skip
 
 
 def test_a_candidate_is_a_configuration(tuned):
@@ -131,7 +136,7 @@ def test_a_candidate_is_a_configuration(tuned):
 
 def test_the_reference_is_the_model_in_float32_on_a_cpu(tuned, monkeypatch):
     assert str(reference_of(tuned("backend.precision=bf16"))) == "openvino f32"
-    assert str(reference_of(tuned("model.checkpoint=c.pth"))) == "torch cpu"
+    assert str(reference_of(tuned("model.checkpoint=c.pth"))) == "torch cpu f32"
     assert str(reference_of(tuned("backend=simulated"))) == "simulated"
     one = reference_of(tuned("model.path=net.om", "tune.reference=net.onnx"))
     assert str(one) == "openvino f32 net.onnx"
