@@ -76,4 +76,5 @@ def _rows(runtimes: Mapping[str, Any]) -> Iterator[list[Cell]]:
                 cells = (percent(found["ap"][form][protocol][name]) for name in DIFFICULTIES)
                 yield [text(f"{title}, {form}"), number(rates[form], 2), *cells]
             cells = (percent(apart[name], 3) for name in DIFFICULTIES)
-            yield [text(f"{title}, difference"), text(f"x {found['speedup']:.2f}"), *cells]
+            speed = Cell(f"x {found['speedup']:.2f}", found["speedup"])
+            yield [text(f"{title}, difference"), speed, *cells]

@@ -126,7 +126,7 @@ def undrawn(runs: Sequence[RunSummary]) -> str:
     left_out = {
         " ".join(run.settings(keys)) or f"run {run.number}": "failed"
         if run.exit_code
-        else "too short for a steady rate"
+        else "too short for a rate"
         for run in runs
         if not kinds.keys() & run.figures.keys()
     }

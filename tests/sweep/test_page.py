@@ -42,7 +42,7 @@ def test_the_curve_has_a_point_for_each_run_and_the_published_ones(tmp_path):
 def test_a_run_that_has_no_point_is_named_below_the_curve(tmp_path):
     too_short = runs_of(1, 4, throughput={"steady": None, "end_to_end": 9.0})[1]
     html = sweep_page([runs_of(1)[0], too_short, FAILED], tmp_path)
-    said = "drawn: model.batch=4 (too short for a steady rate), model.batch=0 (failed)"
+    said = "drawn: model.batch=4 (too short for a rate), model.batch=0 (failed)"
     assert f"<p>Not {said}</p>" in html
     assert f"not {said}" in footer([runs_of(1)[0], too_short, FAILED]).replace("\n", " ")
     assert "Not drawn" not in sweep_page(runs_of(1, 4), tmp_path)

@@ -48,7 +48,9 @@ class Table:
 
 def number(value: float | None, decimals: int = 1, unit: str = "") -> Cell:
     """A figure; `None` is shown as such."""
-    return Cell(NONE) if value is None else Cell(f"{value:.{decimals}f}{unit}", value)
+    if value is None:
+        return Cell(NONE)
+    return Cell(f"{round(value, decimals) + 0.0:.{decimals}f}{unit}", value)  # never "-0.00"
 
 
 def count(value: int | None) -> Cell:

@@ -10,6 +10,7 @@ from cfdist.report.page.tables import Cell, Table
 
 def test_figures_carry_the_number_they_are_sorted_by():
     assert tables.percent(0.12345) == Cell("12.35 %", 12.345)
+    assert tables.percent(-1e-9).text == "0.00 %"
     assert tables.number(None) == Cell("-")
     assert tables.count(7) == Cell("7", 7)
     table = Table("c", ("a", "b"), [[tables.text("x"), tables.count(1)], [Cell("y"), Cell("-")]])
