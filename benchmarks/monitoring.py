@@ -62,7 +62,7 @@ def main() -> None:
         if code := run():
             sys.exit(code)
         results = json.loads(Path(folder, "out", "results.json").read_text())
-    wall, pictures = results["seconds"]["run"], results["pictures"]["done"]
+    wall, pictures = results["seconds"]["run"], arguments.rounds * results["pictures"]["done"]
     total = sum(map(sum, spent.values()))
     for name, calls in spent.items():
         print(f"{name:20} {len(calls):6} calls {1000 * sum(calls):8.1f} ms")
