@@ -28,6 +28,9 @@ PROJECT = Path(__file__).resolve().parent.parent
 _OF_A_COMMAND = ("COLUMNS", "PATH", "XDG_CACHE_HOME", "FAKE_ATC_FAIL", "CFDIST_PYTHONPATH")
 _OF_A_TEST = ("PYTEST_CURRENT_TEST",)
 
+# Set where the double of ais_bench is installed, see `tests.fakes.ascend.install_double`.
+HAS_NPUS = "AIS_BENCH_DOUBLE_GENERATION"
+
 # Settings of the process and of the session.
 _OF_A_SESSION = ("cluster.address=", "cluster.keep_minutes=", "progress=", "verbose=")
 
@@ -175,6 +178,8 @@ def _one_session(folder: str):
                 left.idle.clear()
                 here = os.getcwd()
                 os.chdir(folder)
+                if HAS_NPUS in os.environ:  # the next command may want them
+                    kind, devices = "npu", "auto"
                 try:
                     stack.enter_context(own_session(None, False, kind, devices))
                 finally:

@@ -26,6 +26,7 @@ from cfdist.errors import UserError
 from cfdist.files import sha256_of
 from cfdist.model import ModelSpec, locate_model
 from tests.commands import Commands
+from tests.fakes.ascend import double_environment
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -153,11 +154,13 @@ def run_command(folder: Path, *arguments: str, timeout: float = 300) -> subproce
 
 
 @pytest.fixture(scope="session")
-def commands(tmp_path_factory, own_runtime) -> Iterator[Commands]:
-    """The process that runs commands one after another."""
-    process = Commands(tmp_path_factory.mktemp("commands"), environment_of_commands())
-    yield process
-    process.end()
+def commands(tmp_path_factory, own_runtime) -> Iterator[list[Commands]]:
+    """The processes that run commands one after another: without and with the double of NPUs."""
+    environments = [environment_of_commands() | one for one in ({}, double_environment())]
+    processes = [Commands(tmp_path_factory.mktemp("commands"), one) for one in environments]
+    yield processes
+    for process in processes:
+        process.end()
 
 
 @pytest.fixture
@@ -169,9 +172,10 @@ def warm_command(commands, tmp_path) -> Callable[..., subprocess.CompletedProces
 
     def run(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess:
         texts = tuple(map(str, arguments))
-        if not commands.fits(texts):
-            return run_command(tmp_path, *texts, timeout=timeout)
-        return commands.run(texts, tmp_path, timeout)
+        for process in commands:
+            if process.fits(texts):
+                return process.run(texts, tmp_path, timeout)
+        return run_command(tmp_path, *texts, timeout=timeout)
 
     return run
 

@@ -95,7 +95,7 @@ class OmBackend(Backend):
         if spec.size == "own" and sizes == ():
             raise _of_one_size(spec)
         if spec.size == "letterbox" and sizes and (spec.height, spec.width) not in sizes:
-            raise _of_other_sizes(spec, spec.height, spec.width)
+            raise _of_other_sizes(spec, spec.height, spec.width, sizes)
 
     @classmethod
     def known_sizes(cls, spec: ModelSpec) -> frozenset[tuple[int, int]] | None:
@@ -303,8 +303,12 @@ def at_size(tensors: Sequence[Any], height: int, width: int) -> list[_Tensor]:
     return described
 
 
-def _of_other_sizes(spec: ModelSpec, height: int, width: int) -> UserError:
-    choose = "" if spec.size == "own" else "choose one of its own, or "
+def _of_other_sizes(
+    spec: ModelSpec, height: int, width: int, known: Sequence[tuple[int, int]] = ()
+) -> UserError:
+    """That an OM of several sizes lacks one; `known` are those that it has, where that is known."""
+    named = ", ".join(map(size_text, known[:6])) + ", ..." * (len(known) > 6)
+    choose = "" if spec.size == "own" else f"choose one of {named or 'its own'}, or "
     size = size_text((height, width))
     return UserError(
         f"model {spec.path}: takes one of several input sizes, and {size} (rows x columns) is none "

@@ -36,7 +36,7 @@ def ascend_host(request, monkeypatch, tmp_path) -> Path:
 def on_cpu(commands, tmp_path_factory) -> dict:
     """The results of the same pictures on this host's cores."""
     folder = tmp_path_factory.mktemp("cpu")
-    done = commands.run(("backend=openvino", *COMMON, "output_dir=cpu"), folder, 300)
+    done = commands[0].run(("backend=openvino", *COMMON, "output_dir=cpu"), folder, 300)
     assert done.returncode == 0, done.stderr
     return results(folder / "cpu")
 

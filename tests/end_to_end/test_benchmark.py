@@ -21,6 +21,7 @@ from jobs import benchmark
 from tests.fakes.ascend import install_atc, install_double, install_npu_smi
 
 SIZE = ("model.height=256", "model.width=256")
+SHORT = "benchmark.min_seconds=0"
 RATES = ("pictures", "steady_pictures_per_second", "end_to_end_pictures_per_second",
          "cpu_ms_per_picture")  # fmt: skip
 STATISTICS = ("min", "mean", "median", "p99", "max")
@@ -52,7 +53,7 @@ def test_devices_that_are_too_many_are_refused_before_the_host_is_measured(compo
 def test_the_command_on_the_sample_set(command, tmp_path):
     done = command(
         "job=benchmark", "model.batch=2", "devices=2", *SIZE, "benchmark.loops=3",
-        "benchmark.pictures=80", "pipeline.readers=3", "output_dir=out",
+        "benchmark.pictures=80", "pipeline.readers=3", "output_dir=out", SHORT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -109,7 +110,7 @@ def test_the_command_on_the_sample_set(command, tmp_path):
 def test_a_simulated_benchmark_is_marked(compose, tmp_path, capsys):
     code, results = run(
         compose, tmp_path, "backend=simulated", "model.path=nowhere.onnx", "model.batch=4",
-        "devices=2", *SIZE, "benchmark.loops=4", "benchmark.pictures=40",
+        "devices=2", *SIZE, "benchmark.loops=4", "benchmark.pictures=40", SHORT,
     )  # fmt: skip
     assert code == 0
     assert results["simulated"] is True
@@ -133,6 +134,7 @@ def test_other_backends(compose, tmp_path, backend):
     _, results = run(
         compose, tmp_path, f"backend={backend}", *SIZE, "benchmark.loops=2", "dataset.limit=8",
         "benchmark.pictures=8", "benchmark.input=random", "benchmark.parts=[inference,end_to_end]",
+        SHORT,
     )  # fmt: skip
     assert results["backend"] == backend
     assert results["throughput"]["pure_inference"] > 0
@@ -145,7 +147,7 @@ def test_the_host_alone_needs_neither_ray_nor_a_model(compose, tmp_path, monkeyp
     monkeypatch.setattr(execution, "start", lambda *_: pytest.fail("Ray was started"))
     code, results = run(
         compose, tmp_path, "benchmark.parts=[host]", "model=centerface_pytorch",
-        "benchmark.readers=[2,1]", "benchmark.pictures=5",
+        "benchmark.readers=[2,1]", "benchmark.pictures=5", SHORT,
     )  # fmt: skip
     assert code == 0
     assert [rate["readers"] for rate in results["benchmark"]["host"]] == [2, 1]
@@ -159,7 +161,7 @@ def test_the_host_alone_needs_neither_ray_nor_a_model(compose, tmp_path, monkeyp
 def test_inference_alone_needs_no_pictures(compose, tmp_path):
     code, results = run(
         compose, tmp_path, "benchmark.parts=[inference]", "dataset=wider_val", *SIZE,
-        "benchmark.loops=1",
+        "benchmark.loops=1", SHORT,
     )  # fmt: skip
     assert code == 0
     assert results["throughput"]["pure_inference"] > 0
@@ -182,7 +184,7 @@ def test_a_broken_picture_is_listed_once(compose, tmp_path):
     )  # fmt: skip
     code, results = run(
         compose, tmp_path / "out", *data, *SIZE, "benchmark.parts=[host,end_to_end]",
-        "dataset.repeat=2",
+        "dataset.repeat=2", SHORT,
     )  # fmt: skip
     assert code == 3
     assert [failure["picture"] for failure in results["failures"]] == [ids[2]]
@@ -204,6 +206,7 @@ def test_two_chips(command, tmp_path, monkeypatch):
     done = command(
         "job=benchmark", "model.path=om/centerface_bs{batch}.om", "model.batch=2", *SIZE,
         "benchmark.loops=4", "benchmark.pictures=9", "cluster.dashboard=false", "output_dir=out",
+        SHORT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     results = read(tmp_path / "out")
@@ -232,7 +235,7 @@ def test_a_sweep_of_benchmarks(command, tmp_path):
     done = command(
         "-m", "job=benchmark", "backend=simulated", "model.batch=1,4", *SIZE,
         "benchmark.parts=[inference]", "benchmark.loops=2", "cluster.dashboard=false",
-        "output_dir=sweep",
+        "output_dir=sweep", SHORT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rates = [read(tmp_path / "sweep" / str(i))["throughput"]["pure_inference"] for i in (0, 1)]

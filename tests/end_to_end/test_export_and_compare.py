@@ -56,18 +56,20 @@ def exported(compose, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.mark.usefixtures("kept_processes")
-@pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-@pytest.mark.parametrize("form", ["f32", "u8", "peaks"])
+@pytest.mark.parametrize(
+    ("form", "backend"),
+    [("f32", "openvino"), ("u8", "onnxruntime"), ("peaks", "openvino"), ("peaks", "onnxruntime")],
+)
 def test_every_form_is_the_authors_network(compose, tmp_path, exported, backend, form):
     code, results = run(
         compare, compose, tmp_path / "out", "job=compare", f"reference={AUTHORS}",
-        f"candidate={backend}:{exported[form]}", *SIZE, "model.batch=4", "devices=2",
-        "dataset.limit=24",
+        f"candidate={backend}:{exported[form]}", *SIZE, "model.batch=4",
+        f"devices={1 + (form == 'f32')}", "dataset.limit=12",
     )  # fmt: skip
     comparison = results["comparison"]
     assert code == 0
     assert comparison["within_tolerance"]
-    assert comparison["boxes"]["reference"] > 100
+    assert comparison["boxes"]["reference"] > 50
     assert comparison["boxes"]["found_share"] == comparison["boxes"]["confirmed_share"] == 1
     for ap in comparison["ap_difference"].values():
         assert max(map(abs, ap.values())) < 1e-3
@@ -80,7 +82,7 @@ def test_every_form_is_the_authors_network(compose, tmp_path, exported, backend,
 
 @pytest.mark.usefixtures("kept_processes")
 def test_the_torch_backend_gives_the_same_ap(compose, tmp_path):
-    overrides = (*SIZE, "dataset.limit=24", "model.batch=4")
+    overrides = (*SIZE, "dataset.limit=12", "model.batch=4", "devices=1")
     _, torch = run(evaluate, compose, tmp_path / "a", "backend=torch", *overrides)
     _, openvino = run(evaluate, compose, tmp_path / "b", "backend=openvino", *overrides)
     for protocol, ap in openvino["ap"].items():
@@ -156,7 +158,7 @@ def test_the_checkpoint_of_the_guide(command, shared, tmp_path, name):
     assert done.returncode == 0, done.stderr
     done = command(
         "job=compare", "model=centerface_pytorch", f"reference={checkpoint}",
-        "candidate=CenterFace.onnx", "dataset.limit=6", *SIZE,
+        "candidate=CenterFace.onnx", "dataset.limit=3", "devices=1", *SIZE,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     model = onnx.load(str(tmp_path / "CenterFace.onnx"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ import pytest
 from cfdist.inputs import SAMPLE_FOLDER
 from cfdist.sample import ensure_sample
 from tests.conftest import PROJECT
+from tests.fakes import onnx_forms
+from tests.fakes.ascend import install_atc, install_double, install_npu_smi
 
-PRESET = ("experiment=authors_own_size", "dataset.limit=9", "cluster.dashboard=false")
+PRESET = ("experiment=authors_own_size", "dataset.limit=6", "cluster.dashboard=false")
 TEST = (
     "pictures at their own size (sides to the next multiple of 32), not mirrored; all "
     "cells with scores above 0.02, no cap; suppression at IoU 0.3"
@@ -35,12 +38,21 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
+@pytest.fixture
+def two_chips(monkeypatch, tmp_path) -> None:
+    """A host with ATC and two chips."""
+    install_double(monkeypatch)
+    install_atc(monkeypatch, tmp_path / "bin")
+    install_npu_smi(monkeypatch, tmp_path / "bin")
+
+
 def kill_in_the_middle(folder: Path, *settings: str) -> None:
     """Start a run; SIGKILL its process group once something is in its journal."""
     process = subprocess.Popen(
         [sys.executable, str(PROJECT / "main.py"), *settings, f"output_dir={folder}"],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
+        cwd=folder.parent,
         start_new_session=True,
     )
     deadline = time.monotonic() + 240
@@ -51,20 +63,49 @@ def kill_in_the_middle(folder: Path, *settings: str) -> None:
     assert process.wait(60) == -signal.SIGKILL
 
 
-def test_the_same_bytes_on_any_devices_and_after_a_kill(command, tmp_path):
+def test_the_same_bytes_on_any_devices(command, tmp_path):
     runs = {"one": ("devices=1",), "two": ("devices=2", "model.batch=3")}
     for name, settings in runs.items():
         done = command(*PRESET, "backend=openvino", *settings, f"output_dir={name}")
         assert done.returncode == 0, done.stderr
         assert f"test: {TEST}" in done.stdout
     results = json.loads((tmp_path / "two" / "results.json").read_text())
-    assert (results["test"], results["pictures"]["done"]) == (TEST, 9)
+    assert (results["test"], results["pictures"]["done"]) == (TEST, 6)
     assert TEST in (tmp_path / "two" / "report.html").read_text()
-    kill_in_the_middle(tmp_path / "killed", *PRESET, "backend=openvino", "devices=1")
-    assert command("resume=killed").returncode == 0
     expected = files_of(tmp_path / "one")
-    assert len(expected) == 10
-    assert files_of(tmp_path / "two") == files_of(tmp_path / "killed") == expected
+    assert len(expected) == 7
+    assert files_of(tmp_path / "two") == expected
+
+
+@pytest.mark.usefixtures("two_chips")
+def test_an_om_of_several_sizes_gives_the_same_bytes_on_any_chips_and_after_a_kill(
+    command, tmp_path
+):
+    onnx_forms.network(tmp_path / "small.onnx")
+    model = (f"model.outputs=[{','.join(onnx_forms.HEADS)}]", "dataset.limit=40")
+    made = command(
+        *("job=convert", "model.path=small.onnx", "convert.sizes=dataset", "convert.batches=[2]"),
+        *("convert.output=om", *model),
+    )
+    assert made.returncode == 0, made.stderr
+    run = (*PRESET[:1], *model, "model.batch=2", "backend=om", "model.path=om/small_bs{batch}_sizes.om")
+    run += ("cluster.dashboard=false", "report=false", "model.score=0.9", "eval.gate=false")
+    kill_in_the_middle(tmp_path / "killed", *run, "devices=2")
+    again = command("resume=killed")
+    assert again.returncode == 0, again.stderr
+    assert "0 of 40 pictures" not in again.stdout
+    for count in (1, 2):
+        done = command(*run, f"devices={count}", f"output_dir={count}")
+        assert done.returncode == 0, done.stderr
+    expected = files_of(tmp_path / "1")
+    assert len(expected) == 41 and max(map(len, expected.values())) > 1000
+    assert files_of(tmp_path / "2") == files_of(tmp_path / "killed") == expected
+
+    # A letterboxed run takes one of its sizes, and is told which there are.
+    wrong = command(model[0], "job=benchmark", "model.batch=2", "backend=om", "model.path=om/small_bs2_sizes.om")
+    assert wrong.returncode == 2
+    size = re.search(r"800x800 \(rows x columns\) is none of them; choose one of (\d+x\d+)", wrong.stderr)
+    assert size, wrong.stderr
 
 
 def test_several_views_give_the_same_bytes_on_any_devices(command, tmp_path):
@@ -74,7 +115,7 @@ def test_several_views_give_the_same_bytes_on_any_devices(command, tmp_path):
         assert done.returncode == 0, done.stderr
         assert "also mirrored, 4 views merged by box voting" in done.stdout
     results = json.loads((tmp_path / "two" / "results.json").read_text())
-    assert sum(device["pictures"] for device in results["devices"]) == 9
+    assert sum(device["pictures"] for device in results["devices"]) == 6
     assert not any("Ray's object store" in note for note in results["notes"])
     assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
     for settings, line in (

@@ -39,14 +39,19 @@ def install_npu_smi(monkeypatch: pytest.MonkeyPatch, folder: Path, chips: int = 
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
 
+def double_environment(generation: str = "later") -> dict[str, str]:
+    """The variables with which a process finds the double of a generation."""
+    places = filter(None, [str(DOUBLE), os.environ.get("PYTHONPATH")])
+    return {"PYTHONPATH": os.pathsep.join(places), "AIS_BENCH_DOUBLE_GENERATION": generation}
+
+
 def install_double(monkeypatch: pytest.MonkeyPatch, generation: str = "later") -> None:
     """Make `ais_bench` of one generation importable, in this process and in its children."""
     for name in [n for n in sys.modules if n.split(".")[0] in ("ais_bench", "aclruntime")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.syspath_prepend(DOUBLE)
-    inherited = os.environ.get("PYTHONPATH")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(DOUBLE), inherited])))
-    monkeypatch.setenv("AIS_BENCH_DOUBLE_GENERATION", generation)
+    for name, value in double_environment(generation).items():
+        monkeypatch.setenv(name, value)
     monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
 
 
