@@ -454,11 +454,13 @@ def _refuse_missing_sizes(model: BackendModel, sizes: Mapping[str, Size]) -> Non
                 missing.setdefault((height, width), id)
     if missing:
         (height, width), id = next(iter(missing.items()))
+        shown = ",".join(f"{scale:g}" for scale in model.spec.scales)
+        scales = f" preprocess.scales=[{shown}]" * (model.spec.scales != (1.0,))
         others = f", nor of {len(missing) - 1} others" if len(missing) > 1 else ""
         raise UserError(
             f"model {model.spec.path}: has no input of {height}x{width} (rows x columns), which "
-            f"{id} needs{others}; build it with job=convert convert.sizes=dataset for this data "
-            f"set, or convert.sizes=[...,{height}x{width}]"
+            f"{id} needs{others}; build it with job=convert convert.sizes=dataset{scales} for "
+            f"this data set, or convert.sizes=[...,{height}x{width}]"
         )
 
 

@@ -19,7 +19,7 @@ from cfdist.config import Config
 from cfdist.errors import ExitCode, UserError
 from cfdist.files import expanded, removed_on_failure, resolved
 from cfdist.model import ModelSpec
-from cfdist.preprocess import PLAIN
+from cfdist.preprocess import View
 from cfdist.report import screen
 from cfdist.report.results import Results, phase_seconds
 from cfdist.workflow.files import check_space, input_bytes, input_contract
@@ -175,7 +175,9 @@ def _sizes(config: Config) -> tuple[atc.InputSize, ...]:
         return atc.image_sizes(sizes, "convert.sizes has")
     data = config.dataset
     items = inputs.find_pictures(data, inputs.find_ground_truth(data)).items
-    shapes = {PLAIN.input_size(*size) for size in inputs.picture_sizes(items).values()}
+    views = [View(scale) for scale in config.preprocess.scales]
+    pictures = inputs.picture_sizes(items).values()
+    shapes = {view.input_size(*size) for size in pictures for view in views}
     return atc.image_sizes(
         ((rows, columns) for columns, rows in shapes),
         f"the {len(items)} pictures of dataset={data.name} need",

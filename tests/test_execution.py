@@ -260,6 +260,9 @@ def test_a_model_that_lacks_a_picture_s_size_is_refused_before_the_run(
         "others; build it with job=convert convert.sizes=dataset for this data set, or "
         "convert.sizes=[...,640x480]"
     )
+    models = [replace(models[0], spec=replace(models[0].spec, scales=(0.5, 1.0)))]
+    with pytest.raises(UserError, match=r"sizes=dataset preprocess.scales=\[0.5,1\] for this"):
+        execution._with_sizes(config, models, [])
 
 
 def test_several_views_need_a_suppression(compose):

@@ -527,7 +527,7 @@ class ConvertConfig(Section):
     """one OM for all of convert.batches; a run takes it at any of them"""
     sizes: Literal["dataset"] | Annotated[list[ImageSize], NotEmpty, Different] | None = None
     """input sizes of each OM, rows x columns, as in [640x640,704x1024]; dataset: all that the
-    pictures need at preprocess.size=own; null: model.height x model.width"""
+    pictures need at preprocess.size=own and preprocess.scales; null: model.height x model.width"""
     soc_version: SocVersion | None = None
     """the chip, Ascend310P3; null: asked from npu-smi"""
     aipp: bool = False
@@ -615,7 +615,8 @@ class PreprocessConfig(Section):
         list[Scale],
         NotEmpty,
         Different,
-        uses.only("evaluate", "compare", "detect", when=(uses.OWN_SIZE,)),
+        uses.only("evaluate", "compare", "detect", when=(uses.OWN_SIZE,))
+        + uses.only("convert", when=(uses.ALL_SIZES,)),
     ] = [1.0]
     """each picture is seen at all of these: a factor of its own size up to 8, or from 32 on the
     pixels of its short side, as in [500,800,1100]"""

@@ -188,9 +188,10 @@ LAYERS = equal("compare.layers", True, "true")
 NOT_LAYERS = equal("compare.layers", False, "false")
 NOT_DRY = equal("convert.dry_run", False, "false")
 ONE_SIZE = missing("convert.sizes")
+ALL_SIZES = equal("convert.sizes", "dataset", "dataset")
 SHOWN_PICTURES = When(
     "convert.sizes=dataset or convert.calibration=N",
-    lambda run: run.values["convert.sizes"] == "dataset" or CALIBRATION.holds(run),
+    lambda run: ALL_SIZES.holds(run) or CALIBRATION.holds(run),
 )
 
 ALWAYS = Uses([Use(JOBS)])

@@ -65,6 +65,7 @@ READ_BY = {
         "dataset": DATASET,
         "convert": {"output", "batches", "soc_version", "aipp", "log", "dry_run", "dynamic"}
         | {"extra", "calibration", "limit_s", "sizes"},
+        "preprocess": {"scales"},
     },
     "quantize": {
         "dataset": DATASET,

@@ -15,11 +15,13 @@ import pytest
 
 from cfdist.inputs import SAMPLE_FOLDER
 from cfdist.sample import ensure_sample
+from jobs import convert
 from tests.conftest import PROJECT
 from tests.fakes import onnx_forms
 from tests.fakes.ascend import install_atc, install_double, install_npu_smi
 
 PRESET = ("experiment=authors_own_size", "dataset.limit=6", "cluster.dashboard=false")
+SMALL = (f"model.outputs=[{','.join(onnx_forms.HEADS)}]", "model.score=0.9")
 TEST = (
     "pictures at their own size (sides to the next multiple of 32), not mirrored; all "
     "cells with scores above 0.02, no cap; suppression at IoU 0.3"
@@ -82,34 +84,47 @@ def test_an_om_of_several_sizes_gives_the_same_bytes_on_any_chips_and_after_a_ki
     command, tmp_path
 ):
     onnx_forms.network(tmp_path / "small.onnx")
-    model = (f"model.outputs=[{','.join(onnx_forms.HEADS)}]", "dataset.limit=40")
+    model = (SMALL[0], "dataset.limit=24")
     made = command(
         *("job=convert", "model.path=small.onnx", "convert.sizes=dataset", "convert.batches=[2]"),
         *("convert.output=om", *model),
     )
     assert made.returncode == 0, made.stderr
-    run = (*PRESET[:1], *model, "model.batch=2", "backend=om", "model.path=om/small_bs{batch}_sizes.om")
-    run += ("cluster.dashboard=false", "report=false", "model.score=0.9", "eval.gate=false")
+    run = (*PRESET[:1], *model, "model.batch=2", "backend=om", "report=false", SMALL[1])
+    run += ("model.path=om/small_bs{batch}_sizes.om", "cluster.dashboard=false")
     kill_in_the_middle(tmp_path / "killed", *run, "devices=2")
     again = command("resume=killed")
     assert again.returncode == 0, again.stderr
-    assert "0 of 40 pictures" not in again.stdout
+    assert "pictures 0/24" not in again.stdout
     for count in (1, 2):
         done = command(*run, f"devices={count}", f"output_dir={count}")
         assert done.returncode == 0, done.stderr
     expected = files_of(tmp_path / "1")
-    assert len(expected) == 41 and max(map(len, expected.values())) > 1000
+    assert len(expected) == 25 and max(map(len, expected.values())) > 1000
     assert files_of(tmp_path / "2") == files_of(tmp_path / "killed") == expected
 
     # A letterboxed run takes one of its sizes, and is told which there are.
-    wrong = command(model[0], "job=benchmark", "model.batch=2", "backend=om", "model.path=om/small_bs2_sizes.om")
+    wrong = command(
+        SMALL[0], "job=benchmark", "model.batch=2", "backend=om", "model.path=om/small_bs2_sizes.om"
+    )
     assert wrong.returncode == 2
-    size = re.search(r"800x800 \(rows x columns\) is none of them; choose one of (\d+x\d+)", wrong.stderr)
+    size = re.search(
+        r"800x800 \(rows x columns\) is none of them; choose one of (\d+x\d+)", wrong.stderr
+    )
     assert size, wrong.stderr
 
 
+def test_an_om_is_made_for_each_scale(compose):
+    few = ("job=convert", "convert.sizes=dataset", "dataset.limit=6")
+    one, two = (compose(*few, *more) for more in ((), ("preprocess.scales=[0.5,1]",)))
+    assert {*convert._sizes(one)} < {*convert._sizes(two)}
+    assert min(convert._sizes(two)) < min(convert._sizes(one))
+
+
 def test_several_views_give_the_same_bytes_on_any_devices(command, tmp_path):
+    onnx_forms.network(tmp_path / "small.onnx")
     views = ("preprocess.scales=[0.5,1]", "preprocess.flip=true", "preprocess.merge=vote")
+    views += (*SMALL, "model.path=small.onnx")
     for name, settings in {"one": ("devices=1",), "two": ("devices=2", "model.batch=2")}.items():
         done = command(*PRESET, *views, "backend=openvino", *settings, f"output_dir={name}")
         assert done.returncode == 0, done.stderr
