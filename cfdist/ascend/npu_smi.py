@@ -14,8 +14,9 @@ _ADVICE = "check the driver, and that this user may use the chips (group HwHiAiU
 _LIMIT = Limit(60, _ADVICE)  # it answers in seconds, but waits for a chip that is being reset
 _BUS_ID = re.compile(r"[0-9A-Fa-f]{4}:[0-9A-Fa-f]{2}:[0-9A-Fa-f]{2}\.[0-9A-Fa-f]")
 
-_HEALTHY = "OK"
-_BROKEN = "Critical"  # the worst of npu-smi's states: OK, Warning, Alarm, Critical
+_HEALTHY, _BROKEN = "OK", "Critical"  # the best and the worst of npu-smi's states
+_STATES = {state.casefold(): state for state in (_HEALTHY, "Warning", "Alarm", _BROKEN)}
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 # Names that are a series of chips and no chip: ATC knows Ascend310, but no Ascend910 or Ascend950.
 _SERIES = re.compile(r"Ascend(?!310$)[0-9]+")
@@ -47,7 +48,7 @@ def parse_npu_smi(text: str) -> list[Npu]:
     chips: list[Npu] = []
     card: tuple[str, int, str] | None = None
     is_new = False
-    for line in text.splitlines():
+    for line in _COLOUR.sub("", text).splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if any(cell.startswith("Process") for cell in cells):
             break
@@ -60,7 +61,8 @@ def parse_npu_smi(text: str) -> list[Npu]:
             is_new = False
         elif name and not has_bus:
             name = "Ascend" + name.removeprefix("Ascend")
-            card, is_new = (name, int(number[0]), cells[1]), True
+            health = _STATES.get(cells[1].casefold(), cells[1])
+            card, is_new = (name, int(number[0]), health), True
     return chips
 
 

@@ -108,6 +108,11 @@ def test_two_chips_on_one_card():
     ]
 
 
+def test_states_in_other_letters_and_colours():
+    table = DUO.replace(" OK ", " \033[32mok\033[0m ").replace(" Alarm ", " CRITICAL ")
+    assert [chip.health for chip in parse_npu_smi(table)] == ["OK", "Critical"]
+
+
 def test_table_without_device_column_and_chip_without_card_row():
     assert names(HBM) == ["Ascend910B4", "Ascend910", "Ascend910"]
 
