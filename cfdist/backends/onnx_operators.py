@@ -28,6 +28,7 @@ _PLAIN_OPERATORS = frozenset(
 _PLAIN_NUMBERS = frozenset(
     {TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL}
 )
+_WIDE_NUMBERS = frozenset({TensorProto.INT16, TensorProto.UINT16, TensorProto.INT32})
 _STANDARD_DOMAINS = ("", "ai.onnx")
 _OF_MICROSOFT = "com.microsoft"
 
@@ -58,6 +59,19 @@ def quantised_operators(model: onnx.ModelProto) -> list[str]:
     names = {node.op_type for node in model.graph.node}
     return sorted(name for name in names if "uantizeLinear" in name or "QLinear" in name or
                   name.endswith("Integer"))  # fmt: skip
+
+
+def wide_roundings(model: onnx.ModelProto) -> list[str]:
+    """The number formats of more than a byte to which QuantizeLinear rounds, by name."""
+    kinds = {tensor.name: tensor.data_type for tensor in all_tensors(model)}
+    constants = (node for node in model.graph.node if node.op_type == "Constant")
+    kinds |= {node.output[0]: node.attribute[0].t.data_type for node in constants}
+    found = set()
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear":
+            found |= {one.i for one in node.attribute if one.name == "output_dtype"}
+            found |= {kinds.get(name, 0) for name in node.input[2:]}
+    return sorted(number_name(kind) for kind in found & _WIDE_NUMBERS)
 
 
 def foreign_operators(model: onnx.ModelProto) -> list[str]:

@@ -141,3 +141,19 @@ def test_a_graph_that_openvino_cannot_read_is_refused(spec, tmp_path):
     model.graph.node[-1].op_type = "NoSuchOperator"
     with pytest.raises(UserError, match=r"m\.onnx: OpenVINO cannot read it \(.*NoSuchOperator"):
         picture_model(model, spec(tmp_path / "m.onnx", height=64, width=64), 1)
+
+
+@pytest.mark.parametrize("contributed", [True, False])
+def test_a_graph_that_rounds_to_16_bits_is_refused(spec, tmp_path, contributed):
+    path = onnx_forms.quantised(
+        onnx_forms.network(tmp_path / "a.onnx"), tmp_path / "b.onnx", "qdq", wide=contributed
+    )
+    model = onnx.load(str(path))
+    if not contributed:
+        for node in model.graph.node:
+            if node.op_type == "QuantizeLinear":
+                node.attribute.append(
+                    onnx.helper.make_attribute("output_dtype", onnx.TensorProto.INT16)
+                )
+    with pytest.raises(UserError, match=r"b\.onnx: rounds .* to U?INT16, .*backend=onnxruntime"):
+        picture_model(model, spec(path, height=64, width=64, outputs=onnx_forms.HEADS), 1)

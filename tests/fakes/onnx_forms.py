@@ -106,8 +106,8 @@ class _Pictures:
         return self._pictures
 
 
-def quantised(source: Path, path: Path, form: str, size: int = 64) -> Path:
-    """A network in int8: "qdq", "qoperator" or "dynamic"."""
+def quantised(source: Path, path: Path, form: str, size: int = 64, wide: bool = False) -> Path:
+    """A network in int8: "qdq", "qoperator" or "dynamic"; activations in 16 bits if `wide`."""
     from onnxruntime import quantization
 
     if form == "dynamic":
@@ -121,7 +121,10 @@ def quantised(source: Path, path: Path, form: str, size: int = 64) -> Path:
         "qoperator": quantization.QuantFormat.QOperator,
     }
     reader = _Pictures(size, 255.0)
-    quantization.quantize_static(str(source), str(path), reader, quant_format=formats[form])
+    kind = quantization.QuantType.QUInt16 if wide else quantization.QuantType.QUInt8
+    quantization.quantize_static(
+        str(source), str(path), reader, quant_format=formats[form], activation_type=kind
+    )
     return path
 
 
