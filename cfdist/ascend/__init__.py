@@ -90,7 +90,10 @@ def call_tool(
                 raise StoppedError(text, ExitCode.INTERNAL) from None
             raise UserError(f"{what}: no answer within {limit.seconds:g} s{ending}") from None
         except OSError as error:
-            raise UserError(f"{what}: {command[0]} cannot be run ({error.strerror})") from None
+            raise UserError(
+                f"{what}: {command[0]} cannot be run ({error.strerror}); see that it is "
+                "whole, and that what its first line names is there"
+            ) from None
         printed = _printed(output)
     if status:
         raise UserError(f"{what} {_how_it_ended(status)}: {reason_of(printed)}; {advice}{whole}")

@@ -428,11 +428,13 @@ class _Job:
         if len(made) == 1 and is_om(made[0]):
             return made[0]
         found = ", ".join(f"{path.name} of {path.stat().st_size} bytes" for path in made)
+        why = (
+            f", which is not {self.om.name} (an OM begins with {OM_MAGIC.decode()} and has more "
+            f"than {OM_HEADER_BYTES} bytes)"
+        )
         raise UserError(
-            f"convert: atc said it succeeded but left {found or 'no OM'}, which is not "
-            f"{self.om.name} (an OM begins with {OM_MAGIC.decode()} and has more than "
-            f"{OM_HEADER_BYTES} bytes); it said: {reason_of(printed)}; see to the disk's free "
-            "space, and run the job again"
+            f"convert: atc said it succeeded but left {found or 'no OM'}{why * bool(made)}; it "
+            f"said: {reason_of(printed)}; see to the disk's free space, and run the job again"
         )
 
 

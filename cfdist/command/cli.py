@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import shutil
 import sys
 import time
@@ -418,7 +419,11 @@ def _start_time() -> float:
 
 
 def fail(code: int, message: str) -> int:
-    """Say what went wrong, on one line; returns the exit code."""
+    """Say what went wrong, on one line; returns the exit code.
+
+    A tool's colours, or what a file's name would do to the screen, are shown as escapes.
+    """
+    message = re.sub(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]", lambda one: repr(one[0])[1:-1], message)
     print(f"cfdist: {message}", file=sys.stderr)
     stream.emit("error", exit_code=int(code), message=message)
     return code

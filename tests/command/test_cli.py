@@ -206,3 +206,8 @@ def test_hydra_composes_a_second_time_only_where_nothing_else_tells_its_mode(
             assert cli.Hydra.get_mode(None, config_name="", overrides=[]) is mode
         assert (cli.Hydra.get_mode is before) == (mode == "composed")
     assert cli.Hydra.get_mode is before
+
+
+def test_what_a_name_would_do_to_the_screen_is_shown(capsys):
+    cli.fail(ExitCode.BAD_INPUT, "\033[31mred\033[0m \ta\rb 文 café")
+    assert capsys.readouterr().err.startswith("cfdist: \\x1b[31mred\\x1b[0m \ta\\rb 文 café")
