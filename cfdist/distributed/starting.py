@@ -193,6 +193,8 @@ def unusable(folder: Path) -> str | None:
     """Why Ray cannot have its files in a command's folder in this one."""
     if len(os.fsencode(folder)) + len(_SOCKET_NAME) > _SOCKET_BYTES:
         return "its path is too long for sockets"
+    if not str(folder).isascii():
+        return "its path has letters that Ray cannot pass on"
     try:
         with tempfile.TemporaryDirectory(prefix="s", dir=folder) as inner:
             with socket.socket(socket.AF_UNIX) as server:

@@ -76,7 +76,7 @@ def test_a_relative_folder_is_made_absolute(tmp_path, monkeypatch):
     assert starting.ray_folder() == Path("/tmp")
 
 
-@pytest.mark.parametrize("case", ["long", "missing", "file"])
+@pytest.mark.parametrize("case", ["long", "missing", "file", "letters"])
 def test_a_short_folder_is_taken_in_place_of_one_that_does_not_work(
     tmp_path, short, monkeypatch, case
 ):
@@ -84,8 +84,9 @@ def test_a_short_folder_is_taken_in_place_of_one_that_does_not_work(
         "long": tmp_path / ("x" * 60),
         "missing": short / "not" / "there",
         "file": Path("/dev/null"),
+        "letters": short / "é",
     }
-    if case == "long":
+    if case in ("long", "letters"):
         bad[case].mkdir()
     monkeypatch.setenv("TMPDIR", str(bad[case]))
     assert starting.ray_folder() in (Path("/tmp"), Path("/var/tmp"))
