@@ -16,7 +16,7 @@ import pyarrow.compute  # noqa: E402, F401
 
 from cfdist.detections import arrow_without_pandas  # noqa: E402
 from cfdist.devices import detector  # noqa: E402, F401
-from cfdist.distributed import pool, watch  # noqa: E402, F401
+from cfdist.distributed import device_actor, watch  # noqa: E402, F401
 
 arrow_without_pandas()
 if _before is None:

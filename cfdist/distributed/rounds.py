@@ -14,11 +14,13 @@ from cfdist.detections import Detections, to_arrow
 from cfdist.devices.base import ChunkReport, DeviceReport
 from cfdist.devices.detector import Detector
 from cfdist.distributed.actors import kill_actors, leave_actors, take_actor
+from cfdist.distributed.dealing import deal_out
+from cfdist.distributed.device_actor import Result
 from cfdist.distributed.events import Event
 from cfdist.distributed.failures import is_death, reducer_lost, user_error
 from cfdist.distributed.journal import RunIdentity
 from cfdist.distributed.plan import DevicePlan
-from cfdist.distributed.pool import REDUCER, DevicePool, Result
+from cfdist.distributed.pool import REDUCER, DevicePool
 from cfdist.distributed.reducer import Evaluation
 from cfdist.distributed.watch import ReducerActor, ReducerWatch, reducer_options
 from cfdist.distributed.work import Work, load_ray_data
@@ -92,7 +94,7 @@ def run_rounds(
             if number == 1:
                 on_ready()
             keys = [item.key for item in todo] if work.keys is None else work.keys
-            problem = pool.run_round(work, keys, take_in)
+            problem = deal_out(pool, work, keys, take_in)
         given_up = {key: reason for key, reason in pool.retries.given_up.items() if key in left}
         if len(given_up) == len(left):
             if given_up:

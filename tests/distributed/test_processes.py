@@ -76,7 +76,7 @@ def _wait_for_server(port: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("module", ["cfdist.distributed.pool", "cfdist.distributed.watch"])
+@pytest.mark.parametrize("module", ["cfdist.distributed.device_actor", "cfdist.distributed.watch"])
 def test_an_actor_s_process_imports_what_it_needs(module):
     asked = f"import sys, {module}, cfdist.devices.detector; print(*sys.modules)"
     found = subprocess.run(

@@ -15,6 +15,7 @@ from ray import cloudpickle
 
 from cfdist import inputs
 from cfdist.backends.model import BackendModel
+from cfdist.distributed import rounds
 from cfdist.distributed.journal import RunIdentity
 from cfdist.distributed.plan import plan_devices
 from cfdist.distributed.rounds import (
@@ -41,12 +42,22 @@ class PlayedPool:
         self.begin = self.start = lambda: None
         self.monitor = Monitor()
 
-    def run_round(self, work, keys, on_done):
+    def deal_out(self, work, keys, on_done):
         assert work.made == keys
         self.seen.append(keys)
         done, given_up = self.rounds.pop(0)
         on_done("device:0", sorted(done))
         self.retries.given_up |= dict.fromkeys(given_up, "broken")
+
+
+@pytest.fixture(autouse=True)
+def played_pools_deal_out_themselves(monkeypatch):
+    def deal_out(pool, work, keys, on_done):
+        is_played = isinstance(pool, PlayedPool)
+        return pool.deal_out(work, keys, on_done) if is_played else deal(pool, work, keys, on_done)
+
+    deal = rounds.deal_out
+    monkeypatch.setattr(rounds, "deal_out", deal_out)
 
 
 def play(pool: PlayedPool, folder: Path = Path()) -> dict[str, str]:
@@ -75,7 +86,7 @@ def test_pictures_that_are_neither_done_nor_given_up_are_no_success():
 
 def test_pictures_that_are_gone_with_their_folder_end_the_run_and_do_not_fail(tmp_path):
     class Unread(PlayedPool):
-        def run_round(self, work, keys, on_done):
+        def deal_out(self, work, keys, on_done):
             assert self.find_readable("e/0") is None  # a picture that is gone has failed
             tmp_path.rmdir()
             self.find_readable("e/0")
@@ -378,7 +389,7 @@ def test_work_is_closed_whatever_ends_the_round():
     def refuse() -> None:
         raise UserError("no")
 
-    for name in ("start", "run_round"):
+    for name in ("start", "deal_out"):
         pool, work = PlayedPool(), ClosedWork()
         setattr(pool, name, lambda *_: refuse())
         with pytest.raises(UserError):
