@@ -1,4 +1,4 @@
-"""`ray job submit` on a real cluster that asks for a token, and clusters that are refused."""
+"""`ray job submit` on a real cluster that asks for a token, and a command that finds that cluster."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def cluster() -> Iterator[Cluster]:
     of this process's.
     """
     folder = Path(tempfile.mkdtemp(prefix="cf", dir="/tmp"))  # short, for Ray's sockets
-    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
     python = str(folder / "venv" / "bin" / "python")
     packages = [path for path in sys.path if Path(path).name == "site-packages"]
     place = next((folder / "venv").glob("lib/python3*/site-packages"))
@@ -117,87 +117,38 @@ def outcome(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("options", "script"),
     [
-        (["--working-dir", str(PROJECT)], "main.py"),
-        (["--working-dir", ".", "--runtime-env-json", '{"env_vars": {"A": "1"}}'], "main.py"),
+        (
+            ["--working-dir", str(PROJECT), "--runtime-env-json", '{"env_vars": {"A": "1"}}'],
+            "main.py",
+        ),
         ([], str(PROJECT / "main.py")),
         (["--working-dir", ".", "--runtime-env", "deploy/runtime_env.yaml"], "main.py"),
     ],
-    ids=["working-dir", "runtime-env-json", "neither", "requirements"],
+    ids=["a cluster of its own", "no package", "requirements"],
 )
 def test_a_submitted_run_leaves_its_results_where_they_were_asked_for(
-    cluster, tmp_path, command, options, script
+    cluster, tmp_path, warm_command, options, script
 ):
     output = tmp_path / "there"
-    is_real = not options
-    settings = REAL if is_real else SIMULATED
+    is_real, is_alone = not options, "--runtime-env-json" in options
+    settings = REAL if is_real else [*SIMULATED, *["cluster.address=local"] * is_alone]
     done = cluster.submit(*options, "--", "python", script, *settings, f"output_dir={output}")
     assert done.returncode == 0, done.stdout
+    assert ("starting Ray" in done.stdout) == is_alone
     results = json.loads((output / "results.json").read_text())
     assert (results["pictures"]["done"], results["failures"]) == (8, [])
     assert cluster.environment["RAY_AUTH_TOKEN"] not in (output / "results.json").read_text()
     if is_real:
-        alone = command(*settings, "cluster.address=local", "output_dir=alone")
+        alone = warm_command(*settings, "output_dir=alone")
         assert alone.returncode == 0, alone.stderr
         assert outcome(output) == outcome(tmp_path / "alone") != {}
 
 
-def test_results_in_the_job_s_package_are_refused(cluster):
-    done = cluster.submit("--working-dir", ".", "--", "python", "main.py", *SIMULATED)
-    assert done.returncode != 0
-    assert "cfdist: output_dir=/" in done.stdout
-    assert "is in the folder of this job's package" in done.stdout
-    assert "exit code 2" in done.stdout
-
-
-def test_a_cluster_of_its_own_within_a_submitted_job(cluster, tmp_path):
-    output = tmp_path / "there"
-    settings = [*SIMULATED, "cluster.address=local", f"output_dir={output}"]
-    done = cluster.submit("--working-dir", ".", "--", "python", "main.py", *settings)
-    assert done.returncode == 0, done.stdout
-    assert json.loads((output / "results.json").read_text())["pictures"]["done"] == 8
-
-
-def test_auto_finds_the_cluster_and_local_leaves_it(cluster, tmp_path):
-    for address in ("auto", "local"):
-        done = subprocess.run(
-            [cluster.python, PROJECT / "main.py", *SIMULATED, f"cluster.address={address}",
-             f"output_dir={tmp_path / address}"],
-            env=cluster.environment | {"RAY_ADDRESS": cluster.address},
-            capture_output=True, text=True, timeout=200,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert ("starting Ray" in done.stdout) == (address == "local")
-
-
-OTHER_VERSIONS = """
-import json, sys
-from ray._raylet import GcsClient
-client = GcsClient(address=sys.argv[1])
-noted = json.loads(client.internal_kv_get(b"CLUSTER_METADATA", namespace=b"cluster"))
-noted |= json.loads(sys.argv[2])
-client.internal_kv_put(b"CLUSTER_METADATA", json.dumps(noted).encode(), True, b"cluster")
-"""
-
-
-def test_a_cluster_of_another_ray_is_refused_with_one_line(cluster, tmp_path):
-    import ray
-
-    def note(version: str) -> None:
-        arguments = [cluster.address, json.dumps({"ray_version": version})]
-        subprocess.run(
-            [cluster.python, "-c", OTHER_VERSIONS, *arguments], env=cluster.environment, check=True
-        )
-
-    note("2.9.0")
-    try:
-        done = subprocess.run(
-            [cluster.python, PROJECT / "main.py", f"cluster.address={cluster.address}"],
-            cwd=tmp_path, env=cluster.environment, capture_output=True, text=True, timeout=200,
-        )  # fmt: skip
-    finally:
-        note(ray.__version__)
-    assert done.returncode == 2
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, lines
-    assert "the cluster runs Ray 2.9.0" in lines[0]
-    assert not (tmp_path / "outputs").exists()
+def test_auto_finds_the_cluster(cluster, tmp_path):
+    done = subprocess.run(
+        [cluster.python, PROJECT / "main.py", *SIMULATED, "cluster.address=auto", "output_dir=run"],
+        cwd=tmp_path, env=cluster.environment | {"RAY_ADDRESS": cluster.address},
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "starting Ray" not in done.stdout
