@@ -32,17 +32,24 @@ def comparison_parts(
     tables = [_ap_table(comparison), box_table(comparison["boxes"]), _limit_table(comparison)]
     if comparison["heads"]:
         tables.append(_head_table(comparison["heads"]))
-    return OwnParts(tables, curves(tally), KEY, [gallery_of(tally, places)])
+    return OwnParts(tables, curves(tally), KEY, [gallery_of(tally, places, thumbnails())])
 
 
-def gallery_of(tally: Tally, places: Mapping[str, str], title: str = "", **names: str) -> Gallery:
+def thumbnails() -> Thumbnails:
+    """Makes the drawings of all galleries of a page."""
+    return Thumbnails(side=480)
+
+
+def gallery_of(
+    tally: Tally, places: Mapping[str, str], drawing: Thumbnails, title: str = "", **names: str
+) -> Gallery:
     """The pictures that differ most; `names` are those of the sides, if they have others."""
     left, right = (names.get(side, side) for side in SIDES)
     return Gallery(
         f"The pictures that differ most{title}",
         f"Both models' boxes with a score of at least {MATCH_SCORE}: the {left}'s at the left, the "
         f"{right}'s at the right. The pictures with the most boxes of one model alone come first.",
-        [*_entries(tally, places, left, right)],
+        [*_entries(tally, places, drawing, left, right)],
         is_wide=True,
     )
 
@@ -131,11 +138,12 @@ def _head_table(heads: Mapping[str, Any]) -> Table:
     return Table("Head maps, candidate against reference", columns, rows, is_sortable=False)
 
 
-def _entries(tally: Tally, places: Mapping[str, str], left: str, right: str) -> Iterator[Entry]:
-    thumbnails = Thumbnails(side=480)
+def _entries(
+    tally: Tally, places: Mapping[str, str], drawing: Thumbnails, left: str, right: str
+) -> Iterator[Entry]:
     for one in tally.apart:
         id = one.reference.id
-        yield thumbnails.show(
+        yield drawing.show(
             Entry(id, _words(one, left, right), data={"picture": id}),
             places.get(id),
             lambda width, height: (0, 0, width, height),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cfdist.comparison.page import KEY, box_table, curves, gallery_of
+from cfdist.comparison.page import KEY, box_table, curves, gallery_of, thumbnails
 from cfdist.comparison.tally import Tally
 from cfdist.quantization.trade import FORMS
 from cfdist.report.page.run import OwnParts
@@ -55,6 +55,7 @@ def trade_parts(
     runtimes = results.extra["quantize"]["runtimes"]
     sides = {"reference": "float32 model", "candidate": "int8 model"}
     own = {name: (one, f" on {name}") for name, one in tallies.items()}
+    drawing = thumbnails()
     columns = ("runtime, protocol, form", "pictures/s", *DIFFICULTIES)
     return OwnParts(
         [
@@ -63,7 +64,7 @@ def trade_parts(
         ],
         [chart for tally, on in own.values() for chart in curves(tally, on, **sides)],
         KEY,
-        [gallery_of(tally, places, on, **sides) for tally, on in own.values()],
+        [gallery_of(tally, places, drawing, on, **sides) for tally, on in own.values()],
     )
 
 

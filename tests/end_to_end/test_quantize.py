@@ -20,6 +20,7 @@ from cfdist.report.screen import console
 from cfdist.sample import ensure_sample
 from jobs import quantize
 from tests.fakes import onnx_forms
+from tests.report.page.checks import checked
 
 SIZE = ("model.height=256", "model.width=256")
 
@@ -51,6 +52,10 @@ def test_the_authors_network_in_int8(compose, tmp_path):
     assert (made["made"], made["layers"], made["calibration"]["pictures"]) == (True, 54, 6)
     assert made["kept"] == ["363", "366", "369", "371", "374", "536", "538", "539", "540"]
     assert list(made["runtimes"]) == ["openvino", "onnxruntime"]
+    html = (tmp_path / "a" / "report.html").read_text()
+    assert checked(html).table("int8 against float32")[1][0].startswith("openvino, official")
+    assert html.count("The pictures that differ most on ") == 2
+    assert len(html) < 5_000_000
     for found in made["runtimes"].values():
         rates = found["pictures_per_second"]
         assert found["speedup"] == pytest.approx(rates["int8"] / rates["float32"])
