@@ -20,7 +20,9 @@ nodes=$SLURM_JOB_NUM_NODES
 hosts=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
 head=${hosts%%$'\n'*}
 
-# Only who knows this job's token reaches its cluster. srun hands the environment on.
+# Only who knows this job's token reaches its cluster. srun hands the environment on, after `sbatch --export=NONE` too,
+# and lets each step have all cores of its host, also where tasks are bound.
+export SLURM_EXPORT_ENV=ALL SLURM_CPU_BIND=none
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 unset RAY_ADDRESS

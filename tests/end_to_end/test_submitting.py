@@ -1,4 +1,4 @@
-"""`ray job submit` on a real cluster that asks for a token, and a command that finds that cluster."""
+"""`ray job submit` on a real cluster that asks for a token; a command that finds that cluster."""
 
 from __future__ import annotations
 
