@@ -192,6 +192,12 @@ def test_another_folder_has_to_be_there(typed):
         take_config_folder(typed)
 
 
+def test_another_folder_without_groups_would_have_no_effect(tmp_path):
+    (tmp_path / "model.yaml").touch()
+    with pytest.raises(UserError, match="holds no group that can be read"):
+        take_config_folder([f"--config-dir={tmp_path}"])
+
+
 @pytest.mark.parametrize(
     ("typed", "shell"),
     [(["-sc", "install=zsh"], "zsh"), (["--shell-completion=install=zsh"], "zsh"), (["-sc"], "")],
