@@ -331,7 +331,7 @@ def _npu_notes(devices: Devices) -> tuple[str, ...]:
     """What is wrong with the NPUs of this host, for the screen and the run's log."""
     chips = read_npus()
     names = chosen("npu", devices)
-    numbers = range(len(chips)) if names is None else [int(n) for n in names if n.isdecimal()]
+    numbers = range(len(chips)) if names is None else [int(name) for name in names]
     notes = tuple(health_notes(chips, numbers))
     for note in notes:
         log.warning(note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Iterator
 from itertools import takewhile
@@ -46,7 +47,7 @@ def allotted(kind: str) -> list[str] | None:
         Their numbers on the machine, UUIDs or MIG names; `None` if all may be used.
 
     Raises:
-        UserError: one is named twice, so that two devices would share it.
+        UserError: one is named twice, so that two devices would share it, or no NPU has the name.
     """
     variable = VISIBLE_DEVICES[kind]
     value = os.environ.get(variable)
@@ -56,6 +57,11 @@ def allotted(kind: str) -> list[str] | None:
     names = list(takewhile(lambda entry: entry not in _NO_DEVICE, entries))
     if len(set(names)) != len(names):
         raise UserError(f"{variable}={value}: names a device twice; name each device once")
+    odd = [name for name in names if not re.fullmatch(r"[0-9]{1,4}", name)]
+    if odd and kind == "npu":  # only GPUs have other names
+        raise UserError(
+            f"{variable}={value}: {odd[0]} is no NPU's number; write each, with commas between"
+        )
     return names
 
 
@@ -96,8 +102,6 @@ def chosen(kind: str, devices: int | list[int] | str) -> list[str] | None:
 
 def _unbroken(names: list[str] | None) -> list[str] | None:
     """The allotted NPUs without those that are broken; `None` if all of the machine may be used."""
-    if names is not None and not all(map(str.isdecimal, names)):
-        return names
     numbers = usable_numbers(read_npus(), None if names is None else [int(one) for one in names])
     if numbers == []:
         variable = VISIBLE_DEVICES["npu"]

