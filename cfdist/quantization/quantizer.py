@@ -22,6 +22,7 @@ from cfdist.files import atomic_write, disk_as_user_error, resolved, sha256_of, 
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract, to_model_input
 from cfdist.quantization.calibration import CalibrationSet
+from cfdist.quantization.equalising import equalise
 from cfdist.quantization.graph import QUANTISED, kept_operators, layers, load_float
 from cfdist.report.results import versions
 
@@ -86,6 +87,7 @@ def quantise(
         "percentile": config.percentile if config.method == "percentile" else None,
         "per_channel": config.per_channel,
         "reduce_range": config.reduce_range,
+        "equalise": config.equalise,
         "kept": kept,
         "versions": {name: text for name, text in versions().items() if name in _MAKERS},
     }
@@ -95,6 +97,8 @@ def quantise(
         started = time.monotonic()
         with disk_as_user_error(path):
             with atomic_write(path) as temporary:
+                if config.equalise:
+                    equalise(model, _inputs(model, pictures, spec, say))
                 inputs = _OneByOne(_inputs(model, pictures, spec, say), pictures.count)
                 _write(model, config, kept, inputs, temporary)
             record = recipe | {

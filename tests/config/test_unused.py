@@ -74,7 +74,7 @@ READ_BY = {
         | {"gpus_per_device"},
         "eval": {"protocol"},
         "quantize": {"output", "calibration", "pictures", "keep", "method", "percentile"}
-        | {"per_channel", "reduce_range"},
+        | {"per_channel", "reduce_range", "equalise"},
         "": RAY | {"devices", "pipeline.readers"} | POOL,
     },
     "compare": {

@@ -1,0 +1,70 @@
+"""Channels are scaled to like ranges, and the network stays what it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from cfdist.quantization.equalising import equalise
+
+
+def network(activation: str = "Relu") -> onnx.ModelProto:
+    """A convolution, a depthwise and another one; the channels' ranges differ a hundredfold."""
+    random = np.random.default_rng(0)
+    spread = np.geomspace(0.1, 10, 6)[:, None, None, None]
+    values = {
+        "w1": random.normal(size=(6, 3, 1, 1)) * spread,
+        "b1": random.uniform(0.5, 1, size=6),
+        "w2": random.uniform(size=(6, 1, 3, 3)) * spread[::-1] ** 2,
+        "w3": random.normal(size=(4, 6, 1, 1)),
+    }
+    nodes = [
+        helper.make_node("Conv", ["x", "w1", "b1"], ["a"]),
+        helper.make_node(activation, ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w2"], ["c"], group=6),
+        helper.make_node(activation, ["c"], ["d"]),
+        helper.make_node("Conv", ["d", "w3"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 8, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(one.astype(np.float32), name) for name, one in values.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+
+
+def outputs(model: onnx.ModelProto, names: list[str], picture: np.ndarray) -> list[np.ndarray]:
+    shown = onnx.ModelProto()
+    shown.CopyFrom(model)
+    shown.graph.output.extend(helper.make_tensor_value_info(one, 1, None) for one in names[1:])
+    session = ort.InferenceSession(shown.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(names, {"x": picture})
+
+
+PICTURES = np.random.default_rng(1).normal(size=(2, 1, 3, 8, 8)).astype(np.float32)
+
+
+def test_ranges_become_alike_and_the_network_stays():
+    model = network()
+    names = ["y", "b", "d"]
+    before = outputs(model, names, PICTURES[0])
+    assert equalise(model, [{"x": PICTURES[0]}]) == 2
+    after = outputs(model, names, PICTURES[0])
+    np.testing.assert_allclose(after[0], before[0], rtol=1e-4, atol=1e-4 * np.abs(before[0]).max())
+    apart = [
+        [np.ptp(np.log(one.max(axis=(0, 2, 3)))) for one in found[1:]] for found in (before, after)
+    ]
+    assert apart[1][0] == pytest.approx(0, abs=1e-5)  # in front of the depthwise one
+    assert apart[1][1] < apart[0][1]
+
+
+def test_an_activation_with_a_ceiling_is_left_alone():
+    model = network("HardSigmoid")
+    expected = model.SerializeToString()
+    assert equalise(model, [{"x": PICTURES[0]}]) == 0
+    assert model.SerializeToString() == expected
