@@ -70,6 +70,6 @@ def test_too_short_a_run_is_no_result_and_says_how_long_it_takes(command, tmp_pa
 
 def test_several_devices_are_refused(command, tmp_path):
     done = command("job=benchmark", "benchmark.scenario=single_stream", "devices=2", *SIZE)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (2, "starting job=benchmark ...\n")
     assert done.stderr.startswith("cfdist: devices=2: benchmark.scenario=single_stream is that of")
     assert list(tmp_path.iterdir()) == []
