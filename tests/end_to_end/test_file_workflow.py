@@ -436,9 +436,9 @@ def test_what_goes_wrong_is_one_line_and_exit_code_2(command, made, tmp_path):
 
 @pytest.fixture
 def ascend_host(monkeypatch, tmp_path) -> None:
-    """A host with one chip and ais_bench."""
+    """A host with ais_bench, and with as many chips as others have: they share a session."""
     install_double(monkeypatch)
-    install_npu_smi(monkeypatch, tmp_path / "bin", chips=1)
+    install_npu_smi(monkeypatch, tmp_path / "bin")
 
 
 @pytest.mark.usefixtures("ascend_host")
