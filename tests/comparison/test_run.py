@@ -10,6 +10,7 @@ from cfdist.backends.model import BackendModel
 from cfdist.comparison import run
 from cfdist.comparison.device import ComparingDevice
 from cfdist.comparison.run import run_comparison
+from cfdist.devices.base import DeviceSettings
 from cfdist.distributed import pool
 
 
@@ -20,7 +21,7 @@ def test_chunks_are_added_up(spec, monkeypatch, given_up):
 
     class Pool:
         def __init__(self, plan, make_device, batch, group):
-            device = make_device(SimpleNamespace())
+            device = make_device(DeviceSettings(threads=1))
             assert isinstance(device, ComparingDevice)
             self.batch, self.group, self.events = batch, group, ["event"]
             pools.append(self)
