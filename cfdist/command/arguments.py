@@ -56,7 +56,7 @@ def take_config_folder(arguments: list[str]) -> list[str]:
                 f"--config-dir={folder}: no such folder; name one that holds groups as conf/ does, "
                 "such as backend/<name>.yaml"
             )
-        if not any(path.glob("*/*.yaml")):
+        if not any(path.glob("*/**/*.yaml")):
             raise UserError(
                 f"--config-dir={folder}: holds no group that can be read, such as "
                 "backend/<name>.yaml; leave it out, or name another folder"

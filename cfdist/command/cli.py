@@ -127,15 +127,25 @@ def main() -> int:
 def _spare_composing() -> None:
     """Let Hydra compose the settings once: it does so a first time only to read `hydra.mode`.
 
-    Only an experiment, whose own file says it, or the command line may set that.
+    Only an experiment, its own file or one that it inherits from, or the command line may set that.
     """
     settings = sys.argv[1:]
     chosen = [one.replace("'", "") for one in settings if "experiment" in one]
-    known = all(one.startswith("experiment=") and choice_file(*one.split("=", 1)) for one in chosen)
-    if known and not any("hydra" in one for one in settings):
+    if all(map(_tells_its_mode, chosen)) and not any("hydra" in one for one in settings):
         mode = RunMode.MULTIRUN if any(map(asks_for_multirun, chosen)) else None
         held.callback(setattr, Hydra, "get_mode", Hydra.get_mode)
         Hydra.get_mode = lambda *_, **__: mode  # type: ignore[method-assign]
+
+
+def _tells_its_mode(setting: str) -> bool:
+    """Whether a setting chooses an experiment whose file inherits from no other."""
+    group, _, name = setting.partition("=")
+    file = choice_file(group, name) if group == "experiment" else None
+    defaults = OmegaConf.select(OmegaConf.load(file), "defaults") if file else None
+    return file is not None and all(
+        isinstance(one, DictConfig) and all(str(key).startswith("override ") for key in one)
+        for one in defaults or ()
+    )
 
 
 def answer(question: Question) -> str:

@@ -19,11 +19,13 @@ from cfdist.command import cli
 from cfdist.config.messages import allowed
 from cfdist.config.schema import PATH, all_fields
 from cfdist.errors import ExitCode, UserError
-from cfdist.files import expanded
-from cfdist.storage import is_uri
+from cfdist.files import RESULTS, expanded
+from cfdist.storage import is_recorded, is_uri, working_folder
 
 # Paths at which a run puts something.
 _WRITTEN = ("output_dir", "resume", "infer.name")
+# Those that may be <backend>:<file>, which only the job can take apart.
+_OF_BACKENDS = ("reference", "candidate")
 
 
 @contextlib.contextmanager
@@ -49,11 +51,11 @@ def _check(sweeper: BasicSweeper, _batch: Sequence[Sequence[str]]) -> None:
         return
     loader, reasons = sweeper.hydra_context.config_loader, dict[str, None]()
     typed = config.typed_keys(sys.argv[1:])
-    for overrides in chain.from_iterable(sweeper.overrides):
+    for number, overrides in enumerate(chain.from_iterable(sweeper.overrides)):
         try:
             composed = loader.load_sweep_config(sweeper.config, [*overrides])
-            check_run(composed, overrides, typed)
-        except (UserError, HydraException, OmegaConfBaseException) as error:
+            check_run(composed, overrides, typed, number)
+        except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
             reasons[cli.explain(error)[1]] = None
     for reason in reasons:
         cli.fail(ExitCode.BAD_INPUT, reason)
@@ -61,34 +63,43 @@ def _check(sweeper: BasicSweeper, _batch: Sequence[Sequence[str]]) -> None:
         raise SystemExit(ExitCode.BAD_INPUT)
 
 
-def check_run(composed: DictConfig, overrides: Sequence[str], typed: Collection[str]) -> None:
+def check_run(
+    composed: DictConfig, overrides: Sequence[str], typed: Collection[str], number: int
+) -> None:
     """Check a run's settings, and that the files and folders which they name are there.
+
+    A run that an earlier command has finished reads them no more.
 
     Args:
         composed: The values of every key, and Hydra's own.
         overrides: The settings of this run, as Hydra writes them.
         typed: See `config.load`.
+        number: The run's, which names its folder.
 
     Raises:
         UserError: a value is not allowed, or nothing is at a path.
+        OSError: a path cannot be looked at.
     """
     with flag_override(composed, ["readonly", "struct"], [False, False]):
         composed.pop("hydra", None)
-    values = config.flat(config.load(composed, frozenset(typed)).model_dump())
+    checked = config.load(composed, frozenset(typed))
+    results = working_folder(checked.output_dir) / str(number) / RESULTS
+    values = config.flat(checked.model_dump())
     for key in sorted(config.typed_keys(overrides)):
         value = values.get(key)
         if key.startswith("model.") and isinstance(value, str):
             value = value.replace("{batch}", str(values["model.batch"]))
-        _check_path(key, value)
+        if _is_missing(key, value) and not is_recorded(results):
+            raise UserError(f"{key}={value}: no such file or folder; name one that is there")
 
 
-def _check_path(key: str, value: Any) -> None:
+def _is_missing(key: str, value: Any) -> bool:
+    """Whether a setting names a file or folder that a run would read and that is not there."""
     field = all_fields().get(key)
     is_read = field is not None and allowed(field).startswith(f"{PATH} or")
     if not is_read or key in _WRITTEN or not isinstance(value, str):
-        return
-    if is_uri(value) or glob.has_magic(value):
-        return
+        return False
+    if is_uri(value) or glob.has_magic(value) or (key in _OF_BACKENDS and ":" in value):
+        return False
     path = expanded(value)  # it may go on inside of an archive
-    if not path.exists() and not any(parent.is_file() for parent in path.parents):
-        raise UserError(f"{key}={value}: no such file or folder; name one that is there")
+    return not path.exists() and not any(parent.is_file() for parent in path.parents)

@@ -124,9 +124,9 @@ def undrawn(runs: Sequence[RunSummary]) -> str:
     """Which runs the picture leaves out, and why; empty if it shows all of them."""
     kinds, keys = _kinds(runs), swept_keys(runs)
     left_out = {
-        " ".join(run.settings(keys)) or f"run {run.number}": "failed"
-        if run.exit_code
-        else "too short for a rate"
+        " ".join(run.settings(keys)) or f"run {run.number}": "too short for a rate"
+        if run.figures
+        else "failed"
         for run in runs
         if not kinds.keys() & run.figures.keys()
     }

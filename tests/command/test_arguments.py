@@ -198,6 +198,14 @@ def test_another_folder_without_groups_would_have_no_effect(tmp_path):
         take_config_folder([f"--config-dir={tmp_path}"])
 
 
+@pytest.mark.parametrize("name", ["hydra/sweeper/mine.yaml", "experiment/team/x.yaml"])
+def test_another_folder_may_hold_groups_inside_of_groups_only(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(arguments, "config_folders", [config.CONFIG_FOLDER])
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).touch()
+    assert take_config_folder([f"--config-dir={tmp_path}"]) == []
+
+
 @pytest.mark.parametrize(
     ("typed", "shell"),
     [(["-sc", "install=zsh"], "zsh"), (["--shell-completion=install=zsh"], "zsh"), (["-sc"], "")],

@@ -190,6 +190,7 @@ def test_an_error_that_came_of_an_interruption_is_no_error_of_its_own(run_member
         (["-m", "devices=1,2"], None),
         (["experiment='quick'"], None),
         (["experiment='published_table'", "devices=1"], RunMode.MULTIRUN),
+        (["experiment='multi_scale'"], "composed"),  # it could inherit a mode
         (["experiment=['quick']"], "composed"),
         (["hydra.mode=MULTIRUN"], "composed"),
         (["output_dir='experiment'"], "composed"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import pytest
 from hypothesis import given
@@ -131,6 +133,13 @@ def test_the_picture_says_what_was_measured_where_and_when():
     for part in ("data set: wider_val; pictures: 610", "date: 2026-03-01", "a" * 40, r"c\$1"):
         assert part in text
     assert plot.footer([run_of(0)]) == ""
+
+
+def test_what_is_not_drawn_has_failed_only_if_it_has_no_figures():
+    short = replace(run_of(0, 1, figures=NOT_STEADY), exit_code=5)
+    failed = replace(run_of(1, 8), exit_code=4, figures={})
+    left_out = "model.batch=1 (too short for a rate), model.batch=8 (failed)"
+    assert plot.undrawn([short, failed, run_of(2, 16)]) == left_out
 
 
 def test_without_a_rate_nothing_is_drawn(tmp_path):
