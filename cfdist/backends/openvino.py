@@ -30,8 +30,8 @@ class OpenVINOBackend(Backend):
     The device's streams share its threads: on a few cores one thread a stream gives 5 to 15 % more
     pictures a second than one stream of all threads.
 
-    Options: `precision`, "f32", or "bf16" where the processor has it: faster, but no longer the
-    model's numbers.
+    Options: `precision`, "f32", or "f16" or "bf16" where the processor has it: faster, but no
+    longer the model's numbers. A device that would compute in another one is refused.
     """
 
     # OpenVINO 2026.4: 0.57 and 1.15 GB for 4 and 8 pictures of 800x800.
@@ -137,7 +137,7 @@ def _picture_model(network: onnx.ModelProto, spec: ModelSpec, batch: int) -> ov.
 
 
 def compile_model(model: ov.Model, threads: int, streams: int, precision: str) -> ov.CompiledModel:
-    """Compile for the CPU, for streams that share the threads; the precision is f32 or bf16."""
+    """Compile for the CPU, for streams that share the threads; precision: f32, f16 or bf16."""
     import openvino as ov
 
     return ov.Core().compile_model(
@@ -156,7 +156,7 @@ def compile_model(model: ov.Model, threads: int, streams: int, precision: str) -
 
 
 def refuse_other_precision(compiled: ov.CompiledModel, precision: str) -> None:
-    """Raise a `UserError` if a model computes in another precision, "f32" or "bf16", than asked."""
+    """Raise a `UserError` if a model computes in another precision than asked: bf16 for f16."""
     used = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
     if used != precision:
         raise UserError(

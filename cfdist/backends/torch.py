@@ -65,7 +65,7 @@ class TorchBackend(Backend):
     @classmethod
     def check(cls, spec: ModelSpec, options: Mapping[str, Any]) -> None:
         """See `Backend.check`; each device looks itself whether its hardware is there."""
-        if options["device"] == "cpu":
+        if cls.device_kind(options) == "cpu":
             _refuse_slow_precision(options["precision"], torch.device("cpu"))
         load_spec_network(spec)
 

@@ -371,7 +371,7 @@ class BackendConfig(Section):
     """torch: auto (CUDA where there is one), cpu or cuda"""
     gpus_per_device: Annotated[
         Annotated[Real, Field(ge=0.01, le=1, title="a number from 0.01 to 1")],
-        uses.backend_key("onnxruntime", "torch"),
+        uses.without("quantize", uses.backend_key("onnxruntime", "torch")),
     ] = 1.0
     """onnxruntime, torch on GPUs: the part of a GPU that a device has; with 0.25 four share one"""
     latency_ms: Annotated[

@@ -247,6 +247,11 @@ def also(uses: Uses, *when: When) -> Uses:
     return Uses(Use(use.jobs, (*use.when, *when)) for use in uses)
 
 
+def without(job: str, uses: Uses) -> Uses:
+    """The same jobs but for one."""
+    return Uses(Use(tuple(one for one in use.jobs if one != job), use.when) for use in uses)
+
+
 def offline(uses: Uses) -> Uses:
     """The same, by job=benchmark only if its devices take as many pictures at once as they can."""
     return Uses(

@@ -11,7 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, numpy_helper
 
-_LEAST_FACTOR, _LEAST_RANGE = 1e-3, 1e-6  # a channel that hardly ever fires is not blown up further
+# A channel that hardly ever fires is not blown up further, and one that is hardly read not at all.
+_LEAST_FACTOR, _LEAST_RANGE = 1e-3, 1e-6
 
 
 class _Pair(NamedTuple):
@@ -22,9 +23,9 @@ class _Pair(NamedTuple):
     second: NodeProto
 
     @property
-    def is_depthwise(self) -> bool:
-        """Whether the second one reads each channel by weights of its own."""
-        return any(one.name == "group" and one.i > 1 for one in self.second.attribute)
+    def groups(self) -> int:
+        """The groups of the second one; with more than one, each channel is a group of its own."""
+        return next((one.i for one in self.second.attribute if one.name == "group"), 1)
 
 
 def equalise(model: onnx.ModelProto, inputs: Iterable[Mapping[str, NDArray[Any]]]) -> int:
@@ -48,14 +49,16 @@ def equalise(model: onnx.ModelProto, inputs: Iterable[Mapping[str, NDArray[Any]]
     pairs = [*_pairs(model, constants)]
     ranges = _largest_values(model, [pair.tensor for pair in pairs], inputs)
     for first, tensor, second in pairs:
-        depthwise = _Pair(first, tensor, second).is_depthwise
+        depthwise = _Pair(first, tensor, second).groups > 1
         weights = numpy_helper.to_array(constants[second.input[1]]).astype(np.float64)
         factor = np.maximum(ranges[tensor], _LEAST_RANGE)
         factor /= factor.max()
         if not depthwise:
             reach = np.abs(weights).max(axis=(0, 2, 3))
-            factor = np.sqrt(factor * reach.max() / np.maximum(reach, 1e-9))
-            factor /= factor.max()
+            is_read = reach > _LEAST_RANGE * reach.max()
+            factor = np.sqrt(factor * reach.max() / np.where(is_read, reach, 1))
+            factor /= max(factor[is_read], default=1)
+            factor[~is_read] = 1
         factor = np.maximum(factor, _LEAST_FACTOR)
         _scale(constants[second.input[1]], factor, axis=0 if depthwise else 1)
         for name in first.input[1:]:
@@ -79,10 +82,11 @@ def _pairs(model: onnx.ModelProto, constants: Mapping[str, Any]) -> Iterator[_Pa
         is_alone = [uses.count(name) == 1 for name in (*first.output, *relu.output)]
         is_own = [name in constants and uses.count(name) == 2 for name in weights]
         pair = _Pair(first, relu.output[0], second)
-        channels = (
-            constants[second.input[1]].dims[0 if pair.is_depthwise else 1] if all(is_own) else 0
-        )
-        if all(is_alone) and all(is_own) and channels == constants[first.input[1]].dims[0]:
+        if not all(is_alone) or not all(is_own):
+            continue
+        channels, shape = constants[first.input[1]].dims[0], constants[second.input[1]].dims[:2]
+        is_depthwise = [*shape] == [pair.groups, 1] == [channels, 1]
+        if is_depthwise or (pair.groups == 1 and shape[1] == channels):
             yield pair
 
 

@@ -46,13 +46,23 @@ class Variant:
         return found | ({"model.path": self.file} if self.file else {})
 
     def configured(self, config: Config, streams: int | None = None, batch: int = 1) -> Config:
-        """The configuration of a run of it, with these streams (`None`: as configured)."""
+        """The configuration of a run of it, with these streams (`None`: as configured).
+
+        Only on a GPU a device may have a part of one.
+
+        Raises:
+            UserError: the backend cannot be imported.
+        """
         options = {"name": self.backend} | json.loads(self.options)
         if streams is not None:
             options["streams"] = streams
+        backend = config.backend.model_copy(update=options)
+        if backend.gpus_per_device != 1:
+            kind = backends.backend_class(self.backend).device_kind(backend.model_dump())
+            backend.gpus_per_device = backend.gpus_per_device if kind == "gpu" else 1.0
         return config.model_copy(
             update={
-                "backend": config.backend.model_copy(update=options),
+                "backend": backend,
                 "model": config.model.model_copy(update={"batch": batch}),
             }
         )
@@ -137,8 +147,8 @@ def find_candidates(config: Config) -> tuple[list[Candidate], dict[str, str]]:
     for variant in _variants(config):
         reason = ""
         for batch in _batches(config):
-            of_batch = variant.configured(config, batch=batch)
             try:
+                of_batch = variant.configured(config, batch=batch)
                 refuse_unused(of_batch, [variant.backend])
                 kind = variant.model(of_batch).kind
             except UserError as error:  # a file for some batches only is no reason against others

@@ -24,7 +24,7 @@ _PATHS = ("model.path", "model.checkpoint", "model.weights.path")
 
 def preset_settings(config: Config, best: Candidate) -> dict[str, Any]:
     """Key -> value of the preset: what was tuned, and what was typed of model and devices."""
-    values = flat(config.model_dump())
+    values = flat(best.configured(config).model_dump())
     typed = {key: values[key] for key in config.typed() if key in values and key.startswith(_KEPT)}
     settings = typed | best.settings()
     if best.variant.file:

@@ -123,7 +123,7 @@ def test_the_device_says_what_it_runs_on(spec):
     assert backend.runs_on == "CPU"
 
 
-@pytest.mark.parametrize("asked", ["f32", "bf16"])
+@pytest.mark.parametrize("asked", ["f32", "f16", "bf16"])
 def test_a_precision_that_openvino_gave_up_is_refused(asked):
     class Compiled:
         def get_property(self, name):
@@ -132,7 +132,7 @@ def test_a_precision_that_openvino_gave_up_is_refused(asked):
     if asked == "f32":
         refuse_other_precision(Compiled(), asked)
         return
-    with pytest.raises(UserError, match=r"precision=bf16: this processor cannot.*in f32"):
+    with pytest.raises(UserError, match=rf"precision={asked}: this processor cannot.*in f32"):
         refuse_other_precision(Compiled(), asked)
 
 

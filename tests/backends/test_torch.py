@@ -103,10 +103,12 @@ def test_bfloat16_is_near_and_float32_in_the_heads(shared, pictures):
     assert len(np.unique(found.hm)) > 0.9 * len(np.unique(exact.hm))
 
 
-def test_what_a_processor_computes_too_slowly_is_refused(tmp_path):
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_what_a_processor_computes_too_slowly_is_refused(tmp_path, monkeypatch, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     spec = model_spec(tmp_path / "m.pth", "centerface_pytorch")
     with pytest.raises(UserError, match=r"precision=f16: PyTorch .*choose f32 or bf16, or"):
-        TorchBackend.check(spec, {"device": "cpu", "precision": "f16"})
+        TorchBackend.check(spec, {"device": device, "precision": "f16"})
 
 
 def test_the_precision_is_part_of_a_run_only_if_it_is_another():

@@ -70,8 +70,7 @@ READ_BY = {
     "quantize": {
         "dataset": DATASET,
         "model": SIZE | NETWORK | FILES | {"batch", "outputs", "top_k", "nms", "peaks", "score"},
-        "backend": {"name", "streams", "precision", "providers", "provider_options"}
-        | {"gpus_per_device"},
+        "backend": {"name", "streams", "precision", "providers", "provider_options"},
         "eval": {"protocol"},
         "quantize": {"output", "calibration", "pictures", "keep", "method", "percentile"}
         | {"per_channel", "reduce_range", "equalise"},

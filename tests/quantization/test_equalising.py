@@ -63,6 +63,35 @@ def test_ranges_become_alike_and_the_network_stays():
     assert apart[1][1] < apart[0][1]
 
 
+def widened(w2: np.ndarray, group: int) -> onnx.ModelProto:
+    """The network with another second convolution."""
+    model = network()
+    model.graph.initializer[2].CopyFrom(numpy_helper.from_array(w2.astype(np.float32), "w2"))
+    model.graph.node[2].attribute[0].i = group
+    return model
+
+
+def test_a_grouped_convolution_that_mixes_channels_is_left_alone():
+    model = widened(np.random.default_rng(2).uniform(size=(6, 3, 3, 3)), group=2)
+    before = outputs(model, ["y"], PICTURES[0])[0]
+    assert equalise(model, [{"x": PICTURES[0]}]) == 1  # the pair behind it
+    after = outputs(model, ["y"], PICTURES[0])[0]
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4 * np.abs(before).max())
+
+
+def test_a_channel_that_nothing_reads_does_not_decide_the_others_factors():
+    model = network()
+    weights = numpy_helper.to_array(model.graph.initializer[3]).copy()
+    weights[:, 2] = 0
+    model.graph.initializer[3].CopyFrom(numpy_helper.from_array(weights, "w3"))
+    before = outputs(model, ["y", "d"], PICTURES[0])
+    equalise(model, [{"x": PICTURES[0]}])
+    after = outputs(model, ["y", "d"], PICTURES[0])
+    np.testing.assert_allclose(after[0], before[0], rtol=1e-4, atol=1e-4 * np.abs(before[0]).max())
+    apart = [np.ptp(np.log(np.delete(d.max(axis=(0, 2, 3)), 2))) for _, d in (before, after)]
+    assert apart[1] < 0.8 * apart[0]
+
+
 def test_an_activation_with_a_ceiling_is_left_alone():
     model = network("HardSigmoid")
     expected = model.SerializeToString()

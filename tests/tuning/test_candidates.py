@@ -88,6 +88,15 @@ def test_accelerators_are_tried_where_they_are(tuned, monkeypatch):
     }
 
 
+def test_only_candidates_on_a_gpu_share_one(tuned):
+    config = tuned("backend.gpus_per_device=0.5")
+    cpu, gpu = (
+        Variant("torch", json.dumps({"device": device})).configured(config)
+        for device in ("cpu", "cuda")
+    )
+    assert (cpu.backend.gpus_per_device, gpu.backend.gpus_per_device) == (1, 0.5)
+
+
 def test_what_a_backend_refuses_is_left_out_with_its_reason(tuned, monkeypatch):
     def model(self, config):
         if self.backend == "torch" or config.model.batch == 2:

@@ -42,6 +42,12 @@ def test_a_further_file_takes_the_place_of_the_model_s(compose):
     }  # fmt: skip
 
 
+def test_a_preset_for_the_cpu_has_no_part_of_a_gpu(compose):
+    config = typed(compose, "backend.gpus_per_device=0.5")
+    best = Candidate(Variant("torch", '{"device": "cpu"}'), 1, 1)
+    assert preset_settings(config, best)["backend.gpus_per_device"] == 1
+
+
 def test_a_backend_of_one_s_own_is_named_by_its_class(compose, tmp_path):
     path = write_preset(typed(compose), Candidate(Variant("mine:Fast"), None, 1), tmp_path, "x")
     assert yaml.safe_load(path.read_text())["backend"] == {"name": "mine:Fast"}
