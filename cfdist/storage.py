@@ -273,19 +273,21 @@ def read_head(place: str, count: int) -> bytes:
 
 
 def lost_source(place: str) -> str | None:
-    """What is gone, and why, if it is not only the file at a place but all that is beside it.
-
-    That is the folder of a local file, an archive, or a store that does not answer.
-    """
-    store, name = _parts(place) if is_in_store(place) else (os.path.dirname(place), None)
+    """What is gone, and why, if more than the file at a place is: its `source_of`."""
     try:
-        if name is not None:
+        if is_in_store(place):
+            store, name = _parts(place)
             open_store(store).check(name)
-        elif not os.path.isdir(store):
+        elif not os.path.isdir(source_of(place)):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     except OSError as error:
-        return f"{store}: {error.strerror or error}"
+        return f"{source_of(place)}: {error.strerror or error}"
     return None
+
+
+def source_of(place: str) -> str:
+    """The folder of a local file, or the archive or store that it is in."""
+    return _parts(place)[0] if is_in_store(place) else os.path.dirname(place)
 
 
 def _parts(place: str) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import re
@@ -90,9 +91,11 @@ def call_tool(
                 raise StoppedError(text, ExitCode.INTERNAL) from None
             raise UserError(f"{what}: no answer within {limit.seconds:g} s{ending}") from None
         except OSError as error:
+            remedy = "see that it is whole, and that what its first line names is there"
+            if error.errno == errno.EACCES:
+                remedy = "make it executable"
             raise UserError(
-                f"{what}: {command[0]} cannot be run ({error.strerror}); see that it is "
-                "whole, and that what its first line names is there"
+                f"{what}: {command[0]} cannot be run ({error.strerror}); {remedy}"
             ) from None
         printed = _printed(output)
     if status:

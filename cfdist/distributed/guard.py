@@ -318,7 +318,7 @@ class Speaker:
             if status.rpartition(")")[2].split()[0] != "Z":
                 return
         with contextlib.suppress(OSError):
-            os.write(self._screen, self._line.encode())
+            os.write(self._screen, self._line.encode(errors="backslashreplace"))
 
     def close(self) -> None:
         """Let the screen's reader see its end."""

@@ -162,10 +162,22 @@ class Kept:
         for name in _TOKEN:
             os.environ.pop(name, None)
         os.environ |= self._before
-        if not guard.has_left_ray():  # else it is given back as this process ends
-            os.close(self.used)
+        _left.append(self.used)
+        give_back()
         if self.keeper:
             self.keeper.let_go()
+
+
+_left: list[int] = []  # the locks of sessions that this process has left, but Ray has not
+
+
+def give_back() -> None:
+    """Give the sessions that this process has left back, once Ray has left them, too.
+
+    Where it has not, they are given back as this process ends.
+    """
+    while _left and not guard.has_left_ray():
+        os.close(_left.pop())
 
 
 def runtime_folder(makes: bool = False) -> Path | None:

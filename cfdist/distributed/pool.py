@@ -99,7 +99,7 @@ class DevicePool(Generic[Result]):
         was_doubted: The only device was started again for outputs that were not finite.
         monitor: Learns how the run goes on.
         find_readable: The work item of a key, if this process can read its picture; raises a
-            `StoppedError` if all that is beside the picture is gone, too.
+            `StoppedError` if the folders or stores of all pictures are gone.
     """
 
     def __init__(

@@ -168,7 +168,7 @@ def _checked(node: Node, ref: Any) -> NodeCheck:
     return NodeCheck(node, answer, (*other, *answer.faults))
 
 
-def inspect_node(wanted: Wanted, declared: int) -> NodeAnswer:
+def inspect_node(wanted: Wanted, declared: float) -> NodeAnswer:
     """What this node has of what is wanted; `declared`: the accelerators it has told Ray of."""
     faults = [text for item in wanted.pictures if (text := _refusal(item))][:1]
     for model in wanted.models:
@@ -180,7 +180,7 @@ def inspect_node(wanted: Wanted, declared: int) -> NodeAnswer:
     there = count_accelerators(wanted.kind) if wanted.kind != "cpu" else 0
     if 0 < there < declared:  # nobody may be able to say how many there are
         resource = ACCELERATOR_RESOURCE[wanted.kind]
-        faults.append(f"has {there} {resource}, and was started with {declared}")
+        faults.append(f"has {there} {resource}, and was started with {declared:g}")
     disk = shutil.disk_usage(tempfile.gettempdir()).free
     if disk < _LEAST_DISK_BYTES:
         faults.append(f"has {disk / 1e6:.0f} MB free in {tempfile.gettempdir()}")

@@ -28,7 +28,7 @@ from cfdist.errors import ExitCode, StoppedError
 from cfdist.machine import ProcessTimes, process_times, seconds_between
 from cfdist.monitoring.monitor import Monitor
 from cfdist.preprocess import is_readable
-from cfdist.storage import lost_source
+from cfdist.storage import lost_source, source_of
 from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.manifest import Manifest, WorkItem
 
@@ -64,17 +64,20 @@ def run_rounds(
 
     Raises:
         UserError: the devices refuse the model or the work, or a block cannot be made.
-        StoppedError: no device is left, the folder or store of a picture is gone, or a picture
-            failed with on_error=fail.
+        StoppedError: no device is left, the folders or stores of all pictures are gone, or a
+            picture failed with on_error=fail.
         Exception: blocks of the work were lost again and again.
     """
     left = {item.key: item for item in items}
+    sources = {source_of(item.path): item.path for item in items}
 
     def find_readable(key: str) -> WorkItem | None:
         item = left[key]
         if is_readable(item.path):
             return item
-        if lost := lost_source(item.path):  # no picture has failed, and all would
+        lost = lost_source(item.path)
+        others = (path for its, path in sources.items() if its != source_of(item.path))
+        if lost and all(map(lost_source, others)):  # no picture has failed, and all would
             raise StoppedError(f"the pictures cannot be read any more ({lost})", ExitCode.INTERNAL)
         return None
 

@@ -162,6 +162,7 @@ def own_session(
     prepare_environment()
     _check(address)
     end_left_session()
+    keeping.give_back()
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         with _logging_what_ray_prints():
             yield None

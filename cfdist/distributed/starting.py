@@ -123,7 +123,10 @@ def start_ray(dashboard: bool, accelerators: Mapping[str, Any], keeper: Guard | 
         forget_token()
 
         def let_guard_speak(node: int) -> None:
-            line = redacted(f"cfdist: {_NODE_HAS_ENDED}{guarding.how_to_go_on()}")
+            how = ""
+            with contextlib.suppress(Exception):
+                how = guarding.how_to_go_on()
+            line = redacted(f"cfdist: {_NODE_HAS_ENDED}{how}")
             guarding.speak_for(node, terminal.error_descriptor(), line)
 
         try:

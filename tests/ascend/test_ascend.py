@@ -69,6 +69,13 @@ def test_a_failure_is_one_line(script, message):
 def test_a_tool_that_cannot_be_run(tmp_path):
     with pytest.raises(UserError, match=r"^tool: .*no_tool cannot be run \(No such file"):
         call_tool("tool", [str(tmp_path / "no_tool")], "")
+    closed = tmp_path / "closed"
+    closed.touch(mode=0o600)
+    with pytest.raises(UserError, match=r"closed cannot be run \(Perm.*\); make it executable$"):
+        call_tool("tool", [str(closed)], "")
+    closed.chmod(0o700)  # and empty
+    with pytest.raises(UserError, match=r"closed cannot be run \(Exec.*\); see that it is whole"):
+        call_tool("tool", [str(closed)], "")
 
 
 def test_the_reason_is_what_the_toolkit_marks():

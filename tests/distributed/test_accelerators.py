@@ -32,17 +32,19 @@ KINDS = [("npu", ASCEND), ("gpu", CUDA)]
         ("4,5", ["4", "5"]),
         (" 4 , 5 ", ["4", "5"]),
         ("1,-1,0", ["1"]),
-        ("GPU-8c1f,MIG-7a", ["GPU-8c1f", "MIG-7a"]),
     ],
 )
 def test_the_allotment(monkeypatch, kind, variable, value, expected):
-    if kind == "npu" and value and value.startswith("GPU"):
-        return  # only GPUs have such names
     monkeypatch.delenv(variable, raising=False)
     if value is not None:
         monkeypatch.setenv(variable, value)
     assert allotted(kind) == expected
     assert chosen(kind, "auto") == chosen(kind, 2) == expected
+
+
+def test_only_gpus_have_names(monkeypatch):
+    monkeypatch.setenv(CUDA, "GPU-8c1f,MIG-7a")
+    assert allotted("gpu") == chosen("gpu", 2) == ["GPU-8c1f", "MIG-7a"]
 
 
 @pytest.mark.parametrize(("kind", "variable"), KINDS)
@@ -133,7 +135,7 @@ def test_an_actor_with_none_or_several_is_refused(given_by_ray, ids):
         settle("npu")
 
 
-@pytest.mark.parametrize("value", ["0-3", "0;1", "0,x", "\u00b2"])
+@pytest.mark.parametrize("value", ["0-3", "0;1", "0,x", "\u00b2", "GPU-8c1f,MIG-7a"])
 def test_what_is_no_npu_s_number_is_refused(monkeypatch, value):
     monkeypatch.setenv(ASCEND, value)
     with pytest.raises(UserError, match=rf"^{ASCEND}={value}: .* is no NPU's number; write each"):

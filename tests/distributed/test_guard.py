@@ -108,6 +108,16 @@ os._exit(1)
     assert (done.returncode, done.stderr) == (1, said)
 
 
+def test_a_line_that_is_no_text_is_said_all_the_same(tmp_path):
+    """Else the guard would die before it cleans up."""
+    screen = tmp_path / "screen"
+    screen.touch()
+    speaker = guard.Speaker(2**30, str(screen), "go on with: resume=\udce9\n")
+    speaker.speak()
+    speaker.close()
+    assert screen.read_text() == "go on with: resume=\\udce9\n"
+
+
 # Its second session: nothing of the first is left, and all that something else has started.
 AGAIN = """
 mark = {guard.VARIABLE: guard.guarded().session}

@@ -40,7 +40,7 @@ def test_a_node_names_what_it_lacks(picture, model, monkeypatch):
     missing = replace(picture, path=picture.path + "x")
     larger = replace(picture, size=6)
     monkeypatch.setattr(preflight, "count_accelerators", lambda kind: 1)
-    faults = inspect_node(Wanted((other,), (missing,), "npu"), 2).faults
+    faults = inspect_node(Wanted((other,), (missing,), "npu"), 2.0).faults
     assert faults[0].startswith(f"cannot read {missing.path} (")
     assert "is another one on host" in faults[1]
     assert faults[2] == "has 1 NPU, and was started with 2"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -60,10 +61,10 @@ def played_pools_deal_out_themselves(monkeypatch):
     monkeypatch.setattr(rounds, "deal_out", deal_out)
 
 
-def play(pool: PlayedPool, folder: Path = Path()) -> dict[str, str]:
-    """Run four pictures of a folder through a pool; returns those that were given up."""
+def play(pool: PlayedPool, folder: Path = Path(), items: Sequence[WorkItem] = ()) -> dict[str, str]:
+    """Run items, or four pictures of a folder, through a pool; returns those that were given up."""
     found = {}
-    items = [WorkItem(f"e/{i}", str(folder / str(i)), 0) for i in range(4)]
+    items = items or [WorkItem(f"e/{i}", str(folder / str(i)), 0) for i in range(4)]
 
     def make_work(items):
         return ClosedWork(made=[item.key for item in items])
@@ -93,6 +94,21 @@ def test_pictures_that_are_gone_with_their_folder_end_the_run_and_do_not_fail(tm
 
     with pytest.raises(StoppedError, match=rf"cannot be read any more \({tmp_path}: No such file"):
         play(Unread(), tmp_path)
+
+
+def test_pictures_that_are_gone_with_one_of_several_folders_have_failed(tmp_path):
+    (tmp_path / "0").mkdir()  # the other pictures' folder
+
+    class Unread(PlayedPool):
+        def deal_out(self, work, keys, on_done):
+            assert self.find_readable("e/0") is None
+            (tmp_path / "0").rmdir()
+            self.find_readable("e/0")
+
+    items = [WorkItem("e/0", str(tmp_path / "gone" / "0"), 0)]
+    items.append(WorkItem("e/1", str(tmp_path / "0" / "1"), 0))
+    with pytest.raises(StoppedError, match=rf"any more \({tmp_path}/gone: No such file"):
+        play(Unread(), items=items)
 
 
 def test_the_monitor_learns_of_each_picture():

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from cfdist.ascend.npu_smi import Npu
-from cfdist.distributed import accelerators
+from cfdist.distributed import accelerators, guard, keeping
 from cfdist.distributed import session as sessions
 from cfdist.errors import UserError
 
@@ -64,6 +64,20 @@ def test_a_list_counts_within_the_allotment_and_holds_for_its_session(
         assert os.environ[variable] == expected
     assert seen[0][variable] == expected
     assert os.environ.get(variable) == before
+
+
+def test_a_kept_session_is_given_back_before_the_same_command_s_next_one(
+    seen, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(guard, "_has_left_ray", True)
+    monkeypatch.setattr(sessions, "end_left_session", lambda: guard.leave_ray(False))
+    (tmp_path / guard.IN_USE).touch()
+    record = keeping.Record("mark", str(tmp_path), "127.0.0.1:1", "none", 1.0, "")
+    keeping.Kept(tmp_path / "a.json", record, guard.use(tmp_path)).leave()
+    with pytest.raises(BlockingIOError):  # Ray's end is still to come
+        guard.use(tmp_path)
+    with sessions.own_session(None, False, "cpu", "auto"):
+        os.close(guard.use(tmp_path))
 
 
 CHIPS = [Npu("Ascend310P3", n, 0, "Critical" if n in (1, 3) else "OK") for n in range(5)]

@@ -262,9 +262,12 @@ def test_a_process_of_ray_that_ends_as_ray_starts(tmp_path, name):
         with start(folder, "backend=simulated", "backend.latency_ms=1") as process:
             wait_for(process, lambda at=process.pid: process_named(at, NODE, must=False))
             time.sleep(tenths / 10)
-            os.kill(process_named(process.pid, name), signal.SIGKILL)
+            target = process_named(process.pid, name, must=False)
+            if target:
+                os.kill(target, signal.SIGKILL)
             _, said = process.communicate(timeout=LONGEST_SECONDS)
         is_whole = (folder / "disturbed" / "results.json").exists()
+        assert is_whole or target  # it may have ended before
         assert process.returncode == (0 if is_whole else 1)
         assert is_whole or "; go on with: " in said
         assert len(said.splitlines()) == (0 if is_whole else 1)
