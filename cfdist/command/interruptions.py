@@ -68,7 +68,7 @@ def pending() -> KeyboardInterrupt | None:
 
 def note_how_to_go_on(text: Callable[[], str]) -> None:
     """Note what gives the text that follows "interrupted", or Ray's end, from now on."""
-    guard.how_to_go_on = text
+    guard.note_how_to_go_on(text)
 
 
 def say(interruption: KeyboardInterrupt) -> ExitCode:

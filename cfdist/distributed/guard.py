@@ -47,6 +47,8 @@ _LONGEST_WAIT = 4.0  # seconds that a command's end waits for its guard
 
 _PROCESSES = Path("/proc")
 
+NODE_IS_GONE = "Ray's node process on this host has ended"
+
 # Of a session that outlives commands. Whoever uses it holds a lock on this file in its folder.
 IN_USE = ".in_use"
 _LOOKS_EVERY = 0.25  # seconds
@@ -159,6 +161,7 @@ _has_left_ray = False
 
 # Gives what is added to the line that says how this command ended early.
 how_to_go_on: Callable[[], str] = str
+_last_words: Callable[[], None] | None = None  # tells the guard what it may have to say
 
 
 def guarded() -> Guard:
@@ -189,23 +192,43 @@ def end_guard() -> None:
         guard.end()
 
 
-def speak_for(process: int, screen: int, line: str) -> None:
+def note_how_to_go_on(text: Callable[[], str]) -> None:
+    """Note what gives the text that follows the line about an early end, from now on."""
+    global how_to_go_on
+    how_to_go_on = text
+    if _last_words is not None:
+        _last_words()
+
+
+def speak_for(process: int, screen: int, line: Callable[[str], str]) -> None:
     """Let the guard say a line if this process ends from now on and another had ended before.
 
-    Ray ends this process without a word if its node process ends while the two connect.
+    Ray ends this process without a word if its node process has ended and something asks for it
+    before `head_watched` notices.
 
     Args:
         process: The other one's number.
         screen: This process's descriptor to which the line is written.
-        line: Without its end.
+        line: Gives it, without its end, of the text that says how to go on.
     """
-    if _guard is not None:
-        place = f"/proc/{os.getpid()}/fd/{screen}"
-        _guard.tell("speak", json.dumps([process, place, f"{line}\n"]))
+    global _last_words
+
+    def tell() -> None:
+        how = ""
+        with contextlib.suppress(Exception):
+            how = how_to_go_on()
+        if _guard is not None:
+            place = f"/proc/{os.getpid()}/fd/{screen}"
+            _guard.tell("speak", json.dumps([process, place, f"{line(how)}\n"]))
+
+    _last_words = tell
+    tell()
 
 
 def be_silent() -> None:
-    """Let the guard say nothing from now on."""
+    """Let the guard say nothing from now on: this process says itself how it ends."""
+    global _last_words
+    _last_words = None
     if _guard is not None:
         _guard.tell("silence")
 
@@ -355,6 +378,8 @@ def _main(mark: str) -> None:
             case "keep":
                 record = path
             case "speak":
+                if speaker is not None:
+                    speaker.close()
                 speaker = Speaker(*json.loads(text))
             case "silence" if speaker is not None:
                 speaker.close()

@@ -32,8 +32,6 @@ _SILENCE = ("UNAVAILABLE", "DEADLINE_EXCEEDED")
 # What ends the node process may be a signal to all processes, which this one gets a moment later.
 _SIGNAL_SECONDS = 1.0
 
-_NODE_IS_GONE = "Ray's node process on this host has ended"
-
 _interrupting = threading.Lock()
 _lost = threading.Event()
 _why = ""  # what is lost, once it is
@@ -76,8 +74,8 @@ def head_watched(wait_s: float) -> Iterator[None]:
     seconds = min(wait_s, _LONGEST_WAIT)
     path = _node_path()
     if not _has_node(path):
-        _lose(_NODE_IS_GONE)
-        raise StoppedError(_NODE_IS_GONE, ExitCode.INTERNAL)
+        _lose(guard.NODE_IS_GONE)
+        raise StoppedError(guard.NODE_IS_GONE, ExitCode.INTERNAL)
     watch = threading.Thread(target=_watch, args=(address, path, seconds, ended), daemon=True)
     watch.start()
     try:
@@ -91,7 +89,7 @@ def head_watched(wait_s: float) -> Iterator[None]:
         # Without the node process anything may fail before this thread is interrupted.
         if not (_lost.is_set() or isinstance(error, KeyboardInterrupt) or _has_node(path)):
             time.sleep(_SIGNAL_SECONDS)
-            _lose(_NODE_IS_GONE)
+            _lose(guard.NODE_IS_GONE)
         if not _lost.is_set():
             raise
         raise StoppedError(_why, ExitCode.INTERNAL) from error
@@ -157,6 +155,7 @@ def shut_down(stays: bool = False) -> None:
     """
     import ray
 
+    guard.be_silent()
     if not (stays and terminal.is_guarded()) and not is_silent():
         ray.shutdown()
         return
@@ -192,7 +191,7 @@ def _watch(address: str, path: str | None, seconds: float, ended: threading.Even
             if end_of_node.poll(1000 * _PERIOD_SECONDS):
                 if not _has_node(path):
                     ended.wait(_SIGNAL_SECONDS)
-                    _interrupt(_NODE_IS_GONE, ended)
+                    _interrupt(guard.NODE_IS_GONE, ended)
                     return
                 ended.wait(_PERIOD_SECONDS)
             if ended.is_set() or not _is_silent(address):
@@ -219,6 +218,7 @@ def _interrupt(why: str, ended: threading.Event) -> None:
         _lose(why)
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
     if not ended.wait(_SECONDS_TO_END):
+        guard.be_silent()
         line = f"{why}; resume=<output_dir> goes on later"
         terminal.write_error(f"cfdist: {line}\n".encode())
         stream.emit("error", exit_code=ExitCode.INTERNAL, message=line)

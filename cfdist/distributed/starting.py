@@ -74,8 +74,6 @@ _LEAST_STORE_BYTES = 80 << 20  # Ray refuses less
 
 _LONGEST_WAIT = 300.0  # seconds for the starts of other commands
 
-_NODE_HAS_ENDED = "Ray's node process on this host has ended while Ray started"
-
 # Part of the available memory that Ray takes for its object store, as it does itself.
 _STORE_SHARE = 0.3
 
@@ -123,17 +121,18 @@ def start_ray(dashboard: bool, accelerators: Mapping[str, Any], keeper: Guard | 
         forget_token()
 
         def let_guard_speak(node: int) -> None:
-            how = ""
-            with contextlib.suppress(Exception):
-                how = guarding.how_to_go_on()
-            line = redacted(f"cfdist: {_NODE_HAS_ENDED}{how}")
-            guarding.speak_for(node, terminal.error_descriptor(), line)
+            guarding.speak_for(
+                node,
+                terminal.error_descriptor(),
+                lambda how: redacted(f"cfdist: {guarding.NODE_IS_GONE}{how}"),
+            )
 
         try:
             with own_processes(guard.session, keeper is not None, let_guard_speak):
                 context = _init({**options, **_folders(folder)}, guard, folder)
-        finally:
+        except BaseException:
             guarding.be_silent()
+            raise
         folder.chmod(0o700)  # Ray lets all users write to it
         return context
 

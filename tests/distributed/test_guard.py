@@ -88,6 +88,10 @@ def test_however_a_command_ends_nothing_is_left(tmp_path, then):
     ("then", "said"),
     [
         ("other.kill(); other.wait()", "the other has ended; go on\n"),
+        (
+            "guard.note_how_to_go_on(lambda: '; go on with 2'); other.kill(); other.wait()",
+            "the other has ended; go on with 2\n",
+        ),
         ("other.kill(); other.wait(); guard.be_silent()", ""),
         ("pass", ""),
     ],
@@ -98,7 +102,8 @@ from cfdist.distributed import guard
 import os, subprocess
 guard.guarded()
 other = subprocess.Popen(["sleep", "600"], stdout=-3, stderr=-3)
-guard.speak_for(other.pid, 2, "the other has ended; go on")
+guard.note_how_to_go_on(lambda: "; go on")
+guard.speak_for(other.pid, 2, lambda how: f"the other has ended{{how}}")
 {then}
 os._exit(1)
 """
