@@ -146,6 +146,15 @@ with session(None, dashboard=False):
     from ray._private.state import state
     from ray.core.generated.gcs_pb2 import ActorTableData
     (node,) = ray.nodes()
+    # What is counted before Ray's agent is there, and this process has found it, is lost.
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            scrape(node)
+            break
+        except OSError:
+            time.sleep(0.1)
+    time.sleep(3.0)
     for number, settings in enumerate(json.loads(sys.argv[2])):
         texts, ended, names = [], threading.Event(), set()
 

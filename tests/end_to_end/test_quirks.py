@@ -109,6 +109,7 @@ def test_several_at_once_never_look_official(scored, tmp_path):
 )  # fmt: skip
 def test_what_cannot_be_is_one_line(scored, settings, line):
     done, results = scored(*settings)
-    assert (done.returncode, done.stdout, results) == (2, "", None)
+    assert (done.returncode, results) == (2, None)
+    assert done.stdout in ("", "starting job=score ...\n")
     assert re.match(f"cfdist: {line}", done.stderr), done.stderr
     assert done.stderr.count("\n") == 1
