@@ -7,6 +7,7 @@ same. What is on disk by then counts, as it does after SIGKILL, and the guard en
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import select
@@ -53,6 +54,13 @@ def catch() -> None:
     for number in _RAISED:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    atexit.register(_ignore)  # called last
+
+
+def _ignore() -> None:
+    """Ignore what comes now: Python gives the signals their default back as it ends."""
+    for number in _RAISED:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def finish(code: int) -> None:

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from cfdist.distributed import guard
 from cfdist.distributed.joining import answer_of, own_token
 from cfdist.errors import ExitCode, StoppedError
+from cfdist.files import redacted
 from cfdist.monitoring import stream, terminal
 
 _PERIOD_SECONDS = 2.0
@@ -219,7 +220,10 @@ def _interrupt(why: str, ended: threading.Event) -> None:
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
     if not ended.wait(_SECONDS_TO_END):
         guard.be_silent()
-        line = f"{why}; resume=<output_dir> goes on later"
+        how = ""
+        with contextlib.suppress(Exception):
+            how = guard.how_to_go_on()
+        line = redacted(f"{why}{how}")
         terminal.write_error(f"cfdist: {line}\n".encode())
         stream.emit("error", exit_code=ExitCode.INTERNAL, message=line)
         stream.end(ExitCode.INTERNAL)

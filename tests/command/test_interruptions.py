@@ -31,6 +31,15 @@ IN_ORDER = "sys.exit(interruptions.say(error))"
 LOST = "pass"
 IN_A_LIBRARY = "import ctypes; ctypes.CDLL(None).sleep(60)"
 DONE = "interruptions.finish(7)"
+IN_PYTHON_S_END = """
+import os
+interruptions.finish(7)
+class Late:
+    def __del__(self, kill=os.kill, process=os.getpid(), number=int({number})):
+        kill(process, number)
+sys.modules["late"] = Late()
+sys.exit(7)
+"""
 
 
 def heed_all() -> None:
@@ -115,3 +124,13 @@ def test_an_interruption_that_nothing_can_catch_is_no_traceback():
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (143, "cfdist: interrupted; go on\n")
+
+
+def test_a_signal_while_python_ends_changes_no_exit_code():
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        code = "import sys\nfrom cfdist.command import interruptions\ninterruptions.catch()\n"
+        code += IN_PYTHON_S_END.format(number=int(number))
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, preexec_fn=heed_all
+        )
+        assert (done.returncode, done.stderr) == (7, b"")
