@@ -190,6 +190,17 @@ def disk_as_user_error(path: Path | str) -> Iterator[None]:
         ) from None
 
 
+def probe(folder: Path) -> None:
+    """Try whether a file can be made in a folder, or in the nearest one above it that is there.
+
+    Raises:
+        OSError: none can be.
+    """
+    near = next(one for one in (folder, *folder.parents) if one.exists())
+    with tempfile.TemporaryFile(dir=near):
+        pass
+
+
 def missing_folders(folder: Path) -> list[Path]:
     """The folder and those above it that are not there, the innermost first."""
     return [one for one in (folder, *folder.parents) if not one.exists()]

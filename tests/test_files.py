@@ -200,3 +200,11 @@ def test_a_user_without_a_home_folder_has_a_cache_as_well(monkeypatch, tmp_path)
     folder.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="others can write there"):
         files.user_cache()
+
+
+def test_a_place_is_probed_and_left_as_it_was(tmp_path):
+    files.probe(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        files.probe(tmp_path / "file" / "below")
