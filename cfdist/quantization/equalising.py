@@ -48,8 +48,9 @@ def equalise(model: onnx.ModelProto, inputs: Iterable[Mapping[str, NDArray[Any]]
     constants = {one.name: one for one in model.graph.initializer}
     pairs = [*_pairs(model, constants)]
     ranges = _largest_values(model, [pair.tensor for pair in pairs], inputs)
-    for first, tensor, second in pairs:
-        depthwise = _Pair(first, tensor, second).groups > 1
+    for pair in pairs:
+        first, tensor, second = pair
+        depthwise = pair.groups > 1
         weights = numpy_helper.to_array(constants[second.input[1]]).astype(np.float64)
         factor = np.maximum(ranges[tensor], _LEAST_RANGE)
         factor /= factor.max()

@@ -12,9 +12,8 @@ import pytest
 
 from tests.conftest import PROJECT
 from tests.fakes import onnx_forms
-from tests.faults import IS_LONG
 
-MUTATIONS = 300 if IS_LONG else 60
+MUTATIONS = 300
 SECONDS = 10.0  # that one file may take
 
 # Reads the files in a folder one after the other; prints a line before and after each.

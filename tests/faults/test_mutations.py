@@ -1,7 +1,4 @@
-"""Every reader of files from outside takes what is damaged: an answer or its own error, in time.
-
-`CFDIST_LONG_TESTS=1` damages each file in 300 ways.
-"""
+"""Every reader of files from outside takes what is damaged: an answer or its own error, in time."""
 
 from __future__ import annotations
 
@@ -12,15 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import IS_LONG
-
 SCRIPT = Path(__file__).with_name("mutations.py")
 READERS = {
     *("jpeg", "progressive", "cmyk", "png", "bmp", "gif", "tiff", "webp"),
     *("compressed ground truth", "plain ground truth", "predictions"),
     *("journal", "journal identity", "record", "raw output", "npu-smi table", "archive"),
 }
-COUNT = 300 if IS_LONG else 60
+COUNT = 300
 LONGEST_SECONDS = 10
 
 

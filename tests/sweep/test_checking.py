@@ -12,23 +12,42 @@ from cfdist.sweep import checking
 
 
 def check(*overrides: str) -> None:
+    """Check the first run of a sweep that is given these settings."""
     prepared = [config.prepare_override(one, is_multirun=True) for one in overrides]
     composed = config.compose_prepared(*prepared)
     checking.check_run(composed, prepared, config.typed_keys(prepared), 0)
 
 
-def test_a_run_of_good_settings(tmp_path, monkeypatch):
+def refusal(*overrides: str) -> str:
+    """What a run is refused for; empty: it is not."""
+    try:
+        check(*overrides)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_a_run_of_good_settings_is_not_refused_and_without_its_file_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a_bs8.om").touch()
     (tmp_path / "a.zip").touch()
     (tmp_path / "a${b}c").touch()
-    check("model.batch=4", f"model.path={tmp_path}/a.zip/model.onnx", f"dataset.root={tmp_path}")
-    check("output_dir=nope", "dataset.root=s3://bucket/nope", "+model.path=null")
-    check("job=infer", "infer.name=nope", f"infer.input={tmp_path}/a.zip")
-    check("job=quantize", "quantize.calibration=nope/*.jpg")
-    check("job=convert", "convert.output=nope")
-    check("job=compare", "reference=a.zip", "candidate=onnxruntime:nope.onnx")
-    check("model.path=a_bs{batch}.om", "model.batch=8", f"dataset.root={tmp_path}/a${{b}}c")
+    reads_files = [
+        ["model.batch=4", f"model.path={tmp_path}/a.zip/model.onnx", f"dataset.root={tmp_path}"],
+        ["job=infer", "infer.name=nope", f"infer.input={tmp_path}/a.zip"],
+        ["job=compare", "reference=a.zip", "candidate=onnxruntime:nope.onnx"],
+        ["model.path=a_bs{batch}.om", "model.batch=8", f"dataset.root={tmp_path}/a${{b}}c"],
+    ]
+    others = [
+        ["output_dir=nope", "dataset.root=s3://bucket/nope", "+model.path=null"],
+        ["job=quantize", "quantize.calibration=nope/*.jpg"],
+        ["job=convert", "convert.output=nope"],
+    ]
+    assert [refusal(*one) for one in reads_files + others] == [""] * 7
+    for name in ("a_bs8.om", "a.zip", "a${b}c"):
+        (tmp_path / name).unlink()
+    gone = [refusal(*one) for one in reads_files]
+    assert ["no such file or folder" in one for one in gone] == [True] * 4
 
 
 @pytest.mark.parametrize(
