@@ -105,14 +105,14 @@ class Guard:
             (folder / _MARKER).write_text(f"{session} {self.mark}")
         self.session, self.folder = session, folder
         self.tell("folder", folder)
-        self._wait()  # or a command that clears what the dead have left could be faster than it
+        self.wait()  # or a command that clears what the dead have left could be faster than it
         return folder
 
     def end_session(self) -> None:
         """End the session's processes now, and remove its folder; the command's others go on."""
         if self.session:
             self.tell("end")
-            self._wait()
+            self.wait()
             self._forget()
 
     def keep_folder(self) -> None:
@@ -134,12 +134,12 @@ class Guard:
         """Let the guard do its work now, and wait until it has; do it here if it was killed."""
         marks, folder = (self.mark, self.session), self.folder
         self.let_go()
-        while self._wait():  # a late answer of before
+        while self.wait():  # a late answer of before
             pass
         if folder is not None and folder.exists():
             clean(marks, [folder])
 
-    def _wait(self) -> bool:
+    def wait(self) -> bool:
         """Wait until the guard has answered, which is true, or has ended or takes too long."""
         is_there = select.select([self._from], [], [], _LONGEST_WAIT)[0]
         return bool(is_there and os.read(self._from.fileno(), 1))
@@ -220,6 +220,7 @@ def speak_for(process: int, screen: int, line: Callable[[str], str]) -> None:
         if _guard is not None:
             place = f"/proc/{os.getpid()}/fd/{screen}"
             _guard.tell("speak", json.dumps([process, place, f"{line(how)}\n"]))
+            _guard.wait()  # it can open the screen only while this process is there
 
     _last_words = tell
     tell()
@@ -353,8 +354,8 @@ def _main(mark: str) -> None:
     """Wait for the command's end, and do what it writes meanwhile, a line for each.
 
     "folder <a session's>", "leave <a folder to the person>", "keep <the record of the session>",
-    "speak <`Speaker`'s arguments>", "silence", and "end": the sessions so far, now. The first and
-    the last are answered.
+    "speak <`Speaker`'s arguments>", "silence", and "end": the sessions so far, now. "folder",
+    "speak" and "end" are answered.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
@@ -381,6 +382,8 @@ def _main(mark: str) -> None:
                 if speaker is not None:
                     speaker.close()
                 speaker = Speaker(*json.loads(text))
+                with contextlib.suppress(OSError):
+                    os.write(1, b".")
             case "silence" if speaker is not None:
                 speaker.close()
                 speaker = None
