@@ -96,8 +96,7 @@ def _by_layers(config: Config, models: Sequence[BackendModel], output: Path, sta
         rows, failures = letterboxed_pictures(manifest.items, config.compare.pictures, reference)
         screen.console.inform(
             f"{len(matched.pairs)} tensors on {len(rows)} pictures of "
-            f"dataset={config.dataset.name}, matched by {matched.how}",
-            markup=False,
+            f"dataset={config.dataset.name}, matched by {matched.how}"
         )
         ready = time.time()
         sums = compare_layers((reference, candidate), matched, rows, screen.console.inform)

@@ -54,7 +54,7 @@ def main(config: Config, output: Path, started: float) -> int:
 
 
 def _say(line: str) -> None:
-    screen.console.print(line, markup=False)
+    screen.console.print(line)
 
 
 def _write_calibration(

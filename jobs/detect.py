@@ -67,7 +67,7 @@ def main(config: Config, output: Path, started: float) -> int:
     with execution.start(config, [model], pictures=pictures.items) as there:
         screen.print_plan(config, there, None)
         line = f"{len(pictures.items)} pictures of {KEY}={config.input}"
-        screen.console.print(line, markup=False)
+        screen.console.print(line)
         ready = time.time()
         run = Run(Timeline(there.plan.streams))
         with _kept_if_it_ends_early(run, len(pictures.items), output):
@@ -105,9 +105,7 @@ def main(config: Config, output: Path, started: float) -> int:
         extra={"faces": sum(len(one.scores) for one in found)},
     )
     line = f"{results.extra['faces']} faces with a score of {config.detect.threshold:g} or more"
-    screen.console.print(
-        f"{line} in {results.done} pictures: {shown(output / LINES)}", markup=False
-    )
+    screen.console.print(f"{line} in {results.done} pictures: {shown(output / LINES)}")
     return screen.finish(results, output)
 
 
@@ -124,7 +122,7 @@ def _kept_if_it_ends_early(run: Run, wanted: int, output: Path) -> Iterator[None
                 place = shown(output / PARTIAL)
                 again = "job=detect begins anew when it is called again"
                 line = f"{len(found)} of {wanted} pictures are in {place}; {again}"
-                screen.console.print(line, markup=False)
+                screen.console.print(line)
         raise
 
 

@@ -101,7 +101,7 @@ def main(config: Config, output: Path, started: float) -> int:
     if run.summary is not None:
         mean, rate = run.summary["NPU_compute_time"]["mean"], run.summary.get("throughput", 0.0)
         line += f", {mean:.2f} ms a batch, {rate:.1f} pictures/s by that"
-    screen.console.print(line, markup=False)
+    screen.console.print(line)
     screen.print_results(results)
     screen.print_path(path)
     return results.exit_code

@@ -63,8 +63,7 @@ def main(config: Config, output: Path, started: float) -> int:
     path = results.write(output)
     screen.console.print(
         f"{results.done} prediction files in {shown(target)}, written as eval={style} does, "
-        f"{len(usable) / max(ended - ready, 1e-9):.1f} a second",
-        markup=False,
+        f"{len(usable) / max(ended - ready, 1e-9):.1f} a second"
     )
     screen.print_results(results)
     screen.print_path(path)

@@ -37,8 +37,7 @@ def main(config: Config, output: Path, started: float) -> int:
     with session(cluster.joined, cluster.dashboard, keep_minutes=keep) as dashboard:
         screen.console.inform(
             f"{total} pictures of dataset={config.dataset.name} to {config.preprocess.input} input "
-            f"tensors in {shown(folder)}",
-            markup=False,
+            f"tensors in {shown(folder)}"
         )
         screen.print_dashboard(dashboard)
         ready = time.time()
@@ -63,8 +62,7 @@ def main(config: Config, output: Path, started: float) -> int:
     path = results.write(output)
     screen.console.print(
         f"{results.done} input tensors of {files.input_bytes(contract)} bytes in {shown(folder)}, "
-        f"{len(missing) / max(ended - ready, 1e-9):.1f} a second",
-        markup=False,
+        f"{len(missing) / max(ended - ready, 1e-9):.1f} a second"
     )
     screen.print_results(results)
     screen.print_path(path)

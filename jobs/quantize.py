@@ -92,7 +92,7 @@ def _check(models: Iterable[BackendModel]) -> None:
 
 
 def _say(line: str) -> None:
-    screen.console.inform(line, markup=False)
+    screen.console.inform(line)
 
 
 def _runtimes(config: Config) -> list[str]:

@@ -45,8 +45,7 @@ def main(config: Config, output: Path, started: float) -> int:
     screen.console.inform(
         f"{len(candidates)} candidates on {len(manifest.items)} pictures, for "
         f"{config.tune.minutes:g} minute{'' if config.tune.minutes == 1 else 's'} at most"
-        + (f"; {len(trials)} runs are there from an earlier command" if len(trials) else ""),
-        markup=False,
+        + (f"; {len(trials)} runs are there from an earlier command" if len(trials) else "")
     )
     with sharing():
         limits = (config.tune.tolerance, config.tune.minutes)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rich.markup import escape
-
 from cfdist.report.screen import console, percents, print_compact, titled_table
 from cfdist.widerface.ground_truth import DIFFICULTIES
 from cfdist.widerface.metric import PROTOCOLS
@@ -21,13 +19,13 @@ def print_layers(comparison: Mapping[str, Any]) -> None:
         shape = "x".join(map(str, one["shape"]))
         cells = (f"{one['max']:.2e}", f"{one['relative']:.2e}", f"{one['cosine']:.8f}")
         verdict = "" if one["within"] else "PAST"
-        table.add_row(escape(one["tensor"]), one["operator"], shape, *cells, verdict)
+        table.add_row(one["tensor"], one["operator"], shape, *cells, verdict)
     print_compact(table)
     for key, words in (("first_different", "the first that is not equal bit for bit"),
                        ("first_past", "PAST THE TOLERANCE first")):  # fmt: skip
         if one := comparison[key]:
             line = f"{words}: {named(one)}, relative difference {one['relative']:.1e}"
-            console.print(line, markup=False)
+            console.print(line)
     if not comparison["first_different"]:
         console.print("all tensors are equal bit for bit")
     elif comparison["within_tolerance"]:

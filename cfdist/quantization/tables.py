@@ -21,8 +21,7 @@ def print_trade(results: Results) -> None:
     made = results.extra["quantize"]
     console.print(
         f"{made['path']}: {made['layers']} layers in int8, {len(made['kept'])} operators kept in "
-        f"float32, {made['bytes'] / 1e6:.1f} MB",
-        markup=False,
+        f"float32, {made['bytes'] / 1e6:.1f} MB"
     )
     table = titled_table(
         f"int8 against float32, AP over {results.done} pictures",

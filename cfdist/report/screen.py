@@ -12,10 +12,8 @@ from typing import IO, TYPE_CHECKING, Any
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console, ConsoleDimensions
-from rich.markup import escape
 from rich.segment import Segment
 from rich.table import Table
-from rich.text import Text
 
 from cfdist.monitoring import terminal
 from cfdist.report.results import Results
@@ -39,6 +37,10 @@ class _Screen(Console):
 
     Where the output goes into a file or a pipe, a line stays one, however long.
     """
+
+    def __init__(self, **settings: Any) -> None:
+        """Show brackets and colons as they are: names and messages hold them."""
+        super().__init__(highlight=False, soft_wrap=True, markup=False, emoji=False, **settings)
 
     @property
     def file(self) -> IO[str]:
@@ -124,14 +126,14 @@ def _rows_as_lines(table: Table) -> list[str]:
     titles = [" ".join(str(column.header).split()) for column in table.columns]
     lines = [str(table.title or "")]
     for row in zip(*(column.cells for column in table.columns), strict=True):
-        cells = [escape(cell.plain) if isinstance(cell, Text) else str(cell) for cell in row]
+        cells = [str(cell) for cell in row]
         named = (f"{title} {cell}".strip() for title, cell in zip(titles, cells, strict=True))
         pairs = [name for name, cell in zip(named, cells, strict=True) if cell.strip()]
         lines.append(f"  {', '.join(pairs)}" if pairs else "")
     return lines
 
 
-console = _Screen(highlight=False, soft_wrap=True)
+console = _Screen()
 
 
 def print_plan(config: Config, there: Execution, manifest: Manifest | None) -> None:
@@ -154,9 +156,9 @@ def print_plan(config: Config, there: Execution, manifest: Manifest | None) -> N
         if config.dataset.kind == "sample":
             pictures += " (the embedded sample set; no data set named)"
         line += f": {pictures}"
-    console.inform(line, markup=False)
+    console.inform(line)
     if model.remark:
-        console.inform(f"backend=auto: {model.remark}", markup=False)
+        console.inform(f"backend=auto: {model.remark}")
     print_devices(there)
 
 
@@ -164,7 +166,7 @@ def print_devices(there: Execution) -> None:
     """What is to be known of the devices, and where to watch the run."""
     print_nodes(there.checks)
     for note in there.notes:
-        console.inform(f"note: {note}", markup=False)
+        console.inform(f"note: {note}")
     print_dashboard(there.dashboard)
 
 
@@ -174,26 +176,18 @@ def print_nodes(checks: Sequence[NodeCheck]) -> None:
         if len(checks) > 1:
             hosts = ", ".join(sorted({check.node.host for check in checks}))
             line = f"{len(checks)} nodes ({hosts}): same versions, model and pictures"
-            console.inform(line, markup=False)
+            console.inform(line)
         return
-    table = Table(box=SIMPLE_HEAD, title="nodes of the cluster", title_justify="left")
-    for title in (
-        "host",
-        "Ray",
-        "Python",
-        "cfdist",
-        "free memory",
-        "free disk",
-        "left out, for it",
-    ):
-        table.add_column(title)
+    titles = ("host", "Ray", "Python", "cfdist", "free memory", "free disk", "left out, for it")
+    table = titled_table("nodes of the cluster", titles, ())
+    table.box = SIMPLE_HEAD
     for check in checks:
         cells = ["?"] * 5
         if check.answer:
             sizes = (check.answer.memory, check.answer.disk)
             cells = [*check.answer.versions, *(f"{size / 1e9:.1f} GB" for size in sizes)]
-        faults = escape("; ".join(check.faults)) or "-"
-        table.add_row(escape(check.node.host), *cells, faults)
+        faults = "; ".join(check.faults) or "-"
+        table.add_row(check.node.host, *cells, faults)
     console.inform(table)
 
 
@@ -212,16 +206,17 @@ def print_dashboard(dashboard: str | None) -> None:
         return
     from cfdist.distributed.starting import token_command
 
-    console.inform(f"dashboard: {dashboard}", markup=False)
+    console.inform(f"dashboard: {dashboard}")
     if command := token_command():
-        console.inform(f"  it asks for a token, which this prints: {command}", markup=False)
+        console.inform(f"  it asks for a token, which this prints: {command}")
 
 
 def print_simulated() -> None:
     """Say that what follows comes from no chip and no model."""
     console.print(
         "[bold]SIMULATED[/bold]: no model runs and nothing is found; the devices only wait as long "
-        "as a chip would, so that the figures are those of this host"
+        "as a chip would, so that the figures are those of this host",
+        markup=True,
     )
 
 
@@ -235,7 +230,7 @@ def finish(results: Results, folder: Path) -> int:
 
 def print_path(path: Path) -> None:
     """Say where the results are."""
-    console.print(f"results: {shown(path)}", markup=False)
+    console.print(f"results: {shown(path)}")
 
 
 def print_export(report: dict[str, Any]) -> None:
@@ -243,8 +238,7 @@ def print_export(report: dict[str, Any]) -> None:
     shape = ", ".join(map(str, report["input"]["shape"]))
     console.print(
         f"{report['path']}: opset {report['opset']}, {report['bytes'] / 1e6:.1f} MB, input "
-        f"{report['input']['dtype']} ({shape})",
-        markup=False,
+        f"{report['input']['dtype']} ({shape})"
     )
     outputs = list(report["outputs"])
     table = titled_table("largest difference from PyTorch", ["pictures"], outputs)
@@ -261,7 +255,7 @@ def print_results(results: Results) -> None:
         has_quirks = not results.ap.keys() <= PROTOCOLS.keys()
         (print_compact if has_quirks else console.print)(_ap_table(results))
     if results.test:
-        console.print(f"test: {results.test}", markup=False)
+        console.print(f"test: {results.test}")
     if results.throughput:
         console.print(_speed_line(results, results.throughput))
         for device in results.devices:
@@ -278,9 +272,9 @@ def print_results(results: Results) -> None:
 def print_remarks(results: Results) -> None:
     """Print the notes, and the first pictures that failed."""
     for note in results.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
     for picture, reason in results.failures[:5]:
-        console.print(f"failed: {picture}: {reason}", markup=False)
+        console.print(f"failed: {picture}: {reason}")
     if more := results.failures[5:]:
         console.print(f"failed: {len(more)} more, see results.json")
 

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.text import Text
-
 from cfdist.files import SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT, write_text
 from cfdist.report.accuracy import published_ap
 from cfdist.report.screen import TOO_SHORT, console, print_compact, titled_table
@@ -144,7 +142,7 @@ def write_summary(runs: Sequence[RunSummary], folder: Path) -> None:
     write_text(folder / SWEEP_MARKDOWN, page)
     write_text(folder / SWEEP_CSV, csv_text(runs))
     print_runs(runs)
-    console.print(f"sweep: {shown(folder / SWEEP_MARKDOWN)}", markup=False)
+    console.print(f"sweep: {shown(folder / SWEEP_MARKDOWN)}")
 
 
 def csv_text(runs: Sequence[RunSummary]) -> str:
@@ -210,14 +208,14 @@ def print_runs(runs: Sequence[RunSummary]) -> None:
     texts = titles.index("state") + 1  # columns; figures follow
     table = titled_table(_screen_title(runs), titles[:texts], titles[texts:])
     for cells in rows:
-        table.add_row(*map(Text, cells))
+        table.add_row(*cells)
     print_compact(table)
     for line in [
         *test_lines(runs),
         *failure_lines(runs),
         *(f"note: {note}" for note in (*_unlike(runs), *_missing_rates(runs))),
     ]:
-        console.print(line, markup=False)
+        console.print(line)
 
 
 def _screen_title(runs: Sequence[RunSummary]) -> str:

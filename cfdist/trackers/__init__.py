@@ -67,7 +67,7 @@ def track(config: LogConfig, output: Path) -> None:
         except Exception as error:  # whatever the package raises
             log.warning("log.%s failed", name, exc_info=True)
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            console.print(f"note: log.{name}={target}: nothing logged: {reason}", markup=False)
+            console.print(f"note: log.{name}={target}: nothing logged: {reason}")
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, float]:

@@ -114,9 +114,9 @@ def print_tuning(results: Results, command: str) -> None:
             reasons.setdefault(one["reason"], []).append(one["name"])
     for reason, names in reasons.items():
         what = names[0] if len(names) == 1 else f"{len(names)} candidates, such as {names[0]}"
-        screen.console.print(f"out: {what}: {reason}", markup=False)
+        screen.console.print(f"out: {what}: {reason}")
     screen.print_remarks(results)
-    screen.console.print(f"preset: {found['preset']}; use it: {command}", markup=False)
+    screen.console.print(f"preset: {found['preset']}; use it: {command}")
 
 
 def tuning_parts(results: Results) -> OwnParts:

@@ -75,7 +75,7 @@ def search(
         outcome.variants[variant] = found
         if variant == reference and found.reason:
             raise UserError(f"job=tune: the reference, {reference}: {found.reason}")
-        console.inform(f"numbers of {variant}: {_numbers(outcome, variant)}", markup=False)
+        console.inform(f"numbers of {variant}: {_numbers(outcome, variant)}")
     left = []
     for one in outcome.standings:
         one.reason = _reason_against(outcome, one.candidate.variant, tolerance)
@@ -87,8 +87,7 @@ def search(
         passed = time.monotonic() - started
         console.inform(
             f"{passed / 60:.1f} of {minutes:g} min: {one.candidate}, {seconds:g} s"
-            f"{' again' if is_check else ''}: {rate}",
-            markup=False,
+            f"{' again' if is_check else ''}: {rate}"
         )
 
     seconds = halve(left, measure, FIRST_SECONDS, is_over(_SEARCH_SHARE))

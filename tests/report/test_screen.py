@@ -7,7 +7,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from rich.text import Text
 
 from cfdist.devices.base import DeviceReport
 from cfdist.execution import Execution
@@ -165,9 +164,7 @@ def terminal(monkeypatch):
     """The screen as a terminal of so many columns; gives what is printed in the `with` block."""
 
     def show(width: int, print_it) -> list[str]:
-        console = screen._Screen(
-            highlight=False, soft_wrap=True, force_terminal=True, width=width, color_system=None
-        )
+        console = screen._Screen(force_terminal=True, width=width, color_system=None)
         monkeypatch.setattr(screen, "console", console)
         with console.capture() as capture:
             print_it()
@@ -198,7 +195,7 @@ def test_no_word_is_broken_on_a_narrow_terminal(terminal, width):
 def test_a_table_wider_than_the_terminal_becomes_lines(terminal):
     def print_it() -> None:
         table = screen.titled_table("title", ["", "device"], ["pictures\na second", "\nmean"])
-        table.add_row("  run", Text("[a, b]"), "123.45", "6.00")
+        table.add_row("  run", "[a, b]", "123.45", "6.00")
         table.add_row("part", "", "", "")
         screen.print_compact(table)
 
@@ -213,6 +210,14 @@ def test_a_table_wider_than_the_terminal_becomes_lines(terminal):
     assert any(
         line.split() == ["run", "[a,", "b]", "123.45", "6.00"] for line in terminal(60, print_it)
     )
+
+
+def test_brackets_and_colons_are_shown_as_they_are(terminal):
+    text = "[bold]/photos/:smile:/[0].jpg"
+    table = screen.titled_table(text, [text], ())
+    table.add_row(text)
+    shown = terminal(80, lambda: [screen.console.print(one) for one in (text, table)])
+    assert [text in line for line in shown] == [True, True, False, True, False, True, False]
 
 
 def test_into_a_pipe_a_line_stays_one(capsys):

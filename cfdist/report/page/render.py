@@ -49,8 +49,6 @@ def write_report(folder: Path, make: Callable[[], str]) -> None:
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         log.exception("no %s", REPORT)
-        console.print(
-            f"note: no {REPORT} ({reason}); the results are whole, see {LOG}", markup=False
-        )
+        console.print(f"note: no {REPORT} ({reason}); the results are whole, see {LOG}")
     else:
-        console.print(f"report: {shown(path)}", markup=False)
+        console.print(f"report: {shown(path)}")
