@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from cfdist.ascend.npu_smi import list_npus, read_npus, usable_numbers
 from cfdist.errors import UserError
+from cfdist.machine import in_environment
 
 # Ray's resource that an actor of each kind of device takes, besides CPUs.
 ACCELERATOR_RESOURCE = {"cpu": None, "gpu": "GPU", "npu": "NPU"}
@@ -128,16 +129,8 @@ def only_visible(kind: str, names: list[str] | None) -> Iterator[None]:
     if names is None:
         yield
         return
-    variable = VISIBLE_DEVICES[kind]
-    before = os.environ.get(variable)
-    os.environ[variable] = ",".join(names)
-    try:
+    with in_environment(VISIBLE_DEVICES[kind], ",".join(names)):
         yield
-    finally:
-        if before is None:
-            os.environ.pop(variable, None)
-        else:
-            os.environ[variable] = before
 
 
 def resources(kind: str, names: list[str] | None) -> dict[str, object]:

@@ -40,45 +40,14 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 
 # What differs between terminals, and nothing that a session's processes do depends on.
 _OF_THE_TERMINAL = frozenset(
-    [
-        "_",
-        "PWD",
-        "OLDPWD",
-        "SHLVL",
-        "TERM",
-        "COLORTERM",
-        "COLUMNS",
-        "LINES",
-        "PS1",
-        "PS2",
-        "PROMPT_COMMAND",
-        "HISTFILE",
-        "HISTSIZE",
-        "LS_COLORS",
-        "LESSOPEN",
-        "LESSCLOSE",
-        "PAGER",
-        "EDITOR",
-        "VISUAL",
-        "DISPLAY",
-        "WAYLAND_DISPLAY",
-        "XAUTHORITY",
-        "WINDOWID",
-        "DBUS_SESSION_BUS_ADDRESS",
-        "TMUX",
-        "TMUX_PANE",
-        "STY",
-        "MAIL",
-        "INVOCATION_ID",
-        "JOURNAL_STREAM",
-        "NO_COLOR",
-        "FORCE_COLOR",
-        "PYTEST_CURRENT_TEST",
-        "CFDIST_MARK",
-        "CFDIST_STARTED",
-        "CFDIST_COMMAND",
-        "SPT_NOENV",
-    ]
+    (
+        *("_", "PWD", "OLDPWD", "SHLVL", "TERM", "COLORTERM", "COLUMNS", "LINES", "PS1", "PS2"),
+        *("PROMPT_COMMAND", "HISTFILE", "HISTSIZE", "LS_COLORS", "LESSOPEN", "LESSCLOSE", "PAGER"),
+        *("EDITOR", "VISUAL", "DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY", "WINDOWID"),
+        *("DBUS_SESSION_BUS_ADDRESS", "TMUX", "TMUX_PANE", "STY", "MAIL", "INVOCATION_ID"),
+        *("JOURNAL_STREAM", "NO_COLOR", "FORCE_COLOR", "PYTEST_CURRENT_TEST", "CFDIST_MARK"),
+        *("CFDIST_STARTED", "CFDIST_COMMAND", "SPT_NOENV"),
+    )
 )
 _PREFIXES_OF_THE_TERMINAL = ("SSH_", "TERM_", "VSCODE_", "GNOME_", "KITTY_", "KONSOLE_", "XDG_SESS")
 

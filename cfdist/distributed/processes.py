@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cfdist.distributed.guard import VARIABLE
+from cfdist.machine import in_environment
 from cfdist.monitoring import terminal
 
 # Of the two agents beside Ray's node process.
@@ -165,17 +166,11 @@ def loopback_only() -> Iterator[None]:
     """
     from ray._private import ray_constants
 
-    name = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
-    before = os.environ.get(name)
-    os.environ[name] = "0"
-    try:
-        with _replaced(ray_constants, ENABLE_RAY_CLUSTER=False):
-            yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+    with (
+        in_environment(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "0"),
+        _replaced(ray_constants, ENABLE_RAY_CLUSTER=False),
+    ):
+        yield
 
 
 @contextlib.contextmanager
