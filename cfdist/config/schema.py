@@ -405,18 +405,11 @@ class BackendConfig(Section):
     ] = None
     """simulated: a fault, to try how a run deals with it: what is in the head maps, or what the
     device does in a batch or while it opens"""
-    fault_device: Annotated[
-        Natural | None,
-        uses.backend_key("simulated", when=(uses.given("backend.fault", "..."),)),
-    ] = None
+    fault_device: Annotated[Natural | None, uses.WITH_FAULT] = None
     """simulated: the number of the only faulty device; null: all are faulty"""
-    fault_after: Annotated[
-        Natural, uses.backend_key("simulated", when=(uses.given("backend.fault", "..."),))
-    ] = 0
+    fault_after: Annotated[Natural, uses.WITH_FAULT] = 0
     """simulated: sound batches of the device before the fault"""
-    fault_once: Annotated[
-        StrictBool, uses.backend_key("simulated", when=(uses.given("backend.fault", "..."),))
-    ] = False
+    fault_once: Annotated[StrictBool, uses.WITH_FAULT] = False
     """simulated: the device is sound once it was started again"""
 
 

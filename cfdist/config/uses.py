@@ -212,15 +212,6 @@ INPUT_SIZE = Uses(
         Use(("convert",), (ONE_SIZE,)),
     ]
 )
-RAY = Uses(
-    [
-        Use(("evaluate", "quantize", "compare", "preprocess", "postprocess", "detect", "tune")),
-        Use(("benchmark",), (DEVICES,)),
-        Use(("infer",), (NOT_BY_TOOL,)),
-    ]
-)
-
-
 ON_DEVICES = Uses(
     [
         Use(("evaluate", "quantize", "compare", "detect", "tune")),
@@ -228,6 +219,7 @@ ON_DEVICES = Uses(
         Use(("infer",), (NOT_BY_TOOL,)),
     ]
 )
+RAY = Uses([*ON_DEVICES, Use(("preprocess", "postprocess"))])
 ON_PICTURES = Uses(
     [
         Use(("evaluate", "quantize", "compare", "detect")),
@@ -315,3 +307,6 @@ def backend_key(*names: str, when: tuple[When, ...] = ()) -> Uses:
 def model_option(*names: str) -> Uses:
     """The same, and `job=compare` if one of its two models has such a backend."""
     return backend_key(*names) + only("compare", when=(on(*names),))
+
+
+WITH_FAULT = backend_key("simulated", when=(given("backend.fault", "..."),))
