@@ -49,7 +49,7 @@ from cfdist.command.uploading import deliver, deliver_unfinished, prepare
 from cfdist.config.installation import CONFIG_FOLDER, choice_file, load_job
 from cfdist.config.messages import HELP_WIDTH
 from cfdist.config.uses import WITHOUT_FOLDER
-from cfdist.distributed.guard import guarded
+from cfdist.distributed.guard import guarded, note_how_to_go_on
 from cfdist.errors import DiskFullError, ExitCode, StoppedError, UserError
 from cfdist.files import DISK_IS_FULL, JOURNAL, LOG, RESULTS, redacted
 from cfdist.machine import process_age
@@ -191,7 +191,7 @@ def run_job(composed: DictConfig) -> float | None:
         checked.output_dir = shown(output)
         stream.emit("start", job=checked.job, output_dir=checked.output_dir)
         guarded()
-        interruptions.note_how_to_go_on(lambda: going_on(folder))
+        note_how_to_go_on(lambda: going_on(folder))
         composed.output_dir = config.literal(checked.output_dir)
         config_yaml = OmegaConf.to_yaml(composed, resolve=True)
         code, reason, figure = _run(checked, config_yaml, output, started)

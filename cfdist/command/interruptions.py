@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
 
 from cfdist.distributed import guard
 from cfdist.errors import ExitCode, HungUpError, TerminatedError
@@ -72,11 +71,6 @@ def finish(code: int) -> None:
 def pending() -> KeyboardInterrupt | None:
     """What the first signal raised; `None` if none has come."""
     return _first
-
-
-def note_how_to_go_on(text: Callable[[], str]) -> None:
-    """Note what gives the text that follows "interrupted", or Ray's end, from now on."""
-    guard.note_how_to_go_on(text)
 
 
 def say(interruption: KeyboardInterrupt) -> ExitCode:

@@ -165,7 +165,7 @@ def test_settings_are_shown_as_a_run_would_take_them(monkeypatch):
 
 def test_an_interruption_ends_the_sweep_and_says_how_to_go_on(run_member, tmp_path, monkeypatch):
     told = []
-    monkeypatch.setattr(cli.interruptions, "note_how_to_go_on", told.append)
+    monkeypatch.setattr(cli, "note_how_to_go_on", told.append)
     with pytest.raises(TerminatedError):
         run_member(TerminatedError())
     (how_to_go_on,) = told

@@ -15,9 +15,10 @@ from tests.conftest import PROJECT
 PROCESS = """
 import signal, sys, time
 from cfdist.command import interruptions
+from cfdist.distributed import guard
 interruptions._SECONDS_TO_END = SECONDS_TO_END
 interruptions.catch()
-interruptions.note_how_to_go_on(lambda: "; go on")
+guard.note_how_to_go_on(lambda: "; go on")
 
 while True:
     try:
