@@ -33,6 +33,11 @@ def did_you_mean(word: str, choices: Iterable[str] | Mapping[str, str], least: f
     return f"; did you mean {folded[close[0]]}?" if close else ""
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things: "1 device", "2 devices"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 class DiskFullError(UserError):
     """The disk is full, or the user's part of it: exit code 6. What is on it stays whole."""
 

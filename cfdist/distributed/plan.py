@@ -19,7 +19,7 @@ from cfdist.distributed.nodes import (
     largest_share,
     named,
 )
-from cfdist.errors import UserError
+from cfdist.errors import UserError, counted
 
 CORES_PER_AUTO_DEVICE = 8
 
@@ -197,7 +197,7 @@ def refuse_crowd(plan: DevicePlan, devices: Devices, cores: int, of: Capabilitie
     if of.streams_need_threads and plan.streams > plan.threads:
         raise UserError(
             f"backend.streams={plan.streams}: a device here has "
-            f"{_counted(plan.threads, 'thread')}, and each stream needs one; ask for at most "
+            f"{counted(plan.threads, 'thread')}, and each stream needs one; ask for at most "
             f"{plan.threads}, for fewer devices, or for backend.streams=auto"
         )
     refuse_readers("pipeline.readers", plan.readers, cores, plan.count)
@@ -212,7 +212,7 @@ def refuse_many(devices: int, cores: int, of: Capabilities) -> None:
     most = cores * (SIMULATED_A_CORE if of.is_simulated else DEVICES_A_CORE)
     if devices > most:
         raise UserError(
-            f"devices={devices}: these devices share {_counted(cores, 'CPU core')}; ask for at "
+            f"devices={devices}: these devices share {counted(cores, 'CPU core')}; ask for at "
             f"most {most}"
         )
 
@@ -227,12 +227,8 @@ def refuse_readers(key: str, readers: int, cores: int, devices: int = 1) -> None
     if readers > most:
         raise UserError(
             f"{key}={readers}: {devices * readers} reader threads on "
-            f"{_counted(cores, 'CPU core')}; ask for at most {most}"
+            f"{counted(cores, 'CPU core')}; ask for at most {most}"
         )
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def streams_in_memory(

@@ -19,7 +19,7 @@ from cfdist.distributed.session import session
 from cfdist.doctor.host import host_findings, locks_and_room
 from cfdist.doctor.packages import remedy_of
 from cfdist.doctor.table import Finding, can_run, looked_at
-from cfdist.errors import UserError
+from cfdist.errors import UserError, counted
 from cfdist.widerface.manifest import Manifest
 
 # About what a picture leaves: journal, prediction file and its part of the Parquet file.
@@ -150,8 +150,8 @@ def _ray(
             found.extend(_nodes(config))
             plan = there.plan
             return (
-                f"{'starts here' if cluster.joined is None else 'joined'}: {plan.count} "
-                f"device{'s' if plan.count > 1 else ''} x {plan.threads} threads"
+                f"{'starts here' if cluster.joined is None else 'joined'}: "
+                f"{counted(plan.count, 'device')} x {counted(plan.threads, 'thread')}"
             )
 
     return [looked_at("Ray", start), *found]

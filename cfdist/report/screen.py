@@ -15,6 +15,7 @@ from rich.console import Console, ConsoleDimensions
 from rich.segment import Segment
 from rich.table import Table
 
+from cfdist.errors import counted
 from cfdist.monitoring import terminal
 from cfdist.report.results import Results
 from cfdist.storage import shown
@@ -150,7 +151,7 @@ def print_plan(config: Config, there: Execution, manifest: Manifest | None) -> N
     used = " and ".join(dict.fromkeys(one.backend for one in there.models))
     line = f"{model.spec.name} on {used}, {on_devices(there.plan)}, batch {model.spec.batch}"
     if manifest:
-        pictures = f"{_count(len(manifest.pictures), 'picture')} of dataset={config.dataset.name}"
+        pictures = f"{counted(len(manifest.pictures), 'picture')} of dataset={config.dataset.name}"
         if manifest.passes > 1:
             pictures = f"{manifest.passes} passes over {pictures}"
         if config.dataset.kind == "sample":
@@ -193,11 +194,7 @@ def print_nodes(checks: Sequence[NodeCheck]) -> None:
 
 def on_devices(plan: DevicePlan) -> str:
     """How many devices with how many threads each."""
-    return f"{_count(plan.count, 'device')} x {_count(plan.threads, 'thread')}"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    return f"{counted(plan.count, 'device')} x {counted(plan.threads, 'thread')}"
 
 
 def print_dashboard(dashboard: str | None) -> None:

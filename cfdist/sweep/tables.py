@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cfdist.errors import counted
 from cfdist.files import SWEEP_CSV, SWEEP_MARKDOWN, SWEEP_PLOT, write_text
 from cfdist.report.accuracy import published_ap
 from cfdist.report.screen import TOO_SHORT, console, print_compact, titled_table
@@ -112,16 +113,8 @@ def _cell(run: RunSummary, name: str, table: int) -> str:
     if "ap_" in name:
         return f"{100 * value:.2f}"
     # Beside published rates, those of simulated devices say what they are.
-    is_marked = (
-        table == COMPARED
-        and run.simulated
-        and name
-        in (
-            STEADY,
-            PURE_INFERENCE,
-            DEVICE_TIME,
-        )
-    )
+    is_of_devices = name in (STEADY, PURE_INFERENCE, DEVICE_TIME)
+    is_marked = table == COMPARED and run.simulated and is_of_devices
     return f"{value:.1f}{' (simulated)' if is_marked else ''}"
 
 
@@ -219,7 +212,7 @@ def print_runs(runs: Sequence[RunSummary]) -> None:
 
 
 def _screen_title(runs: Sequence[RunSummary]) -> str:
-    count = f"sweep of {len(runs)} run{'s' if len(runs) > 1 else ''}"
+    count = f"sweep of {counted(len(runs), 'run')}"
     kinds = {run.simulated for run in runs if run.resolved_backend is not None}
     simulated = ", some SIMULATED" if len(kinds) == 2 else ", SIMULATED" if True in kinds else ""
     protocols = _protocol_titles(runs)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from cfdist.errors import counted
 from cfdist.report import screen
 from cfdist.report.page.run import OwnParts
 from cfdist.report.page.tables import Table, number, text
@@ -88,8 +89,8 @@ def _rows(results: Results) -> Iterator[list[str]]:
     if part["host"]:
         yield ["host alone (reading)"]
         for rate in part["host"]:
-            label = f"  {rate['readers']} reader{'s' if rate['readers'] > 1 else ''}"
-            yield _row(label, rate["pictures_per_second"], rate)
+            label = counted(rate["readers"], "reader")
+            yield _row(f"  {label}", rate["pictures_per_second"], rate)
     if part["end_to_end"]:
         whole = part["end_to_end"]
         yield ["end to end"]
@@ -126,11 +127,11 @@ def bound_sentence(bound: dict[str, Any], reached: float | None, simulated: bool
         reached: Pictures a second of the end-to-end part; `None` if there is no such rate.
         simulated: No real model ran.
     """
-    plural = "s" if bound["host_readers"] > 1 else ""
+    readers = counted(bound["host_readers"], "reader")
     sentence = (
         f"the {'simulated ' if simulated else ''}devices can take "
         f"{bound['devices_pictures_per_second']:.1f} pictures/s, this host can read "
-        f"{bound['host_pictures_per_second']:.1f} ({bound['host_readers']} reader{plural}): the "
+        f"{bound['host_pictures_per_second']:.1f} ({readers}): the "
         f"{bound['bound_by']} bound{'s' if bound['bound_by'] == 'host' else ''} the run"
     )
     if bound["shared_cores_pictures_per_second"] is not None:

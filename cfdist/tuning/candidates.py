@@ -12,7 +12,7 @@ from cfdist.ascend.npu_smi import list_npus
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config, refuse_unused
 from cfdist.distributed.accelerators import count_accelerators
-from cfdist.errors import UserError
+from cfdist.errors import UserError, counted
 from cfdist.machine import available_cores
 from cfdist.model import locate_model
 
@@ -88,7 +88,7 @@ class Candidate:
         """As messages call it: "openvino bf16, 2 streams, batch 4"."""
         words = [str(self.variant), f"batch {self.batch}"]
         if self.streams is not None:
-            words.insert(1, f"{self.streams} stream{'' if self.streams == 1 else 's'}")
+            words.insert(1, counted(self.streams, "stream"))
         return ", ".join(words)
 
     def settings(self) -> dict[str, Any]:
