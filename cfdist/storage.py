@@ -112,7 +112,7 @@ def path_or_uri(text: str, key: str) -> Path | str:
     """A URI as it is, else the path of a local file or folder.
 
     Raises:
-        UserError: the URI that `key` names holds a secret, or is none.
+        UserError: the URI that `key` names holds a secret, is a web address, or is none.
     """
     if not is_uri(text):
         return expanded(text)
@@ -124,6 +124,11 @@ def path_or_uri(text: str, key: str) -> Path | str:
         raise UserError(
             f"{key}: this URI holds a key or password, which would end up in results.json; give it "
             "in the environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS, ...)"
+        )
+    if parts.scheme.lower() in ("http", "https"):
+        raise UserError(
+            f"{key}={text}: is a web address, where nothing is read or written; download the file, "
+            "or give a URI such as s3://bucket/name"
         )
     return text
 

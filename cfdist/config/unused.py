@@ -97,7 +97,8 @@ def _why_unread(key: str, job: str, run: Situation) -> str | None:
         closest: Sequence[str] = min(unmet, key=len)
         return f"has no effect on this run; job={job} reads it only with {' and '.join(closest)}"
     jobs = sorted({name for use in all_uses()[key] for name in use.jobs})
-    return f"job={job} does not read it; it is for job={' or job='.join(jobs)}"
+    others = " or ".join(filter(None, (", ".join(jobs[:-1]), jobs[-1])))
+    return f"job={job} does not read it; it is for job={others}"
 
 
 def _possible_backends(config: Config) -> Sequence[str]:

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from cfdist.command.run_folder import is_run_folder
-from cfdist.errors import UserError
+from cfdist.errors import UserError, counted
+from cfdist.preprocess import size_in_header
 from cfdist.storage import (
     is_in_store,
     open_store,
     path_or_uri,
     place_of,
     place_of_file,
+    read,
+    read_head,
     size_of,
 )
 from cfdist.widerface.manifest import WorkItem
@@ -62,6 +65,7 @@ def find_pictures(given: str, use_damaged: bool = False, key: str = KEY) -> Foun
         if isinstance(place, str):
             found = _in_uri(place)
         elif place.is_file() and not zipfile.is_zipfile(place):
+            _check_is_picture(f"{key}={given}", place)
             found = [(place.name, os.path.abspath(place), True)]
         elif place.is_file():
             found = _in_store(os.path.abspath(place))
@@ -78,9 +82,10 @@ def find_pictures(given: str, use_damaged: bool = False, key: str = KEY) -> Foun
         if is_named or _is_one(name)
     }
     if not pictures:
+        files = counted(len(found), "other file")
+        others = f" ({files}, none with a suffix such as {', '.join(SUFFIXES[:4])})"
         raise UserError(
-            f"{key}={given}: holds no picture ({len(found)} other files, none with a suffix such "
-            f"as {', '.join(SUFFIXES[:4])}); {_REMEDY}"
+            f"{key}={given}: holds no picture{others if found else ' and no other file'}; {_REMEDY}"
         )
     refused = {name: _shown(name) for name in pictures if _shown(name) != name}
     items = [
@@ -94,6 +99,12 @@ def find_pictures(given: str, use_damaged: bool = False, key: str = KEY) -> Foun
         tuple((name, reason) for name in refused.values()),
         len({name for name, _, _ in found}) - len(pictures),
     )
+
+
+def _check_is_picture(setting: str, path: Path) -> None:
+    """Refuse a file that neither its name nor its content makes a picture, such as a film."""
+    if not _is_one(path.name) and size_in_header(read(str(path))) is None:
+        raise UserError(f"{setting}: is neither a picture nor a whole zip archive; {_REMEDY}")
 
 
 _Found = tuple[str, str, bool]  # name, path or place, whether the person named it itself
@@ -171,7 +182,9 @@ def _fitting(setting: str, pattern: str) -> Iterator[_Found]:
 
 def _in_uri(uri: str) -> list[_Found]:
     if _is_one(uri):
-        return [(uri.rpartition("/")[2], place_of_file(uri), True)]
+        place = place_of_file(uri)
+        read_head(place, 1)
+        return [(uri.rpartition("/")[2], place, True)]
     return _in_store(uri)
 
 

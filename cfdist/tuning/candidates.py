@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cfdist import backends, execution
@@ -13,8 +14,10 @@ from cfdist.backends.model import BackendModel
 from cfdist.config import Config, refuse_unused
 from cfdist.distributed.accelerators import count_accelerators
 from cfdist.errors import UserError, counted
+from cfdist.extensions import is_own_code
 from cfdist.machine import available_cores
 from cfdist.model import locate_model
+from cfdist.model.formats import format_of
 
 FILES = "tune.models"
 
@@ -138,10 +141,12 @@ def find_candidates(config: Config) -> tuple[list[Candidate], dict[str, str]]:
     """All combinations of what the person has not typed, and why others are left out.
 
     Raises:
-        UserError: there is none, or a further file is not there.
+        UserError: there is none, or a further file is not there or no model.
     """
     for file in config.tune.models:
-        locate_model(file.replace("{batch}", str(_batches(config)[0])), FILES)
+        path = locate_model(file.replace("{batch}", str(_batches(config)[0])), FILES)
+        if not is_own_code(config.backend.name):  # which knows its own formats
+            _refuse_no_model(file, path)
     found: list[Candidate] = []
     left_out: dict[str, str] = {}
     for variant in _variants(config):
@@ -161,6 +166,15 @@ def find_candidates(config: Config) -> tuple[list[Candidate], dict[str, str]]:
     if not found:
         raise UserError(f"job=tune: nothing to try: {next(iter(left_out.values()))}")
     return found, left_out
+
+
+def _refuse_no_model(file: str, path: Path) -> None:
+    """Refuse a further file that nothing runs: the search would only say so at its end."""
+    found = format_of(path)
+    if found is None:
+        raise UserError(f"{FILES}={file}: is no ONNX, OM or checkpoint; give a model file")
+    if not found.backends:
+        raise UserError(f"{FILES}={file}: is {found.name}; {found.remedy}")
 
 
 def _variants(config: Config) -> Iterator[Variant]:

@@ -146,8 +146,8 @@ def _folder_of(source: Path | str) -> str:
         base = f"{folder}/"
     else:
         raise UserError(
-            f"dataset.ground_truth={folder}: no such folder or archive; give eval_tools.zip, or "
-            f"the folder with {', '.join(GROUND_TRUTH_FILES)}"
+            f"dataset.ground_truth={folder}: no such folder or archive; give eval_tools.zip, which "
+            f"job=download gets, or the folder with {', '.join(GROUND_TRUTH_FILES)}"
         )
     if missing:
         raise UserError(

@@ -24,8 +24,8 @@ from cfdist.storage import is_uri, open_store, place_of
 SUFFIX = ".jpg"
 
 _REMEDY = (
-    "give WIDER_val.zip, the folder that holds images/<event>/<name>.jpg (WIDER_val), or a URI of "
-    "either"
+    "give WIDER_val.zip, which job=download gets, the folder that holds images/<event>/<name>.jpg "
+    "(WIDER_val), or a URI of either"
 )
 
 

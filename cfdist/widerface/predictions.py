@@ -229,7 +229,7 @@ def find_prediction_files(
         example = f", such as {ids[0]}.txt" if ids else ""
         raise UserError(
             f"no prediction file of the wanted pictures in {folder}: it should hold "
-            f"<event>/<picture>.txt{example}"
+            f"<event>/<picture>.txt{example}; of files of another data set name that, dataset=..."
         )
     return PredictionFiles(
         found,

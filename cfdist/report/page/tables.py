@@ -39,11 +39,8 @@ class Table:
     is_sortable: bool = True
 
     def is_number(self, column: int) -> bool:
-        """Whether a column holds figures."""
-        cells = [row[column] for row in self.rows]
-        return any(cell.sort is not None for cell in cells) and all(
-            cell.sort is not None or cell.text == NONE for cell in cells
-        )
+        """Whether a column holds figures; words may stand for some of them ("too short")."""
+        return any(row[column].sort is not None for row in self.rows)
 
 
 def number(value: float | None, decimals: int = 1, unit: str = "") -> Cell:
