@@ -349,12 +349,7 @@ class Round(Generic[Result]):
         devices = {*pool.actors, *(one.name for one in pool.opening.values())}
         rows = pool.retries.take_first(name, pool.batch, devices)
         if not rows and (slices := self._scheduler.next_chunk(name, self._size)):
-            places = [
-                replace(one, start=row, stop=row + 1)
-                for one in slices
-                for row in range(one.start, one.stop)
-            ]
-            rows = [Row(next(self._keys), place) for place in places]
+            rows = [Row(next(self._keys), place) for one in slices for place in one.each()]
             return slices, rows, len(rows)
         rows = rows or pool.retries.take_last(name, pool.actors, pool.batch, is_idle)
         return [row.slice for row in rows], rows, 0

@@ -165,7 +165,7 @@ class Retries:
 
     def is_alone(self, rows: Collection[Row]) -> bool:
         """Whether this is a picture that is done alone."""
-        return any(self._is_for_alone(row) for row in rows)
+        return bool(self._failed_with) and any(self._is_for_alone(row) for row in rows)
 
     def _take(self, rows: list[Row]) -> list[Row]:
         for row in rows:

@@ -72,6 +72,11 @@ class Slice:
         """How many rows."""
         return self.stop - self.start
 
+    def each(self) -> list[Slice]:
+        """A slice for each row."""
+        rest = self.pass_number, self.is_kept
+        return [Slice(self.block, row, row + 1, *rest) for row in range(self.start, self.stop)]
+
 
 @dataclass
 class KeptPictures:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -101,23 +101,27 @@ class Recorder:
     def count(self, name: str, value: float, labels: Mapping[str, str]) -> None:
         """Add to a counter."""
         if value > 0:
-            self._record(name, "inc", value, labels)
+            self._record(name, "inc", [value], labels)
 
     def set(self, name: str, value: float, labels: Mapping[str, str]) -> None:
         """Set a gauge."""
-        self._record(name, "set", value, labels)
+        self._record(name, "set", [value], labels)
 
-    def observe(self, name: str, value: float, labels: Mapping[str, str]) -> None:
+    def observe(self, name: str, values: Iterable[float], labels: Mapping[str, str]) -> None:
         """Add to a histogram."""
-        self._record(name, "observe", value, labels)
+        self._record(name, "observe", values, labels)
 
-    def _record(self, name: str, how: str, value: float, labels: Mapping[str, str]) -> None:
+    def _record(
+        self, name: str, how: str, values: Iterable[float], labels: Mapping[str, str]
+    ) -> None:
         if self._run is None or not _is_connected():
             return
         try:
             if not self._made:
                 self._made = _make()
-            getattr(self._made[name], how)(value, {"run": self._run, **labels})
+            record, tags = getattr(self._made[name], how), {"run": self._run, **labels}
+            for value in values:
+                record(value, tags)
         except Exception:
             log.warning("no metrics of this run: Ray does not take them", exc_info=True)
             self._run = None

@@ -165,8 +165,8 @@ class Monitor:
             labels = {"device": device, "host": state.host}
             self._recorder.count("cfdist_device_busy_seconds", usage.busy_seconds, labels)
             self._recorder.count("cfdist_device_starved_seconds", usage.starved_seconds, labels)
-            for milliseconds in usage.batch_ms:
-                self._recorder.observe("cfdist_batch_seconds", milliseconds / 1000, labels)
+            seconds = [milliseconds / 1000 for milliseconds in usage.batch_ms]
+            self._recorder.observe("cfdist_batch_seconds", seconds, labels)
 
     def is_depth_due(self) -> bool:
         """Whether `note_depth` should be called: counting chunks takes time."""

@@ -88,7 +88,7 @@ def test_values_are_recorded_with_the_run(made):
     recorder.count("cfdist_pictures_done", 2, {"device": "d", "host": "h"})
     recorder.count("cfdist_pictures_failed", 0, {"device": "d", "host": "h"})  # Ray refuses 0
     recorder.set("cfdist_pictures_wanted", 0, {})
-    recorder.observe("cfdist_batch_seconds", 0.5, {"device": "d", "host": "h"})
+    recorder.observe("cfdist_batch_seconds", [0.5], {"device": "d", "host": "h"})
     device = {"run": "run", "device": "d", "host": "h"}
     assert made.values == [
         ("cfdist_pictures_done", "inc", 2, device),

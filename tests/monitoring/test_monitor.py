@@ -24,11 +24,16 @@ class Recorded(Recorder):
         super().__init__("run")
         self.values = {}
 
-    def _record(self, name, how, value, labels):
+    def _record(self, name, how, values, labels):
         key = (name, *labels.values())
-        if how == "inc":
-            value += self.values.get(key, 0)
-        self.values[key] = [*self.values.get(key, []), value] if how == "observe" else value
+        values = [*values]
+        if not values:
+            return
+        if how == "observe":
+            self.values[key] = self.values.get(key, []) + values
+        else:
+            (value,) = values
+            self.values[key] = value + (self.values.get(key, 0) if how == "inc" else 0)
 
 
 @pytest.fixture
