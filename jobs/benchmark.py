@@ -21,7 +21,12 @@ from cfdist.throughput import host
 from cfdist.throughput.device import loop_devices
 from cfdist.throughput.latency import measure_latency
 from cfdist.throughput.results import Figures, benchmark_results, latency_results
-from cfdist.throughput.tables import latency_parts, print_benchmark, print_latency
+from cfdist.throughput.tables import (
+    benchmark_parts,
+    latency_parts,
+    print_benchmark,
+    print_latency,
+)
 from cfdist.throughput.whole import evaluate_and_forget
 from cfdist.widerface.ground_truth import GroundTruth
 from cfdist.widerface.manifest import Manifest
@@ -73,7 +78,7 @@ def main(config: Config, output: Path, started: float) -> int:
     results = benchmark_results(config, figures, phases)
     print_benchmark(results)
     screen.print_path(results.write(output))
-    write_run_report(results, output, None)
+    write_run_report(results, output, None, lambda: benchmark_parts(results))
     return results.exit_code
 
 

@@ -14,7 +14,7 @@ from cfdist.detections import Detections
 from cfdist.report.page.gallery import Drawn, Entry, Gallery, Thumbnails
 from cfdist.report.page.quality import curve_chart
 from cfdist.report.page.run import OwnParts
-from cfdist.report.page.tables import Table, count, number, percent, text
+from cfdist.report.page.tables import Table, count, number, percent, scientific, text
 from cfdist.widerface.analysis import Analysis
 from cfdist.widerface.ground_truth import DIFFICULTIES
 from cfdist.widerface.metric import PROTOCOLS
@@ -77,10 +77,10 @@ def layer_parts(comparison: Mapping[str, Any]) -> OwnParts:
             text(one["tensor"]),
             text(one["operator"]),
             text("x".join(map(str, one["shape"]))),
-            text(f"{one['max']:.2e}"),
-            text(f"{one['relative']:.2e}"),
+            scientific(one["max"]),
+            scientific(one["relative"]),
             number(one["cosine"], 8),
-            text("" if one["within"] else "PAST THE TOLERANCE"),
+            text("" if one["within"] else "PAST"),
         ]
         for one in comparison["layers"]
     ]
@@ -128,8 +128,8 @@ def _head_table(heads: Mapping[str, Any]) -> Table:
     rows = [
         [
             text(name),
-            text(f"{head['max']:.2e}"),
-            text(f"{head['mean']:.2e}"),
+            scientific(head["max"]),
+            scientific(head["mean"]),
             number(head["cosine"], 8),
         ]
         for name, head in heads.items()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cfdist.report.screen import console, percents, print_compact, titled_table
+from cfdist.report.screen import console, percents, points, print_compact, titled_table
 from cfdist.widerface.ground_truth import DIFFICULTIES
 from cfdist.widerface.metric import PROTOCOLS
 
@@ -63,7 +63,7 @@ def print_comparison(comparison: dict[str, Any]) -> None:
             ap = comparison[model]["ap"][protocol]
             table.add_row(PROTOCOLS[protocol].title, model, *percents(ap))
         apart = comparison["ap_difference"][protocol]
-        table.add_row("", "difference", *(f"{100 * apart[name]:+.3f}" for name in DIFFICULTIES))
+        table.add_row("", "difference", *(points(apart[name], 3) for name in DIFFICULTIES))
     console.print(table)
     past = [name for name, within in comparison["within"].items() if not within]
     console.print(f"PAST THE TOLERANCE: {', '.join(past)}" if past else "within the tolerances")

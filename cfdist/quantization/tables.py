@@ -11,7 +11,7 @@ from cfdist.quantization.trade import FORMS
 from cfdist.report.page.run import OwnParts
 from cfdist.report.page.tables import Cell, Table, number, percent, text
 from cfdist.report.results import Results
-from cfdist.report.screen import console, percents, titled_table
+from cfdist.report.screen import console, percents, points, titled_table
 from cfdist.widerface.ground_truth import DIFFICULTIES
 from cfdist.widerface.metric import PROTOCOLS
 
@@ -38,7 +38,7 @@ def print_trade(results: Results) -> None:
                 title = PROTOCOLS[protocol].title if form == FORMS[0] else ""
                 table.add_row(runtime if is_first else "", title, form, rate, *ap)
             apart = found["ap_difference"][protocol]
-            cells = (f"{100 * apart[name]:+.2f}" for name in DIFFICULTIES)
+            cells = (points(apart[name]) for name in DIFFICULTIES)
             speed = "" if place else f"x {found['speedup']:.2f}"
             table.add_row("", "", "difference", speed, *cells)
     console.print(table)

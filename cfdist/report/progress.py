@@ -156,11 +156,12 @@ def _device_texts(state: Snapshot) -> Iterator[str]:
             for one in devices
         )
     if devices:
-        rates = [one["rate"] or 0.0 for one in devices]
-        least, most = (f"{end(rates):.1f}" for end in (min, max))
-        busy = f" busy {_range(shares)}" if shares else ""
-        yield f"{len(devices)} devices {least} to {most}/s each{busy}"
-        yield f"{len(devices)} devices{busy}"
+        rates = [one["rate"] for one in devices if one["rate"] is not None]
+        ends = dict.fromkeys(f"{end(rates):.1f}" for end in (min, max) if rates)
+        each = [f"{' to '.join(ends)}/s each"] if rates else []
+        busy = [f"busy {_range(shares)}"] if shares else []
+        yield f"{len(devices)} devices {', '.join(each + busy)}".rstrip()
+        yield f"{len(devices)} devices {', '.join(busy)}".rstrip()
 
 
 def _figure(value: float | None, how: str) -> str:

@@ -300,6 +300,11 @@ def percents(ap: dict[str, float]) -> list[str]:
     return [f"{100 * ap[name]:.2f} %" if name in ap else "-" for name in DIFFICULTIES]
 
 
+def points(apart: float, decimals: int = 2) -> str:
+    """A difference between two APs (fractions) in points, with its sign; never "-0.00"."""
+    return f"{round(100 * apart, decimals) + 0.0:+.{decimals}f}"
+
+
 def _ap_table(results: Results) -> Table:
     title = f"WIDER FACE AP over {results.done} pictures"
     if (results.passes or 1) > 1:
@@ -310,7 +315,7 @@ def _ap_table(results: Results) -> Table:
         cells = percents(ap)
         if protocol not in PROTOCOLS:  # quirks: how much they add
             cells = [
-                f"{cell} {100 * (ap[name] - chosen[name]):+.2f}"
+                f"{cell} {points(ap[name] - chosen[name])}"
                 for cell, name in zip(cells, DIFFICULTIES, strict=True)
             ]
         table.add_row(title_of(protocol), *cells)

@@ -9,7 +9,7 @@ from typing import Any
 from cfdist.errors import counted
 from cfdist.report import screen
 from cfdist.report.page.run import OwnParts
-from cfdist.report.page.tables import Table, number, text
+from cfdist.report.page.tables import Table, number, percent, text
 from cfdist.report.results import Results
 
 # Short, so that the table has room on 80 columns.
@@ -26,10 +26,10 @@ def print_benchmark(results: Results) -> None:
     what = "host" if results.backend is None else f"{results.backend}, batch {results.batch}"
     title = f"{'SIMULATED ' if results.simulated else ''}benchmark: {what}"
     table = screen.titled_table(title, [""], _COLUMNS)
-    for label, *figures in _rows(results):
+    for label, figures in _rows(results):
         if not figures:
             table.add_section()
-        table.add_row(label, *figures)
+        table.add_row(label, *_cells(label, figures))
     screen.print_compact(table)
     part = results.extra["benchmark"]
     if rate := (part["inference"] or {}).get("device_time_pictures_per_second"):
@@ -44,6 +44,33 @@ def print_benchmark(results: Results) -> None:
     screen.print_remarks(results)
 
 
+def _cells(label: str, figures: list[float | None]) -> list[str]:
+    """A row's figures as the screen shows them."""
+    if not figures:
+        return []
+    *cells, busy = figures
+    texts = [*map(_number, cells), "" if busy is None else f"{100 * busy:.0f} %"]
+    return [screen.TOO_SHORT, *texts[1:]] if label == _STEADY and not texts[0] else texts
+
+
+def benchmark_parts(results: Results) -> OwnParts:
+    """The same for the page."""
+    rows, part = [], ""
+    for label, figures in _rows(results):
+        if not figures:
+            part = label
+            continue
+        *cells, busy = figures
+        shown = [number(one, _decimals(one)) for one in cells]
+        rows.append([text(f"{part}: {label.strip()}"), *shown, percent(busy, 0)])
+    bound = results.extra["benchmark"]["bound"]
+    reached = results.throughput["steady"] if results.throughput else None
+    said = f": {bound_sentence(bound, reached, results.simulated)}" if bound else ""
+    columns = ("part", *(" ".join(one.split()) for one in _COLUMNS))
+    return OwnParts([Table(f"Each part alone, and all together{said}", columns, rows, False)])
+
+
+_STEADY = "  steady"
 _PERCENTILES = {"min": "min", "mean": "mean", "median": "p50", "p90": "p90", "p99": "p99"}
 
 
@@ -75,48 +102,48 @@ def latency_parts(results: Results) -> OwnParts:
     return OwnParts([Table("Latency, milliseconds", columns, rows, is_sortable=False)])
 
 
-def _rows(results: Results) -> Iterator[list[str]]:
-    """The table's rows; the title of a part is a row of its own."""
+def _rows(results: Results) -> Iterator[tuple[str, list[float | None]]]:
+    """Label and figures of each row; the title of a part is a row without figures."""
     part = results.extra["benchmark"]
     if part["inference"]:
         devices = part["inference"]["devices"]
-        yield ["inference alone"]
+        yield "inference alone", []
         for device in devices:
             streams = f", {device['streams']} streams" if device["streams"] > 1 else ""
             yield _row(f"  {device['name']}{streams}", device["pictures_per_second"], device)
         if len(devices) > 1:
             yield _row("  all devices", part["inference"]["pictures_per_second"])
     if part["host"]:
-        yield ["host alone (reading)"]
+        yield "host alone (reading)", []
         for rate in part["host"]:
             label = counted(rate["readers"], "reader")
             yield _row(f"  {label}", rate["pictures_per_second"], rate)
     if part["end_to_end"]:
         whole = part["end_to_end"]
-        yield ["end to end"]
+        yield "end to end", []
         for device in results.devices:
             yield _row(f"  {device['name']}", None, device)
-        label, rate, *others = _row("  steady", whole["steady_pictures_per_second"], whole)
-        yield [label, rate or screen.TOO_SHORT, *others]
+        yield _row(_STEADY, whole["steady_pictures_per_second"], whole)
         yield _row("  whole command", whole["end_to_end_pictures_per_second"])
 
 
 def _row(
     label: str, rate: float | None, entry: Mapping[str, Any] = MappingProxyType({})
-) -> list[str]:
+) -> tuple[str, list[float | None]]:
     """A row; its entry in the results has a device's times and busy share, or processor time."""
     times, own = (entry.get(key) or {} for key in ("batch_ms", "device_ms"))
-    busy = entry.get("busy_share")
     figures = [rate, *(times.get(name) for name in ("min", "mean", "median", "p99"))]
-    figures += [own.get("median"), entry.get("cpu_ms_per_picture")]
-    return [label, *map(_number, figures), "" if busy is None else f"{100 * busy:.0f} %"]
+    figures += [own.get("median"), entry.get("cpu_ms_per_picture"), entry.get("busy_share")]
+    return label, figures
 
 
 def _number(value: float | None) -> str:
     """Three digits or more, never a power of ten."""
-    if value is None:
-        return ""
-    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
+    return "" if value is None else f"{value:.{_decimals(value)}f}"
+
+
+def _decimals(value: float | None) -> int:
+    return 2 if value is None or value < 10 else 1
 
 
 def bound_sentence(bound: dict[str, Any], reached: float | None, simulated: bool) -> str:

@@ -60,8 +60,12 @@ def test_a_live_line_says_what_fits(width, text):
 
 def test_many_devices_are_summed_up():
     many = replace(STATE, devices=[device(n, 1.0 + n, 0.5) for n in range(64)])
-    assert "64 devices 1.0 to 64.0/s each busy 50 %" in live_line(many, 200)
+    assert "64 devices 1.0 to 64.0/s each, busy 50 %" in live_line(many, 200)
     assert "64 devices busy 50 %" in live_line(many, 60)
+    alike = replace(STATE, devices=[device(n, 2.04, None) for n in range(63)])
+    assert live_line(alike, 200).endswith(" 63 devices 2.0/s each")
+    early = replace(STATE, devices=[device(n, None, None) for n in range(63)])
+    assert live_line(early, 200).endswith(" 63 devices")
 
 
 @given(

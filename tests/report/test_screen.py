@@ -63,6 +63,12 @@ def plan_shown(
     return capsys.readouterr().out.splitlines()
 
 
+def test_a_difference_of_aps_is_never_minus_zero():
+    assert [screen.points(-1e-9), screen.points(0.0123), screen.points(-0.00002, 3)] == [
+        "+0.00", "+1.23", "-0.002",
+    ]  # fmt: skip
+
+
 def test_the_plan_is_one_line_and_a_remark_another(capsys):
     line = "centerface on openvino, 2 devices x 1 thread, batch 4: 610 pictures of dataset=name"
     assert plan_shown(capsys) == [line]

@@ -92,6 +92,16 @@ def test_each_figure_has_its_row(results, capsys):
     assert "SIMULATED" not in str(shown)
 
 
+def test_the_page_has_the_same_rows_and_what_bounds_the_run(results):
+    (table,) = tables.benchmark_parts(results).tables
+    bound = results.extra["benchmark"]["bound"]
+    assert (tables.bound_sentence(bound, None, False) in table.caption) is bool(bound)
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
+    assert rows["host alone (reading): 2 readers"] == ["140.0", *["-"] * 5, "9.50", "-"]
+    assert rows["end to end: device:0"][-1] == "16 %"
+    assert rows["end to end: steady"][0] == "-"
+
+
 def test_a_narrow_screen_breaks_no_number(results, capsys, monkeypatch):
     monkeypatch.setattr(screen.console, "_width", 40)
     tables.print_benchmark(results)

@@ -50,6 +50,11 @@ def number(value: float | None, decimals: int = 1, unit: str = "") -> Cell:
     return Cell(f"{round(value, decimals) + 0.0:.{decimals}f}{unit}", value)  # never "-0.00"
 
 
+def scientific(value: float) -> Cell:
+    """A figure of any order of magnitude."""
+    return Cell(f"{value:.2e}", value)
+
+
 def count(value: int | None) -> Cell:
     """A whole number."""
     return number(value, 0)
