@@ -10,7 +10,9 @@ from pathlib import Path
 from cfdist import backends, execution, inputs
 from cfdist.backends.model import BackendModel
 from cfdist.comparison.device import SIDES
+from cfdist.comparison.dump import DumpedModel, match_dump
 from cfdist.comparison.layers import (
+    LayerModel,
     compare_layers,
     layers_section,
     letterboxed_pictures,
@@ -20,12 +22,13 @@ from cfdist.comparison.page import comparison_parts, layer_parts
 from cfdist.comparison.run import run_comparison
 from cfdist.comparison.tables import print_comparison, print_layers
 from cfdist.comparison.tally import Tally
-from cfdist.comparison.topology import match
+from cfdist.comparison.topology import Matched, match
 from cfdist.config import Config, refuse_unused
 from cfdist.distributed.events import event_notes
 from cfdist.errors import UserError, did_you_mean
 from cfdist.extensions import is_own_code
-from cfdist.model.formats import format_of
+from cfdist.files import expanded
+from cfdist.model.formats import OM, OPENVINO_IR, format_of
 from cfdist.report import screen
 from cfdist.report.accuracy import how_tested
 from cfdist.report.page.run import write_run_report
@@ -88,15 +91,16 @@ def _by_layers(config: Config, models: Sequence[BackendModel], output: Path, sta
             "sets it out"
         )
     manifest = inputs.find_pictures(config.dataset, inputs.find_ground_truth(config.dataset))
+    dump = config.compare.dump
     with tempfile.TemporaryDirectory() as folder:
-        reference, candidate = (
-            load_side(model, side, Path(folder)) for side, model in zip(SIDES, models, strict=True)
-        )
-        matched = match(reference.graph, candidate.graph)
-        rows, failures = letterboxed_pictures(manifest.items, config.compare.pictures, reference)
+        reference = load_side(models[0], "reference", Path(folder))
+        candidate, matched = _beside(reference, models[1], dump, Path(folder))
+        items = manifest.items[: 1 if dump else None]
+        rows, failures = letterboxed_pictures(items, config.compare.pictures, reference)
         screen.console.inform(
             f"{len(matched.pairs)} tensors on {len(rows)} pictures of "
             f"dataset={config.dataset.name}, matched by {matched.how}"
+            + (f"; the dump has to be of {items[0].id}" if dump else "")
         )
         ready = time.time()
         sums = compare_layers((reference, candidate), matched, rows, screen.console.inform)
@@ -121,6 +125,25 @@ def _by_layers(config: Config, models: Sequence[BackendModel], output: Path, sta
     return results.exit_code
 
 
+def _beside(
+    reference: LayerModel, model: BackendModel, dump: str | None, folder: Path
+) -> tuple[LayerModel | DumpedModel, Matched]:
+    """The candidate and which of its tensors stand for the reference's.
+
+    Raises:
+        UserError: it has no such tensors.
+    """
+    if dump is None:
+        candidate = load_side(model, "candidate", folder)
+        return candidate, match(reference.graph, candidate.graph)
+    if format_of(model.spec.path) is not OM:
+        raise UserError(
+            f"compare.dump={dump}: is read beside an OM, and candidate={model.spec.path} is none; "
+            "leave it out"
+        )
+    return match_dump(reference.graph, expanded(dump))
+
+
 def find_side(config: Config, side: str) -> BackendModel:
     """The model of "reference" or "candidate": "<file>" or "<backend>:<file>".
 
@@ -133,6 +156,8 @@ def find_side(config: Config, side: str) -> BackendModel:
     prefix, colon, rest = given.partition(":")
     if colon and prefix in backends.BACKENDS:
         backends.refuse_simulated(prefix, f"{side}={given}")
+        if prefix in ("openvino", "om") and (read := _read_for_layers(config, rest, side)):
+            return read
         return execution.model_on_backend(config, prefix, rest, side)
     own, _, file = rest.partition(":")
     if file and is_own_code(f"{prefix}:{own}"):
@@ -145,7 +170,21 @@ def find_side(config: Config, side: str) -> BackendModel:
             f"{side}={given}: no backend is known for such a file; say which, "
             f"{side}=onnxruntime:{given} (or {', '.join(backends.BACKENDS)})"
         )
+    if read := _read_for_layers(config, given, side):
+        return read
     if not found.backends:
-        raise UserError(f"{side}={given}: is {found.name}; {found.remedy}")
+        also = ", or set compare.layers=true, which alone takes it" if found is OPENVINO_IR else ""
+        raise UserError(f"{side}={given}: is {found.name}; {found.remedy}{also}")
     here = [name for name in found.backends if backends.is_installed(name)]
     return execution.model_on_backend(config, (*here, *found.backends)[0], given, side)
+
+
+def _read_for_layers(config: Config, file: str, side: str) -> BackendModel | None:
+    """An IR or an OM whose tensors are to be compared: no backend has to run it whole."""
+    if not config.compare.layers:
+        return None
+    spec = execution.model_spec(config.model, file, side)
+    found = format_of(spec.path)
+    if found is OPENVINO_IR:
+        return BackendModel("openvino", spec)
+    return BackendModel("om", spec) if found is OM else None

@@ -59,7 +59,7 @@ def load_onnx(spec: ModelSpec) -> onnx.ModelProto:
     """
     model = _parse(spec.path)
     _make_weights_constant(model)
-    _check_input(model, spec.path)
+    check_input(model, spec.path)
     if model.graph.input[0].type.tensor_type.elem_type in CAST_FLOATS:
         cast_input(model, TensorProto.FLOAT)
     outputs = list(model.graph.output)
@@ -132,7 +132,12 @@ def _make_weights_constant(model: onnx.ModelProto) -> None:
     model.graph.input.extend(inputs)
 
 
-def _check_input(model: onnx.ModelProto, path: Path) -> None:
+def check_input(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse a model whose input is no batch of pictures.
+
+    Raises:
+        UserError: it says what the input is.
+    """
     inputs = model.graph.input
     if len(inputs) != 1:
         names = ", ".join(value.name for value in inputs) or "none"

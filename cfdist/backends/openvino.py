@@ -105,7 +105,7 @@ def picture_model(network: onnx.ModelProto, spec: ModelSpec, batch: int) -> ov.M
         return _picture_model(network, spec, batch)
     except RuntimeError as error:
         raise UserError(
-            f"model {spec.path}: OpenVINO cannot read it ({_reason(error)}); choose "
+            f"model {spec.path}: OpenVINO cannot read it ({said_by(error)}); choose "
             "backend=onnxruntime, or export it anew"
         ) from None
 
@@ -165,7 +165,7 @@ def refuse_other_precision(compiled: ov.CompiledModel, precision: str) -> None:
         )
 
 
-def _reason(error: RuntimeError) -> str:
+def said_by(error: RuntimeError) -> str:
     """What OpenVINO says, without where in its own source it says so."""
     lines = [line.strip() for line in str(error).splitlines()]
     told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]

@@ -16,11 +16,13 @@ from cfdist.backends.model import BackendModel
 from cfdist.backends.onnx_file import load_onnx, takes_u8
 from cfdist.backends.onnx_operators import quantised_operators
 from cfdist.comparison.differences import HeadDifference, head_difference
+from cfdist.comparison.dump import DumpedModel
+from cfdist.comparison.ir import Run, load_ir, read_ir
 from cfdist.comparison.topology import Layer, Matched
 from cfdist.config import CompareConfig
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
-from cfdist.model.formats import CHECKPOINT, ONNX, format_of
+from cfdist.model.formats import CHECKPOINT, OM, ONNX, OPENVINO_IR, format_of
 from cfdist.preprocess import InputContract, PictureError, to_model_input
 from cfdist.widerface.manifest import WorkItem
 
@@ -29,17 +31,15 @@ PART_BYTES = 128 << 20
 
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 
-Run = Callable[[NDArray[Any]], Sequence[NDArray[Any]]]
-
 
 @dataclass(frozen=True)
 class LayerModel:
     """A side of the comparison.
 
     Attributes:
-        runtime: "onnxruntime" or "openvino".
+        runtime: "onnxruntime" or "openvino"; "ir": OpenVINO, from its own file.
         spec: How the graph is fed.
-        graph: The graph, as `load_onnx` gives it.
+        graph: The graph, as `load_onnx` or `read_ir` gives it.
     """
 
     runtime: str
@@ -48,6 +48,8 @@ class LayerModel:
 
     def part(self, tensors: Sequence[str]) -> Run:
         """The graph up to some tensors, loaded: an input in, these tensors out."""
+        if self.runtime == "ir":
+            return load_ir(self.spec, tensors)
         graph = _up_to(self.graph, tensors)
         load = _load_openvino if self.runtime == "openvino" else _load_onnxruntime
         return load(graph, list(tensors))
@@ -70,6 +72,8 @@ def load_side(model: BackendModel, side: str, folder: Path) -> LayerModel:
     spec = model.spec
     setting = f"{side}={spec.path}"
     found = format_of(spec.path)
+    if found is OPENVINO_IR:
+        return LayerModel("ir", spec, read_ir(spec))
     if found is CHECKPOINT:
         from cfdist.backends.torch import load_spec_network
         from cfdist.network.export import export_onnx
@@ -79,10 +83,13 @@ def load_side(model: BackendModel, side: str, folder: Path) -> LayerModel:
         spec = replace(spec, path=path, outputs=None, needs_outputs=False)
     elif found is not ONNX:
         what = found.name if found else "no ONNX"
-        raise UserError(
-            f"{setting}: is {what}, of which only the outputs can be had; compare it without "
-            "compare.layers, and the ONNX that it was made from with it"
-        )
+        remedy = "compare it without compare.layers, and the ONNX that it was made from with it"
+        if found is OM:
+            remedy = (
+                "give the NPU's own dump of them, compare.dump=FOLDER (docs/ascend.md), or "
+                + remedy
+            )
+        raise UserError(f"{setting}: is {what}, of which only the outputs can be had; {remedy}")
     graph = load_onnx(spec)
     if names := [one for one in quantised_operators(graph) if one not in _QDQ]:
         raise UserError(
@@ -172,7 +179,7 @@ def letterboxed_pictures(
 
 
 def compare_layers(
-    sides: tuple[LayerModel, LayerModel],
+    sides: tuple[LayerModel, LayerModel | DumpedModel],
     matched: Matched,
     pictures: Sequence[NDArray[np.uint8]],
     say: Callable[[str], None],

@@ -589,7 +589,14 @@ class CompareConfig(Section):
     """least cosine similarity of each head's maps, or of each tensor"""
     layers: StrictBool = False
     """compare the tensors inside of two graphs of one topology, and neither boxes nor AP"""
-    pictures: Annotated[Whole, _between(1, 100), uses.only("compare", when=(uses.LAYERS,))] = 4
+    dump: Annotated[LocalPath | None, uses.only("compare", when=(uses.LAYERS,))] = None
+    """layers: folder of what the NPU computed inside of the candidate, an OM, of the data set's
+    first picture: .npy files and the OM's .json (docs/ascend.md)"""
+    pictures: Annotated[
+        Whole,
+        _between(1, 100),
+        uses.only("compare", when=(uses.LAYERS, uses.missing("compare.dump"))),
+    ] = 4
     """layers: pictures to compare them on, from all over the data set"""
     relative: Annotated[
         Real, _between(0, 1_000_000, "a number"), uses.only("compare", when=(uses.LAYERS,))

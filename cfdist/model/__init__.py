@@ -159,18 +159,24 @@ def model_sha256(path: Path) -> str:
     A model in one file has that file's SHA-256. An ONNX with weights in files beside it has the
     SHA-256 of a list of its files, the ONNX first, a line each: digest, two spaces, the name
     relative to the model's folder (what `sha256sum` prints there, but for the ONNX's name: "-").
+    So has an OpenVINO IR with its .bin.
 
     Raises:
         UserError: a file of weights is missing, too short, or not in the model's folder.
         OSError: a file cannot be read.
     """
     own, graph = sha256_of(path), parse_graph(path)
-    others = [] if graph is None else weight_files(graph, path)
+    others = _ir_weights(path) if graph is None else weight_files(graph, path)
     if not others:
         return own
     folder = path.parent.resolve()
     lines = [f"{own}  -", *(f"{sha256_of(one)}  {one.relative_to(folder)}" for one in others)]
     return hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+
+
+def _ir_weights(path: Path) -> list[Path]:
+    weights = path.resolve().with_suffix(".bin")
+    return [weights] if path.suffix == ".xml" and weights.is_file() else []
 
 
 def refuse_other_model(spec: ModelSpec) -> None:

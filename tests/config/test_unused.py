@@ -82,7 +82,7 @@ READ_BY = {
         "backend": {"precision", "providers", "provider_options", "device"},
         "preprocess": VIEWS,
         "eval": {"protocol"},
-        "compare": {"ap", "boxes", "cosine", "layers", "pictures", "relative"},
+        "compare": {"ap", "boxes", "cosine", "dump", "layers", "pictures", "relative"},
         "": RAY | {"reference", "candidate", "devices", "pipeline.readers"} | POOL,
     },
     "preprocess": {

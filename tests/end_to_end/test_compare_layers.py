@@ -97,7 +97,32 @@ def test_what_is_of_no_such_topology_is_refused(compose, tmp_path):
     config = compose(*settings, f"candidate={small}", "preprocess.size=own")
     with pytest.raises(UserError, match=r"preprocess.size=own: compare.layers takes letterboxed"):
         compare.main(config, tmp_path, time.time())
-    (tmp_path / "model.xml").write_text('<?xml version="1.0"?><net name="x"></net>')
-    config = compose(*settings, f"candidate={tmp_path / 'model.xml'}")
-    with pytest.raises(UserError, match=r"model.xml: is an OpenVINO IR .*give the ONNX that it"):
+
+
+def test_an_ir_is_taken_for_its_layers_alone(compose, spec, tmp_path):
+    ov = pytest.importorskip("openvino")
+    changed(spec().path, tmp_path / "changed.onnx", "449", 1.5)
+    ir = tmp_path / "changed.xml"
+    ov.save_model(ov.convert_model(str(tmp_path / "changed.onnx")), str(ir), compress_to_fp16=False)
+    sides = (f"reference=openvino:{ir}", f"candidate={AUTHORS}")
+    code, found, text = run(compose, tmp_path / "out", *sides)
+    # The batch norms are folded into the IR's weights: layers are compared behind their Relu.
+    assert (code, found["first_past"]["tensor"], len(found["layers"])) == (4, "451", 76)
+    assert "PAST THE TOLERANCE first: 451 (Conv, " in text
+    config = compose("job=compare", f"reference={AUTHORS}", f"candidate={ir}")
+    with pytest.raises(UserError, match=r"is an OpenVINO IR .* compare.layers=true, which alone"):
+        compare.main(config, tmp_path, time.time())
+
+
+def test_an_om_needs_its_dump(compose, tmp_path):
+    (tmp_path / "m.om").write_bytes(b"IMOD" + bytes(300))
+    sides = ("job=compare", "compare.layers=true", *SIZE, f"reference={AUTHORS}")
+    config = compose(*sides, f"candidate={tmp_path / 'm.om'}")
+    with pytest.raises(UserError, match=r"candidate=.*: is an OM .* compare.dump=FOLDER"):
+        compare.main(config, tmp_path, time.time())
+    config = compose(*sides, f"candidate={tmp_path / 'm.om'}", f"compare.dump={tmp_path}")
+    with pytest.raises(UserError, match=r"compare.dump=.*: holds no <type>.<operator>"):
+        compare.main(config, tmp_path, time.time())
+    config = compose(*sides, f"candidate={AUTHORS}", f"compare.dump={tmp_path}")
+    with pytest.raises(UserError, match=r"is read beside an OM, and candidate=.* is none"):
         compare.main(config, tmp_path, time.time())
