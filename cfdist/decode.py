@@ -125,6 +125,8 @@ def select_peaks(
     peaks = _no_peaks(len(cells), max(map(len, cells), default=0) if k is None else k)
     for i, (hm, found) in enumerate(zip(heads.hm[:, 0], cells, strict=True)):
         count = len(found)
+        if not count:
+            continue
         peaks.score[i, :count] = hm.reshape(-1)[found]
         peaks.cell[i, :count] = found
         others = [maps[i].reshape(maps.shape[1], -1)[:, found] for maps in heads[1:]]
@@ -416,6 +418,9 @@ def decode_detections(
         keys, sizes.tolist(), peaks.score, *found, strict=True
     ):
         keep = scores > 0
+        if not keep.any():
+            detections.append(Detections(key, width=width, height=height))
+            continue
         if not (np.isfinite(boxes[keep]).all() and np.isfinite(landmarks[keep]).all()):
             detections.append(Detections(key, error="the model's outputs make infinite boxes"))
             continue
@@ -423,7 +428,7 @@ def decode_detections(
             boxes, landmarks = _mirrored_back(boxes, landmarks, width)
         if is_stretched:
             boxes = boxes.clip(0, np.array([width, height] * 2, np.float32))
-        if spec.nms is not None and keep.any():
+        if spec.nms is not None:
             keep = nms(boxes, scores, spec.nms)
         detections.append(
             Detections(key, boxes[keep], scores[keep], landmarks[keep], width, height)

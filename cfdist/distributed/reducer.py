@@ -148,12 +148,13 @@ class Reducer:
             UserError: the disk is full or does not work.
         """
         with self._lock, disk_as_user_error(self._output):
-            found: dict[str, Detections] = {}
-            for one in from_arrow(detections):
+            given, found = from_arrow(detections), dict[str, Detections]()
+            for one in given:
                 if one.id not in self.done and one.id not in self._unwritten:
                     found.setdefault(one.id, _scorable(one))
             if found:
-                self._append(to_arrow([*found.values()]))
+                is_same = all(found.get(one.id) is one for one in given)
+                self._append(detections if is_same else to_arrow([*found.values()]))
             # What the journal holds counts, should the devices find something else next time.
             self._unwritten |= found
             self._take_in([*self._unwritten.values()])
