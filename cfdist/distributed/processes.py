@@ -11,7 +11,7 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,10 @@ _PORTS = (
 
 _CHECKOUT = Path(__file__).resolve().parents[2]
 
-_RAYLET_SECONDS = 30.0  # that a raylet may take to listen
+# What a session cannot start without. Ray asks for minutes whether they answer.
+_NEEDED = ("gcs_server", "raylet")
+_LONGEST_START = 180.0  # seconds; as RAY_raylet_start_wait_time_s
+_ANSWER_SECONDS = 1.0  # that one question to the head may take
 
 # Bound to the ports of this process's last session, so that nobody else is given them.
 _reserved: list[socket.socket] = []
@@ -48,14 +51,25 @@ def own_processes(
     process has ended what it does with them.
     """
     from ray._private import node, services, utils
+    from ray._raylet import get_port_filename  # type: ignore[attr-defined]
+
+    started: dict[str, subprocess.Popen[bytes]] = {}
+    wait_for_port = vars(node)["wait_for_persisted_port"]
+
+    def wait_for_watched_port(folder: str, node_id: str, name: str, **options: Any) -> int:
+        path = os.path.join(folder, get_port_filename(node_id, name))
+        _wait(started, lambda: os.path.exists(path))
+        return int(wait_for_port(folder, node_id, name, **options))
 
     class Started(services.ConsolePopen):
-        def __init__(self, *command: Any, **options: Any) -> None:
+        def __init__(self, command: Sequence[str], **options: Any) -> None:
             options["env"] = {**(options.get("env") or os.environ), VARIABLE: mark}
             if outlives:
                 options["env"] |= _preloading(options["env"])
                 options["stdin"] = subprocess.DEVNULL
-            super().__init__(*command, **options, start_new_session=True)
+            super().__init__(command, **options, start_new_session=True)
+            if (name := os.path.basename(command[0])) in _NEEDED:
+                started[name] = self
 
     changed: dict[str, Any] = {}
     if importlib.util.find_spec("aiohttp"):
@@ -63,7 +77,11 @@ def own_processes(
         changed = {"get_dashboard_dependency_error": lambda: None}
     with (
         _replaced(services, ConsolePopen=Started),
-        _replaced(node, Node=_node_class(outlives, on_node)),
+        _replaced(
+            node,
+            Node=_node_class(outlives, on_node, started),
+            wait_for_persisted_port=wait_for_watched_port,
+        ),
         _replaced(utils, **changed),
     ):
         yield
@@ -78,16 +96,19 @@ def _preloading(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _node_class(outlives: bool, on_node: Callable[[int], None]) -> type:
+def _node_class(
+    outlives: bool, on_node: Callable[[int], None], started: dict[str, subprocess.Popen[bytes]]
+) -> type:
     """Ray's node without what no run needs: each such process takes a second of a core.
 
     One that outlives this process is not ended with it.
     """
-    from ray._private import node, ray_constants
+    from ray._private import node
     from ray._raylet import persist_port  # type: ignore[attr-defined]
 
     class Node(node.Node):
         def __init__(self, ray_params: Any, **options: Any) -> None:
+            started.clear()  # of a start that has failed
             self._agent_ports = reserved_ports()
             ray_params.update_if_absent(**self._agent_ports)
             if outlives:
@@ -99,9 +120,10 @@ def _node_class(outlives: bool, on_node: Callable[[int], None]) -> type:
             for name, port in self._agent_ports.items():
                 persist_port(self._session_dir, self._node_id, name, port)
             super().start_raylet(*options)
-            raylet = self.all_processes[ray_constants.PROCESS_TYPE_RAYLET][0].process
-            _wait_for_raylet(raylet, str(self._raylet_socket_name))
-            on_node(raylet.pid)
+            _wait(started, lambda: os.path.exists(str(self._raylet_socket_name)))
+            on_node(started["raylet"].pid)
+            head = self.get_gcs_client()  # type: ignore[no-untyped-call]
+            _wait(started, lambda: _knows(head, str(self._node_id)))
 
         def start_monitor(self) -> None:
             """Start no autoscaler."""
@@ -129,17 +151,29 @@ def _node_class(outlives: bool, on_node: Callable[[int], None]) -> type:
     return Node
 
 
-def _wait_for_raylet(raylet: subprocess.Popen[bytes], path: str) -> None:
-    """Wait until the node's process has made its socket.
+def _knows(head: Any, node: str) -> bool:
+    """Whether the head, which its client asks, has a node of this number."""
+    from ray._raylet import NodeID
+
+    with contextlib.suppress(Exception):  # it does not answer yet
+        return bool(head.check_alive([NodeID.from_hex(node)], timeout=_ANSWER_SECONDS)[0])
+    return False
+
+
+def _wait(started: Mapping[str, subprocess.Popen[bytes]], holds: Callable[[], bool]) -> None:
+    """Wait until something holds, while the processes that have to make it so are there.
 
     Raises:
-        RuntimeError: it has ended; Ray would ask for its node for minutes.
+        RuntimeError: one of them has ended, or it takes too long.
     """
-    deadline = time.monotonic() + _RAYLET_SECONDS
-    while not os.path.exists(path) and time.monotonic() < deadline:
-        if raylet.poll() is not None:
-            raise RuntimeError(f"the raylet has ended with {raylet.returncode}")
-        time.sleep(0.02)
+    deadline = time.monotonic() + _LONGEST_START
+    while not holds():
+        for name, process in started.items():
+            if process.poll() is not None:
+                raise RuntimeError(f"{name} has ended with {process.returncode}")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"Ray's processes do not answer within {_LONGEST_START:.0f} s")
+        time.sleep(0.01)
 
 
 def reserved_ports() -> dict[str, int]:

@@ -86,6 +86,9 @@ def test_an_actor_s_process_imports_what_it_needs(module):
     assert {*HEAVY}.isdisjoint(found)
 
 
-def test_a_raylet_that_ends_as_it_starts_is_noticed(tmp_path):
-    with subprocess.Popen(["false"]) as raylet, pytest.raises(RuntimeError, match="ended with 1"):
-        processes._wait_for_raylet(raylet, str(tmp_path / "raylet"))
+def test_a_process_of_ray_that_ends_as_it_starts_is_noticed():
+    with subprocess.Popen(["sleep", "60"]) as there, subprocess.Popen(["false"]) as gone:
+        with pytest.raises(RuntimeError, match=r"^raylet has ended with 1$"):
+            processes._wait({"gcs_server": there, "raylet": gone}, lambda: False)
+        processes._wait({"gcs_server": there}, lambda: True)
+        there.kill()
