@@ -31,7 +31,10 @@ export RAY_raylet_start_wait_time_s=120 RAY_gcs_server_port_wait_time_s=120
 export RAY_agent_register_timeout_ms=120000 RAY_worker_register_timeout_seconds=120
 
 on_head=(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head")
-options=(--block --num-cpus="${SLURM_CPUS_ON_NODE:-1}" --min-worker-port=0 --max-worker-port=0)
+options=(--block --min-worker-port=0 --max-worker-port=0)
+# Hosts may have different numbers of CPUs: each step finds that of its own.
+# shellcheck disable=SC2016
+start=(bash -c 'exec "$0" start --num-cpus="${SLURM_CPUS_ON_NODE:-1}" "$@"' "$ray")
 read -r -a further <<<"${CFDIST_RAY_OPTIONS:-}"
 options+=("${further[@]}")
 
@@ -50,11 +53,11 @@ finish() {
 }
 trap finish EXIT
 
-"${on_head[@]}" "$ray" start --head --node-ip-address="$ip" --port="${address##*:}" \
+"${on_head[@]}" "${start[@]}" --head --node-ip-address="$ip" --port="${address##*:}" \
   --temp-dir="$folder" --include-dashboard=false "${options[@]}" >&2 &
 if [ "$nodes" -gt 1 ]; then
   srun --overlap --nodes=$((nodes - 1)) --ntasks=$((nodes - 1)) \
-    --exclude="$head" "$ray" start --address="$address" "${options[@]}" >&2 &
+    --exclude="$head" "${start[@]}" --address="$address" "${options[@]}" >&2 &
 fi
 
 # Wait until every host has joined, two minutes at most.

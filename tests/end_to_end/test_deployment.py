@@ -198,6 +198,7 @@ def test_a_submitted_checkout_is_small_and_whole(tmp_path):
 SRUN = """#!/usr/bin/env bash
 # In place of Slurm's: every host is this machine.
 count=1
+export SLURM_CPUS_ON_NODE=1  # a step's is its own host's
 while [ "${1:0:2}" = -- ]; do
   case $1 in --ntasks=*) count=${1#*=} ;; esac
   shift
@@ -224,7 +225,7 @@ def slurm(tmp_path: Path, *settings: str, **environment: str) -> subprocess.Comp
         "SLURM_JOB_ID": str(os.getpid()),
         "SLURM_JOB_NODELIST": "here[1-2]",
         "SLURM_JOB_NUM_NODES": "2",
-        "SLURM_CPUS_ON_NODE": "1",
+        "SLURM_CPUS_ON_NODE": "7",
         "CFDIST_CHECKOUT": str(PROJECT),
         "CFDIST_PYTHON": sys.executable,
         "SRUN_LOG": str(tmp_path / "srun.log"),
@@ -250,7 +251,8 @@ def test_the_slurm_script_runs_on_all_hosts_and_leaves_nothing(tmp_path):
     assert (results["pictures"]["done"], len(results["devices"])) == (40, 2)
     steps = (tmp_path / "srun.log").read_text().splitlines()
     assert [line.split()[1] for line in steps] == ["1", "1", "1", "2"]
-    assert "start --head" in steps[0] + steps[1]
+    assert " --head " in steps[0] + steps[1]
+    assert not any("--num-cpus=7" in line for line in steps)
     assert "main.py" in steps[2]
     assert not re.search("[0-9a-f]{64}", (tmp_path / "srun.log").read_text())  # the token
     left = subprocess.run(["pgrep", "-f", f"{folder}/session"], capture_output=True, text=True)
