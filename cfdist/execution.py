@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from cfdist import __version__, backends
-from cfdist.ascend.npu_smi import health_notes, read_npus
+from cfdist.ascend.npu_smi import health_notes, read_host
 from cfdist.backends.choice import choose_cpu_backend
 from cfdist.backends.model import BackendModel
 from cfdist.config import Config, ModelConfig, refuse_unused
@@ -329,10 +329,10 @@ def _refuse_unkept(config: Config) -> None:
 
 def _npu_notes(devices: Devices) -> tuple[str, ...]:
     """What is wrong with the NPUs of this host, for the screen and the run's log."""
-    chips = read_npus()
+    chips, unread = read_host()
     names = chosen("npu", devices)
     numbers = range(len(chips)) if names is None else [int(name) for name in names]
-    notes = tuple(health_notes(chips, numbers))
+    notes = tuple(health_notes(chips, numbers, unread))
     for note in notes:
         log.warning(note)
     return notes

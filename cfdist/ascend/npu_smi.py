@@ -42,18 +42,30 @@ class Npu:
 def parse_npu_smi(text: str) -> list[Npu]:
     """The chips in the output of `npu-smi info`, in the order of their device numbers.
 
+    See `read_table`.
+    """
+    return read_table(text)[0]
+
+
+def read_table(text: str) -> tuple[list[Npu], list[str]]:
+    """The chips in the output of `npu-smi info`, and the rows that are none of a chip's.
+
     A chip has two rows, card and chip; a card's further chips may come without a card row of
-    their own. The rest (titles, rules, the table of processes) is ignored.
+    their own. Titles, rules and the table of processes are ignored.
     """
     chips: list[Npu] = []
+    unread: list[str] = []
     card: tuple[str, int, str] | None = None
-    is_new = False
+    is_new = has_begun = False
     for line in _COLOUR.sub("", text).splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
         if any(cell.startswith("Process") for cell in cells):
             break
         number = re.match(r"[0-9]{1,4}(?![^\s])", cells[0])
+        has_begun |= line.startswith("+=")  # the rule below the titles
         if len(cells) != 3 or not number:
+            if has_begun and line.strip() and not line.startswith("+"):
+                unread.append(line.strip())
             continue
         name, has_bus = cells[0][number.end() :].strip(), bool(_BUS_ID.fullmatch(cells[1]))
         if card and (is_new or has_bus):
@@ -63,7 +75,9 @@ def parse_npu_smi(text: str) -> list[Npu]:
             name = "Ascend" + name.removeprefix("Ascend")
             health = _STATES.get(cells[1].casefold(), cells[1])
             card, is_new = (name, int(number[0]), health), True
-    return chips
+        else:
+            unread.append(line.strip())
+    return chips, unread
 
 
 def read_npus() -> list[Npu]:
@@ -72,10 +86,19 @@ def read_npus() -> list[Npu]:
     Raises:
         UserError: `npu-smi` fails or does not answer.
     """
+    return read_host()[0]
+
+
+def read_host() -> tuple[list[Npu], list[str]]:
+    """`read_table` of this host.
+
+    Raises:
+        UserError: `npu-smi` fails or does not answer.
+    """
     tool = shutil.which("npu-smi")
     if tool is None:
-        return []
-    return parse_npu_smi(call_tool("npu-smi info", [tool, "info"], _ADVICE, limit=_LIMIT))
+        return [], []
+    return read_table(call_tool("npu-smi info", [tool, "info"], _ADVICE, limit=_LIMIT))
 
 
 def list_npus() -> list[str]:
@@ -109,14 +132,20 @@ def usable_numbers(chips: Sequence[Npu], visible: Sequence[int] | None = None) -
     return None if good == numbers else good
 
 
-def health_notes(chips: Sequence[Npu], numbers: Sequence[int]) -> list[str]:
-    """A sentence for each chip that is not well.
+def health_notes(
+    chips: Sequence[Npu], numbers: Sequence[int], unread: Sequence[str] = ()
+) -> list[str]:
+    """A sentence for each chip that is not well, and for each row that could not be read.
 
     Args:
-        chips: Those of `read_npus`.
+        chips: Those of `read_host`.
         numbers: The device numbers that the run takes.
+        unread: The rows of `read_host`.
     """
-    notes = []
+    notes = [
+        f"npu-smi info: this row could not be read, and its chip may be left out: {row[:100]}"
+        for row in unread
+    ]
     for number, chip in enumerate(chips):
         if chip.health != _HEALTHY:
             use = "may take it all the same" if number in numbers else "leaves it out"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from cfdist.ascend.npu_smi import read_npus
+from cfdist.ascend.npu_smi import health_notes, read_host
 from cfdist.backends import BACKENDS
 from cfdist.distributed.starting import check_loopback, ray_folder, unusable
 from cfdist.doctor.packages import remedy_of, try_imports
@@ -186,7 +186,9 @@ def _chips() -> str:
             "/usr/local/bin/npu-smi and /usr/local/Ascend/driver from the host; "
             "backend=auto takes the CPU"
         )
-    chips = read_npus()
+    chips, unread = read_host()
+    if unread:
+        raise UserError("; ".join(health_notes((), (), unread)))
     if not chips:
         raise UserError("npu-smi shows no chip; see `npu-smi info` and the driver's log")
     ill = [f"chip {n} is {chip.health}" for n, chip in enumerate(chips) if chip.health != "OK"]

@@ -15,6 +15,7 @@ from cfdist.ascend.npu_smi import (
     list_npus,
     parse_npu_smi,
     read_npus,
+    read_table,
     soc_version,
     usable_numbers,
 )
@@ -111,6 +112,17 @@ def test_two_chips_on_one_card():
 def test_states_in_other_letters_and_colours():
     table = DUO.replace(" OK ", " \033[32mok\033[0m ").replace(" Alarm ", " CRITICAL ")
     assert [chip.health for chip in parse_npu_smi(table)] == ["OK", "Critical"]
+
+
+def test_rows_that_are_none_of_a_chip_are_named():
+    assert [read_table(text)[1] for text in (TWO_CARDS + PROCESSES, DUO, HBM, A3)] == [[]] * 4
+    row = "| 1       310P3     | OK "
+    chips, unread = read_table(TWO_CARDS.replace(row, "| ?       310P3     | OK "))
+    assert chips[0] == Npu("Ascend310P3", 0, 0)
+    assert [one[:25] for one in unread] == ["| ?       310P3     | OK "]
+    (note,) = health_notes(chips, [0, 1], unread)
+    assert note.startswith("npu-smi info: this row could not be read, and its chip may be left out")
+    assert "| ?       310P3 " in note
 
 
 def test_table_without_device_column_and_chip_without_card_row():
