@@ -21,6 +21,7 @@ _OF_HYDRA = re.compile(r"hydra(?=[./@]|$)")
 _OF_SWEEPER = re.compile(r"hydra\.mode$|hydra[./]sweeper(?=[./]|$)")
 
 _MULTIRUN = ("-m", "--multirun")
+_SELF = "_self_"  # where an experiment's own settings stand among those that it inherits
 _HELP = ("-h", "--help")
 _VERSION = ("--version",)
 _SHOW = ("-c", "--cfg")  # followed by "job"
@@ -156,8 +157,29 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
 def asks_for_multirun(argument: str) -> bool:
     """Whether an argument is an option for it, or chooses an experiment that is a sweep."""
     group, _, name = argument.partition("=")
-    experiment = choice_file(group, name) if group == "experiment" else None
     return argument in (*_MULTIRUN, "hydra.mode=MULTIRUN") or (
-        experiment is not None
-        and OmegaConf.select(OmegaConf.load(experiment), "hydra.mode") == "MULTIRUN"
+        group == "experiment" and _mode_of(name) == "MULTIRUN"
     )
+
+
+def _mode_of(experiment: str, heirs: tuple[str, ...] = ()) -> object:
+    """The `hydra.mode` that an experiment sets, or one that it inherits from; `None`: none does.
+
+    Args:
+        experiment: Its name.
+        heirs: Those that inherit from it.
+    """
+    file = choice_file("experiment", experiment)
+    if file is None or experiment in heirs:  # Hydra refuses both
+        return None
+    content = OmegaConf.load(file)
+    bases = [one for one in OmegaConf.select(content, "defaults") or () if isinstance(one, str)]
+    mode = None
+    for base in bases if _SELF in bases else [*bases, _SELF]:
+        its = (
+            OmegaConf.select(content, "hydra.mode")
+            if base == _SELF
+            else _mode_of(base.removeprefix("/experiment/"), (*heirs, experiment))
+        )
+        mode = its or mode
+    return mode

@@ -13,6 +13,7 @@ from cfdist.command import arguments
 from cfdist.command.arguments import (
     Question,
     asked,
+    asks_for_multirun,
     prepare_arguments,
     settings_of,
     take_config_folder,
@@ -34,6 +35,24 @@ def test_in_a_sweep_commas_stand_between_paths(sweep):
     swept, one = prepare_arguments([*sweep, "model.path=a.onnx,b.onnx", "dataset.root=a (b)"])[-2:]
     assert OverridesParser.create().parse_override(swept).is_sweep_override()
     assert OverridesParser.create().parse_override(one).value() == "a (b)"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_sweep"),
+    [
+        ("defaults: [published_table]", True),
+        ("defaults: [/experiment/published_table, override /backend: simulated]", True),
+        ("defaults: [mine]", False),
+        ("{defaults: [published_table], hydra: {mode: RUN}}", False),
+        ("{defaults: [_self_, published_table], hydra: {mode: RUN}}", True),
+        ("{defaults: [two_chips, override /backend: simulated], hydra: {mode: MULTIRUN}}", True),
+    ],
+)
+def test_an_experiment_may_inherit_that_it_is_a_sweep(text, is_sweep, tmp_path, monkeypatch):
+    monkeypatch.setattr(installation, "config_folders", [config.CONFIG_FOLDER, tmp_path])
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    assert asks_for_multirun("experiment=mine") == is_sweep
 
 
 @pytest.mark.parametrize("arguments", [[], ["experiment=none"], ["experiment="]])
