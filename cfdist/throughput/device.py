@@ -32,51 +32,31 @@ class LoopReport:
     """What a device did in its loops.
 
     Attributes:
-        ends: For each stream (n,) float64: when each batch ended, seconds since the stream began;
-            of very many those of a part, see `Ends`.
-        device_ms: The device's own time of each batch, milliseconds, if it measures one; of very
-            many those of a part, see `Sample`.
+        ends: For each stream (n,) float64: when batches ended, seconds since the stream began; of
+            very many those of a part, see `Ends`.
+        counts: For each stream (n,) int64: how many had ended then.
+        batch_ms: (n,) float64: host-visible time of the batches of all streams, milliseconds; of
+            very many those of a part, see `Sample`. With several streams a batch takes longer than
+            it would take alone, because the others run beside it.
+        device_ms: The same of the device's own time, if it measures one.
         runs_on: What the backend computes on, see `Backend.runs_on`.
-        counts: For each stream (n,) how many batches had ended then; empty: 1, 2, 3, ...
-        some_ms: (n,) float64: the times of a part of the batches; `None`: `ends` has all.
     """
 
     ends: Sequence[NDArray[np.float64]]
+    counts: Sequence[NDArray[np.int64]]
+    batch_ms: NDArray[np.float64]
     device_ms: tuple[float, ...]
-    runs_on: str = ""
-    counts: Sequence[NDArray[np.int64]] = ()
-    some_ms: NDArray[np.float64] | None = None
+    runs_on: str
 
     @property
     def batches(self) -> int:
         """How many batches all streams have done."""
-        if not self.counts:
-            return sum(map(len, self.ends))
         return sum(int(counts[-1]) for counts in self.counts)
-
-    @property
-    def batch_ms(self) -> NDArray[np.float64]:
-        """(n,) float64: host-visible time of the batches of all streams, milliseconds.
-
-        With several streams a batch takes longer than it would take alone, because the others run
-        beside it.
-        """
-        if self.some_ms is not None:
-            return self.some_ms
-        times: NDArray[np.float64] = np.concatenate(
-            [np.diff(one, prepend=0.0) for one in self.ends]
-        )
-        return 1000 * times
 
     def done(self, until: float) -> float:
         """How many batches were done at a time; the one that was under way counts in part."""
-        counts = self.counts or [np.arange(1, len(ends) + 1) for ends in self.ends]
-        return float(
-            sum(
-                np.interp(until, [0, *ends], [0, *count])
-                for ends, count in zip(self.ends, counts, strict=True)
-            )
-        )
+        streams = zip(self.ends, self.counts, strict=True)
+        return float(sum(np.interp(until, [0, *ends], [0, *counts]) for ends, counts in streams))
 
 
 class LoopingDevice:
@@ -202,7 +182,7 @@ def run_loops(
     ends, counts = zip(*(one.kept() for one, _ in streams), strict=True)
     times = np.concatenate([one.rows()[:, 0] for _, one in streams])
     own = tuple(own_times.rows()[:, 0].tolist())
-    return LoopReport(ends, own, backend.runs_on, counts, times)
+    return LoopReport(ends, counts, times, own, backend.runs_on)
 
 
 def loop_devices(
@@ -224,11 +204,9 @@ def loop_devices(
         UserError: the model does not fit a device.
         StoppedError: a device failed, or took too long.
     """
-
-    def make_device(settings: DeviceSettings) -> LoopingDevice:
-        return LoopingDevice(model, settings, kind, min_seconds)
-
-    return on_each_device(plan, make_device, model, loops)
+    return on_each_device(
+        plan, lambda settings: LoopingDevice(model, settings, kind, min_seconds), model, loops
+    )
 
 
 def on_each_device(

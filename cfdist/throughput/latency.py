@@ -37,24 +37,19 @@ class Latencies:
     Attributes:
         ms: (n, steps) float64: how long each step of each picture took, milliseconds; of very many
             pictures those of a part, see `Sample`.
+        pictures: How many pictures were measured.
         seconds: From the first picture's begin to the last one's end.
         failures: The pictures that failed; they are not among the n.
-        runs_on: What the backend computes on, see `Backend.runs_on`.
         damaged: (id, what is wrong with the file) of the damaged ones, whether they failed or not.
-        count: How many pictures there were; 0: those of `ms`.
+        runs_on: What the backend computes on, see `Backend.runs_on`.
     """
 
     ms: NDArray[np.float64]
+    pictures: int
     seconds: float
     failures: tuple[Failure, ...]
-    runs_on: str = ""
-    damaged: tuple[Failure, ...] = ()
-    count: int = 0
-
-    @property
-    def pictures(self) -> int:
-        """How many pictures were measured."""
-        return self.count or len(self.ms)
+    damaged: tuple[Failure, ...]
+    runs_on: str
 
     @property
     def whole_ms(self) -> NDArray[np.float64]:
@@ -111,8 +106,9 @@ class SingleStreamDevice:
                     steps.add(*(1000 * np.diff(ends)))
                 else:
                     failed[item.key] = found.error
-        bad = tuple(failed.items()), self._runner.backend.runs_on, tuple(damaged.items())
-        return Latencies(steps.rows(), now - start, *bad, steps.count)
+        bad = tuple(failed.items()), tuple(damaged.items())
+        runs_on = self._runner.backend.runs_on
+        return Latencies(steps.rows(), steps.count, now - start, *bad, runs_on)
 
     def _take(self, item: WorkItem) -> tuple[list[float], Detections]:
         """The times before, between and after the steps, and what was found."""
@@ -156,10 +152,11 @@ def measure_latency(
         UserError: the model does not fit the device.
         StoppedError: the device failed, or took too long.
     """
-
-    def make_device(settings: DeviceSettings) -> SingleStreamDevice:
-        return SingleStreamDevice(model, settings, pictures, min_seconds)
-
-    reports = on_each_device(plan, make_device, model, list(items))
+    reports = on_each_device(
+        plan,
+        lambda settings: SingleStreamDevice(model, settings, pictures, min_seconds),
+        model,
+        list(items),
+    )
     found: Latencies = reports[device_name(0)]
     return found

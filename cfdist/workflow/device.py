@@ -196,9 +196,6 @@ def infer_files(
     model = task.model
     failures: Failures = []
 
-    def make_device(settings: DeviceSettings) -> FileDevice:
-        return FileDevice(model, settings, task.contract, task.folder)
-
     def give_up(given_up: dict[str, str]) -> None:
         take_in("", ChunkReport((), tuple(given_up.items())))
 
@@ -207,7 +204,10 @@ def infer_files(
         return report.keys
 
     with DevicePool[ChunkReport](
-        task.plan, make_device, model.spec.batch, model.capabilities.group
+        task.plan,
+        lambda settings: FileDevice(model, settings, task.contract, task.folder),
+        model.spec.batch,
+        model.capabilities.group,
     ) as pool:
         pool.monitor = monitor
         run_rounds(pool, task.items, item_work, on_ready, take_in, give_up)

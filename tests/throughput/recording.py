@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
+
+import numpy as np
 
 from cfdist.backends.base import Backend, Capabilities
+from cfdist.throughput.device import LoopReport
 
 
 class RecordingBackend(Backend):
@@ -39,3 +43,11 @@ class RecordingBackend(Backend):
     def device_times_ms(self):
         times, self._times = self._times, []
         return times
+
+
+def looped(*ends: Sequence[float]) -> LoopReport:
+    """The report of a device whose streams' batches ended at these seconds."""
+    streams = [np.array(one, float) for one in ends]
+    times = np.concatenate([np.diff(one, prepend=0.0) for one in streams])
+    counts = [np.arange(1, len(one) + 1) for one in streams]
+    return LoopReport(streams, counts, 1000 * times, (), "")

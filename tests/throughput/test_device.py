@@ -15,14 +15,13 @@ from cfdist.preprocess import InputContract
 from cfdist.throughput import device as devices
 from cfdist.throughput.device import (
     LoopingDevice,
-    LoopReport,
     common_rates,
     loop_devices,
     model_input,
     run_loops,
 )
 from cfdist.throughput.sampling import Ends, Sample
-from tests.throughput.recording import RecordingBackend
+from tests.throughput.recording import RecordingBackend, looped
 
 
 @pytest.fixture
@@ -135,11 +134,11 @@ def test_long_loops_keep_a_part_of_what_they_measure(monkeypatch):
 
 
 def test_rates_are_those_of_the_time_that_all_were_running():
-    quick = LoopReport(np.array([[1.0, 2.0, 3.0, 4.0]]), ())
-    slow = LoopReport(np.array([[2.5, 5.0, 6.0, 7.0]]), ())
+    quick = looped([1.0, 2.0, 3.0, 4.0])
+    slow = looped([2.5, 5.0, 6.0, 7.0])
     # Until 4 s: four batches, and one and three fifths of the second.
     assert common_rates([quick, slow], 10) == pytest.approx([10.0, 4.0])
-    two_streams = LoopReport(np.array([quick.ends[0], quick.ends[0] / 2]), ())
+    two_streams = looped(quick.ends[0], quick.ends[0] / 2)
     assert common_rates([two_streams], 3) == pytest.approx([3 * (2 + 4) / 2])
 
 
@@ -148,7 +147,7 @@ def test_rates_are_those_of_the_time_that_all_were_running():
     st.integers(1, 32),
 )
 def test_rates_count_no_more_than_was_done(times, batch):
-    reports = [LoopReport(np.cumsum([one], axis=1), ()) for one in times]
+    reports = [looped(np.cumsum(one)) for one in times]
     rates = common_rates(reports, batch)
     until = min(sum(one) for one in times)
     for one, rate in zip(times, rates, strict=True):

@@ -85,5 +85,7 @@ def test_damaged_files_are_named_whether_they_are_used_or_not(spec, items, use_d
 
 
 def test_how_long_a_run_with_enough_pictures_takes():
-    assert Latencies(np.ones((100, 3)), 9.0, ()).missing_seconds is None
-    assert Latencies(np.ones((99, 3)), 9.9, ()).missing_seconds == pytest.approx(10.0)
+    assert Latencies(np.ones((100, 3)), 100, 9.0, (), (), "CPU").missing_seconds is None
+    assert Latencies(np.ones((99, 3)), 99, 9.9, (), (), "CPU").missing_seconds == pytest.approx(
+        10.0
+    )

@@ -17,11 +17,11 @@ from cfdist.distributed.reducer import Evaluation
 from cfdist.distributed.rounds import EvaluationReport, EvaluationTask, Timeline
 from cfdist.distributed.work import item_work
 from cfdist.report.results import Phases
-from cfdist.throughput.device import LoopReport
 from cfdist.throughput.host import Faults, HostRate
 from cfdist.throughput.latency import Latencies
 from cfdist.throughput.results import Figures, benchmark_results, latency_results
 from cfdist.widerface.manifest import Manifest, WorkItem
+from tests.throughput.recording import looped
 
 MANIFEST = Manifest(tuple(WorkItem(f"e/{i}", f"{i}.jpg", 9) for i in range(4)), 0, 0)
 HOST = [HostRate(1, 300, 70.0, 14.0)]
@@ -59,7 +59,7 @@ def figures(spec) -> Figures:
         events=[Event("device_lost", "device:0 died")],
         cpu_seconds=0.8,
     )
-    loops = LoopReport(np.array([[1.0, 2.0], [2.0, 4.0]]), ())
+    loops = looped([1.0, 2.0], [2.0, 4.0])
     return Figures(model, MANIFEST, plan, HOST, FAULTS, {"device:0": loops}, (task, report))
 
 
@@ -109,7 +109,7 @@ def test_all_parts(compose, figures, phases):
 def test_a_rate_of_a_single_batch_is_pointed_out(compose, figures, phases):
     words = "the rate of a single batch; raise benchmark.loops"
     for ends, is_noted in (([2.0], True), ([1.0, 2.0], False)):
-        figures.loops = {"device:0": LoopReport([np.array([1.0, 2.0]), np.array(ends)], ())}
+        figures.loops = {"device:0": looped([1.0, 2.0], ends)}
         notes = " ".join(benchmark_results(compose("job=benchmark"), figures, phases).notes)
         assert (words in notes) == is_noted
 
@@ -151,7 +151,8 @@ def test_latencies_of_too_few_pictures_are_no_result(compose, phases, spec):
     config = compose("job=benchmark", "benchmark.scenario=single_stream", "dataset=wider_val")
 
     def measured(count: int):
-        found = Latencies(np.full((count, 3), 10.0), 0.03 * count, (("e/3", "no picture"),))
+        failures = (("e/3", "no picture"),)
+        found = Latencies(np.full((count, 3), 10.0), count, 0.03 * count, failures, (), "CPU")
         return latency_results(config, model, MANIFEST, found, phases)
 
     results = measured(100)
