@@ -25,51 +25,42 @@ _INSTALL = pip_install("requirements.txt")
 
 
 class BackendEntry(NamedTuple):
-    """Where a backend is, see `register_backend`."""
+    """Where a backend is; nothing is imported before it is used.
 
-    module: str
-    class_name: str
-    package: str
-    install: str
-
-
-BACKENDS: dict[str, BackendEntry] = {}
-
-
-def register_backend(
-    name: str, module: str, class_name: str, package: str, install: str = _INSTALL
-) -> None:
-    """Add a backend, or replace the one of that name; nothing is imported yet.
-
-    Args:
-        name: What `backend=` calls it.
+    Attributes:
         module: The module that holds its class.
         class_name: Its class, a `cfdist.backends.base.Backend`.
         package: The package that it needs, by the name under which Python imports it.
         install: How a person gets that package.
     """
-    BACKENDS[name] = BackendEntry(module, class_name, package, install)
+
+    module: str
+    class_name: str
+    package: str
+    install: str = _INSTALL
 
 
-register_backend(
-    "openvino",
-    "cfdist.backends.openvino",
-    "OpenVINOBackend",
-    "openvino",
-    f"{_INSTALL} (on aarch64 with glibc 2.35 or newer: requirements-openvino.txt)",
-)
-register_backend("onnxruntime", "cfdist.backends.onnxruntime", "OnnxRuntimeBackend", "onnxruntime")
-_INSTALL_TORCH = pip_install("requirements-torch.txt")
-register_backend("torch", "cfdist.backends.torch", "TorchBackend", "torch", _INSTALL_TORCH)
-register_backend(
-    "om",
-    "cfdist.backends.om",
-    "OmBackend",
-    "aclruntime",  # an unrelated package has the name ais_bench too
-    "the wheels aclruntime and ais_bench from that project's own pages, see docs/ascend.md "
-    "(ais-bench-benchmark is another tool that takes the name ais_bench too: uninstall it)",
-)
-register_backend(SIMULATED, "cfdist.backends.simulated", "SimulatedBackend", "numpy")
+# What `backend=` calls each.
+BACKENDS = {
+    "openvino": BackendEntry(
+        "cfdist.backends.openvino",
+        "OpenVINOBackend",
+        "openvino",
+        f"{_INSTALL} (on aarch64 with glibc 2.35 or newer: requirements-openvino.txt)",
+    ),
+    "onnxruntime": BackendEntry("cfdist.backends.onnxruntime", "OnnxRuntimeBackend", "onnxruntime"),
+    "torch": BackendEntry(
+        *("cfdist.backends.torch", "TorchBackend", "torch"), pip_install("requirements-torch.txt")
+    ),
+    "om": BackendEntry(
+        "cfdist.backends.om",
+        "OmBackend",
+        "aclruntime",  # an unrelated package has the name ais_bench too
+        "the wheels aclruntime and ais_bench from that project's own pages, see docs/ascend.md "
+        "(ais-bench-benchmark is another tool that takes the name ais_bench too: uninstall it)",
+    ),
+    SIMULATED: BackendEntry("cfdist.backends.simulated", "SimulatedBackend", "numpy"),
+}
 
 
 def is_cpu_auto(name: str) -> bool:
@@ -134,7 +125,7 @@ def installed_cpu_runtimes() -> list[str]:
 
 
 def is_installed(name: str) -> bool:
-    """Whether the package of a registered backend is installed."""
+    """Whether the package of a backend is installed."""
     return importlib.util.find_spec(BACKENDS[name].package) is not None
 
 

@@ -10,11 +10,7 @@ import contextlib
 import hashlib
 import json
 import math
-import os
-import pickle
 import platform
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,10 +24,11 @@ import numpy as np
 
 import cfdist
 from cfdist import backends
+from cfdist.backends import child
 from cfdist.backends.base import Backend, DeviceSettings
 from cfdist.backends.model import BackendModel
 from cfdist.errors import UserError
-from cfdist.files import write_text
+from cfdist.files import user_cache, write_text
 from cfdist.machine import available_cores, available_memory, cpu_model
 from cfdist.model import ModelSpec
 from cfdist.model.formats import refuse_other_format
@@ -41,9 +38,6 @@ from cfdist.preprocess import to_model_input
 # Every round measures each runtime, so that what else the machine does slows them alike.
 ROUNDS = 3
 SECONDS = 0.6  # of a runtime in a round
-# For the imports, the loading and the rounds of the slowest machine; after that, something hangs.
-TIMEOUT_SECONDS = 60.0
-
 
 # Pictures a second of each runtime, or why it cannot run the model.
 Measurement = dict[str, float | str]
@@ -116,21 +110,11 @@ def measure_in_child(models: Mapping[str, BackendModel], threads: int) -> Measur
     If that process dies, each model gets one of its own, which says which of them it was.
     """
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "cfdist.backends.choice"],
-            input=pickle.dumps((dict(models), threads)),
-            cwd=Path(cfdist.__file__).parents[1],  # there, the child finds this package
-            capture_output=True,
-            timeout=TIMEOUT_SECONDS,
-        )
-        measured: Measurement = json.loads(done.stdout.splitlines()[-1])
+        measured: Measurement = child.call("cfdist.backends.choice", dict(models), threads)
         return measured
-    except subprocess.TimeoutExpired:
-        reason = f"the measurement took longer than {TIMEOUT_SECONDS:.0f} s"
-    except (IndexError, ValueError):
-        reason = f"the measurement ended with exit code {done.returncode}"
-    if len(models) == 1:
-        return dict.fromkeys(models, reason)
+    except child.ChildError as error:
+        if len(models) == 1:
+            return dict.fromkeys(models, f"the measurement {error}")
     alone = [measure_in_child({name: model}, threads) for name, model in models.items()]
     return {name: found for one in alone for name, found in one.items()}
 
@@ -215,15 +199,18 @@ def _version(package: str) -> str:
 
 
 def _cache_file(identity: Mapping[str, Any]) -> Path:
-    """The file of a measurement; `RuntimeError` if the user has no home folder."""
+    """The file of a measurement.
+
+    Raises:
+        UserError: the user has no cache that nobody else can write to.
+    """
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "cfdist" / f"cpu_backend_{digest[:16]}.json"
+    return user_cache() / f"cpu_backend_{digest[:16]}.json"
 
 
 def _remembered(identity: Mapping[str, Any]) -> Measurement:
     """The rates of an earlier measurement; empty if there is none that can be used."""
-    with contextlib.suppress(OSError, RuntimeError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, UserError, ValueError, KeyError, TypeError):
         entry = json.loads(_cache_file(identity).read_text(encoding="utf-8"))
         rates: Measurement = entry["rates"]
         is_usable = set(rates) == set(backends.CPU_RUNTIMES) and entry["identity"] == identity
@@ -233,10 +220,10 @@ def _remembered(identity: Mapping[str, Any]) -> Measurement:
 
 
 def _remember(identity: Mapping[str, Any], rates: Mapping[str, float]) -> None:
-    with contextlib.suppress(OSError, RuntimeError):
+    with contextlib.suppress(OSError, UserError):
         entry = {"identity": identity, "rates": rates}
         write_text(_cache_file(identity), json.dumps(entry, indent=2))
 
 
 if __name__ == "__main__":
-    print("\n" + json.dumps(measure_models(*pickle.load(sys.stdin.buffer))))
+    child.answer(measure_models)

@@ -269,12 +269,16 @@ def at_batch(tensors: Sequence[Any], batch: int) -> list[_Tensor]:
     for tensor in tensors:
         shape = (batch, *(int(side) for side in tensor.shape[1:]))
         size = int(getattr(tensor, "realsize", 0))
-        kind = str(getattr(tensor.datatype, "name", tensor.datatype)).rsplit(".", 1)[-1]
         with contextlib.suppress(TypeError):  # a type that numpy does not know
-            picture = prod(shape[1:]) * np.dtype(kind).itemsize
+            picture = prod(shape[1:]) * np.dtype(_number(tensor)).itemsize
             size = picture * batch if picture > 0 and size % picture == 0 else size
         described.append(_Tensor(str(tensor.name), tensor.datatype, shape, size))
     return described
+
+
+def _number(tensor: Any) -> str:
+    """The number format of a tensor, a member of `aclruntime.dtype`: "uint8", "float32"."""
+    return str(getattr(tensor.datatype, "name", tensor.datatype)).rsplit(".", 1)[-1]
 
 
 def has_sizes(inputs: Sequence[Any]) -> bool:
@@ -296,9 +300,8 @@ def at_size(tensors: Sequence[Any], height: int, width: int) -> list[_Tensor]:
         if len(shape) == 4:
             rows, columns = sides if len(sides) == 2 else (2, 3)
             shape[rows], shape[columns] = height, width
-        kind = str(getattr(tensor.datatype, "name", tensor.datatype)).rsplit(".", 1)[-1]
         # ais_bench's own number of bytes is that of the largest size, or of the one chosen last.
-        size = prod(shape) * np.dtype(kind).itemsize
+        size = prod(shape) * np.dtype(_number(tensor)).itemsize
         described.append(_Tensor(str(tensor.name), tensor.datatype, tuple(shape), size))
     return described
 
@@ -360,9 +363,7 @@ def input_contract(inputs: Sequence[Any], spec: ModelSpec) -> InputContract:
             f"{where}: has {len(inputs)} inputs ({names}), expected one; dynamic batches and "
             "dynamic AIPP add inputs: build a static OM with job=convert"
         )
-    kind, shape = inputs[0].datatype, tuple(int(side) for side in inputs[0].shape)
-    # A member of `aclruntime.dtype`: its name is "uint8" or "float32".
-    dtype = str(getattr(kind, "name", kind)).rsplit(".", 1)[-1]
+    dtype, shape = _number(inputs[0]), tuple(int(side) for side in inputs[0].shape)
     match (dtype, shape):
         case ("float32", (batch, 3, height, width)):
             contract = replace(spec.float_contract(), batch=spec.batch)

@@ -6,28 +6,20 @@ process that loads it.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
-import pickle
-import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-import cfdist
 from cfdist import backends
+from cfdist.backends import child
 from cfdist.backends.base import DeviceSettings
 from cfdist.errors import UserError
 from cfdist.model import ModelSpec
 from cfdist.preprocess import to_model_input
-
-# For the imports, loading and one batch on a slow machine; after that, something hangs.
-TIMEOUT_SECONDS = 60.0
 
 _REASON_LENGTH = 300  # characters; runtimes tell whole stories
 
@@ -68,18 +60,9 @@ def reason_against(backend: str, spec: ModelSpec, options: Mapping[str, Any]) ->
 def _reason(backend: str, spec: ModelSpec, options: str) -> str:
     """Why a backend cannot run a model; empty if it can."""
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "cfdist.backends.trial"],
-            input=pickle.dumps((backend, spec, json.loads(options))),
-            cwd=Path(cfdist.__file__).parents[1],  # there, the child finds this package
-            capture_output=True,
-            timeout=TIMEOUT_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        return f"one picture took longer than {TIMEOUT_SECONDS:.0f} s"
-    with contextlib.suppress(IndexError, ValueError):
-        return str(json.loads(done.stdout.splitlines()[-1]))
-    return f"it ended the process, exit code {done.returncode}"
+        return str(child.call("cfdist.backends.trial", backend, spec, json.loads(options)))
+    except child.ChildError as error:
+        return f"one picture {error}"
 
 
 def failure(backend: str, spec: ModelSpec, options: Mapping[str, Any]) -> str:
@@ -94,4 +77,4 @@ def failure(backend: str, spec: ModelSpec, options: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    print("\n" + json.dumps(failure(*pickle.load(sys.stdin.buffer))))
+    child.answer(failure)

@@ -51,14 +51,15 @@ def test_auto_is_om_where_npus_and_ais_bench_are(monkeypatch, npus, has_ais_benc
     assert not backends.is_cpu_auto("openvino")
 
 
-def test_another_backend_is_registered_without_importing_it(monkeypatch, spec):
-    monkeypatch.setattr(backends, "BACKENDS", dict(backends.BACKENDS))
-    backends.register_backend("echo", "no.such.module", "EchoBackend", "numpy")
+def test_another_backend_is_not_imported_before_it_is_used(monkeypatch, spec):
+    entry = backends.BackendEntry("no.such.module", "EchoBackend", "numpy")
+    monkeypatch.setitem(backends.BACKENDS, "echo", entry)
     assert backends.resolve("echo") == "echo"
     with pytest.raises(ModuleNotFoundError):
         backends.backend_class("echo")
     monkeypatch.setitem(sys.modules, "their.module", sys.modules[__name__])
-    backends.register_backend("echo", "their.module", "EchoBackend", "no_such_package", "`get it`")
+    entry = backends.BackendEntry("their.module", "EchoBackend", "no_such_package", "`get it`")
+    monkeypatch.setitem(backends.BACKENDS, "echo", entry)
     assert isinstance(backends.backend_class("echo")(spec(), DeviceSettings()), EchoBackend)
     with pytest.raises(UserError, match="'no_such_package' is not installed; get it: `get it`"):
         backends.resolve("echo")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import pickle
 import threading
 
 import numpy as np
 import pytest
 
 from cfdist import backends
-from cfdist.backends import choice
+from cfdist.backends import child, choice
 from cfdist.backends.choice import choose_cpu_backend, measure
 from cfdist.backends.model import BackendModel
 from cfdist.errors import UserError
@@ -124,11 +125,8 @@ def test_the_user_s_cache_folder(spec, tmp_path, cache, measured, monkeypatch):
 
 
 def test_a_user_without_a_home_folder(spec, measured, monkeypatch):
-    def no_home():
-        raise RuntimeError("Could not determine home directory.")
-
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(choice.Path, "home", no_home)
+    monkeypatch.setenv("HOME", "/proc/nobody")
     assert "measured now" in choose_cpu_backend(spec(), OPTIONS, 2).remark
 
 
@@ -218,17 +216,17 @@ def test_streams_are_those_asked_for_or_what_memory_holds(spec, monkeypatch):
 
 def test_a_runtime_that_kills_the_process_is_found_out(spec, monkeypatch):
     def run(command, input, **_):
-        names = list(choice.pickle.loads(input)[0])
+        names = list(pickle.loads(input)[0])
         dies = "openvino" in names
         found = json.dumps(dict.fromkeys(names, 7.0))
-        return choice.subprocess.CompletedProcess(
+        return child.subprocess.CompletedProcess(
             command, -9 if dies else 0, b"" if dies else found.encode()
         )
 
-    monkeypatch.setattr(choice.subprocess, "run", run)
+    monkeypatch.setattr(child.subprocess, "run", run)
     models = {name: BackendModel(name, spec(), OPTIONS) for name in ("openvino", "onnxruntime")}
     found = choice.measure_in_child(models, 2)
-    reason = "the measurement ended with exit code -9"
+    reason = "the measurement ended its process, exit code -9"
     assert found == {"openvino": reason, "onnxruntime": 7.0}
 
 

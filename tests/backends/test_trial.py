@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cfdist.backends import trial
+from cfdist.backends import child, trial
 from cfdist.errors import UserError
 
 OPTIONS = {"latency_ms": 0, "preset": None, "fault": None, "fault_device": None}
@@ -33,8 +33,8 @@ def test_the_runtime_s_reason_comes_back(spec, tmp_path):
 
 
 def test_a_runtime_that_ends_its_process_is_survived(spec, monkeypatch):
-    monkeypatch.setattr(trial.sys, "executable", "/bin/false")
-    with pytest.raises(UserError, match="it ended the process, exit code 1"):
+    monkeypatch.setattr(child.sys, "executable", "/bin/false")
+    with pytest.raises(UserError, match="one picture ended its process, exit code 1"):
         trial.refuse_if_it_fails("simulated", spec(), OPTIONS, ["INT8"])
 
 
@@ -42,7 +42,7 @@ def test_a_model_is_tried_once(spec, monkeypatch):
     calls = []
 
     monkeypatch.setattr(
-        trial.subprocess,
+        child.subprocess,
         "run",
         lambda *a, **k: calls.append(1) or type("Done", (), {"stdout": b'\n""', "returncode": 0}),
     )
