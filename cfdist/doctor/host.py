@@ -33,9 +33,9 @@ _VERSION = re.compile(r"(?im)^version\s*=\s*\[?([\w.-]+)")
 def host_findings(needs_npus: bool = False) -> list[Finding]:
     """What this host has; needs nothing but this process."""
     return [
-        _cores(),
-        _memory(),
-        _shared_memory(),
+        looked_at("cores", _cores),
+        looked_at("memory", _memory, "note"),
+        looked_at("/dev/shm", _shared_memory, "note"),
         looked_at("temporary files", _temporary),
         looked_at("loopback", _loopback),
         looked_at("Ray's token", _token),
@@ -43,45 +43,43 @@ def host_findings(needs_npus: bool = False) -> list[Finding]:
     ]
 
 
-def _cores() -> Finding:
+def _cores() -> str:
     cores, there = available_cores(), os.cpu_count() or 1
     limit = "" if cores >= there else f" of {there}: this process, or its control group, is limited"
-    return Finding("ok", "cores", f"{cores}{limit}")
+    return f"{cores}{limit}"
 
 
-def _memory() -> Finding:
+def _memory() -> str:
     free, there = available_memory(), psutil.virtual_memory().total
     found = f"{free / 1e9:.1f} of {there / 1e9:.1f} GB free to this process"
-    if free >= _LEAST_MEMORY:
-        return Finding("ok", "memory", found)
-    return Finding(
-        "note",
-        "memory",
-        found,
-        "end what else runs here, or raise the container's limit; devices=1 backend.streams=1 "
-        "model.batch=1 takes the least",
-    )
+    if free < _LEAST_MEMORY:
+        raise UserError(
+            f"{found}; end what else runs here, or raise the container's limit; devices=1 "
+            "backend.streams=1 model.batch=1 takes the least"
+        )
+    return found
 
 
-def _shared_memory() -> Finding:
-    remedy = "docker run --shm-size=2g, or as root: mount -t tmpfs -o size=2g tmpfs /dev/shm"
+def _shared_memory() -> str:
     # A run was tried on each of these: it ends well.
-    slow = "Ray's object store goes to the temporary folder, which is slower"
+    slow = (
+        "so that Ray's object store goes to the temporary folder, which is slower; docker run "
+        "--shm-size=2g, or as root: mount -t tmpfs -o size=2g tmpfs /dev/shm"
+    )
     if not _SHARED_MEMORY.is_dir():
-        return Finding("note", "/dev/shm", f"is not there; {slow}", remedy)
+        raise UserError(f"is not there, {slow}")
     try:
         status = os.statvfs(_SHARED_MEMORY)
         # A name that nobody can foresee: everybody may write to this folder.
         with tempfile.NamedTemporaryFile(dir=_SHARED_MEMORY, prefix="cfdist-doctor-") as file:
             file.write(b"x")
     except OSError as error:
-        found = f"cannot be written to ({error.strerror}); {slow}"
-        return Finding("note", "/dev/shm", found, remedy)
+        raise UserError(f"cannot be written to ({error.strerror}), {slow}") from None
     free = status.f_bavail * status.f_frsize
     found = f"{free / 1e6:.0f} MB free"
     if free < _LEAST_SHARED:
-        return Finding("note", "/dev/shm", f"{found}; {slow}", remedy)
-    return Finding("ok", "/dev/shm", found)
+        raise UserError(f"{found}, {slow}")
+    return found
 
 
 def _temporary() -> str:
