@@ -285,10 +285,15 @@ def fsync(path: Path | str) -> None:
         os.close(descriptor)
 
 
-def sha256_of(path: Path | str) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
+def digest_of(path: Path | str, algorithm: str) -> str:
+    """Hexadecimal digest of a file by an algorithm of `hashlib`."""
+    digest = hashlib.new(algorithm)
     with open(path, "rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def sha256_of(path: Path | str) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    return digest_of(path, "sha256")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit
 
 from cfdist.download.transfer import Transfer
 from cfdist.errors import UserError
-from cfdist.files import atomic_write, read_file, write_text
+from cfdist.files import atomic_write, digest_of, read_file, sha256_of, write_text
 from cfdist.monitoring.terminal import say
 from cfdist.storage import open_store
 from cfdist.widerface.ground_truth import (
@@ -89,12 +88,8 @@ class Published:
             raise self._another(path, f"{path.stat().st_size} bytes, expected {self.size}")
         wanted = {**self.digests, **_remembered(path)}
         for algorithm, digest in wanted.items():
-            with path.open("rb") as file:
-                found = hashlib.new(algorithm)
-                while piece := file.read(1 << 20):
-                    found.update(piece)
-            if found.hexdigest() != digest.lower():
-                raise self._another(path, f"{algorithm} {found.hexdigest()}, expected {digest}")
+            if (found := digest_of(path, algorithm)) != digest.lower():
+                raise self._another(path, f"{algorithm} {found}, expected {digest}")
 
     def _another(self, path: Path, what: str) -> UserError:
         keys = "; for a repacked one set download.size, md5 and sha256 to its own, or to null"
@@ -260,9 +255,6 @@ def _remembered(path: Path) -> dict[str, str]:
 
 def _remember(path: Path) -> None:
     """Note a file's digest beside it, as `sha256sum --check` reads it."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-    write_text(f"{path}.sha256", f"{digest.hexdigest()}  {path.name}\n")
-    say(f"{path.name}: {path.stat().st_size} bytes, sha256 {digest.hexdigest()}")
+    digest = sha256_of(path)
+    write_text(f"{path}.sha256", f"{digest}  {path.name}\n")
+    say(f"{path.name}: {path.stat().st_size} bytes, sha256 {digest}")

@@ -41,14 +41,10 @@ TORCH_EXPORT = FileFormat(
     remedy="it is a whole program: save its weights as torch.save({'state_dict': "
     "torch.export.load(old_path).state_dict}, path)",
 )
-OPENVINO_IR = FileFormat(
-    "an OpenVINO IR (.xml and .bin)", remedy="give the ONNX that it was made from"
-)
+OPENVINO_IR = FileFormat("an OpenVINO IR (.xml and .bin)", remedy=_GIVE_ONNX)
 TFLITE = FileFormat("a TensorFlow Lite model")
 TENSORRT = FileFormat("a TensorRT engine", remedy=_GIVE_ONNX)
-ORT = FileFormat(
-    "a model in ONNX Runtime's own format", remedy="give the ONNX that it was made from"
-)
+ORT = FileFormat("a model in ONNX Runtime's own format", remedy=_GIVE_ONNX)
 HDF5 = FileFormat("an HDF5 file, such as Keras writes")
 SAFETENSORS = FileFormat(
     "a safetensors file",

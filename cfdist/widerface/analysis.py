@@ -6,7 +6,7 @@ All of it is counted from the metric's own outcomes (`Matched`); nothing is matc
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,6 @@ from cfdist.widerface.metric import (
     NOT_COUNTED,
     PROTOCOLS,
     THRESHOLDS,
-    TRUE_POSITIVE,
     Floats,
     Ints,
     Matched,
@@ -192,7 +191,7 @@ class Analysis:
             share = self._share(name, faces)
             every = np.ones(len(outcomes), np.bool_)
             ap = self._curve(HARD, outcomes, every, share.faces).ap if share.faces else None
-            shares.append(Share(name, share.faces, share.found, share.sure, ap))
+            shares.append(replace(share, ap=ap))
         return shares
 
     def causes(self, labels: Mapping[str, NDArray[np.uint8]]) -> list[Share]:
@@ -256,9 +255,3 @@ class Analysis:
         ends = counts.cumsum()
         picture = np.searchsorted(ends, chosen, side="right")
         return picture, chosen - (ends - counts)[picture]
-
-    def outcome_counts(self) -> dict[str, int]:
-        """How many predictions are right, wrong and not counted for the hard faces."""
-        row = self._outcomes[HARD]
-        kinds = {"right": TRUE_POSITIVE, "wrong": FALSE_POSITIVE, "not counted": NOT_COUNTED}
-        return {name: int((row == kind).sum()) for name, kind in kinds.items()}
