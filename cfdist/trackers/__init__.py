@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cfdist.config import LogConfig
+from cfdist.config import LogConfig, flat
 from cfdist.errors import UserError
 from cfdist.files import CONFIG, RESULTS, expanded, missing_folders, remove_empty
 from cfdist.report.screen import console
@@ -74,7 +74,7 @@ def figures(results: Mapping[str, Any]) -> dict[str, float]:
     """Name ("ap/official/hard") -> figure, of those that a run has."""
     found = {}
     for section in _SECTIONS:
-        for name, value in _flat(results.get(section) or {}, f"{section}/", "/"):
+        for name, value in _inner(results.get(section) or {}, f"{section}/"):
             if isinstance(value, bool | int | float):
                 found[name] = float(value)
     return found
@@ -82,15 +82,14 @@ def figures(results: Mapping[str, Any]) -> dict[str, float]:
 
 def settings(results: Mapping[str, Any]) -> dict[str, Any]:
     """Key -> value of the run's configuration, with what it was computed by."""
-    found = dict(_flat(results["config"], "", "."))
     names = ("backend", "simulated", "fingerprint", "test")
-    return found | {name: results.get(name) for name in names}
+    return flat(results["config"]) | {name: results.get(name) for name in names}
 
 
-def _flat(values: Mapping[str, Any], prefix: str, separator: str) -> Iterator[tuple[str, Any]]:
+def _inner(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}{separator}", separator)
+            yield from _inner(value, f"{prefix}{name}/")
         else:
             yield f"{prefix}{name}", value
 

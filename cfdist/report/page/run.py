@@ -72,9 +72,7 @@ def run_page(results: Mapping[str, Any], evidence: Evidence | None, own: OwnPart
         failures=tables.reasons("Pictures that failed", results["failures"], _MOST_LISTED),
         damaged=tables.reasons("Damaged files", results["damaged"], _MOST_LISTED),
         events=tables.event_table(results["events"], _MOST_LISTED),
-        settings=tables.pairs(
-            "Settings", dict(tables.settings(results["config"])), ("key", "value")
-        ),
+        settings=tables.settings(results["config"]),
         machine=tables.pairs("Machine and data", _machine(results), ("what", "value")),
         versions=tables.pairs("Versions", results["versions"], ("distribution", "version")),
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cfdist.config import flat
+from cfdist.config.messages import shown
 from cfdist.report.results import START_UP
 from cfdist.widerface.ground_truth import DIFFICULTIES
 from cfdist.widerface.metric import title_of
@@ -74,6 +76,12 @@ def pairs(caption: str, values: Mapping[str, Any], titles: tuple[str, str]) -> T
     """Names and their values."""
     rows = [[text(name), text(value)] for name, value in values.items()]
     return Table(caption, titles, rows, is_sortable=False)
+
+
+def settings(config: Mapping[str, Any]) -> Table:
+    """Each key of a configuration with its value, as they are typed: "model.batch", 4."""
+    values = {key: shown(one) for key, one in flat(config).items()}
+    return pairs("Settings", values, ("key", "value"))
 
 
 def ap_table(results: Mapping[str, Any], published: Mapping[str, Any] | None) -> Table:
@@ -164,12 +172,3 @@ def event_table(events: Sequence[Mapping[str, Any]], most: int) -> Table | None:
     rows = [[text(event[name]) for name in columns] for event in events[:most]]
     more = f" (the first {most} of {len(events)})" if len(events) > most else ""
     return Table(f"Events{more}", columns, rows)
-
-
-def settings(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Each key of a configuration with its value, as they are typed: "model.batch", 4."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from settings(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", "null" if value is None else value

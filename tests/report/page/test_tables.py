@@ -66,7 +66,12 @@ def test_long_lists_are_cut_and_say_so():
 
 
 def test_settings_are_named_as_they_are_typed():
-    found = dict(
-        tables.settings({"job": "score", "model": {"batch": 4, "weights": {"path": None}}})
-    )
-    assert found == {"job": "score", "model.batch": 4, "model.weights.path": "null"}
+    mapping = {"trt_fp16_enable": True}
+    values = {"job": "score", "model": {"batch": 4, "weights": {"path": None}}}
+    table = tables.settings(values | {"backend": {"provider_options": mapping}})
+    assert {name.text: value.text for name, value in table.rows} == {
+        "job": "score",
+        "model.batch": "4",
+        "model.weights.path": "null",
+        "backend.provider_options": "{trt_fp16_enable: true}",
+    }
