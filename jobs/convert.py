@@ -36,11 +36,11 @@ def main(config: Config, output: Path, started: float) -> int:
     dry_run = config.convert.dry_run
     model = atc_model(config, spec, folder)
     ready = time.time()
-    call = atc.AtcCall(output, config.convert.limit_s, _say)
+    call = atc.AtcCall(output, config.convert.limit_s, screen.console.print)
     made = atc.convert(model, folder, config.convert.batches, dry_run, config.convert.dynamic, call)
     if dry_run:
         for line in _dry_run_lines(spec, model, made):
-            _say(line)
+            screen.console.print(line)
         return ExitCode.DONE
     results = Results(
         job="convert",
@@ -51,10 +51,6 @@ def main(config: Config, output: Path, started: float) -> int:
     )
     results.write(output)
     return results.exit_code
-
-
-def _say(line: str) -> None:
-    screen.console.print(line)
 
 
 def _write_calibration(
@@ -83,13 +79,13 @@ def _write_calibration(
     amct += ["--input_shape", f"{name}:{count},3,{spec.height},{spec.width}"]
     amct += ["--data_dir", str(path.parent), "--save_path", str(folder / spec.path.stem)]
     if config.convert.dry_run:
-        _say(f"# {path}: {what}; written by this command without convert.dry_run")
-        _say(shlex.join(amct))
+        screen.console.print(f"# {path}: {what}; written by this command without convert.dry_run")
+        screen.console.print(shlex.join(amct))
         return ExitCode.DONE
     with removed_on_failure(path.parent):
         write_calibration(manifest.items[:count], contract, path)
-    _say(f"{path}: {what}")
-    _say(shlex.join(amct))
+    screen.console.print(f"{path}: {what}")
+    screen.console.print(shlex.join(amct))
     results = Results(
         job="convert",
         total=count,

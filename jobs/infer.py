@@ -96,15 +96,12 @@ def main(config: Config, output: Path, started: float) -> int:
         notes=[*event_notes(run.events), "job=postprocess makes prediction files of these"],
         events=run.events,
     )
-    path = results.write(output)
     line = f"{done} raw outputs in {shown(folder)}"
     if run.summary is not None:
         mean, rate = run.summary["NPU_compute_time"]["mean"], run.summary.get("throughput", 0.0)
         line += f", {mean:.2f} ms a batch, {rate:.1f} pictures/s by that"
     screen.console.print(line)
-    screen.print_results(results)
-    screen.print_path(path)
-    return results.exit_code
+    return screen.finish(results, output)
 
 
 def _find_model(config: Config) -> BackendModel:

@@ -60,11 +60,8 @@ def main(config: Config, output: Path, started: float) -> int:
         config=config.model_dump(),
         notes=notes,
     )
-    path = results.write(output)
     screen.console.print(
         f"{results.done} prediction files in {shown(target)}, written as eval={style} does, "
         f"{len(usable) / max(ended - ready, 1e-9):.1f} a second"
     )
-    screen.print_results(results)
-    screen.print_path(path)
-    return results.exit_code
+    return screen.finish(results, output)

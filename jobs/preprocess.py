@@ -59,14 +59,11 @@ def main(config: Config, output: Path, started: float) -> int:
         config=config.model_dump(),
         notes=notes,
     )
-    path = results.write(output)
     screen.console.print(
         f"{results.done} input tensors of {files.input_bytes(contract)} bytes in {shown(folder)}, "
         f"{len(missing) / max(ended - ready, 1e-9):.1f} a second"
     )
-    screen.print_results(results)
-    screen.print_path(path)
-    return results.exit_code
+    return screen.finish(results, output)
 
 
 def _open_folder(record: files.Record) -> None:
