@@ -201,6 +201,21 @@ def probe(folder: Path) -> None:
         pass
 
 
+def walk(
+    folder: Path | str, follows_links: bool = False
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """`os.walk`, for which a folder that cannot be read is an error.
+
+    Raises:
+        OSError: one cannot be.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    return os.walk(folder, followlinks=follows_links, onerror=refuse)
+
+
 def missing_folders(folder: Path) -> list[Path]:
     """The folder and those above it that are not there, the innermost first."""
     return [one for one in (folder, *folder.parents) if not one.exists()]

@@ -155,13 +155,11 @@ def new_keys(
         for key, value in now.items()
         if key not in then
         and key in all_fields()
-        and (value == all_fields()[key].default or chosen.isdisjoint({key, *_files_of(key)}))
+        and (
+            value == all_fields()[key].default
+            or chosen.isdisjoint({key, "experiment", key.partition(".")[0]})
+        )
     }
-
-
-def _files_of(key: str) -> tuple[str, str]:
-    """The choices whose files may set a key."""
-    return "experiment", key.partition(".")[0]
 
 
 def _flat_items(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

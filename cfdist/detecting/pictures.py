@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from cfdist.command.run_folder import is_run_folder
 from cfdist.errors import UserError, counted
+from cfdist.files import walk
 from cfdist.preprocess import size_in_header
 from cfdist.storage import (
     is_in_store,
@@ -134,7 +135,7 @@ def _in_folder(folder: Path, base: Path, seen: dict[str, str]) -> Iterator[_Foun
 
     `seen` holds the folders so far, by what they really are: links may lead back to them.
     """
-    for parent, folders, names in os.walk(folder, followlinks=True, onerror=_raise):
+    for parent, folders, names in walk(folder, follows_links=True):
         if not _is_new(parent, seen):
             folders.clear()
             continue
@@ -148,10 +149,6 @@ def _in_folder(folder: Path, base: Path, seen: dict[str, str]) -> Iterator[_Foun
 
 def _is_new(folder: str, seen: dict[str, str]) -> bool:
     return seen.setdefault(os.path.realpath(folder), folder) == folder
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def _fitting(setting: str, pattern: str) -> Iterator[_Found]:

@@ -24,7 +24,6 @@ from cfdist.widerface.metric import PROTOCOLS, title_of
 
 if TYPE_CHECKING:
     from cfdist.config import Config
-    from cfdist.distributed.plan import DevicePlan
     from cfdist.distributed.preflight import NodeCheck
     from cfdist.execution import Execution
     from cfdist.widerface.manifest import Manifest
@@ -149,7 +148,8 @@ def print_plan(config: Config, there: Execution, manifest: Manifest | None) -> N
     if model.is_simulated and not terminal.settings.is_quiet:
         print_simulated()
     used = " and ".join(dict.fromkeys(one.backend for one in there.models))
-    line = f"{model.spec.name} on {used}, {on_devices(there.plan)}, batch {model.spec.batch}"
+    devices = f"{counted(there.plan.count, 'device')} x {counted(there.plan.threads, 'thread')}"
+    line = f"{model.spec.name} on {used}, {devices}, batch {model.spec.batch}"
     if manifest:
         pictures = f"{counted(len(manifest.pictures), 'picture')} of dataset={config.dataset.name}"
         if manifest.passes > 1:
@@ -190,11 +190,6 @@ def print_nodes(checks: Sequence[NodeCheck]) -> None:
         faults = "; ".join(check.faults) or "-"
         table.add_row(check.node.host, *cells, faults)
     console.inform(table)
-
-
-def on_devices(plan: DevicePlan) -> str:
-    """How many devices with how many threads each."""
-    return f"{counted(plan.count, 'device')} x {counted(plan.threads, 'thread')}"
 
 
 def print_dashboard(dashboard: str | None) -> None:

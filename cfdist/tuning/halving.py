@@ -42,11 +42,8 @@ Measure = Callable[[Standing[_C], float, bool], None]
 
 def ranked(standings: Iterable[Standing[_C]]) -> list[Standing[_C]]:
     """Those with a rate, the fastest first."""
-    return sorted((one for one in standings if one.rate is not None), key=_slowness)
-
-
-def _slowness(standing: Standing[_C]) -> float:
-    return -(standing.rate or 0.0)
+    measured = (one for one in standings if one.rate is not None)
+    return sorted(measured, key=lambda one: -(one.rate or 0.0))
 
 
 def halve(

@@ -136,13 +136,9 @@ def sample(truth: GroundTruth, files: Mapping[str, Path | None]) -> list[Sampled
 
 def other_layout(pictures: Sequence[Sampled]) -> Reading | None:
     """The layout and unit of the columns that fit the faces, if the boxes as they stand do not."""
-    relative = all(np.abs(_coordinates(one)).max() <= _RELATIVE for one in pictures)
+    relative = all(np.abs(one.table[:, :4]).max() <= _RELATIVE for one in pictures)
     readings = dict(_layouts(pictures, relative))
     return _best(readings, pictures) if pictures else None
-
-
-def _coordinates(picture: Sampled) -> Floats:
-    return picture.table[:, :4]
 
 
 def _layouts(pictures: Sequence[Sampled], relative: bool) -> Iterable[tuple[str, float]]:

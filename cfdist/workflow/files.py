@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from cfdist.decode import STRIDE, HeadMaps
 from cfdist.errors import UserError
-from cfdist.files import disk_as_user_error, read_file, write_text
+from cfdist.files import disk_as_user_error, read_file, walk, write_text
 from cfdist.model import ModelSpec
 from cfdist.preprocess import InputContract
 from cfdist.widerface.manifest import WorkItem
@@ -443,7 +443,10 @@ def find_outputs(folder: Path, key: str) -> dict[str, Path]:
     if not folder.is_dir():
         raise UserError(f"{key}={folder}: no such folder; make it with job=infer")
     found: dict[str, Path] = {}
-    there = sorted(_files_below(folder, f"?*_[0-{OUTPUTS}].*"))
+    named = (
+        (parent, fnmatch.filter(names, f"?*_[0-{OUTPUTS}].*")) for parent, _, names in walk(folder)
+    )
+    there = sorted(Path(parent, name) for parent, names in named for name in names)
     forms = [[path for path in there if path.suffix == suffix] for suffix in OUTPUT_SUFFIXES]
     for path in next(filter(None, forms), []):
         other = found.setdefault(path.name, path)
@@ -453,17 +456,6 @@ def find_outputs(folder: Path, key: str) -> dict[str, Path]:
                 "the one folder that is meant"
             )
     return found
-
-
-def _files_below(folder: Path, pattern: str) -> Iterator[Path]:
-    """The files of a folder and of all below it; a folder that cannot be read is an `OSError`."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for parent, _, names in os.walk(folder, onerror=refuse):
-        for name in fnmatch.filter(names, pattern):
-            yield Path(parent, name)
 
 
 def match_outputs(
