@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
@@ -88,11 +87,26 @@ def load_ir(spec: ModelSpec, tensors: Sequence[str]) -> Run:
     model = _read(spec)
     ports = _Described(model).ports
     part = ov.Model([ports[name] for name in tensors], model.get_parameters(), "part")
-    compiled = compile_model(part, available_cores(), 1, "f32")
+    return loaded(part)
+
+
+def loaded(model: ov.Model) -> Run:
+    """A model loaded on the CPU: float32 or bytes in, its outputs out."""
+    import openvino as ov
+    from openvino.preprocess import PrePostProcessor
+
+    # NumPy has no bfloat16, and OpenVINO hands its bits out as another type.
+    processor = PrePostProcessor(model)
+    if model.input().element_type != ov.Type.u8:
+        processor.input().tensor().set_element_type(ov.Type.f32)
+    for i, output in enumerate(model.outputs):
+        if output.element_type == ov.Type.bf16:
+            processor.output(i).tensor().set_element_type(ov.Type.f32)
+    compiled = compile_model(processor.build(), available_cores(), 1, "f32")
 
     def run(inputs: NDArray[Any]) -> Sequence[NDArray[Any]]:
         found = compiled([inputs])
-        return [np.array(found[i]) for i in range(len(tensors))]
+        return [found[i] for i in range(len(found))]
 
     return run
 
@@ -189,6 +203,8 @@ class _Described:
         if before is not None and self._is_bias(operator, before):
             before.input.extend(one for one in sources if one in self._constants)
             before.output[:] = names
+            if before.op_type == "Mul":
+                before.op_type = "BatchNormalization"
             return
         name = _OPERATORS.get(kind, kind)
         # Bytes become floats in three steps: Convert, Subtract, Multiply.
@@ -200,9 +216,19 @@ class _Described:
         self._makers |= dict.fromkeys(names, self.graph.node[-1])
 
     def _is_bias(self, operator: ov.Node, layer: onnx.NodeProto) -> bool:
-        """Whether an operator adds a constant a channel to a layer that nobody else reads."""
-        if operator.get_type_name() != "Add" or layer.op_type not in _BIASED:
+        """Whether an operator adds a constant a channel to a layer that nobody else reads.
+
+        A batch norm that is folded into no layer is such a product with its bias.
+        """
+        if operator.get_type_name() != "Add":
+            return False
+        channels = operator.output(0).shape[1]
+        factors = [one for one in layer.input if one in self._constants]
+        is_scale = layer.op_type == "Mul" and any(
+            prod(self.ports[one].get_shape()) == channels for one in factors
+        )
+        if layer.op_type not in _BIASED and not is_scale:
             return False
         sizes = [prod(one.get_shape()) for one in operator.inputs()]
         readers = self.ports[layer.output[0]].get_target_inputs()
-        return len(readers) == 1 and min(sizes) in (1, operator.output(0).shape[1])
+        return len(readers) == 1 and min(sizes) in (1, channels)

@@ -17,7 +17,7 @@ from cfdist.backends.onnx_file import load_onnx, takes_u8
 from cfdist.backends.onnx_operators import quantised_operators
 from cfdist.comparison.differences import HeadDifference, head_difference
 from cfdist.comparison.dump import DumpedModel
-from cfdist.comparison.ir import Run, load_ir, read_ir
+from cfdist.comparison.ir import Run, load_ir, loaded, read_ir
 from cfdist.comparison.topology import Layer, Matched
 from cfdist.config import CompareConfig
 from cfdist.errors import UserError
@@ -134,23 +134,13 @@ def _load_onnxruntime(graph: onnx.ModelProto, tensors: list[str]) -> Run:
     return lambda inputs: session.run(tensors, {name: inputs})
 
 
-def _load_openvino(graph: onnx.ModelProto, tensors: list[str]) -> Run:
+def _load_openvino(graph: onnx.ModelProto, _: list[str]) -> Run:
     import openvino as ov
-
-    from cfdist.backends.openvino import compile_model
-    from cfdist.machine import available_cores
 
     model = ov.Core().read_model(graph.SerializeToString())
     shape = [one.dim_value or 1 for one in graph.graph.input[0].type.tensor_type.shape.dim]
     model.reshape(shape)
-    compiled = compile_model(model, available_cores(), 1, "f32")
-    places = [compiled.output(name) for name in tensors]
-
-    def run(inputs: NDArray[Any]) -> Sequence[NDArray[Any]]:
-        found = compiled([inputs])
-        return [found[place] for place in places]
-
-    return run
+    return loaded(model)
 
 
 def letterboxed_pictures(

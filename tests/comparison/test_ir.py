@@ -58,10 +58,11 @@ def compared(compose, at_64):
     return run
 
 
-@pytest.mark.parametrize("form", ["float32", "float16", "qdq"])
+@pytest.mark.parametrize("form", ["float32", "float16", "bfloat16", "qdq"])
 def test_an_ir_and_its_onnx_are_equal_both_ways_round(compared, model, form):
-    if form == "float16":
-        model = onnx_forms.in_one_format(model, model.with_name("h.onnx"), TensorProto.FLOAT16)
+    if form in ("float16", "bfloat16"):
+        kind = TensorProto.FLOAT16 if form == "float16" else TensorProto.BFLOAT16
+        model = onnx_forms.in_one_format(model, model.with_name("h.onnx"), kind)
     elif form == "qdq":
         model = onnx_forms.quantised(model, model.with_name("q.onnx"), "qdq")
     ir = as_ir(model)
@@ -70,9 +71,12 @@ def test_an_ir_and_its_onnx_are_equal_both_ways_round(compared, model, form):
         assert len(found["layers"]) == (11 if form == "qdq" else 15)
 
 
-def test_weights_kept_in_float16_are_near(compared, model):
+def test_weights_kept_in_16_bits_are_near(compared, model):
     found = compared(model, as_ir(model, compressed=True))
     assert 1e-5 < max(one["relative"] for one in found["layers"]) < 1e-3
+    brief = onnx_forms.in_one_format(model, model.with_name("b.onnx"), TensorProto.BFLOAT16)
+    found = compared(model, brief)
+    assert 1e-4 < max(one["relative"] for one in found["layers"]) < 0.02
 
 
 def test_a_quantised_ir_is_paired_with_the_float_onnx(compared, model):
@@ -101,6 +105,22 @@ def test_a_weight_that_somebody_changed_is_found_by_name(compared, model):
             ["w3"],
         )
         assert first["relative"] == pytest.approx(0.01, rel=0.02)
+
+
+def test_a_batch_norm_that_is_folded_into_nothing_is_one_operator(compared, model):
+    network = onnx.load(str(model))
+    place = next(i for i, node in enumerate(network.graph.node) if node.name == "neck")
+    parts = ("scale", "shift", "mean", "variance")
+    for part, value in zip(parts, (0.9, 0.1, 0.2, 1.5), strict=True):
+        values = np.linspace(value, 2 * value, 8, dtype=np.float32)
+        network.graph.initializer.append(numpy_helper.from_array(values, part))
+    norm = onnx.helper.make_node("BatchNormalization", ["sum", *parts], ["normed"], "norm")
+    network.graph.node[place].input[0] = "normed"
+    network.graph.node.insert(place, norm)
+    onnx.save(network, str(model))
+    found = compared(model, as_ir(model))
+    assert (found["matched"], found["first_past"]) == ("every operator", None)
+    assert "BatchNormalization" in {one["operator"] for one in found["layers"]}
 
 
 def test_an_ir_that_takes_bytes_is_fed_with_these(compared, model, at_64):
