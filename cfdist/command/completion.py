@@ -9,13 +9,12 @@ from __future__ import annotations
 import shlex
 from typing import get_origin
 
+from cfdist.command.arguments import OPTIONS
 from cfdist.config import group_choices
 from cfdist.config.installation import groups
 from cfdist.config.messages import choices
 from cfdist.config.schema import all_fields
 from cfdist.errors import UserError, did_you_mean
-
-_OPTIONS = ("--help", "--version", "--multirun", "--cfg", "--config-dir", "--shell-completion")
 
 _BASH = """\
 _cfdist() {
@@ -106,4 +105,5 @@ def words() -> tuple[list[str], list[str]]:
         if named[key] != ["null"]  # beside a path or a number; alone it would be taken for all
         for choice in named[key]
     ]
-    return [*_OPTIONS, *(f"{key}=" for key in sorted(named))], settings
+    options = [one for one in OPTIONS if one.startswith("--")]
+    return [*options, *(f"{key}=" for key in sorted(named))], settings

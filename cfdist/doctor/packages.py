@@ -157,8 +157,8 @@ def _counts(marker: str) -> bool:
 def _other_versions() -> Iterator[Finding]:
     """Packages that are not as pinned, or not there, in one line."""
     others = []
-    in_place = {"onnxruntime"} if _is_there("onnxruntime-gpu") else set()
-    if in_place and _is_there("onnxruntime"):
+    in_place = {"onnxruntime"} if _version("onnxruntime-gpu") else set()
+    if in_place and _version("onnxruntime"):
         yield Finding(
             "note",
             "onnxruntime",
@@ -166,14 +166,9 @@ def _other_versions() -> Iterator[Finding]:
             f"{sys.executable} -m pip uninstall onnxruntime onnxruntime-gpu, then install one",
         )
     for name, pinned in pins().items():
-        if name in in_place and not _is_there(name):
-            continue
-        try:
-            there = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            there = "missing"
-        if there.partition("+")[0] != pinned:
-            others.append(f"{name} {there} (pinned {pinned})")
+        there = _version(name)
+        if there.partition("+")[0] != pinned and (there or name not in in_place):
+            others.append(f"{name} {there or 'missing'} (pinned {pinned})")
     if not pins():
         return
     if not others:
@@ -188,10 +183,11 @@ def _other_versions() -> Iterator[Finding]:
     )
 
 
-def _is_there(distribution: str) -> bool:
+def _version(distribution: str) -> str:
+    """The installed version; empty if it is not there."""
     with contextlib.suppress(metadata.PackageNotFoundError):
-        return bool(metadata.version(distribution))
-    return False
+        return metadata.version(distribution)
+    return ""
 
 
 def try_imports(names: Sequence[str], seconds: float = _SECONDS) -> dict[str, dict[str, str]]:

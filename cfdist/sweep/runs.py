@@ -217,15 +217,8 @@ def published_beside(batch: int | None) -> dict[str, float]:
 
 def _origin(results: dict[str, Any]) -> dict[str, str]:
     """What `ORIGIN` names, as text; runs of an earlier version know less."""
-    known = results.get("provenance") or {}
-    cores = f", {known['cores']} cores" if known.get("cores") else ""
-    origin = {
-        "data_set": known.get("dataset"),
-        "pictures": known.get("pictures"),
-        "test": results.get("test"),
-        "host": known.get("host"),
-        "cpu": f"{known['cpu']}{cores}" if known.get("cpu") else None,
-        "date": known.get("date"),
-        "commit": known.get("commit"),
-    }
-    return {name: str(value) for name, value in origin.items() if value not in (None, "")}
+    known = dict(results.get("provenance") or {})
+    known |= {"data_set": known.get("dataset"), "test": results.get("test")}
+    if known.get("cpu") and known.get("cores"):
+        known["cpu"] += f", {known['cores']} cores"
+    return {name: str(known[name]) for name in ORIGIN if known.get(name) not in (None, "")}
