@@ -216,6 +216,23 @@ def walk(
     return os.walk(folder, followlinks=follows_links, onerror=refuse)
 
 
+def probe_file(path: Path, key: str) -> None:
+    """Make sure that the file that a key names can be written, before the work for it.
+
+    Raises:
+        UserError: it is a folder, or nothing can be written beside it.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        probe(resolved(path).parent)
+    except OSError as error:
+        raise UserError(
+            f"{key}={path}: cannot be written ({error.strerror or error}); give the path of a file "
+            "in a folder that can be written to"
+        ) from None
+
+
 def missing_folders(folder: Path) -> list[Path]:
     """The folder and those above it that are not there, the innermost first."""
     return [one for one in (folder, *folder.parents) if not one.exists()]

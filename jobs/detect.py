@@ -106,6 +106,8 @@ def main(config: Config, output: Path, started: float) -> int:
     )
     line = f"{results.extra['faces']} faces with a score of {config.detect.threshold:g} or more"
     screen.console.print(f"{line} in {results.done} pictures: {shown(output / LINES)}")
+    if config.detect.annotate and results.done:
+        screen.console.print(f"drawn into copies of the pictures: {shown(output / ANNOTATED)}")
     return screen.finish(results, output)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cfdist import backends, execution, inputs
 from cfdist.config import Config
 from cfdist.errors import UserError
-from cfdist.files import expanded, probe, resolved
+from cfdist.files import expanded, probe_file, resolved
 from cfdist.model import ModelSpec
 from cfdist.preprocess import PictureError, read_into
 from cfdist.report import screen
@@ -28,13 +28,7 @@ def main(config: Config, output: Path, started: float) -> int:
     target = expanded(config.export.output or output / "CenterFace.onnx")
     if resolved(target) == spec.path:
         raise UserError(f"export.output={target}: is the model itself; name another file")
-    try:
-        probe(resolved(target).parent)
-    except OSError as error:
-        raise UserError(
-            f"export.output={target}: cannot be written ({error.strerror or error}); "
-            "give the path of a file in a folder that can be written to"
-        ) from None
+    probe_file(target, "export.output")
     if config.export.peaks and spec.top_k is None:
         raise UserError(
             "model.top_k=null: a graph that picks peaks gives a fixed number of them; set "

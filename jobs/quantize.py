@@ -12,7 +12,7 @@ from cfdist.backends.model import BackendModel
 from cfdist.config import Config, refuse_unused
 from cfdist.distributed.events import event_notes
 from cfdist.errors import UserError
-from cfdist.files import expanded
+from cfdist.files import expanded, probe_file
 from cfdist.model import ModelSpec
 from cfdist.model.formats import ONNX, format_of
 from cfdist.quantization.calibration import find_calibration
@@ -36,6 +36,7 @@ def main(config: Config, output: Path, started: float) -> int:
     manifest = inputs.find_pictures(config.dataset, truth)
     pictures = find_calibration(settings.calibration, settings.pictures, manifest.items)
     path = expanded(settings.output or output / f"{spec.path.stem}_int8.onnx")
+    probe_file(path, "quantize.output")
     floats = [BackendModel(name, spec, config.backend.model_dump()) for name in names]
     _check(floats)
     _say(f"calibrating with {pictures.count} pictures: {pictures.source}")

@@ -66,7 +66,8 @@ def benchmark_parts(results: Results) -> OwnParts:
     bound = results.extra["benchmark"]["bound"]
     reached = results.throughput["steady"] if results.throughput else None
     said = f": {bound_sentence(bound, reached, results.simulated)}" if bound else ""
-    columns = ("part", *(" ".join(one.split()) for one in _COLUMNS))
+    times = (f"ms a batch, {name}" for name in ("min", "mean", "median", "p99"))
+    columns = ("part", "pictures/s", *times, "ms on the device", "CPU ms a picture", "busy")
     return OwnParts([Table(f"Each part alone, and all together{said}", columns, rows, False)])
 
 

@@ -42,7 +42,10 @@ class Table:
 
     def is_number(self, column: int) -> bool:
         """Whether a column holds figures; words may stand for some of them ("too short")."""
-        return any(row[column].sort is not None for row in self.rows)
+        cells = [row[column] for row in self.rows]
+        return any(cell.sort is not None for cell in cells) or all(
+            cell.text == NONE for cell in cells
+        )
 
 
 def number(value: float | None, decimals: int = 1, unit: str = "") -> Cell:

@@ -16,6 +16,7 @@ def test_figures_carry_the_number_they_are_sorted_by():
     table = Table("c", ("a", "b"), [[tables.text("x"), tables.count(1)], [Cell("y"), Cell("-")]])
     assert [table.is_number(0), table.is_number(1)] == [False, True]
     assert Table("", ["rate"], [[Cell("5", 5)], [Cell("too short")]]).is_number(0)
+    assert Table("", ["rate"], [[Cell("-")]]).is_number(0)
 
 
 def results(**changes):
