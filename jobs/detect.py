@@ -27,7 +27,7 @@ from cfdist.detections import Detections
 from cfdist.devices.base import DeviceReport
 from cfdist.distributed.events import Event, event_notes
 from cfdist.distributed.rounds import Timeline, run_rounds
-from cfdist.errors import UserError
+from cfdist.errors import UserError, counted
 from cfdist.execution import Execution
 from cfdist.files import disk_as_user_error
 from cfdist.machine import available_cores
@@ -139,7 +139,7 @@ def _write(found: list[Detections], output: Path) -> None:
 def _notes(config: Config, pictures: FoundPictures, run: Run) -> list[str]:
     notes = event_notes(run.events)
     if pictures.others:
-        notes.append(f"{pictures.others} other files in {KEY}={config.input} were left out")
+        notes.append(f"left out: {counted(pictures.others, 'other file')} in {KEY}={config.input}")
     if run.undrawn:
         name, reason = run.undrawn[0]
         notes.append(

@@ -76,7 +76,7 @@ def test_a_folder_of_all_kinds(command, photos, tmp_path):
     assert results["pictures"] == {"total": 11, "done": 8, "failed": 3}
     assert {one["picture"] for one in results["failures"]} == failed
     assert results["provenance"]["dataset"] is None
-    assert any("1 other files in input=photos were left out" in note for note in results["notes"])
+    assert any("left out: 1 other file in input=photos" in note for note in results["notes"])
 
     # The same picture, however it is stored, has the same faces.
     plain = found["plain.png"]
