@@ -242,6 +242,8 @@ def one_line(error: HydraException | OmegaConfBaseException) -> str:
         if key not in [*all_fields(), *groups()]:
             return no_such_key(key)
         return f"{found[1]}: {_SEVERAL}"
+    if found := re.match(r"Could not append to config\. An item is already at '(.+?)'", message):
+        return f"+{found[1]}: is a key already; leave the + out"
     if isinstance(error, OverrideParseException):
         argument = error.override
         return f"{argument}: {_NOT_KEY_VALUE}{setting_meant(argument)}"

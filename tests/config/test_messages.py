@@ -164,6 +164,7 @@ def test_a_value_that_does_not_fit(defaults, key, values, must_be):
         ("model.bacth=4", "model.bacth: no such key; did you mean model.batch?"),
         ("model.weights.pth=4", "model.weights.pth: no such key; did you mean model.weights.path?"),
         ("+model.bacth=1", "model.bacth: no such key; did you mean model.batch?"),
+        ("+model.batch=1", "+model.batch: is a key already; leave the + out"),
         (
             "dataset.count=4",
             "dataset.count: no such key; dataset has name, kind, root, ground_truth, l",
