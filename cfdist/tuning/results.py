@@ -125,7 +125,7 @@ def tuning_parts(results: Results) -> OwnParts:
         [
             text(one["name"]),
             number(one["pictures_per_second"], 2),
-            number(one["seconds"], 0),
+            number(one["seconds"] or None, 0),
             text("yes" if one["again"] else None),
             text(one["reason"] or None),
         ]

@@ -9,8 +9,9 @@ from typing import Any
 from cfdist.config import flat
 from cfdist.config.messages import shown
 from cfdist.report.results import START_UP
+from cfdist.report.screen import points
 from cfdist.widerface.ground_truth import DIFFICULTIES
-from cfdist.widerface.metric import title_of
+from cfdist.widerface.metric import PROTOCOLS, title_of
 
 NONE = "-"  # stands for a figure that there is not
 
@@ -96,8 +97,15 @@ def ap_table(results: Mapping[str, Any], published: Mapping[str, Any] | None) ->
     """
     rows = []
     expected = results["expected"]
+    chosen: Mapping[str, float] = next(iter(results["ap"].values()), {})
     for protocol, ap in results["ap"].items():
-        rows.append([text(title_of(protocol)), *(percent(ap[d]) for d in DIFFICULTIES)])
+        cells = [percent(ap[d]) for d in DIFFICULTIES]
+        if protocol not in PROTOCOLS:  # quirks: how much they add
+            more = [points(ap[d] - chosen[d]) for d in DIFFICULTIES]
+            cells = [
+                Cell(f"{one.text} {by}", one.sort) for one, by in zip(cells, more, strict=True)
+            ]
+        rows.append([text(title_of(protocol)), *cells])
         if expected and expected["protocol"] == protocol:
             wanted = [percent(expected["ap"].get(d)) for d in DIFFICULTIES]
             rows.append([text(f"{protocol}, expected"), *wanted])
