@@ -164,7 +164,7 @@ def _run(config: Config, there: Execution, pictures: FoundPictures, output: Path
 
     def on_ready() -> None:
         run.timeline.started, run.timeline.started_at = time.perf_counter(), time.time()
-        progress.start(0)
+        progress.monitor.start(0)
 
     def take(device: str, chunk: FoundChunk) -> list[str]:
         run.timeline.add(device, sum(one.error is None for one in chunk.found))

@@ -123,7 +123,7 @@ def _run_devices(config: Config, model: BackendModel, tensors: InputFiles, folde
 
     def on_ready() -> None:
         run.ready_at = time.time()
-        progress.start(0)
+        progress.monitor.start(0)
 
     with execution.start(config, [model], readers=1) as there, partial_folder(folder) as partial:
         screen.print_devices(there)

@@ -44,8 +44,8 @@ def main(config: Config, output: Path, started: float) -> int:
         screen.print_dashboard(dashboard)
         ready = time.time()
         with PictureProgress(len(usable), output) as progress:
-            progress.start(0)
-            failures += write_predictions(usable, spec, target, style, progress.advance)
+            progress.monitor.start(0)
+            failures += write_predictions(usable, spec, target, style, progress.monitor.add)
     ended = time.time()
 
     notes = ["job=score gives the AP of these files"]

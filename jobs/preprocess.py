@@ -42,8 +42,8 @@ def main(config: Config, output: Path, started: float) -> int:
         screen.print_dashboard(dashboard)
         ready = time.time()
         with PictureProgress(total, output) as progress:
-            progress.start(total - len(missing))
-            written = write_inputs(missing, contract, folder, progress.advance)
+            progress.monitor.start(total - len(missing))
+            written = write_inputs(missing, contract, folder, progress.monitor.add)
     ended = time.time()
 
     notes = damage_notes(config, written.damaged)

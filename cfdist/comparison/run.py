@@ -36,7 +36,7 @@ def run_comparison(
 
     group = max(model.capabilities.group for model in there.models)
     pool: DevicePool[ComparedChunk] = DevicePool(plan, make_device, reference.spec.batch, group)
-    pool.monitor = progress.monitor
+    pool.monitor = monitor = progress.monitor
     with pool:
-        run_rounds(pool, manifest.items, make_work, lambda: progress.start(0), take, give_up)
+        run_rounds(pool, manifest.items, make_work, lambda: monitor.start(0), take, give_up)
     return pool.events

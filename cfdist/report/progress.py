@@ -63,18 +63,10 @@ class PictureProgress:
 
         def on_ready(done: int) -> None:
             phases.end("devices")
-            self.start(done)
+            self.monitor.start(done)
 
         self.monitor.has_ap = not model.is_simulated
         return Listener(on_ready, self.monitor)
-
-    def start(self, done: int) -> None:
-        """Start the clock: the devices are ready, and `done` pictures were done before."""
-        self.monitor.start(done)
-
-    def advance(self, pictures: int, failed: int) -> None:
-        """Count finished pictures, and those of them that failed."""
-        self.monitor.add(pictures, failed)
 
     def _show(self) -> None:
         is_live = terminal.is_live() and not terminal.settings.is_quiet

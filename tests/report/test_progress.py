@@ -101,7 +101,7 @@ progress._PLAIN_SECONDS = progress._EVENT_SECONDS = 0.2
 with terminal.others_to(Path(sys.argv[1], "run.log")):
     with progress.PictureProgress(60, "out") as shown:
         time.sleep(0.5)
-        shown.start(0)
+        shown.monitor.start(0)
         for number in range(60):
             time.sleep(0.05)
             print("(raylet) a worker died", flush=True)
