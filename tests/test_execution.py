@@ -416,8 +416,8 @@ def test_chips_that_are_not_well_are_told(monkeypatch, caplog, devices, words):
     chips = [
         Npu("Ascend310P3", n, 0, health) for n, health in enumerate(("OK", "Alarm", "Critical"))
     ]
-    for module in (execution, accelerators):
-        monkeypatch.setattr(module, "read_npus", lambda: chips)
+    monkeypatch.setattr(execution, "read_host", lambda: (chips, []))
+    monkeypatch.setattr(accelerators, "read_npus", lambda: chips)
     monkeypatch.setattr(accelerators, "list_npus", lambda: [chip.name for chip in chips])
     monkeypatch.delenv("ASCEND_RT_VISIBLE_DEVICES", raising=False)
     notes = execution._npu_notes(devices)
