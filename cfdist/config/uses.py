@@ -261,7 +261,7 @@ def with_model(*jobs: str, parts: When = DEVICES) -> Uses:
 _WITHOUT_LAYERS = (
     *("cluster.", "devices", "device.", "on_error", "pipeline.", "compare.ap", "compare.boxes"),
     *("model.batch", "model.top_k", "model.nms", "model.peaks", "model.score", "eval."),
-    *("dataset.ship", "preprocess."),
+    *("dataset.ship", "preprocess.", "backend."),
 )
 
 

@@ -260,6 +260,10 @@ def test_each_key_is_read_by_the_job_or_refused(job):
             "convert.batches: .* only with convert.calibration=null",
         ),
         (["job=compare", "compare.layers=true", "devices=2"], "devices: .* compare.layers=false"),
+        (
+            ["job=compare", "compare.layers=true", "backend.precision=bf16"],
+            "backend.precision: .* compare.layers=false",
+        ),
         (["job=compare", "compare.relative=0.1"], "compare.relative: .* compare.layers=true"),
         (["job=quantize", "quantize.percentile=99"], "percentile: .* quantize.method=percentile"),
         (["job=quantize", "backend.device=cpu"], "backend.device: job=quantize does not read it"),
