@@ -2,116 +2,143 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import NodeProto, numpy_helper
+from onnx import NodeProto, TensorProto, numpy_helper
+
+from cfdist.quantization.channels import pooled
+from cfdist.quantization.graph import WEIGHTED, attribute
 
 # A channel that hardly ever fires is not blown up further, and one that is hardly read not at all.
 _LEAST_FACTOR, _LEAST_RANGE = 1e-3, 1e-6
 
 
-class _Pair(NamedTuple):
-    """A convolution, the tensor that a ReLU makes of what it gives, and its only reader."""
+@dataclass
+class _Stream:
+    """Tensors whose channels share their factors: additions and ReLUs lead from one to the next.
 
-    first: NodeProto
-    tensor: str
-    second: NodeProto
+    Attributes:
+        quantised: The tensors that the int8 file rounds: a ReLU is one with what it follows.
+        writers: The layers that write into it.
+        readers: The layers that read it.
+        is_closed: Whether nothing else writes or reads it.
+    """
 
-    @property
-    def groups(self) -> int:
-        """The groups of the second one; with more than one, each channel is a group of its own."""
-        return next((one.i for one in self.second.attribute if one.name == "group"), 1)
+    quantised: list[str] = field(default_factory=list)
+    writers: list[NodeProto] = field(default_factory=list)
+    readers: list[NodeProto] = field(default_factory=list)
+    is_closed: bool = True
 
 
-def equalise(model: onnx.ModelProto, inputs: Iterable[Mapping[str, NDArray[Any]]]) -> int:
-    """Scale the channels between two convolutions with a ReLU between, in place.
+def equalise(
+    model: onnx.ModelProto,
+    kept: Collection[str],
+    inputs: Iterable[Mapping[str, NDArray[Any]]],
+) -> int:
+    """Scale the channels between convolutions, across ReLUs and additions, in place.
 
-    A channel divided by a factor in the first one's weights and multiplied by it in the second
-    one's leaves the network what it was, but for float32 rounding. Weights have a scale for each
-    output channel: in front of a depthwise convolution all channels get the same range, which costs
-    nothing. In front of another one the factor is the square root of the channel's range by that of
-    its weights, so that activations and weights share the loss (as in Nagel et al., "Data-Free
-    Quantization Through Weight Equalization and Bias Correction", 2019).
+    A channel divided by a factor in the weights that write it and multiplied by it in those that
+    read it leaves the network what it was, but for float32 rounding. Weights have a scale for each
+    output channel: in front of a depthwise convolution, or of a kept layer, all channels get the
+    same range, which costs nothing. In front of another one the factor is the square root of the
+    channel's range by that of its weights, so that activations and weights share the loss (as in
+    Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019).
 
     Args:
         model: As `cfdist.quantization.graph.load_float` gives it.
+        kept: The operators that stay in float32.
         inputs: What the ranges are measured on.
 
     Returns:
-        How many pairs of convolutions were scaled.
+        How many groups of tensors were scaled.
     """
     constants = {one.name: one for one in model.graph.initializer}
-    pairs = [*_pairs(model, constants)]
-    ranges = _largest_values(model, [pair.tensor for pair in pairs], inputs)
-    for pair in pairs:
-        first, tensor, second = pair
-        depthwise = pair.groups > 1
-        weights = numpy_helper.to_array(constants[second.input[1]]).astype(np.float64)
-        factor = np.maximum(ranges[tensor], _LEAST_RANGE)
-        factor /= factor.max()
-        if not depthwise:
-            reach = np.abs(weights).max(axis=(0, 2, 3))
+    streams = [*_streams(model, constants)]
+    ranges = pooled(model, [name for one in streams for name in one.quantised], "largest", inputs)
+    for stream in streams:
+        own = [ranges[name].max(axis=0) for name in stream.quantised]
+        factor = np.max([one / max(one.max(), _LEAST_RANGE) for one in own], axis=0)
+        factor = np.maximum(factor, _LEAST_RANGE)
+        dense = [
+            one
+            for one in stream.readers
+            if attribute(one, "group", 1) == 1 and one.name not in kept
+        ]
+        if dense:
+            reach = np.max([_reach(constants[one.input[1]], one) for one in dense], axis=0)
             is_read = reach > _LEAST_RANGE * reach.max()
             factor = np.sqrt(factor * reach.max() / np.where(is_read, reach, 1))
             factor /= max(factor[is_read], default=1)
             factor[~is_read] = 1
         factor = np.maximum(factor, _LEAST_FACTOR)
-        _scale(constants[second.input[1]], factor, axis=0 if depthwise else 1)
-        for name in first.input[1:]:
-            _scale(constants[name], 1 / factor, axis=0)
-    return len(pairs)
+        for layer in stream.readers:
+            is_first = layer.op_type == "ConvTranspose" or attribute(layer, "group", 1) > 1
+            _scale(constants[layer.input[1]], factor, axis=0 if is_first else 1)
+        for layer in stream.writers:
+            is_second = layer.op_type == "ConvTranspose"
+            _scale(constants[layer.input[1]], 1 / factor, axis=1 if is_second else 0)
+            for name in layer.input[2:]:
+                _scale(constants[name], 1 / factor, axis=0)
+    return len(streams)
 
 
-def _pairs(model: onnx.ModelProto, constants: Mapping[str, Any]) -> Iterator[_Pair]:
-    producers = {name: node for node in model.graph.node for name in node.output}
-    uses = [name for node in model.graph.node for name in node.input]
-    uses += [one.name for one in model.graph.output] + [
-        name for node in model.graph.node if node.op_type == "Conv" for name in node.input[1:]
-    ]
-    for second in model.graph.node:
-        relu = producers.get(second.input[0]) if second.op_type == "Conv" else None
-        first = producers.get(relu.input[0]) if relu and relu.op_type == "Relu" else None
-        if relu is None or first is None or first.op_type != "Conv":
+def _streams(model: onnx.ModelProto, constants: Mapping[str, TensorProto]) -> Iterator[_Stream]:
+    """The closed ones of the graph."""
+    stream_of: dict[str, _Stream] = defaultdict(_Stream)
+    uses = Counter(name for node in model.graph.node for name in node.input)
+    behind_relu = {node.input[0] for node in model.graph.node if node.op_type == "Relu"}
+    for name in (
+        *(one.name for one in model.graph.input),
+        *(one.name for one in model.graph.output),
+    ):
+        stream_of[name].is_closed = False
+    for node in model.graph.node:
+        if node.op_type in ("Relu", "Add"):
+            joined = [stream_of[name] for name in (*node.input, *node.output)]
+            for other in joined[1:]:
+                if other is not joined[0]:
+                    _join(joined[0], other, stream_of)
+            joined[0].is_closed &= constants.keys().isdisjoint(node.input)
             continue
-        weights = [*first.input[1:], second.input[1]]
-        # Each weight is counted twice: it may have no other reader.
-        is_alone = [uses.count(name) == 1 for name in (*first.output, *relu.output)]
-        is_own = [name in constants and uses.count(name) == 2 for name in weights]
-        pair = _Pair(first, relu.output[0], second)
-        if not all(is_alone) or not all(is_own):
-            continue
-        channels, shape = constants[first.input[1]].dims[0], constants[second.input[1]].dims[:2]
-        is_depthwise = [*shape] == [pair.groups, 1] == [channels, 1]
-        if is_depthwise or (pair.groups == 1 and shape[1] == channels):
-            yield pair
+        own = node.op_type in WEIGHTED and all(
+            name in constants and uses[name] == 1 for name in node.input[1:]
+        )
+        groups, shape = attribute(node, "group", 1), [*constants[node.input[1]].dims] if own else []
+        is_depthwise = own and node.op_type == "Conv" and shape[:2] == [groups, 1]
+        for name in node.input:
+            if name not in constants:
+                stream_of[name].readers.append(node)
+                stream_of[name].is_closed &= own and (groups == 1 or is_depthwise)
+        for name in node.output:
+            stream_of[name].writers.append(node)
+            stream_of[name].is_closed &= own and (groups == 1 or node.op_type == "Conv")
+    for name, stream in stream_of.items():
+        if name not in behind_relu or uses[name] > 1:
+            stream.quantised.append(name)
+    distinct = {id(one): one for one in stream_of.values()}.values()
+    yield from (one for one in distinct if one.is_closed and one.writers and one.readers)
 
 
-def _largest_values(
-    model: onnx.ModelProto, tensors: list[str], inputs: Iterable[Mapping[str, NDArray[Any]]]
-) -> dict[str, NDArray[np.float64]]:
-    """Each tensor's largest value by channel, (c,), over all inputs."""
-    import onnxruntime as ort
+def _join(one: _Stream, other: _Stream, stream_of: dict[str, _Stream]) -> None:
+    """Make one stream of two."""
+    one.writers += other.writers
+    one.readers += other.readers
+    one.is_closed &= other.is_closed
+    for name in [name for name, stream in stream_of.items() if stream is other]:
+        stream_of[name] = one
 
-    probed = copy.deepcopy(model)
-    names = [f"{name}_largest" for name in tensors]
-    for name, largest in zip(tensors, names, strict=True):
-        probed.graph.node.append(onnx.helper.make_node("GlobalMaxPool", [name], [largest]))
-        probed.graph.output.append(onnx.helper.make_tensor_value_info(largest, 1, None))
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(
-        probed.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    found: list[NDArray[np.float64]] = []
-    for one in inputs if tensors else ():
-        values = [each.max(axis=(0, 2, 3)).astype(np.float64) for each in session.run(names, one)]
-        found = [*map(np.maximum, found, values)] if found else values
-    return dict(zip(tensors, found, strict=True))
+
+def _reach(weights: TensorProto, layer: NodeProto) -> NDArray[np.float64]:
+    """The largest weight of each input channel, (c,)."""
+    axes = (1, 2, 3) if layer.op_type == "ConvTranspose" else (0, 2, 3)
+    largest: NDArray[np.float64] = np.abs(numpy_helper.to_array(weights)).max(axis=axes)
+    return largest.astype(np.float64)
 
 
 def _scale(constant: onnx.TensorProto, factor: NDArray[np.float64], axis: int) -> None:

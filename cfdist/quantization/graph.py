@@ -71,7 +71,7 @@ def fold_batch_norms(model: onnx.ModelProto) -> None:
         values = [numpy_helper.to_array(constants[name]).astype(np.float64) for name in names]
         scale, shift, mean, variance, weights = values[:5]
         bias = values[5] if len(values) > 5 else np.zeros(())
-        factor = scale / np.sqrt(variance + _attribute(norm, "epsilon", 1e-5))
+        factor = scale / np.sqrt(variance + attribute(norm, "epsilon", 1e-5))
         made = {
             f"{norm.output[0]}_weight": weights * _by_output(factor, layer),
             f"{norm.output[0]}_bias": (bias - mean) * factor + shift,
@@ -90,7 +90,7 @@ def _by_output(factor: NDArray[np.float64], layer: NodeProto) -> NDArray[np.floa
     """
     if layer.op_type == "Conv":
         return factor.reshape(-1, 1, 1, 1)
-    groups = int(_attribute(layer, "group", 1))
+    groups = int(attribute(layer, "group", 1))
     if groups == 1:
         return factor.reshape(1, -1, 1, 1)
     raise UserError(
@@ -99,7 +99,8 @@ def _by_output(factor: NDArray[np.float64], layer: NodeProto) -> NDArray[np.floa
     )
 
 
-def _attribute(node: NodeProto, name: str, default: float) -> float:
+def attribute(node: NodeProto, name: str, default: float) -> float:
+    """A number that an operator has as an attribute, or the default."""
     found = next((one for one in node.attribute if one.name == name), None)
     return default if found is None else float(onnx.helper.get_attribute_value(found))
 

@@ -24,6 +24,7 @@ from cfdist.preprocess import InputContract, to_model_input
 from cfdist.quantization.calibration import CalibrationSet
 from cfdist.quantization.equalising import equalise
 from cfdist.quantization.graph import QUANTISED, kept_operators, layers, load_float
+from cfdist.quantization.rounding import round_weights
 from cfdist.report.results import versions
 
 # What the bytes of the file depend on.
@@ -88,6 +89,7 @@ def quantise(
         "per_channel": config.per_channel,
         "reduce_range": config.reduce_range,
         "equalise": config.equalise,
+        "biases": "corrected",
         "kept": kept,
         "versions": {name: text for name, text in versions().items() if name in _MAKERS},
     }
@@ -98,7 +100,8 @@ def quantise(
         with disk_as_user_error(path):
             with atomic_write(path) as temporary:
                 if config.equalise:
-                    equalise(model, _inputs(model, pictures, spec, say))
+                    equalise(model, kept, _inputs(model, pictures, spec, say))
+                round_weights(model, config, kept, _inputs(model, pictures, spec, say))
                 inputs = _OneByOne(_inputs(model, pictures, spec, say), pictures.count)
                 _write(model, config, kept, inputs, temporary)
             record = recipe | {
