@@ -43,7 +43,7 @@ def changed(source: Path, target: Path, layer: str, factor: float) -> str:
     return weights.name
 
 
-@pytest.mark.parametrize("layer", ["363", "449", "519", "539"])
+@pytest.mark.parametrize("layer", ["363", "539"])
 def test_a_layer_with_other_weights_is_named(compose, spec, tmp_path, layer):
     weights = changed(spec().path, tmp_path / "changed.onnx", layer, 1.5)
     sides = (f"reference={AUTHORS}", f"candidate={tmp_path / 'changed.onnx'}")
@@ -72,14 +72,12 @@ def test_an_export_and_its_checkpoint_are_the_same_layers(compose, shared, tmp_p
     config = compose("job=export", "model=centerface_pytorch", f"model.checkpoint={checkpoint}",
                      f"export.output={target}", *SIZE)  # fmt: skip
     assert export.main(config, tmp_path / "run", time.time()) == 0
-    weights = changed(target, tmp_path / "changed.onnx", _layer(target, 20), 1.1)
+    weights = changed(target, tmp_path / "changed.onnx", _layer(target, -1), 1.1)
     model, reference = "model=centerface_pytorch", f"reference={checkpoint}"
-    code, found, _ = run(compose, tmp_path / "a", model, reference, f"candidate={target}")
-    assert (code, found["within_tolerance"]) == (0, True)
     candidate = f"candidate={tmp_path / 'changed.onnx'}"
-    code, found, text = run(compose, tmp_path / "b", model, reference, candidate)
+    code, found, text = run(compose, tmp_path / "out", model, reference, candidate)
     assert code == 4
-    assert found["first_past"]["weights"][0] == weights
+    assert [one["weights"][0] for one in found["layers"] if not one["within"]] == [weights]
     assert f"weights {weights}" in text
 
 
