@@ -32,6 +32,9 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 # What a session cannot start without. Ray asks for minutes whether they answer.
 _NEEDED = ("gcs_server", "raylet")
 _LONGEST_START = 180.0  # seconds; as RAY_raylet_start_wait_time_s
+# The head of such a session does not come back: its node, by Ray's own limit, would look for it for
+# a minute, and this process with it.
+_HEAD_IS_GONE = ("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
 _ANSWER_SECONDS = 1.0  # that one question to the head may take
 
 # Bound to the ports of this process's last session, so that nobody else is given them.
@@ -64,6 +67,7 @@ def own_processes(
     class Started(services.ConsolePopen):
         def __init__(self, command: Sequence[str], **options: Any) -> None:
             options["env"] = {**(options.get("env") or os.environ), VARIABLE: mark}
+            options["env"].setdefault(*_HEAD_IS_GONE)
             if outlives:
                 options["env"] |= _preloading(options["env"])
                 options["stdin"] = subprocess.DEVNULL

@@ -28,7 +28,9 @@ def test_ray_sets_no_handlers_and_its_processes_have_sessions_of_their_own():
         assert signal.getsignal(signal.SIGTERM) is handler
         with services.ConsolePopen(["sleep", "60"]) as process:
             assert os.getsid(process.pid) == process.pid
-            assert psutil.Process(process.pid).environ()["CFDIST_MARK"] == "a"
+            environment = psutil.Process(process.pid).environ()
+            assert environment["CFDIST_MARK"] == "a"
+            assert environment["RAY_gcs_rpc_server_reconnect_timeout_s"] == "10"
             process.kill()
     assert (utils.set_sigterm_handler, services.ConsolePopen, node.Node) == before
 
