@@ -31,11 +31,13 @@ class Place(NamedTuple):
         host: The machine's name.
         address: The machine's address in the cluster.
         chip: The accelerator's number on its machine, or its UUID; `None` on a CPU.
+        node: Ray's id of the node; a machine may be several.
     """
 
     host: str
     address: str
     chip: str | None
+    node: str = ""
 
 
 def allotted(kind: str) -> list[str] | None:
@@ -164,9 +166,10 @@ def settle(kind: str) -> Place:
 
     host = socket.gethostname()
     address = str(ray.util.get_node_ip_address())  # type: ignore[no-untyped-call]
+    node = ray.get_runtime_context().get_node_id()
     resource = ACCELERATOR_RESOURCE[kind]
     if resource is None:
-        return Place(host, address, None)
+        return Place(host, address, None, node)
     names = ray.get_runtime_context().get_accelerator_ids().get(resource, [])
     variable = VISIBLE_DEVICES[kind]
     if len(names) != 1:
@@ -175,4 +178,4 @@ def settle(kind: str) -> Place:
             f"not one; start the cluster's node with as many {resource}s as {variable} names there"
         )
     os.environ[variable] = names[0]
-    return Place(host, address, names[0])
+    return Place(host, address, names[0], node)

@@ -245,7 +245,7 @@ class DevicePool(Generic[Result]):
             for node in cluster_nodes(self.plan.kind)
             if node.id not in self.plan.without
         }
-        for id in before.keys() - self._nodes.keys():
+        for id in before.keys() - self._nodes.keys() - {*self.plan.without}:
             host = before[id].host
             self.events.note("node_lost", f"{host}: the cluster lost this node", host=host)
         room = sum(self.plan.room(node) for node in self._nodes.values())
@@ -273,8 +273,11 @@ class DevicePool(Generic[Result]):
 
         They get no others: a broken chip would have one after the other, to the run's end.
         """
-        hosts = {node.host for node in self._nodes.values()}
-        spoilt = [place for place in self._aside_at.values() if place.host in hosts]
+        return sum(map(self._spoilt_on, self._nodes))
+
+    def _spoilt_on(self, node: str) -> int:
+        """`_spoilt_room` of one node."""
+        spoilt = [place for place in self._aside_at.values() if place.node == node]
         most = devices_on_one(self.plan.part)
         return sum(
             number if place.chip is None else min(number, most)
@@ -453,7 +456,20 @@ class DevicePool(Generic[Result]):
         self.aside.add(name)
         if place := self._places.get(name):
             self._aside_at[name] = place
+            self._leave_out(place.node)
         self.note("device_set_aside", name, f"set aside: {why}; the other devices do its work")
+
+    def _leave_out(self, id: str) -> None:
+        """Put no more devices on a node of which all places are spoilt, if others go on elsewhere.
+
+        Such as one that does not see the pictures: a device that was lost elsewhere would fail
+        there, too, and the room that other nodes have later would not be used.
+        """
+        node = self._nodes.get(id)
+        others = {self._places[name].node for name in self.actors if name in self._places}
+        if node and others - {id} and self._spoilt_on(id) >= self.plan.room(node):
+            self.plan = replace(self.plan, without=(*self.plan.without, id))
+            del self._nodes[id]
 
     def _find_place(self, one: _Opening) -> None:
         """Note where a device is that did not open, if its process came that far."""
@@ -469,7 +485,9 @@ class DevicePool(Generic[Result]):
         """Note where a device is; raise a `UserError` if too many have the same accelerator."""
         without = {name, *self.aside, *self._refusals}  # the others may have their accelerators
         same = [
-            other for other, its in self._places.items() if its == place if other not in without
+            other
+            for other, its in self._places.items()
+            if its[:3] == place[:3] and other not in without
         ]
         if place.chip is not None and len(same) >= devices_on_one(self.plan.part):
             what = f"{ACCELERATOR_RESOURCE[self.plan.kind]} {place.chip} of {place.host}"

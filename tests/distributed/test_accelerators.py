@@ -99,7 +99,7 @@ def given_by_ray(monkeypatch):
         monkeypatch.delenv(variable)
 
     def give(**ids):
-        context = SimpleNamespace(get_accelerator_ids=lambda: ids)
+        context = SimpleNamespace(get_accelerator_ids=lambda: ids, get_node_id=lambda: "n")
         ray = SimpleNamespace(
             get_runtime_context=lambda: context,
             util=SimpleNamespace(get_node_ip_address=lambda: "10.0.0.7"),
@@ -118,7 +118,7 @@ def test_an_actor_sees_its_own_accelerator_alone(monkeypatch, given_by_ray, kind
     given_by_ray(**{"NPU": ["5"], "GPU": ["5"]})
     place = settle(kind)
     assert os.environ[variable] == "5"
-    assert (place.chip, place.address) == ("5", "10.0.0.7")
+    assert (place.chip, place.address, place.node) == ("5", "10.0.0.7", "n")
 
 
 def test_an_actor_without_accelerator_changes_nothing(monkeypatch, given_by_ray):

@@ -167,8 +167,8 @@ def test_the_place_of_a_device_that_was_set_aside_gets_no_other(tmp_path, monkey
     with DevicePool(plan, lambda settings: DyingDevice(tmp_path, 0), 2) as pool:
         monkeypatch.setattr(pool, "begin", lambda: None)
         pool._look_at_nodes()
-        for name, place in (("device:1", Place("a", "", "1")), ("device:2", Place("a", "", "1"))):
-            pool._places[name] = place
+        for name in ("device:1", "device:2"):
+            pool._places[name] = Place("a", "", "1", "a")
             pool._set_aside(name, "it failed again")
         assert pool._spoilt_room() == 1
         there.append(Node("b", 2, id="b"))
@@ -178,6 +178,32 @@ def test_the_place_of_a_device_that_was_set_aside_gets_no_other(tmp_path, monkey
         del there[0]
         pool._look_at_nodes()
         assert pool._spoilt_room() == 0
+
+
+def test_a_node_that_sees_no_pictures_gets_no_further_device(tmp_path, monkeypatch):
+    from cfdist.distributed import pool as pooling
+
+    there = [Node("a", 1, id="a"), Node("a", 1, id="blind")]  # one machine may be two nodes
+    plan = replace(plan_devices("cpu", 2, readers=1, nodes=there), grows=True)
+    monkeypatch.setattr(pooling, "cluster_nodes", lambda kind: there)
+    with DevicePool(plan, lambda settings: DyingDevice(tmp_path, 0), 2) as pool:
+        monkeypatch.setattr(pool, "begin", lambda: None)
+        pool._look_at_nodes()
+        pool._places = {
+            f"device:{n}": Place("a", "", None, node.id) for n, node in enumerate(there)
+        }
+        pool._set_aside("device:1", "it failed again")
+        assert not pool.plan.without  # none other goes on
+        pool.aside.clear()
+        pool.actors["device:0"] = None
+        pool._set_aside("device:1", "it failed again")
+        assert pool.plan.actor_options["label_selector"] == {"ray.io/node-id": "!in(blind)"}
+        there.append(Node("b", 1, id="b"))
+        for _ in range(3):
+            pool._look_at_nodes()
+        assert pool.names == ["device:0", "device:2"]
+        assert "node_lost" not in whats(pool)
+        pool.actors.clear()
 
 
 def test_a_picture_that_is_tried_again_after_all_has_no_event(tmp_path):
