@@ -24,6 +24,7 @@ from cfdist.distributed.starting import (
 )
 from cfdist.errors import UserError
 from cfdist.monitoring import terminal
+from cfdist.monitoring.metrics import Recorder
 from cfdist.monitoring.terminal import say
 
 if TYPE_CHECKING:
@@ -182,6 +183,7 @@ def own_session(
         else:
             until_end.enter_context(_logging_what_ray_prints())
             context = join_ray(address)
+        Recorder.hold()
         try:
             yield f"http://{context.dashboard_url}" if context.dashboard_url else None
             is_sound = True

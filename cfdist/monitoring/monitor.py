@@ -227,6 +227,12 @@ class Monitor:
                     labels = {"protocol": protocol, "difficulty": difficulty}
                     record("cfdist_ap", value, labels)
 
+    def end(self) -> None:
+        """Export the last state, and what was kept back of the counts."""
+        self.publish()
+        with self._lock:
+            self._recorder.release()
+
     def _device(self, name: str) -> DeviceState:
         if name not in self._devices:
             self._devices[name] = DeviceState(name, Pace(self._clock))

@@ -50,7 +50,7 @@ class PictureProgress:
         """Leave the last state on the screen."""
         self._ended.set()
         self._thread.join()
-        self.monitor.publish()
+        self.monitor.end()
         state = self.monitor.snapshot()
         if stream.is_on():
             _emit(state)

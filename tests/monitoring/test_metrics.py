@@ -98,6 +98,26 @@ def test_values_are_recorded_with_the_run(made):
     assert made.count == 1
 
 
+def test_what_is_counted_before_the_agent_is_found_is_kept_back(made, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Recorder, "held_until", 0.0)
+    Recorder.hold()
+    first, second = Recorder("first"), Recorder("second")
+    for recorder in (first, second):
+        recorder.count("cfdist_pictures_done", 2, {"device": "d"})
+        recorder.observe("cfdist_batch_seconds", iter([0.5]), {"device": "d"})
+        recorder.set("cfdist_pictures_wanted", 9, {})
+    assert [how for _, how, _, _ in made.values] == ["set", "set"]
+    second.release()  # the run has ended
+    assert [how for _, how, _, _ in made.values[2:]] == ["inc", "observe"]
+    now[0] += 60
+    first.set("cfdist_pictures_wanted", 9, {})
+    first.count("cfdist_pictures_done", 1, {"device": "d"})
+    found = [(how, value) for _, how, value, _ in made.values[4:]]
+    assert found == [("inc", 2), ("observe", 0.5), ("set", 9), ("inc", 1)]
+
+
 def test_a_fault_of_ray_is_logged_once_and_ends_the_metrics_alone(made, caplog):
     made.error = RuntimeError("no agent")
     recorder = Recorder("run")
