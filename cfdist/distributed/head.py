@@ -45,14 +45,14 @@ def is_silent() -> bool:
     import ray
 
     address = ray.get_runtime_context().gcs_address
-    return _lost.is_set() or not _has_node(_node_path()) or _is_silent(address)
+    return _lost.is_set() or not _has_node(_node_path()) or bool(_silent(address))
 
 
 @contextlib.contextmanager
 def head_watched(wait_s: float) -> Iterator[None]:
     """End what the main thread does in the `with` block if the head is silent for `wait_s` seconds.
 
-    Or if the node process has ended, which does not come back.
+    Or if the node process is, or has ended: it does not come back.
 
     Raises:
         StoppedError: in the main thread, which has no other way out of a call into Ray.
@@ -96,8 +96,18 @@ def head_watched(wait_s: float) -> Iterator[None]:
         raise StoppedError(_why, ExitCode.INTERNAL) from error
 
 
-def _line(address: str, seconds: float) -> str:
-    return f"the head of the Ray cluster ({address}) has not answered for {seconds:.0f} s"
+def _silent(address: str) -> str:
+    """What does not answer, the head at an address or this host's node process; empty: both do."""
+    if _is_silent(address):
+        return f"the head of the Ray cluster ({address})"
+    from ray._private import worker
+
+    node = worker._global_node
+    port = getattr(node, "node_manager_port", None)
+    # It knows no such call, and says so.
+    if node is not None and port and _is_silent(f"{node.node_ip_address}:{port}"):
+        return "Ray's node process on this host"
+    return ""
 
 
 def _node_path() -> str | None:
@@ -195,12 +205,12 @@ def _watch(address: str, path: str | None, seconds: float, ended: threading.Even
                     _interrupt(guard.NODE_IS_GONE, ended)
                     return
                 ended.wait(_PERIOD_SECONDS)
-            if ended.is_set() or not _is_silent(address):
+            if ended.is_set() or not (who := _silent(address)):
                 since = None
             elif since is None:
                 since = time.monotonic()
             elif time.monotonic() - since > seconds:
-                _interrupt(_line(address, seconds), ended)
+                _interrupt(f"{who} has not answered for {seconds:.0f} s", ended)
                 return
 
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cfdist.distributed import guard, head
+from cfdist.distributed import guard, head, joining
 from cfdist.errors import StoppedError
 from cfdist.monitoring import terminal
 
@@ -45,11 +45,36 @@ def test_a_silent_head_ends_the_run_within_a_call_into_ray(monkeypatch, silence)
 
 
 @pytest.mark.usefixtures("ray_session", "quick")
+def test_a_node_process_that_stands_still_ends_the_run(monkeypatch):
+    from ray._private import worker
+
+    assert not head.is_silent()
+    with socket.create_server(("127.0.0.1", 0)) as stopped:  # nobody accepts
+        node = worker._global_node
+        there = SimpleNamespace(
+            raylet_socket_name=node.raylet_socket_name,
+            node_ip_address="127.0.0.1",
+            node_manager_port=stopped.getsockname()[1],
+        )
+        monkeypatch.setattr(worker, "_global_node", there)
+        monkeypatch.setattr(joining, "_TIMEOUT_SECONDS", 0.5)
+        said = r"node process on this host has not answered for 1 s"
+        with pytest.raises(StoppedError, match=said), head.head_watched(1):
+            time.sleep(15)
+
+
+@pytest.mark.usefixtures("ray_session", "quick")
 @pytest.mark.parametrize("answers", [["OK"], ["UNAVAILABLE", "OK"], ["UNAUTHENTICATED"]])
 def test_a_head_that_answers_now_and_then_is_there(monkeypatch, answers):
+    import ray
+
     calls = []  # of the thread that asks; the session's own watch asks as well
 
+    head_at = ray.get_runtime_context().gcs_address
+
     def answer(address, token):
+        if address != head_at:
+            return "UNIMPLEMENTED"  # the node process has no such call
         calls.append(threading.get_ident())
         return answers[calls.count(calls[-1]) % len(answers)]
 
