@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfdist import detections as detections_module
-from cfdist.detections import Detections, from_arrow, to_arrow
+from cfdist.detections import Detections, as_table, from_arrow, packed, to_arrow
 
 
 @st.composite
@@ -33,6 +33,7 @@ def detections(draw) -> Detections:
 @given(st.lists(detections(), max_size=4), st.lists(detections(), max_size=3))
 def test_arrow_round_trip(first, second):
     table = pa.concat_tables([to_arrow(first), to_arrow(second)])
+    assert as_table(packed(table)) == table
     read = from_arrow(table)
     assert len(read) == len(first) + len(second)
     for there, back in zip([*first, *second], read, strict=True):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, cast
 
-from cfdist.detections import Detections, to_arrow
+from cfdist.detections import Detections, packed, to_arrow
 from cfdist.distributed.actors import Actor
 from cfdist.distributed.device_actor import Answer, Result
 from cfdist.distributed.events import What
@@ -193,7 +193,8 @@ class Round(Generic[Result]):
         failed = tuple((key, why) for key, why in unread.items() if key not in items)
         pool.refuse_failures(failed)
         if failed and pool.reducer is not None:
-            ray.get(pool.reducer.add.remote(to_arrow([Detections(k, error=w) for k, w in failed])))
+            lost = to_arrow([Detections(k, error=w) for k, w in failed])
+            ray.get(pool.reducer.add.remote(packed(lost)))
         if items:
             is_to_blame = self._work.is_read_by_device(handed.slices)
             self._work.read_again(items.values(), handed.slices)

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import pyarrow as pa
 
-from cfdist.detections import arrow_without_pandas, to_arrow
+from cfdist.detections import arrow_without_pandas, packed, to_arrow
 from cfdist.devices.base import ChunkReport, Device, DeviceReport, SteppingDevice
 from cfdist.devices.reader import Size
 from cfdist.distributed.accelerators import ACCELERATOR_RESOURCE, Place, settle
@@ -81,11 +81,11 @@ class DeviceActor:
 
     def process(
         self, slices: Sequence[Slice], *blocks: pa.Table
-    ) -> tuple[Answer[Any], pa.Table | None]:
+    ) -> tuple[Answer[Any], bytes | None]:
         """`Device.process` for rows of blocks; a slice and its block have the same position.
 
         Returns:
-            The device's result, or a `ChunkReport` and the detections for the reducer.
+            The device's result, or a `ChunkReport` and the `packed` detections for the reducer.
         """
         found = self._device.process(sources_of(slices, blocks))
         if not self._is_reduced:
@@ -96,7 +96,7 @@ class DeviceActor:
             tuple((one.id, one.error) for one in sound if one.error is not None),
             tuple((one.id, one.error) for one in found if one.is_doubtful),
         )
-        return Answer(report, self._usage()), to_arrow(sound)
+        return Answer(report, self._usage()), packed(to_arrow(sound))
 
     def _usage(self, is_last: bool = False) -> DeviceUsage | None:
         """What the device has done since it last said so; `None`: it has just said it."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from cfdist.detections import as_table, packed
 from cfdist.errors import UserError
 from cfdist.files import (
     JOURNAL_IDENTITY,
@@ -125,10 +126,7 @@ class Journal:
         Raises:
             OSError: the table is not in the journal; the next one begins a new segment.
         """
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-        record = _record(sink.getvalue())
+        record = _record(packed(table))
         with naming(self.folder):
             try:
                 segment = self._open or self._begin()
@@ -168,11 +166,6 @@ class Journal:
             with contextlib.suppress(OSError):
                 self.close()
             self._open = None
-
-
-def as_table(content: pa.Buffer) -> pa.Table:
-    """A table of the journal; its columns stay in the mapped memory."""
-    return pa.ipc.open_stream(content).read_all()
 
 
 def begun_identity(folder: Path) -> RunIdentity | None:
@@ -284,10 +277,10 @@ def _cut(segment: Path, identity: RunIdentity) -> Iterator[Cut]:
         yield Cut(segment.name, kept, size - kept)
 
 
-def _record(content: Any) -> bytes:
+def _record(content: bytes) -> bytes:
     """Bytes behind their length and checksum."""
     size = _SIZE.pack(len(content))
-    return size + _CHECKSUM.pack(zlib.crc32(content, zlib.crc32(size))) + bytes(content)
+    return size + _CHECKSUM.pack(zlib.crc32(content, zlib.crc32(size))) + content
 
 
 def _whole_records(file: pa.NativeFile) -> Iterator[pa.Buffer]:

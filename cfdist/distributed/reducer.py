@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from cfdist.detections import Detections, from_arrow, to_arrow
+from cfdist.detections import Detections, as_table, from_arrow, to_arrow
 from cfdist.distributed.events import Event, Events
-from cfdist.distributed.journal import Journal, RunIdentity, as_table
+from cfdist.distributed.journal import Journal, RunIdentity
 from cfdist.files import (
     DISK_IS_FULL,
     JOURNAL,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cfdist.backends.model import BackendModel
-from cfdist.detections import Detections, to_arrow
+from cfdist.detections import Detections, packed, to_arrow
 from cfdist.devices.base import ChunkReport, DeviceReport
 from cfdist.devices.detector import Detector
 from cfdist.distributed.actors import kill_actors, leave_actors, take_actor
@@ -271,7 +271,7 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
 
     def give_up(given_up: dict[str, str]) -> None:
         failed = [Detections(key, error=reason) for key, reason in given_up.items()]
-        ray.get(reducer.add.remote(to_arrow(failed)))
+        ray.get(reducer.add.remote(packed(to_arrow(failed))))
 
     try:
         with pool, ReducerWatch(reducer, task.reduced, pool.events) as watch:

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 
-from cfdist.detections import arrow_without_pandas
+from cfdist.detections import arrow_without_pandas, as_table
 from cfdist.distributed.actors import Actor
 from cfdist.distributed.events import Events
 from cfdist.distributed.reducer import Evaluation, Reducer
@@ -67,10 +67,11 @@ class ReducerActor(Reducer):
         self._opening.set_result(None)
         return done
 
-    def add(self, detections: pa.Table) -> AP | None:
-        """See `Reducer.add`."""
+    def add(self, detections: pa.Table | bytes) -> AP | None:
+        """See `Reducer.add`; takes `packed` detections as well."""
         self._opening.result()
-        return super().add(detections)
+        is_packed = isinstance(detections, bytes)
+        return super().add(as_table(detections) if is_packed else detections)
 
     def finish(self) -> Evaluation:
         """See `Reducer.finish`."""

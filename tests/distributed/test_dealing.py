@@ -7,7 +7,7 @@ import os
 import pytest
 
 from cfdist.backends import simulated
-from cfdist.detections import Detections, from_arrow
+from cfdist.detections import Detections, as_table, from_arrow
 from cfdist.devices.base import ChunkReport
 from cfdist.distributed.dealing import Round, _Handed
 from cfdist.distributed.plan import plan_devices
@@ -114,8 +114,8 @@ class Gatherer:
     def __init__(self) -> None:
         self.found: dict[str, str | None] = {}
 
-    def add(self, table) -> None:
-        for one in from_arrow(table):
+    def add(self, found) -> None:
+        for one in from_arrow(as_table(found)):
             assert one.id not in self.found
             self.found[one.id] = one.error
 
@@ -188,13 +188,13 @@ class LosingGatherer(Gatherer):
 
     is_first = True
 
-    def add(self, table) -> None:
+    def add(self, found) -> None:
         if self.is_first:
             from ray.exceptions import ObjectLostError
 
             self.is_first = False
             raise ObjectLostError("00" * 28, None, "")
-        super().add(table)
+        super().add(found)
 
 
 def test_detections_that_are_lost_before_the_journal_has_them_are_made_again():
