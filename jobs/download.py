@@ -14,6 +14,7 @@ from cfdist.download.published import (
     Published,
     alone_in,
     check_together,
+    given_back,
 )
 from cfdist.errors import ExitCode, UserError
 from cfdist.files import disk_as_user_error, expanded, removed_on_failure
@@ -29,11 +30,12 @@ def main(config: Config, output: Path, started: float) -> int:
         raise UserError(f"download.from={given}: no such folder; name the one that holds the files")
     digests = {"md5": settings.md5, "sha256": settings.sha256}
     known = {name: digest for name, digest in digests.items() if digest}
+    files = (Published(PICTURES, settings.size, known), Published(GROUND_TRUTH, None, {}))
     rest = (given, settings.mirrors, settings.stall_s)
     with disk_as_user_error(folder), removed_on_failure(folder), alone_in(folder):
-        pictures = Published(PICTURES, settings.size, known).place(folder, *rest)
-        truth = Published(GROUND_TRUTH, None, {}).place(folder, *rest)
-        check_together(pictures, truth)
+        with given_back(files, folder, given):
+            pictures, truth = (one.place(folder, *rest) for one in files)
+            check_together(pictures, truth)
     print(
         f"\nall 3226 pictures of 61 events, and the four .mat files, are in {folder}\n\n{TERMS}\n",
         file=out(),

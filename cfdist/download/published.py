@@ -169,6 +169,21 @@ def check_together(pictures: Path, truth: Path) -> None:
 
 
 @contextlib.contextmanager
+def given_back(files: Sequence[Published], folder: Path, given: Path | None) -> Iterator[None]:
+    """If the `with` block fails, remove what it has placed in a folder from another, `given`."""
+    before = {*folder.iterdir()}
+    try:
+        yield
+    except BaseException:
+        for one in files:
+            placed = one.find(folder)
+            if placed and placed not in {*before, folder} and given and one.find(given):
+                placed.unlink()
+                Path(f"{placed}.sha256").unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Let no other command download into this folder in the `with` block.
 

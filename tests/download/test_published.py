@@ -17,6 +17,7 @@ from cfdist.download.published import (
     Published,
     alone_in,
     check_together,
+    given_back,
 )
 from cfdist.errors import UserError
 from cfdist.sample.files import mat_files
@@ -143,6 +144,24 @@ def test_what_lies_elsewhere_is_linked(tmp_path, mats, is_packed, monkeypatch):
         placed[0].unlink()
         assert files[0].place(folder, given, [], 1).stat().st_nlink == 1
     assert [one.place(folder, None, [], 1) for one in files] == placed  # and no network
+
+
+@pytest.mark.parametrize("is_packed", [True, False])
+def test_what_is_refused_leaves_no_links(tmp_path, mats, is_packed):
+    given, folder = tmp_path / "given", tmp_path / "to"
+    folder.mkdir()
+    others = [*IDS[:-1], "2--E/another"]
+    pictures_in(given / PICTURES, others)
+    if not is_packed:
+        with zipfile.ZipFile(given / PICTURES) as archive:
+            archive.extractall(given)
+        (given / PICTURES).unlink()
+    truth_in(folder / GROUND_TRUTH, mats)
+    files = [Published(PICTURES, None, {}), Published(GROUND_TRUTH, None, {})]
+    with pytest.raises(UserError, match="1 of the 6 pictures"), given_back(files, folder, given):
+        check_together(*[one.place(folder, given, [], 1) for one in files])
+    assert [path.name for path in folder.iterdir()] == [GROUND_TRUTH]
+    assert files[0].find(given)
 
 
 def test_a_file_that_has_changed_since_is_not_used(tmp_path):
