@@ -146,7 +146,7 @@ def model_on_backend(
     Raises:
         UserError: the backend cannot run the file.
     """
-    backend = backends.resolve(name)
+    backend = backends.resolve(name, "backend.name" if file is None else key)
     if file is None and backend == "torch":
         file, key = config.model.checkpoint, "model.checkpoint"
     if file is None and backends.backend_class(backend).capabilities.is_simulated:

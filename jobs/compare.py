@@ -162,7 +162,7 @@ def find_side(config: Config, side: str) -> BackendModel:
     own, _, file = rest.partition(":")
     if file and is_own_code(f"{prefix}:{own}"):
         return execution.model_on_backend(config, f"{prefix}:{own}", file, side)
-    if rest and (hint := did_you_mean(prefix, backends.BACKENDS)):
+    if rest and (hint := did_you_mean(prefix, [*backends.BACKENDS])):
         raise UserError(f"{side}={given}: no backend {prefix}{hint}")
     found = format_of(execution.model_spec(config.model, given, side).path)
     if found is None:

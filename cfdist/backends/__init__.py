@@ -71,8 +71,8 @@ def is_cpu_auto(name: str) -> bool:
     return name == AUTO and not (list_npus() and is_installed("om"))
 
 
-def resolve(name: str) -> str:
-    """The backend that a name means.
+def resolve(name: str, key: str = "backend.name") -> str:
+    """The backend that a name means; messages about code of somebody's own name `key`.
 
     "auto" is om on a machine with NPUs and ais_bench, else the first CPU runtime that is
     installed, without measuring.
@@ -83,7 +83,7 @@ def resolve(name: str) -> str:
     if name == AUTO:
         return installed_cpu_runtimes()[0] if is_cpu_auto(name) else "om"
     if is_own_code(name):
-        _refuse_other_class(name)
+        _refuse_other_class(name, key)
         return name
     if name not in BACKENDS:
         raise UserError(
@@ -99,13 +99,13 @@ def resolve(name: str) -> str:
     return name
 
 
-def _refuse_other_class(name: str) -> None:
+def _refuse_other_class(name: str, key: str) -> None:
     from cfdist.backends.base import Backend
 
-    found = backend_class(name)
+    found = load_object(name, key)
     if not (isinstance(found, type) and issubclass(found, Backend)):
         raise UserError(
-            f"backend.name={name}: is no class that is derived from cfdist.backends.base.Backend; "
+            f"{key}={name}: is no class that is derived from cfdist.backends.base.Backend; "
             "see docs/extending.md"
         )
 

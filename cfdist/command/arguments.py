@@ -27,6 +27,11 @@ _VERSION = ("--version",)
 _SHOW = ("-c", "--cfg")  # followed by "job"
 _FOLDER = ("-cd", "--config-dir")  # followed by a folder
 _COMPLETION = ("-sc", "--shell-completion")  # followed by "install=<shell>"
+# Hydra's own that would end a command with Hydra's words, or change what it reads.
+_NOT_TAKEN = (
+    *("-i", "--info", "-p", "--package", "-r", "--run", "--resolve", "--hydra-help"),
+    *("-cp", "--config-path", "-cn", "--config-name", "--experimental-rerun"),
+)
 OPTIONS = (*_MULTIRUN, *_HELP, *_VERSION, *_SHOW, *_FOLDER, *_COMPLETION)
 
 
@@ -134,6 +139,8 @@ def prepare_arguments(arguments: list[str]) -> list[str]:
         name = key.lstrip("+~")
         if key.startswith("-") and (key not in OPTIONS or (equals and key not in _SHOW)):
             hint = setting_meant(key, OPTIONS) or f", {config.SEE_HELP}"
+            if key in _NOT_TAKEN:
+                hint = "; --cfg job shows a run's, --config-dir=DIR adds groups of your own"
             raise UserError(f"{argument}: no such option; settings are key=value{hint}")
         if _OF_HYDRA.match(name) and not _OF_SWEEPER.match(name):
             problem = "cfdist sets this itself; output_dir=... names the folder, -m makes a sweep, "

@@ -31,6 +31,8 @@ _SEVERAL = "several values; for a run of each add -m, for a list write [a,b]"
 _LIST = "a list"
 # How like a key of its section a misspelt one has to be, 0 to 1; keys that are named as meant.
 _LIKE_IN_SECTION, _MOST_MEANT = 0.65, 3
+# How like an option's name a word has to be; a letter has to be one.
+_LIKE_OPTION, _SHORT = 0.75, 1
 
 # What other tools call a key, as they do in an option: --batch-size.
 _ELSEWHERE = {
@@ -47,13 +49,14 @@ _ELSEWHERE = {
         ("model.height", "model.width"): "size imgsz img_size image_size input_size input_shape",
         ("model.score", "detect.threshold"): "conf conf_thres conf_threshold score_threshold",
         ("model.nms",): "iou iou_thres iou_threshold nms_thres nms_threshold",
-        ("output_dir",): "out outdir out_dir save_dir results",
+        ("output_dir",): "o out outdir out_dir save_dir results",
         ("backend.precision",): "fp16 half bf16 dtype",
         ("benchmark.loops",): "loop iterations iters",
         ("convert.soc_version",): "soc chip",
         ("cluster.address",): "master ray_address",
         ("job",): "mode task",
-        ("verbose",): "debug log_level",
+        ("verbose",): "v debug log_level",
+        ("quiet",): "q silent",
     }.items()
     for word in words.split()
 }
@@ -308,4 +311,5 @@ def setting_meant(argument: str, options: Sequence[str] = ()) -> str:
         words |= {choice: f"{group}={choice}" for choice in group_choices(group)}
     words |= {option.lstrip("-"): option for option in options if option.startswith("--")}
     words |= {job: f"job={job}" for job in JOBS}
-    return did_you_mean(argument.lstrip("-").partition("=")[0].replace("-", "_"), words)
+    word = argument.lstrip("-").partition("=")[0].replace("-", "_")
+    return did_you_mean(word, words, 1.0 if len(word) <= _SHORT else _LIKE_OPTION)

@@ -176,6 +176,10 @@ def test_the_checkpoint_of_the_guide(command, shared, tmp_path):
         (["job=compare"], "reference: not given"),
         (["job=compare", f"reference={AUTHORS}", "candidate=junk.pth"], "junk.pth"),
         (["job=compare", f"reference={AUTHORS}", "candidate=junk.bin"], "no backend is known"),
+        (
+            ["job=compare", f"reference={AUTHORS}", "candidate=openvno:x"],
+            "no backend openvno; did you mean openvino?",
+        ),
         (["job=compare", f"reference={AUTHORS}", "candidate=om:junk.bin"], "aclruntime"),
         (["backend=torch", "model.checkpoint=junk.pth"], "junk.pth"),
         (["backend=om", "model.path=junk.bin"], "aclruntime"),

@@ -57,6 +57,8 @@ def test_a_backend_has_to_be_one():
         backends.resolve("json:JSONDecoder")
     with pytest.raises(UserError, match=r"backend.name=nowhere:Thing: there is no module nowhere"):
         backends.resolve("nowhere:Thing")
+    with pytest.raises(UserError, match=r"^candidate=nowhere:Thing: there is no module nowhere"):
+        backends.resolve("nowhere:Thing", "candidate")
     name = "cfdist.backends.simulated:SimulatedBackend"
     assert backends.resolve(name) == name
     assert backends.backend_class(name).__name__ == "SimulatedBackend"
