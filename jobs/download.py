@@ -32,10 +32,14 @@ def main(config: Config, output: Path, started: float) -> int:
     known = {name: digest for name, digest in digests.items() if digest}
     files = (Published(PICTURES, settings.size, known), Published(GROUND_TRUTH, None, {}))
     rest = (given, settings.mirrors, settings.stall_s)
-    with disk_as_user_error(folder), removed_on_failure(folder), alone_in(folder):
-        with given_back(files, folder, given):
-            pictures, truth = (one.place(folder, *rest) for one in files)
-            check_together(pictures, truth)
+    with (
+        disk_as_user_error(folder),
+        removed_on_failure(folder),
+        alone_in(folder),
+        given_back(files, folder, given),
+    ):
+        pictures, truth = (one.place(folder, *rest) for one in files)
+        check_together(pictures, truth)
     print(
         f"\nall 3226 pictures of 61 events, and the four .mat files, are in {folder}\n\n{TERMS}\n",
         file=out(),

@@ -5,6 +5,7 @@ What cannot be logged never fails a run: its results are on disk.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import logging
@@ -31,15 +32,17 @@ _LONGEST_PARAMETER = 500  # characters
 _EXPERIMENT = "cfdist"
 # By default MLflow tries a server that does not answer for a quarter of an hour.
 _MLFLOW_LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3"}
+# Before a run somebody waits for the answer.
+_MLFLOW_ASKED = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 
 log = logging.getLogger(__name__)
 
 
 def check_trackers(config: LogConfig) -> None:
-    """Refuse a tracker whose package is missing or whose folder cannot be made, before the run.
+    """Refuse, before the run, a tracker that cannot be used.
 
     Raises:
-        UserError: it says how to get the package.
+        UserError: its package is missing, or MLflow cannot use its URI or gets no answer there.
         OSError: the folder cannot be made.
     """
     for name, target in config.model_dump().items():
@@ -49,6 +52,15 @@ def check_trackers(config: LogConfig) -> None:
                 f"log.{name}={target}: the Python package {package} is not installed; get it: "
                 f"`pip install {distribution}`, or leave the key out"
             )
+    if config.mlflow is not None:
+        try:
+            _ask_mlflow(config.mlflow)
+        except Exception as error:  # whatever the package raises
+            reason = _reason(error).partition(". ")[0]
+            raise UserError(
+                f"log.mlflow={config.mlflow}: cannot be used ({reason}); "
+                "give a server or a database (docs/api.md), or leave the key out"
+            ) from None
     if config.tensorboard is not None:
         folder = expanded(config.tensorboard)
         new = missing_folders(folder)
@@ -66,8 +78,29 @@ def track(config: LogConfig, output: Path) -> None:
             _LOGGERS[name](target, results, output)
         except Exception as error:  # whatever the package raises
             log.warning("log.%s failed", name, exc_info=True)
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            console.print(f"note: log.{name}={target}: nothing logged: {reason}")
+            console.print(f"note: log.{name}={target}: nothing logged: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+@functools.cache  # a sweep asks once: a later run does not fail by a tracker
+def _ask_mlflow(target: str) -> None:
+    """Raise what MLflow raises of a URI that it cannot use, or a server that does not answer."""
+    if target.startswith("sqlite:"):  # asking would make the database
+        import sqlalchemy  # noqa: F401
+
+        return
+    import mlflow
+
+    ours = {name: value for name, value in _MLFLOW_ASKED.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        mlflow.MlflowClient(tracking_uri=target).get_experiment_by_name(_EXPERIMENT)
+    finally:
+        for name in ours:
+            del os.environ[name]
 
 
 def figures(results: Mapping[str, Any]) -> dict[str, float]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -62,6 +65,28 @@ def test_a_missing_package_is_told_before_the_run(monkeypatch):
     trackers.check_trackers(LogConfig())
     with pytest.raises(UserError, match=r"^log\.wandb=faces: .*`pip install wandb`"):
         trackers.check_trackers(LogConfig(wandb="faces"))
+
+
+def test_an_mlflow_that_cannot_be_used_is_told_before_the_run(monkeypatch):
+    answers = {"folder": ValueError("no folders.\nSee there"), "http://late": None}
+    asked = []
+
+    class Client:
+        def __init__(self, tracking_uri: str) -> None:
+            self.uri = tracking_uri
+
+        def get_experiment_by_name(self, name: str) -> None:
+            asked.append((self.uri, os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"]))
+            if answers[self.uri]:
+                raise answers[self.uri]
+
+    monkeypatch.setattr(trackers.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace(MlflowClient=Client))
+    with pytest.raises(UserError, match=r"^log\.mlflow=folder: cannot be used \(no folders\);"):
+        trackers.check_trackers(LogConfig(mlflow="folder"))
+    for _ in range(2):  # two runs of a sweep
+        trackers.check_trackers(LogConfig(mlflow="http://late"))
+    assert asked == [("folder", "0"), ("http://late", "0")]
 
 
 def test_a_tracker_that_fails_fails_no_run(monkeypatch, output, capsys):
