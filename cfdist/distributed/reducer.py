@@ -78,6 +78,19 @@ class Evaluation:
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What a run begins with: the work items that its journal holds.
+
+    Attributes:
+        done: Their keys.
+        failed: So many of them have failed.
+    """
+
+    done: set[str]
+    failed: int
+
+
 class Reducer:
     """Gathers the devices' detections of a run; the order of their arrival changes nothing.
 
@@ -98,8 +111,8 @@ class Reducer:
         identity: RunIdentity,
         style: str,
         metrics: tuple[str, ...] = (),
-    ) -> set[str]:
-        """Begin a run, or continue it with what its journal holds; returns `done`.
+    ) -> Begun:
+        """Begin a run, or continue it with what its journal holds, which is returned.
 
         `order` holds the picture ids in the order of the final files. The style is a key of
         `STYLES`; boxes are rounded as they are written before they are scored. For the metrics
@@ -119,6 +132,7 @@ class Reducer:
         self._failures: dict[str, str] = {}
         self._damaged: dict[str, str] = {}
         self.done: set[str] = set()
+        self._failed_items = 0
         self._lock = threading.Lock()
         self._partial = output / f".{PREDICTIONS}.partial"
         self._folders: set[Path] = set()
@@ -134,7 +148,7 @@ class Reducer:
             for table in self._journal.read():
                 self._take_in(from_arrow(table))
         self._take_in(from_arrow(to_arrow([])))  # imports now what would be imported late
-        return self.done
+        return Begun({*self.done}, self._failed_items)
 
     def add(self, detections: pa.Table) -> AP | None:
         """Take a device's detections; returns once they are on disk. Known pictures are dropped.
@@ -198,6 +212,7 @@ class Reducer:
                 self._record(usable, (WiderFaceMetric(),), self._partial / _THROWN_AWAY)
         self._failures |= {id: found.error for id, found in passes[1].items() if found.error}
         self._damaged |= {id: found.damage for id, found in passes[1].items() if found.damage}
+        self._failed_items += sum(found.error is not None for found in new.values())
         self.done |= new.keys()
 
     def _record(

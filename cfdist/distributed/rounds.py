@@ -144,11 +144,12 @@ class Listener:
     """Learns how an evaluation goes on.
 
     Attributes:
-        on_ready: Called once the devices are warm, with the number of items done already.
+        on_ready: Called once the devices are warm, with the number of items done already, and of
+            those among them that have failed.
         monitor: Learns of each chunk that is on disk, and of the devices.
     """
 
-    on_ready: Callable[[int], None]
+    on_ready: Callable[[int, int], None]
     monitor: Monitor
 
 
@@ -261,7 +262,7 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
     cpu_before: ProcessTimes = {}
 
     def on_ready() -> None:
-        listener.on_ready(len(done))
+        listener.on_ready(len(begun.done), begun.failed)
         cpu_before.update(process_times())
         timeline.started, timeline.started_at = time.perf_counter(), time.time()
 
@@ -277,8 +278,8 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
         with pool, ReducerWatch(reducer, task.reduced, pool.events) as watch:
             pool.begin()
             load_ray_data(len(task.manifest.items))  # while they load and the reducer opens
-            done = watch.opened()
-            missing = [item for item in task.manifest.items if item.key not in done]
+            begun = watch.opened()
+            missing = [item for item in task.manifest.items if item.key not in begun.done]
             run_rounds(pool, missing, task.make_work, on_ready, on_done, give_up)
             cpu_seconds = seconds_between(cpu_before, process_times())
             pool.close()
@@ -291,7 +292,8 @@ def evaluate_manifest(task: EvaluationTask, listener: Listener) -> EvaluationRep
             raise problem from error
         raise
     leave_actors({REDUCER: reducer}, ReducerActor, options)
-    return EvaluationReport(evaluation, pool.reports, timeline, len(done), pool.events, cpu_seconds)
+    resumed = len(begun.done)
+    return EvaluationReport(evaluation, pool.reports, timeline, resumed, pool.events, cpu_seconds)
 
 
 def _of_the_reducer(error: BaseException) -> BaseException:

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pyarrow as pa
@@ -20,7 +20,7 @@ import pyarrow as pa
 from cfdist.detections import arrow_without_pandas, as_table
 from cfdist.distributed.actors import Actor
 from cfdist.distributed.events import Events
-from cfdist.distributed.reducer import Evaluation, Reducer
+from cfdist.distributed.reducer import Begun, Evaluation, Reducer
 from cfdist.monitoring.monitor import AP
 
 Ref = Any  # Ray's reference to an object
@@ -54,18 +54,18 @@ class ReducerActor(Reducer):
         """Whether `open` has been called in this process."""
         return self._is_asked
 
-    def open(self, *settings: Any) -> set[str]:
+    def open(self, *settings: Any) -> Begun:
         """See `Reducer.open`; what it raises, the calls that wait raise too."""
         self._is_asked = True
         if self._opening.done():  # for an earlier run of the sweep
             self._opening = Future()
         try:
-            done = super().open(*settings)
+            begun = super().open(*settings)
         except BaseException as error:
             self._opening.set_exception(error)
             raise
         self._opening.set_result(None)
-        return done
+        return begun
 
     def add(self, detections: pa.Table | bytes) -> AP | None:
         """See `Reducer.add`; takes `packed` detections as well."""
@@ -117,11 +117,11 @@ class ReducerWatch:
         """Watch no more."""
         self._ended.set()
 
-    def opened(self) -> set[str]:
+    def opened(self) -> Begun:
         """What `Reducer.open` returned."""
         import ray
 
-        return set(ray.get(self._opening))
+        return cast(Begun, ray.get(self._opening))
 
     def _open(self) -> Ref:
         return self._reducer.open.options(concurrency_group=_GROUP).remote(*self._settings)

@@ -79,7 +79,7 @@ class Snapshot:
         seconds: Since the run began.
         total: Pictures to do, in all passes.
         done: Those that are done or have failed, in this run or an earlier one.
-        failed: Those that have failed in this run.
+        failed: Those of them that have failed.
         rate: Pictures a second; `None` while none is done.
         seconds_left: `None` if it cannot be said.
         devices: One entry a device: name, done, failed, rate and busy.
@@ -126,10 +126,15 @@ class Monitor:
         self._ap: AP = {}
         self._looked = 0.0
 
-    def start(self, done: int) -> None:
-        """Start the clock: the devices are ready, and `done` pictures were done before."""
+    def start(self, done: int, failed: int = 0) -> None:
+        """Start the clock: the devices are ready.
+
+        Args:
+            done: Pictures that were done before, or have failed.
+            failed: Those of them that have failed.
+        """
         with self._lock:
-            self._done = done
+            self._done, self._failed = done, failed
             self._pace = Pace(self._clock)
 
     def add_device(self, name: str, host: str) -> None:

@@ -61,9 +61,9 @@ class PictureProgress:
         """Shows how a model's evaluation goes on; ends the phase "devices" when they are ready."""
         from cfdist.distributed.rounds import Listener
 
-        def on_ready(done: int) -> None:
+        def on_ready(done: int, failed: int) -> None:
             phases.end("devices")
-            self.monitor.start(done)
+            self.monitor.start(done, failed)
 
         self.monitor.has_ap = not model.is_simulated
         return Listener(on_ready, self.monitor)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cfdist.decode import HeadMaps, decode_detections, select_peaks
 from cfdist.detections import Detections, from_arrow, to_arrow
 from cfdist.distributed.journal import RunIdentity
-from cfdist.distributed.reducer import Reducer
+from cfdist.distributed.reducer import Begun, Reducer
 from cfdist.errors import DiskFullError, UserError
 from cfdist.widerface.ground_truth import GroundTruth, PictureTruth
 from cfdist.widerface.manifest import WorkItem
@@ -132,8 +132,9 @@ def test_an_interrupted_run_goes_on(table, tmp_path):
     first.add(table([0, 1, 4], failed=(4,)))
     del first
 
-    second = new_reducer(tmp_path / "b")
-    assert second.done == {ORDER[0], ORDER[1], ORDER[4]}
+    second = Reducer()
+    begun = second.open(truth(), ORDER, tmp_path / "b", RunIdentity("f", "openvino"), "official")
+    assert begun == Begun({ORDER[0], ORDER[1], ORDER[4]}, failed=1)
     resumed = finished(second, [[1, 2, 3], [5, 6, 7, 8]], table)
 
     assert resumed.ap == whole.ap

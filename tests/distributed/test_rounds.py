@@ -166,7 +166,7 @@ def run(compose, spec, ray_session):
             "official",
             make_work,
         )
-        return evaluate_manifest(task, Listener(lambda done: None, Told(on_done)))
+        return evaluate_manifest(task, Listener(lambda done, failed: None, Told(on_done)))
 
     return evaluate
 

@@ -16,6 +16,7 @@ from cfdist.distributed import watch as watching
 from cfdist.distributed.actors import kill_actors, take_actor
 from cfdist.distributed.events import Events
 from cfdist.distributed.journal import RunIdentity
+from cfdist.distributed.reducer import Begun
 from cfdist.distributed.watch import ReducerActor, ReducerWatch, reducer_options
 from cfdist.errors import UserError
 from cfdist.widerface.ground_truth import PictureTruth
@@ -45,7 +46,7 @@ def test_calls_wait_until_the_reducer_is_open(tmp_path):
     early.start()
     early.join(0.2)
     assert early.is_alive()
-    assert reducer.open(*settings_of(tmp_path)) == set()
+    assert reducer.open(*settings_of(tmp_path)) == Begun(set(), 0)
     assert reducer.is_asked()
     early.join(10)
     assert reducer.done == {IDS[0]}

@@ -95,9 +95,9 @@ def run(folder: Path, check: Callable[[Path, set[str]], None] = lambda *_: None)
     """What `job=evaluate` does to its folder; `check` is told the pictures that are done."""
     with claim(folder, "job: evaluate\n"):
         reducer = Reducer()
-        done = reducer.open(TRUTH, ORDER, folder, IDENTITY, "official")
+        reducer.open(TRUTH, ORDER, folder, IDENTITY, "official")
         for batch in BATCHES:
-            if missing := [found(id) for id in batch if id not in done]:
+            if missing := [found(id) for id in batch if id not in reducer.done]:
                 reducer.add(to_arrow(missing))
                 check(folder, reducer.done)
         evaluation = reducer.finish()

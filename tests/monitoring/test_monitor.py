@@ -52,7 +52,7 @@ def play(clock, recorded) -> Monitor:
     clock.now += 5
     for number in (0, 1):
         monitor.add_device(f"device:{number}", "host")
-    monitor.start(100)
+    monitor.start(100, failed=3)
     for _ in range(20):
         clock.now += 1
         monitor.add(10, 1, "device:0")
@@ -65,7 +65,7 @@ def play(clock, recorded) -> Monitor:
 
 def test_the_state_of_a_run(clock, recorded):
     state = play(clock, recorded).snapshot()
-    assert (state.total, state.done, state.failed) == (1000, 400, 20)
+    assert (state.total, state.done, state.failed) == (1000, 400, 23)
     assert state.rate == pytest.approx(15)
     assert state.seconds_left == pytest.approx(40)
     assert state.seconds == 25
