@@ -274,6 +274,10 @@ def run_in_folder(
         from cfdist.trackers import check_trackers
 
         check_trackers(checked.log)
+    if checked.cluster.joined is not None and "cluster.address" in checked.typed():
+        from cfdist.distributed.joining import refuse_silent
+
+        refuse_silent(checked.cluster.joined)
     prepare(output, TO_RUN)
     try:
         with claim(output, config_yaml):

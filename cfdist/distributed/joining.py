@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -41,7 +42,7 @@ def join_ray(address: str) -> Any:
     found = find_address(address)
     import ray
 
-    named = f"cluster.address={address}" + (f" ({found})" if found != address else "")
+    named = _named(address, found)
     knock(found, named, is_automatic=address == "auto")
     try:
         _refuse_unfit(found, named)
@@ -55,6 +56,24 @@ def join_ray(address: str) -> Any:
         ray.shutdown()
         raise _private(named)
     return context
+
+
+@functools.cache  # the later runs of a sweep are in the cluster
+def refuse_silent(address: str) -> None:
+    """Refuse an address where nobody listens, before work that takes minutes.
+
+    Args:
+        address: "auto" or "host:port".
+
+    Raises:
+        UserError: nobody listens, or see `find_address`.
+    """
+    found = find_address(address)
+    _connect(found, _named(address, found))
+
+
+def _named(address: str, found: str) -> str:
+    return f"cluster.address={address}" + (f" ({found})" if found != address else "")
 
 
 def find_address(address: str) -> str:
@@ -154,13 +173,7 @@ def knock(address: str, named: str, is_automatic: bool) -> None:
     Raises:
         UserError: nothing answers there, or a cluster that asks for another token.
     """
-    parts = _ADDRESS.fullmatch(address)
-    assert parts is not None
-    host = parts["host"].strip("[]")
-    try:
-        socket.create_connection((host, int(parts["port"])), timeout=_TIMEOUT_SECONDS).close()
-    except (OSError, ValueError) as error:
-        raise _no_cluster(named, error) from None
+    host, port = _connect(address, named)
     if os.environ.get("RAY_USE_TLS", "0") != "0":
         return  # speaks otherwise
     shows_token = os.environ.get("RAY_AUTH_MODE", "").lower() == "token"
@@ -179,7 +192,19 @@ def knock(address: str, named: str, is_automatic: bool) -> None:
         )
     if answer != "OK":
         raise _no_cluster(named, RuntimeError(f"what listens there says {answer}"))
-    _refuse_loopback_only(host, int(parts["port"]), named)
+    _refuse_loopback_only(host, port, named)
+
+
+def _connect(address: str, named: str) -> tuple[str, int]:
+    """Refuse an address where nobody listens; returns its host and port."""
+    parts = _ADDRESS.fullmatch(address)
+    assert parts is not None
+    host, port = parts["host"].strip("[]"), int(parts["port"])
+    try:
+        socket.create_connection((host, port), timeout=_TIMEOUT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise _no_cluster(named, error) from None
+    return host, port
 
 
 def _refuse_unfit(address: str, named: str) -> None:

@@ -140,7 +140,7 @@ def test_a_refused_run_leaves_no_folder(command, tmp_path):
 
 
 def test_a_cluster_that_does_not_answer(command):
-    result = command("cluster.address=127.0.0.1:1", "dataset.limit=1")
+    result = command("job=quantize", "cluster.address=127.0.0.1:1")  # before it calibrates
     assert_refused(result, "cluster.address=127.0.0.1:1", "no Ray cluster answers")
 
 
