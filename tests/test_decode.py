@@ -338,6 +338,16 @@ def test_large_finite_values_are_finite():
     assert finite_pictures(heads).tolist() == [True, False]
 
 
+def test_a_picture_without_faces_has_its_size(spec):
+    peaks = select_peaks(heads_of(np.zeros((1, 8, 12))))
+    (found,) = decode_detections(
+        ["e/0"], np.array([[50, 32]], np.int32), peaks, spec(height=32, width=48)
+    )
+    assert (found.id, found.width, found.height, found.error) == ("e/0", 50, 32, None)
+    assert (found.boxes.shape, found.scores.shape) == ((0, 4), (0,))
+    assert found.landmarks.shape == (0, 5, 2)
+
+
 def test_of_no_pictures_none_is_not_finite():
     heads = heads_of(np.zeros((0, 8, 12)))
     for outputs in (heads, select_peaks(heads)):

@@ -113,6 +113,26 @@ os._exit(1)
     assert (done.returncode, done.stderr) == (1, said)
 
 
+@pytest.mark.slow
+def test_the_words_of_a_command_that_ends_before_its_guard_gets_a_processor_are_said():
+    code = """
+from cfdist.distributed import guard
+import os, psutil, subprocess
+mark = guard.guarded().mark
+other = subprocess.Popen(["true"], stdout=-3, stderr=-3)
+other.wait()
+(slow,) = [one for one in psutil.process_iter(["cmdline"]) if mark in (one.info["cmdline"] or ())]
+slow.suspend()
+subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -CONT {slow.pid}"], stdout=-3, stderr=-3)
+guard.speak_for(other.pid, 2, lambda how: "the other has ended")
+os._exit(1)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, timeout=20
+    )
+    assert (done.returncode, done.stderr) == (1, "the other has ended\n")
+
+
 def test_a_line_that_is_no_text_is_said_all_the_same(tmp_path):
     """Else the guard would die before it cleans up."""
     screen = tmp_path / "screen"

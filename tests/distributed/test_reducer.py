@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 from cfdist.decode import HeadMaps, decode_detections, select_peaks
 from cfdist.detections import Detections, from_arrow, to_arrow
-from cfdist.distributed.journal import RunIdentity
+from cfdist.distributed.journal import Journal, RunIdentity
 from cfdist.distributed.reducer import Begun, Reducer
 from cfdist.errors import DiskFullError, UserError
+from cfdist.files import JOURNAL
 from cfdist.widerface.ground_truth import GroundTruth, PictureTruth
 from cfdist.widerface.manifest import WorkItem
 from cfdist.widerface.metric import WiderFaceMetric
@@ -177,6 +178,16 @@ def test_a_picture_is_taken_once_of_a_table_that_has_it_twice(table, first_pass,
     reducer.add(twice.combine_chunks())
     finished(reducer, [[2, 3, 4, 5, 6, 7, 8]], table)
     assert files_of(tmp_path) == files_of(first_pass[1])
+
+
+def test_the_journal_gets_the_new_pictures_of_a_table_alone(table, tmp_path):
+    reducer = new_reducer(tmp_path)
+    reducer.add(table([0, 1]))
+    reducer.add(table([1, 2]))
+    reducer.add(table([2]))
+    journal = Journal(tmp_path / JOURNAL, RunIdentity("f", "openvino"))
+    ids = [one.column("id").to_pylist() for one in journal.read()]
+    assert ids == [[ORDER[0], ORDER[1]], [ORDER[2]]]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
