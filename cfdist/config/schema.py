@@ -571,9 +571,12 @@ class QuantizeConfig(Section):
     """weights have a scale for each output channel, not one for the layer"""
     reduce_range: bool = False
     """weights have 7 bits: for processors without VNNI, whose sums of bytes would overflow"""
-    equalise: bool = True
-    """first scale the channels between layers so that their ranges are near each other; in float32
-    the network stays what it was"""
+    equalise: Annotated[
+        bool,
+        uses.only("quantize", when=(uses.equal("quantize.per_channel", True, "true"),)),
+    ] = True
+    """with per_channel: first scale the channels between layers so that their ranges are near each
+    other; in float32 the network stays what it was"""
 
 
 class CompareConfig(Section):

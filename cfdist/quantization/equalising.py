@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -60,9 +61,11 @@ def equalise(
     """
     constants = {one.name: one for one in model.graph.initializer}
     streams = [*_streams(model, constants)]
-    ranges = pooled(model, [name for one in streams for name in one.quantised], "largest", inputs)
-    for stream in streams:
-        own = [ranges[name].max(axis=0) for name in stream.quantised]
+    measured = pooled(model, [name for one in streams for name in one.quantised], "largest", inputs)
+    ranges = [[measured[name].max(axis=0) for name in one.quantised] for one in streams]
+    # An addition may repeat the only channel of one side for all channels of the other.
+    alike = [len({one.size for one in own}) == 1 for own in ranges]
+    for stream, own in compress(zip(streams, ranges, strict=True), alike):
         factor = np.max([one / max(one.max(), _LEAST_RANGE) for one in own], axis=0)
         factor = np.maximum(factor, _LEAST_RANGE)
         dense = [
@@ -85,7 +88,7 @@ def equalise(
             _scale(constants[layer.input[1]], 1 / factor, axis=1 if is_second else 0)
             for name in layer.input[2:]:
                 _scale(constants[name], 1 / factor, axis=0)
-    return len(streams)
+    return sum(alike)
 
 
 def _streams(model: onnx.ModelProto, constants: Mapping[str, TensorProto]) -> Iterator[_Stream]:

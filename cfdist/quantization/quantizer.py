@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ def quantise(
         raise UserError(f"quantize.output={path}: is the model itself; name another file")
     model = load_float(spec)
     kept = kept_operators(model, config.keep, spec)
+    # Factors set a layer's weights further apart, which one scale for all of them rounds badly.
+    is_equalised = config.equalise and config.per_channel
     recipe = {
         "onnx_sha256": spec.sha256,
         "input": [spec.height, spec.width],
@@ -88,7 +91,7 @@ def quantise(
         "percentile": config.percentile if config.method == "percentile" else None,
         "per_channel": config.per_channel,
         "reduce_range": config.reduce_range,
-        "equalise": config.equalise,
+        "equalise": is_equalised,
         "biases": "corrected",
         "kept": kept,
         "versions": {name: text for name, text in versions().items() if name in _MAKERS},
@@ -99,11 +102,12 @@ def quantise(
         started = time.monotonic()
         with disk_as_user_error(path):
             with atomic_write(path) as temporary:
-                if config.equalise:
-                    equalise(model, kept, _inputs(model, pictures, spec, say))
-                round_weights(model, config, kept, _inputs(model, pictures, spec, say))
-                inputs = _OneByOne(_inputs(model, pictures, spec, say), pictures.count)
-                _write(model, config, kept, inputs, temporary)
+                inputs = partial(_inputs, model, pictures, spec, say)
+                if is_equalised:
+                    equalise(model, kept, inputs("ranges of channels"))
+                round_weights(model, config, kept, inputs("means of channels"))
+                one_by_one = _OneByOne(inputs("ranges of tensors"), pictures.count)
+                _write(model, config, kept, one_by_one, temporary)
             record = recipe | {
                 "calibration_source": pictures.source,
                 "int8_sha256": sha256_of(path),
@@ -127,16 +131,20 @@ def _is_made(path: Path, sidecar: Path, recipe: dict[str, Any]) -> bool:
 
 
 def _inputs(
-    model: onnx.ModelProto, pictures: CalibrationSet, spec: ModelSpec, say: Callable[[str], None]
+    model: onnx.ModelProto,
+    pictures: CalibrationSet,
+    spec: ModelSpec,
+    say: Callable[[str], None],
+    measured: str,
 ) -> Iterator[dict[str, NDArray[Any]]]:
-    """The model's input for each picture."""
+    """The model's input for each picture; `measured` is what this pass is for."""
     told = time.monotonic()
     is_bytes = takes_u8(model)
     contract = InputContract(spec.height, spec.width, None) if is_bytes else spec.float_contract()
     for number, row in enumerate(pictures.letterboxed(spec)):
         if time.monotonic() - told > _SECONDS:
             told = time.monotonic()
-            say(f"calibrating: {number} of {pictures.count} pictures")
+            say(f"calibrating, {measured}: {number} of {pictures.count} pictures")
         yield {model.graph.input[0].name: np.array(to_model_input(row, contract))}
 
 

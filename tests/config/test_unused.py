@@ -266,6 +266,10 @@ def test_each_key_is_read_by_the_job_or_refused(job):
         ),
         (["job=compare", "compare.relative=0.1"], "compare.relative: .* compare.layers=true"),
         (["job=quantize", "quantize.percentile=99"], "percentile: .* quantize.method=percentile"),
+        (
+            ["job=quantize", "quantize.per_channel=false", "quantize.equalise=true"],
+            r"quantize.equalise: .* only with quantize.per_channel=true",
+        ),
         (["job=quantize", "backend.device=cpu"], "backend.device: job=quantize does not read it"),
         (["cluster.address=auto", "cluster.dashboard=true"], "dashboard: .*cluster.address=local"),
     ],

@@ -117,6 +117,16 @@ def test_a_sum_that_another_operator_reads_is_left_alone():
     assert equalise(model, ["y"], [{"x": PICTURES[0]}]) == 2
 
 
+def test_a_sum_that_repeats_one_channel_is_left_alone():
+    model = residual()
+    w3 = np.random.default_rng(4).normal(size=(1, 5, 1, 1)).astype(np.float32)
+    model.graph.initializer[2].CopyFrom(numpy_helper.from_array(w3, "w3"))
+    before = outputs(model, ["y"], PICTURES[0])[0]
+    assert equalise(model, ["y"], [{"x": PICTURES[0]}]) == 2
+    after = outputs(model, ["y"], PICTURES[0])[0]
+    np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4 * np.abs(before).max())
+
+
 def widened(w2: np.ndarray, group: int) -> onnx.ModelProto:
     """The network with another second convolution."""
     model = network()

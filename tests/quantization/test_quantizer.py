@@ -92,6 +92,29 @@ def test_another_recipe_gives_other_bytes(small, settings, tmp_path, change):
     onnx.checker.check_model(onnx.load(str(path)), full_check=True)
 
 
+def test_one_scale_for_a_layer_leaves_the_channels_as_they_are(small, settings, tmp_path):
+    made = {
+        quantise(
+            small,
+            settings.model_copy(update={"per_channel": False, "equalise": is_equalised}),
+            *(PICTURES, tmp_path / f"{is_equalised}.onnx", str),
+        ).sha256
+        for is_equalised in (True, False)
+    }
+    assert len(made) == 1
+    assert json.loads((tmp_path / "True.onnx.json").read_text())["equalise"] is False
+
+
+def test_each_pass_over_the_pictures_says_what_it_measures(small, settings, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantizer, "_SECONDS", -1)
+    said: list[str] = []
+    quantise(small, settings, PICTURES, tmp_path / "a.onnx", said.append)
+    assert [line for line in said if ": 2 of" in line] == [
+        f"calibrating, {what}: 2 of 3 pictures"
+        for what in ("ranges of channels", "means of channels", "ranges of tensors")
+    ]
+
+
 def test_a_file_that_was_changed_is_made_anew(small, settings, tmp_path):
     first = quantise(small, settings, PICTURES, tmp_path / "a.onnx", str)
     (tmp_path / "a.onnx").write_bytes(b"cut")
