@@ -459,6 +459,15 @@ class RemoteFolder:
                     self._system.delete_file(path)
                 self._system.move(target, path)
 
+    def remove(self, name: str) -> None:
+        """Remove a file.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        with _one_line(within(self._name, name)):
+            self._system.delete_file(self._inside(name))
+
     def remove_folder(self, name: str) -> None:
         """Remove a folder with all that is in it, if it is there and may be removed."""
         with contextlib.suppress(OSError), _one_line(within(self._name, name)):

@@ -122,9 +122,7 @@ def _kept_if_it_ends_early(run: Run, wanted: int, output: Path) -> Iterator[None
                 found = sorted(run.found.values(), key=lambda one: one.id)
                 write_lines(output / PARTIAL, found)
                 place = shown(output / PARTIAL)
-                again = "job=detect begins anew when it is called again"
-                line = f"{len(found)} of {wanted} pictures are in {place}; {again}"
-                screen.console.print(line)
+                screen.console.print(f"{len(found)} of {wanted} pictures are in {place}")
         raise
 
 

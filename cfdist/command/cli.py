@@ -203,7 +203,8 @@ def run_job(composed: DictConfig) -> float | None:
     if reason is not None and reason not in {one.reason for one in outcomes}:
         # A run that was refused before it began has nothing to go on with.
         is_over = output is None or (code == ExitCode.BAD_INPUT and not is_begun(output))
-        fail(code, f"{reason}{going_on(None if is_over else output)}")
+        # With a sweep's run the rest of it goes on.
+        fail(code, f"{reason}{going_on(None if is_over else output if number is None else folder)}")
     if output is not None:
         _emit_end(output, code, None if is_dry or reason else output / RESULTS)
     overrides = tuple(HydraConfig.get().overrides.task)

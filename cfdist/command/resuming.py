@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -20,8 +21,17 @@ from omegaconf import DictConfig, OmegaConf
 from cfdist import config
 from cfdist.command.run_folder import HYDRA_RECORD, OF_THE_SCREEN, is_held, is_run_folder
 from cfdist.errors import ExitCode, StoppedError, UserError
-from cfdist.files import CONFIG, RESULTS, SWEEP_CSV, SWEEP_FILES, redacted
-from cfdist.storage import is_recorded, path_or_uri, recorded, shown, spool_of, working_folder
+from cfdist.files import CONFIG, RESULTS, SWEEP_CSV, redacted
+from cfdist.storage import (
+    is_recorded,
+    path_or_uri,
+    recorded,
+    remote_folder,
+    shown,
+    spool_of,
+    uri_of,
+    working_folder,
+)
 
 # Set by run.sh: how it was called.
 COMMAND_VARIABLE = "CFDIST_COMMAND"
@@ -43,7 +53,13 @@ SEARCH_PATH = "hydra.searchpath"
 
 def going_on(folder: Path | None) -> str:
     """How to go on with what a folder holds, to be added to a line; empty if there is no need."""
-    return f"; go on with: {command_to_go_on(folder)}" if folder and is_unfinished(folder) else ""
+    if folder is None:
+        return ""
+    if is_unfinished(folder):
+        return f"; go on with: {command_to_go_on(folder)}"
+    job = _job_of(folder)
+    is_anew = job is not None and job not in _GOING_ON and not (folder / RESULTS).exists()
+    return f"; job={job} begins anew when it is called again" if is_anew else ""
 
 
 def command_to_go_on(folder: Path) -> str:
@@ -117,7 +133,7 @@ def sweep_to_go_on(arguments: list[str], is_multirun: bool) -> list[str]:
     if base not in (None, folder) and resume != AUTO:
         raise UserError(f"resume={name}: goes on in its own folder; leave output_dir out")
     if spool_of(folder) is None or not (folder / SWEEP_CSV).exists():
-        refuse_finished_sweep(folder)
+        refuse_finished_sweep(folder, opens=True)
     place = config.prepare_override(f"output_dir={name}", is_multirun=False)
     now = [settings[key] for key in (*OF_THE_SCREEN, SEARCH_PATH) if key in settings]
     begun = [one for one in begun if one.partition("=")[0] not in settings or one in typed]
@@ -130,27 +146,53 @@ def _folder_of(resume: str) -> Path:
     return working_folder(resume)
 
 
-def refuse_finished_sweep(folder: Path) -> None:
+def refuse_finished_sweep(folder: Path, opens: bool = False) -> None:
     """Say of a sweep that has come to its end how it ended.
+
+    Args:
+        folder: The sweep's.
+        opens: Whether one in which a run has no results counts as unfinished from now on.
 
     Raises:
         StoppedError: it has; the exit code is the highest of its runs.
+        UserError: its table is damaged, or cannot be removed.
     """
     content = _recorded(folder, SWEEP_CSV)
     if content is None:
         return
     try:
-        rows = csv.DictReader(io.StringIO(content.decode()))
+        rows = [*csv.DictReader(io.StringIO(content.decode()))]
         highest = max(int(row["exit_code"]) for row in rows)
         code = {int(one): one for one in ExitCode}[highest]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"resume={shown(folder)}: its {SWEEP_CSV} is damaged") from None
-    again = f"; remove {', '.join(SWEEP_FILES)} to run again what failed" if code else ""
+    failed = any(row.get("reason") for row in rows)
+    if failed and opens:
+        _remove_table(folder)
+        return
+    again = f"; run again what failed: {command_to_go_on(folder)}" if failed else ""
     raise StoppedError(
         f"resume={shown(folder)}: this sweep is finished (exit code {code:d}, {code.meaning})"
         f"{again}",
         code,
     )
+
+
+def _remove_table(folder: Path) -> None:
+    """Remove a sweep's table, here or at its URI, so that the sweep is unfinished.
+
+    Raises:
+        UserError: it cannot be removed.
+    """
+    try:
+        if uri := uri_of(folder):
+            remote_folder(uri).remove(SWEEP_CSV)
+        else:
+            (folder / SWEEP_CSV).unlink()
+    except OSError as error:
+        raise UserError(
+            f"resume={shown(folder)}: {SWEEP_CSV} cannot be removed ({error.strerror or error})"
+        ) from None
 
 
 def _newest_sweep(typed: set[str], base: Path | None) -> Path:
@@ -273,6 +315,14 @@ def _settings_of(folder: Path) -> dict[str, Any]:
             f"{' and '.join(f'job={job}' for job in _GOING_ON)} can"
         )
     return settings
+
+
+def _job_of(folder: Path) -> str | None:
+    """The job of a folder's run; `None` if nothing that can be read tells."""
+    with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
+        settings = yaml.safe_load((folder / CONFIG).read_bytes())
+        return str(settings["job"]) if isinstance(settings, dict) and "job" in settings else None
+    return None
 
 
 def _sweep_settings(folder: Path) -> list[str] | None:

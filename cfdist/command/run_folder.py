@@ -27,6 +27,7 @@ from cfdist.files import (
     PARQUET,
     PREDICTIONS,
     RESULTS,
+    SWEEP_CSV,
     SWEEP_FILES,
     missing_folders,
     redacted,
@@ -55,8 +56,9 @@ TO_RUN: Refusals = {
     "holds a sweep ({}); choose another output_dir for a single run": (*SWEEP_FILES, HYDRA_RECORD),
 }
 TO_SWEEP: Refusals = {
-    "holds a finished sweep ({}); choose another output_dir, or remove "
-    f"{', '.join(SWEEP_FILES)} to run again what failed": SWEEP_FILES,
+    # The table is written last: a sweep that was killed before goes on.
+    "holds a finished sweep ({}); choose another output_dir, or name it in resume= to run again "
+    "what failed": (SWEEP_CSV,),
     "holds a single run ({}); choose another output_dir for the sweep": (
         *(RESULTS, *_OF_INTERRUPTED_RUN),
     ),

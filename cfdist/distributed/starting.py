@@ -26,7 +26,12 @@ import psutil
 
 from cfdist.distributed import guard as guarding
 from cfdist.distributed.guard import Guard, clear_dead, guarded_anew
-from cfdist.distributed.processes import interruptible, loopback_only, own_processes
+from cfdist.distributed.processes import (
+    LONGEST_START,
+    interruptible,
+    loopback_only,
+    own_processes,
+)
 from cfdist.errors import DiskFullError, UserError
 from cfdist.files import DISK_IS_FULL, redacted
 from cfdist.machine import SUBMITTED_JOB, available_cores, available_memory
@@ -54,9 +59,9 @@ _ENVIRONMENT = {
     # Under `uv run` Ray would start each worker through uv, which takes seconds, and ship the
     # current folder to each node, pictures and all.
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    # Ray's own limits, 30 to 60 s, are too short where ten commands start at once on two cores.
+    # Ray's own limits, from 30 s, are too short where ten commands run at once on two cores.
     "RAY_agent_register_timeout_ms": "180000",
-    "RAY_raylet_start_wait_time_s": "180",
+    "RAY_raylet_start_wait_time_s": f"{LONGEST_START:.0f}",
     "RAY_worker_register_timeout_seconds": "180",
     # Workers start while the driver makes what they will do, and as many as are wanted: Ray would
     # first start one a core, and have the driver wait for them.

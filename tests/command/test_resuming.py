@@ -19,6 +19,7 @@ from cfdist.command.arguments import prepare_arguments
 from cfdist.command.resuming import going_on, is_unfinished, run_to_go_on, sweep_to_go_on
 from cfdist.command.run_folder import claim
 from cfdist.errors import StoppedError, UserError
+from cfdist.storage import working_folder
 
 
 def composed(*settings: str):
@@ -192,9 +193,9 @@ def test_a_sweep_goes_on_with_its_settings_in_their_order(tmp_path):
 def test_a_finished_sweep_says_how_it_ended(tmp_path, monkeypatch):
     folder = sweep(tmp_path / "s", "devices=1,2")
     alone = prepare_arguments([f"resume={folder}"])
-    for codes, code, told in (("0\n0\n", 0, "done"), ("0\n3\n", 3, "failed.*sweep.csv, sweep.md")):
-        (folder / "sweep.csv").write_text("exit_code\n" + codes)
-        with pytest.raises(StoppedError, match=f"is finished .exit code {code}, .*{told}") as said:
+    for codes, code, told in (("0,\n0,\n", 0, "done"), ("0,\n3,\n", 3, "some pictures failed")):
+        (folder / "sweep.csv").write_text("exit_code,reason\n" + codes)
+        with pytest.raises(StoppedError, match=f"is finished .exit code {code}, {told}") as said:
             sweep_to_go_on(alone, is_multirun=False)
         assert said.value.exit_code == code
     monkeypatch.setattr(resuming, "recorded", unanswered)
@@ -207,6 +208,30 @@ def test_a_finished_sweep_says_how_it_ended(tmp_path, monkeypatch):
     (folder / "sweep.csv").write_text("x\n1\n")
     with pytest.raises(UserError, match=r"its sweep\.csv is damaged"):
         sweep_to_go_on(alone, is_multirun=False)
+
+
+@pytest.mark.parametrize("is_remote", [False, True])
+def test_a_sweep_of_which_a_run_has_no_results_goes_on(tmp_path, monkeypatch, is_remote):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    there = sweep(tmp_path / "s", "devices=1,2")
+    name = f"file://{there}" if is_remote else str(there)
+    (there / "sweep.csv").write_text("exit_code,reason\n1,no node\n0,\n")
+    folder = working_folder(name)
+    with pytest.raises(StoppedError, match=f"run again what failed: .* resume=.*s$"):
+        resuming.refuse_finished_sweep(folder)
+    arguments = sweep_to_go_on(prepare_arguments([f"resume={name}"]), is_multirun=False)
+    assert arguments[:2] == ["--multirun", "devices=1,2"]
+    assert [one.name for one in there.iterdir()] == ["multirun.yaml"]  # unfinished
+    assert is_unfinished(folder) or is_remote
+
+
+def test_a_job_that_cannot_go_on_says_so(tmp_path):
+    folder = interrupted(tmp_path / "r")
+    assert going_on(folder).endswith(" resume=r")
+    (folder / "config.yaml").write_text("job: detect\n")
+    assert going_on(folder) == "; job=detect begins anew when it is called again"
+    (folder / "results.json").touch()
+    assert going_on(folder) == going_on(tmp_path) == ""
 
 
 def test_a_sweep_s_secret_is_typed_again(tmp_path):
