@@ -112,10 +112,19 @@ def picture_sizes(items: Iterable[WorkItem]) -> dict[str, tuple[int, int]]:
 
 def _size_of(path: str) -> tuple[int, int] | None:
     with contextlib.suppress(OSError, MemoryError):
-        # A large colour profile or preview may come before the size.
-        heads = (read_head(path, count) for count in (_HEAD_BYTES, _MOST_HEAD_BYTES))
-        return next(filter(None, map(size_in_header, heads)), None)
+        return size_in_file(path)
     return None
+
+
+def size_in_file(path: str) -> tuple[int, int] | None:
+    """Width and height of a picture whose file's beginning tells them, else `None`.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    # A large colour profile or preview may come before the size.
+    heads = (read_head(path, count) for count in (_HEAD_BYTES, _MOST_HEAD_BYTES))
+    return next(filter(None, map(size_in_header, heads)), None)
 
 
 @contextlib.contextmanager

@@ -156,7 +156,7 @@ def find_side(config: Config, side: str) -> BackendModel:
     prefix, colon, rest = given.partition(":")
     if colon and prefix in backends.BACKENDS:
         backends.refuse_simulated(prefix, f"{side}={given}")
-        if prefix in ("openvino", "om") and (read := _read_for_layers(config, rest, side)):
+        if read := _read_for_layers(config, rest, side, prefix):
             return read
         return execution.model_on_backend(config, prefix, rest, side)
     own, _, file = rest.partition(":")
@@ -179,12 +179,24 @@ def find_side(config: Config, side: str) -> BackendModel:
     return execution.model_on_backend(config, (*here, *found.backends)[0], given, side)
 
 
-def _read_for_layers(config: Config, file: str, side: str) -> BackendModel | None:
-    """An IR or an OM whose tensors are to be compared: no backend has to run it whole."""
+def _read_for_layers(
+    config: Config, file: str, side: str, backend: str | None = None
+) -> BackendModel | None:
+    """An IR or an OM whose tensors are to be compared: no backend has to run it whole.
+
+    Raises:
+        UserError: a backend was asked for that reads no such file.
+    """
     if not config.compare.layers:
         return None
     spec = execution.model_spec(config.model, file, side)
     found = format_of(spec.path)
-    if found is OPENVINO_IR:
-        return BackendModel("openvino", spec)
-    return BackendModel("om", spec) if found is OM else None
+    if found is None or found not in (OPENVINO_IR, OM):
+        return None
+    its_own = "om" if found is OM else "openvino"
+    if backend not in (None, its_own):
+        raise UserError(
+            f"{side}={backend}:{file}: is {found.name}, which {backend} does not read; "
+            f"give {side}={file}"
+        )
+    return BackendModel(its_own, spec)

@@ -69,18 +69,26 @@ def match_dump(reference: onnx.ModelProto, folder: Path) -> tuple[DumpedModel, M
         if place in files and origin in tensors:
             places.setdefault(tensors[origin], place)
     layers = layers_of(reference, frozenset(), is_core=False)
+    there = [layer for layer in layers if layer.tensor in places]
     pairs = [
         (layer, replace(layer, tensor=places[layer.tensor]))
-        for layer in layers
-        if layer.tensor in places and _holds_floats(layer, files[places[layer.tensor]])
+        for layer in there
+        if _holds_floats(layer, files[places[layer.tensor]])
     ]
-    if not pairs:
+    if not there:
         raise UserError(
             f"compare.dump={folder}: none of its {len(files)} tensors is the output of an operator "
             "of the reference, by name; give the ONNX that the OM was made from, its operators "
             "named"
         )
-    how = f"the names that ATC keeps; {len(layers) - len(pairs)} others are not in the dump"
+    if not pairs:
+        raise UserError(
+            f"compare.dump={folder}: of {len(there)} tensors of the reference it holds no floats; "
+            "give the dump of an OM that is not quantised"
+        )
+    how = f"the names that ATC keeps; {len(layers) - len(there)} others are not in the dump"
+    if without := len(there) - len(pairs):
+        how += f", and of {without} it holds no floats"
     return DumpedModel(files), Matched(pairs, how)
 
 

@@ -84,11 +84,13 @@ def load_side(model: BackendModel, side: str, folder: Path) -> LayerModel:
     elif found is not ONNX:
         what = found.name if found else "no ONNX"
         remedy = "compare it without compare.layers, and the ONNX that it was made from with it"
-        if found is OM:
+        if found is OM and side == "candidate":
             remedy = (
                 "give the NPU's own dump of them, compare.dump=FOLDER (docs/ascend.md), or "
                 + remedy
             )
+        elif found is OM:
+            remedy = "give the ONNX that it was made from as reference, and the OM as candidate"
         raise UserError(f"{setting}: is {what}, of which only the outputs can be had; {remedy}")
     graph = load_onnx(spec)
     if names := [one for one in quantised_operators(graph) if one not in _QDQ]:

@@ -12,14 +12,13 @@ from pathlib import Path, PurePosixPath
 from cfdist.command.run_folder import is_run_folder
 from cfdist.errors import UserError, counted
 from cfdist.files import walk
-from cfdist.preprocess import size_in_header
+from cfdist.inputs import size_in_file
 from cfdist.storage import (
     is_in_store,
     open_store,
     path_or_uri,
     place_of,
     place_of_file,
-    read,
     read_head,
     size_of,
 )
@@ -104,7 +103,7 @@ def find_pictures(given: str, use_damaged: bool = False, key: str = KEY) -> Foun
 
 def _check_is_picture(setting: str, path: Path) -> None:
     """Refuse a file that neither its name nor its content makes a picture, such as a film."""
-    if not _is_one(path.name) and size_in_header(read(str(path))) is None:
+    if not _is_one(path.name) and size_in_file(str(path)) is None:
         raise UserError(f"{setting}: is neither a picture nor a whole zip archive; {_REMEDY}")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from cfdist.ascend.npu_smi import health_notes, read_host
+from cfdist.ascend.npu_smi import read_host
 from cfdist.backends import BACKENDS
 from cfdist.distributed.starting import check_loopback, ray_folder, unusable
 from cfdist.doctor.packages import remedy_of, try_imports
@@ -169,7 +169,7 @@ def _npus(is_needed: bool) -> list[Finding]:
         return [Finding("ok", "NPUs", "none (no npu-smi, no /dev/davinci*)")]
     fault: State = "FAULT" if is_needed else "note"
     return [
-        looked_at("NPUs", _chips, fault),
+        *_chips(fault),
         looked_at("NPU driver", _driver, "note"),
         looked_at("CANN toolkit", _toolkit, "note"),
         looked_at("ais_bench", _ais_bench, fault),
@@ -177,18 +177,33 @@ def _npus(is_needed: bool) -> list[Finding]:
     ]
 
 
-def _chips() -> str:
+def _chips(fault: State) -> list[Finding]:
+    """The chips that were read, and in a line of their own the rows of the table that were not."""
+    unread: list[str] = []
+    found = [looked_at("NPUs", lambda: _well_chips(unread), fault)]
+    if unread:
+        rows = ", ".join(f'"{row[:100]}"' for row in unread)
+        remedy = (
+            "compare with `npu-smi info`; name chips that are left out yourself, all of them in "
+            "ASCEND_RT_VISIBLE_DEVICES=0,1,..."
+        )
+        found.append(Finding("note", "npu-smi", f"cannot be read in all rows: {rows}", remedy))
+    return found
+
+
+def _well_chips(unread: list[str]) -> str:
+    """How many chips of which names there are; `unread` gets the rows that are none of a chip's."""
     if shutil.which("npu-smi") is None:
         raise UserError(
             "no npu-smi on PATH; install the driver, or in a container mount "
             "/usr/local/bin/npu-smi and /usr/local/Ascend/driver from the host; "
             "backend=auto takes the CPU"
         )
-    chips, unread = read_host()
-    if unread:
-        raise UserError("; ".join(health_notes((), (), unread)))
+    chips, rows = read_host()
+    unread += rows
     if not chips:
-        raise UserError("npu-smi shows no chip; see `npu-smi info` and the driver's log")
+        what = "no row that can be read as a chip's" if rows else "no chip"
+        raise UserError(f"npu-smi shows {what}; see `npu-smi info` and the driver's log")
     ill = [f"chip {n} is {chip.health}" for n, chip in enumerate(chips) if chip.health != "OK"]
     if ill:
         raise UserError(

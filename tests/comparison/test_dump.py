@@ -92,6 +92,18 @@ def test_the_operator_that_computes_something_else_is_named(compose, reference, 
     )
 
 
+def test_tensors_of_bytes_are_counted_apart_from_those_that_are_not_there(reference, dump):
+    for path in dump.glob("*output*.npy"):
+        if "c1r1" in path.name:
+            np.save(path, np.load(path).astype(np.int8))
+    _, matched = match_dump(reference.graph, dump)
+    assert matched.how.endswith("10 others are not in the dump, and of 1 it holds no floats")
+    for path in dump.glob("*output*.npy"):
+        np.save(path, np.load(path).astype(np.int8))
+    with pytest.raises(UserError, match="of 5 tensors of the reference it holds no floats; give"):
+        match_dump(reference.graph, dump)
+
+
 def test_what_is_no_such_dump_is_refused(reference, dump, tmp_path):
     def refusal(folder: Path = dump) -> str:
         with pytest.raises(UserError) as caught:

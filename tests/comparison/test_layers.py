@@ -114,6 +114,9 @@ def test_what_has_no_tensors_to_show_is_refused(small, spec, tmp_path):
     (tmp_path / "model.om").write_bytes(b"IMOD" + bytes(300))
     with pytest.raises(UserError, match=r"candidate=.*model.om: is an OM .* without compare.layer"):
         load_side(BackendModel("om", spec(tmp_path / "model.om")), "candidate", tmp_path)
+    # compare.dump is the candidate's alone.
+    with pytest.raises(UserError, match=r"give the ONNX .* as reference, and the OM as candidate$"):
+        load_side(BackendModel("om", spec(tmp_path / "model.om")), "reference", tmp_path)
     path = onnx_forms.quantised(small.path, tmp_path / "q.onnx", "qoperator")
     model = BackendModel("onnxruntime", spec(path, height=64, width=64, outputs=None))
     with pytest.raises(UserError, match=r"reference=.*q.onnx: is quantised to operators on bytes"):

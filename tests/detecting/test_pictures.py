@@ -97,6 +97,15 @@ def test_where_no_picture_is_one_line_says_so(photos, given, reason):
     assert "secret" not in str(refused.value)
 
 
+def test_a_film_is_refused_by_its_beginning(tmp_path):
+    """It is as large as a film, more than what a picture's file may have."""
+    with open(tmp_path / "film.mp4", "wb") as file:
+        file.write(b"\0\0\0\x20ftypisom")
+        file.truncate(5 << 30)
+    with pytest.raises(UserError, match=r"film.mp4: is neither a picture nor a whole zip archive"):
+        find_pictures(str(tmp_path / "film.mp4"))
+
+
 def test_a_pattern_leads_to_no_folder_outside(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "x.jpg").touch()

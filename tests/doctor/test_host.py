@@ -125,3 +125,19 @@ def test_an_ill_chip_is_named(monkeypatch, tmp_path):
     tool.write_text(tool.read_text().replace("| OK   ", "| Alarm", 1))
     found = of("NPUs", needs_npus=True)
     assert "chip 0 is Alarm of 2" in found.found and "devices=[...]" in found.remedy
+
+
+def test_rows_that_cannot_be_read_are_noted_beside_the_chips(monkeypatch, tmp_path):
+    """A run only notes them, too."""
+    install_npu_smi(monkeypatch, tmp_path / "bin")
+    tool = tmp_path / "bin" / "npu-smi"
+    rows = "| chip lost; reset it |\n| and another |\n"
+    tool.write_text(tool.read_text().replace("\nTABLE\n", f"\n{rows}TABLE\n"))
+    assert of("NPUs", True) == Finding("ok", "NPUs", "2 x Ascend310P3, all OK")
+    found = of("npu-smi", True)
+    assert found.state == "note" and found.remedy.startswith("compare with `npu-smi info`; ")
+    assert found.found.endswith('rows: "| chip lost; reset it |", "| and another |"')
+    install_npu_smi(monkeypatch, tmp_path / "bin", chips=0)
+    tool.write_text(tool.read_text().replace("\nTABLE\n", f"\n{rows}TABLE\n"))
+    assert of("NPUs", True).state == "FAULT" and "see `npu-smi info`" in of("NPUs", True).remedy
+    assert of("npu-smi", True).state == "note"
