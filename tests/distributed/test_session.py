@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from cfdist.ascend.npu_smi import Npu
 from cfdist.distributed import accelerators, guard, keeping
 from cfdist.distributed import session as sessions
 from cfdist.errors import UserError
+from cfdist.monitoring.metrics import Recorder
 
 CUDA = "CUDA_VISIBLE_DEVICES"
 ASCEND = "ASCEND_RT_VISIBLE_DEVICES"
@@ -40,6 +42,7 @@ def seen(monkeypatch) -> list[dict]:
         accelerators, "read_npus", lambda: [Npu("Ascend310P3", n, 0) for n in range(8)]
     )
     monkeypatch.setattr(accelerators, "count_accelerators", lambda kind: 8)
+    monkeypatch.setattr(Recorder, "held_until", 0.0)
     for name in (CUDA, ASCEND):
         monkeypatch.delenv(name, raising=False)
     return started
@@ -139,6 +142,12 @@ def test_a_session_that_does_not_start_leaves_no_list(seen, monkeypatch):
     with pytest.raises(RuntimeError), sessions.own_session(None, False, "gpu", [1]):
         pass
     assert CUDA not in os.environ
+
+
+@pytest.mark.parametrize("address", [None, "1.2.3.4:6379"])
+def test_counts_are_kept_back_until_ray_s_agent_is_found(seen, address):
+    with sessions.own_session(address, False, "cpu", 1):
+        assert Recorder.held_until > time.monotonic()
 
 
 def test_runs_that_share_a_session_end_it(seen, monkeypatch):

@@ -80,6 +80,7 @@ def made(monkeypatch):
 
     monkeypatch.setattr(metrics, "_make", make)
     monkeypatch.setattr(metrics, "_is_connected", lambda: True)
+    monkeypatch.setattr(Recorder, "held_until", 0.0)  # a session that another test began
     return kept
 
 
@@ -101,7 +102,6 @@ def test_values_are_recorded_with_the_run(made):
 def test_what_is_counted_before_the_agent_is_found_is_kept_back(made, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(Recorder, "held_until", 0.0)
     Recorder.hold()
     first, second = Recorder("first"), Recorder("second")
     for recorder in (first, second):

@@ -42,7 +42,8 @@ def clock():
 
 
 @pytest.fixture
-def recorded():
+def recorded(monkeypatch):
+    monkeypatch.setattr(Recorder, "held_until", 0.0)  # a session that another test began
     return Recorded()
 
 
@@ -104,6 +105,17 @@ def test_what_is_exported_agrees_with_the_state(clock, recorded):
         ("cfdist_ap", "official", "easy"): 0.5,
     }
     assert {key[0] for key in recorded.values} == {one.name for one in METRICS}
+
+
+def test_what_was_kept_back_is_exported_at_the_end(clock, recorded):
+    Recorder.hold()
+    monitor = play(clock, recorded)
+    monitor.publish()
+    done = ("cfdist_pictures_done", "device:0", "host")
+    assert done not in recorded.values
+    monitor.end()
+    assert recorded.values[done] == 180
+    assert recorded.values["cfdist_pictures_wanted",] == 1000
 
 
 def test_without_an_ap_there_is_none(clock, recorded):
