@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, cast
 
@@ -70,6 +70,7 @@ class _Opening:
         placed: The call that says where it is; what comes before is not the device's doing.
         begun: When Ray was asked for a place, on the pool's clock.
         since: When it was placed, on the pool's clock.
+        without: The plan's nodes without devices when Ray was asked.
     """
 
     name: str
@@ -77,6 +78,7 @@ class _Opening:
     placed: Ref
     begun: float
     since: float | None = None
+    without: tuple[str, ...] = ()
 
 
 class DevicePool(Generic[Result]):
@@ -174,7 +176,9 @@ class DevicePool(Generic[Result]):
             placed = actor.settle.options(name="find the device").remote(self.plan.kind)
             load = actor.warm_up.options(name="load the model")
             loaded = load.remote(device, placed, self.reducer is not None)
-            self.opening[loaded] = _Opening(name, actor, placed, self.clock.now)
+            begun = self.clock.now
+            without = self.plan.without
+            self.opening[loaded] = _Opening(name, actor, placed, begun, without=without)
 
     def start(self, waits_for_all: bool = False) -> None:
         """Start the actors that are not there; wait until they have run their model once.
@@ -239,13 +243,9 @@ class DevicePool(Generic[Result]):
 
     def _look_at_nodes(self) -> None:
         """Note lost nodes, use new ones, and give up devices that wait for room in vain."""
-        before = self._nodes
-        self._nodes = {
-            node.id: node
-            for node in cluster_nodes(self.plan.kind)
-            if node.id not in self.plan.without
-        }
-        for id in before.keys() - self._nodes.keys() - {*self.plan.without}:
+        before, there = self._nodes, {node.id: node for node in cluster_nodes(self.plan.kind)}
+        self._choose_nodes(there)
+        for id in before.keys() - there.keys():
             host = before[id].host
             self.events.note("node_lost", f"{host}: the cluster lost this node", host=host)
         room = sum(self.plan.room(node) for node in self._nodes.values())
@@ -257,6 +257,11 @@ class DevicePool(Generic[Result]):
             self._joining |= {*self.names} - known
             self.begin()
         waiting = {ref: one for ref, one in self.opening.items() if one.since is None}
+        for ref in [ref for ref, one in waiting.items() if one.without != self.plan.without]:
+            one = waiting.pop(ref)
+            del self.opening[ref]
+            kill_actors({one.name: one.actor})
+            self.begin()  # among other nodes
         for ref, one in waiting.items():
             seconds = self.clock.now - one.begun
             if seconds > self.plan.wait_s and room < len(self.actors) + len(self.opening):
@@ -456,20 +461,25 @@ class DevicePool(Generic[Result]):
         self.aside.add(name)
         if place := self._places.get(name):
             self._aside_at[name] = place
-            self._leave_out(place.node)
+            self._choose_nodes(self._nodes)
         self.note("device_set_aside", name, f"set aside: {why}; the other devices do its work")
 
-    def _leave_out(self, id: str) -> None:
-        """Put no more devices on a node of which all places are spoilt, if others go on elsewhere.
+    def _choose_nodes(self, there: Mapping[str, Node]) -> None:
+        """Put no more devices on nodes of which all places are spoilt, while others go on.
 
         Such as one that does not see the pictures: a device that was lost elsewhere would fail
-        there, too, and the room that other nodes have later would not be used.
+        there, too, and the room that other nodes have later would not be used. Where no other node
+        is left, they are taken again.
         """
-        node = self._nodes.get(id)
-        others = {self._places[name].node for name in self.actors if name in self._places}
-        if node and others - {id} and self._spoilt_on(id) >= self.plan.room(node):
-            self.plan = replace(self.plan, without=(*self.plan.without, id))
-            del self._nodes[id]
+        rooms = {id: self.plan.room(node) for id, node in there.items()}
+        spoilt = {id for id, room in rooms.items() if 0 < room <= self._spoilt_on(id)}
+        without = {*self.plan.without}
+        if {self._places[name].node for name in self.actors if name in self._places} - spoilt:
+            without |= spoilt
+        elif not any(room for id, room in rooms.items() if id not in spoilt | without):
+            without.clear()
+        self.plan = replace(self.plan, without=tuple(sorted(without)))
+        self._nodes = {id: node for id, node in there.items() if id not in without}
 
     def _find_place(self, one: _Opening) -> None:
         """Note where a device is that did not open, if its process came that far."""

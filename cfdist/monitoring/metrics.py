@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 log = logging.getLogger(__name__)
 
-# Measured: 4 s on an idle machine of 2 cores.
+# Longer than it takes, on a machine that is not busy, until the agent is found.
 _HOLD_SECONDS = 8.0
 
 _OF_DEVICE = ("device", "host")

@@ -206,6 +206,36 @@ def test_a_node_that_sees_no_pictures_gets_no_further_device(tmp_path, monkeypat
         pool.actors.clear()
 
 
+def test_a_spoilt_node_is_left_out_once_another_goes_on_and_taken_when_none_is_left(
+    tmp_path, monkeypatch
+):
+    from cfdist.distributed import pool as pooling
+
+    there = [Node("a", 1, id="a"), Node("b", 1, id="b")]
+    plan = plan_devices("cpu", 2, readers=1, nodes=there)
+    monkeypatch.setattr(pooling, "cluster_nodes", lambda kind: there)
+    with DevicePool(plan, lambda settings: DyingDevice(tmp_path, 0), 2) as pool:
+        monkeypatch.setattr(pool, "begin", lambda: None)
+        monkeypatch.setattr(pooling, "kill_actors", lambda actors: None)
+        pool._look_at_nodes()
+        pool._places = {
+            f"device:{n}": Place(node.host, "", None, node.id) for n, node in enumerate(there)
+        }
+        pool._set_aside("device:1", "it failed again")  # the other one loads
+        pool.actors["device:0"] = None
+        pool._look_at_nodes()
+        assert pool.plan.without == ("b",)
+        pool.actors.clear()
+        pool._look_at_nodes()
+        assert pool.plan.without == ("b",)  # it starts again, and its node is there
+        pool.opening["call"] = pooling._Opening("device:0", None, None, 0.0, without=("b",))
+        del there[0]
+        pool._look_at_nodes()
+        assert not pool.plan.without
+        assert not pool.opening  # it was begun anew, without what is there no longer
+        assert whats(pool) == ["device_set_aside", "node_lost"]
+
+
 def test_a_picture_that_is_tried_again_after_all_has_no_event(tmp_path):
     pool = pool_of(DyingDevice(tmp_path, 0))
     for key in ("p", "q"):
