@@ -33,9 +33,6 @@ _CHECKOUT = Path(__file__).resolve().parents[2]
 _NEEDED = ("gcs_server", "raylet")
 # Seconds; ten commands at once on two slow cores take a minute to start.
 LONGEST_START = 120.0
-# The head of such a session does not come back: its node, by Ray's own limit, would look for it for
-# a minute, and this process with it.
-_HEAD_IS_GONE = ("RAY_gcs_rpc_server_reconnect_timeout_s", "10")
 _ANSWER_SECONDS = 1.0  # that one question to the head may take
 
 # Bound to the ports of this process's last session, so that nobody else is given them.
@@ -58,6 +55,7 @@ def own_processes(
     from ray._raylet import get_port_filename  # type: ignore[attr-defined]
 
     started: dict[str, subprocess.Popen[bytes]] = {}
+    together = _EndingTogether()
     wait_for_port = vars(node)["wait_for_persisted_port"]
 
     def wait_for_watched_port(folder: str, node_id: str, name: str, **options: Any) -> int:
@@ -68,13 +66,17 @@ def own_processes(
     class Started(services.ConsolePopen):
         def __init__(self, command: Sequence[str], **options: Any) -> None:
             options["env"] = {**(options.get("env") or os.environ), VARIABLE: mark}
-            options["env"].setdefault(*_HEAD_IS_GONE)
             if outlives:
                 options["env"] |= _preloading(options["env"])
                 options["stdin"] = subprocess.DEVNULL
+            name = os.path.basename(command[0])
+            if name == "gcs_server":
+                together.start_head(options)
             super().__init__(command, **options, start_new_session=True)
-            if (name := os.path.basename(command[0])) in _NEEDED:
+            if name in _NEEDED:
                 started[name] = self
+            if name == "raylet":
+                together.watch(self.pid, mark)
 
     changed: dict[str, Any] = {}
     if importlib.util.find_spec("aiohttp"):
@@ -88,8 +90,37 @@ def own_processes(
             wait_for_persisted_port=wait_for_watched_port,
         ),
         _replaced(utils, **changed),
+        together,
     ):
         yield
+
+
+class _EndingTogether(contextlib.ExitStack):
+    """Ends the node's process at once if the head's ends in the `with` block.
+
+    That head does not come back. By Ray's own limit the node would look for it for a minute, and
+    this process with it, in a call that lets no other thread run: a process of its own waits here.
+    """
+
+    def start_head(self, options: dict[str, Any]) -> None:
+        """Change the options of the process, so that its end is noticed."""
+        self.close()  # of a start that has failed
+        self._there, self._held = map(self.enter_context, socket.socketpair())
+        options["pass_fds"] = (self._held.fileno(),)
+
+    def watch(self, node: int, mark: str) -> None:
+        """Wait for the end of the head, which then has the other end of the pair for itself."""
+        self._held.close()
+        waiting = subprocess.Popen(
+            ["/bin/sh", "-c", 'read _; kill -9 "$0"', str(node)],
+            stdin=self._there.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={VARIABLE: mark},
+            start_new_session=True,
+        )
+        self.callback(waiting.wait)
+        self.callback(waiting.kill)
 
 
 def _preloading(environment: Mapping[str, str]) -> dict[str, str]:

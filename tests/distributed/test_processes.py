@@ -28,9 +28,7 @@ def test_ray_sets_no_handlers_and_its_processes_have_sessions_of_their_own():
         assert signal.getsignal(signal.SIGTERM) is handler
         with services.ConsolePopen(["sleep", "60"]) as process:
             assert os.getsid(process.pid) == process.pid
-            environment = psutil.Process(process.pid).environ()
-            assert environment["CFDIST_MARK"] == "a"
-            assert environment["RAY_gcs_rpc_server_reconnect_timeout_s"] == "10"
+            assert psutil.Process(process.pid).environ()["CFDIST_MARK"] == "a"
             process.kill()
     assert (utils.set_sigterm_handler, services.ConsolePopen, node.Node) == before
 
@@ -94,3 +92,36 @@ def test_a_process_of_ray_that_ends_as_it_starts_is_noticed():
             processes._wait({"gcs_server": there, "raylet": gone}, lambda: False)
         processes._wait({"gcs_server": there}, lambda: True)
         there.kill()
+
+
+def test_a_head_that_ends_as_ray_starts_takes_the_node_process_with_it(tmp_path):
+    """Also while this process is in a call that lets no other thread run."""
+    from ray._private import services
+
+    for name in ("gcs_server", "raylet"):
+        (tmp_path / name).symlink_to("/bin/sleep")
+    with (
+        processes.own_processes("a"),
+        services.ConsolePopen([tmp_path / "gcs_server", "60"]) as head,
+        services.ConsolePopen([tmp_path / "raylet", "60"]) as node,
+    ):
+        with pytest.raises(subprocess.TimeoutExpired):
+            node.wait(0.3)
+        head.kill()
+        assert node.wait(10) == -signal.SIGKILL
+
+
+def test_a_head_that_ends_after_the_start_is_left_to_the_watch(tmp_path):
+    """`cluster.wait_s` says how long it is waited for."""
+    from ray._private import services
+
+    for name in ("gcs_server", "raylet"):
+        (tmp_path / name).symlink_to("/bin/sleep")
+    with processes.own_processes("a"):
+        head = services.ConsolePopen([tmp_path / "gcs_server", "60"])
+        node = services.ConsolePopen([tmp_path / "raylet", "60"])
+    with head, node:
+        head.kill()
+        with pytest.raises(subprocess.TimeoutExpired):
+            node.wait(0.3)
+        node.kill()
