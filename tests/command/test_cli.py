@@ -23,7 +23,12 @@ SCREEN = {"job": "evaluate", "progress": "text", "quiet": False, "verbose": Fals
 def resolved(composed, typed):
     """In place of the checked configuration: its values as they are."""
     values = OmegaConf.to_container(composed, resolve=True)
-    rest = {"resume": None, "convert": SimpleNamespace(dry_run=False), "log": LogConfig()}
+    rest = {
+        "resume": None,
+        "convert": SimpleNamespace(dry_run=False),
+        "cluster": SimpleNamespace(joined=None),
+        "log": LogConfig(),
+    }
     return SimpleNamespace(**{**rest, **SCREEN, **values}, typed=lambda: typed)
 
 
