@@ -24,7 +24,7 @@ REQUIRED = {
     "torch.jit.load": ("weights_only", True),  # it has no such argument: never
 }
 # A process's own child gets a model's description from it, through a pipe.
-ALLOWED = {("backends.choice", "pickle.load"), ("backends.trial", "pickle.load")}
+ALLOWED = {("backends.child", "pickle.load")}
 
 
 def dotted(node: ast.expr) -> str:

@@ -153,7 +153,7 @@ def _attributes(owner: Mapping[str, Any]) -> dict[str, Any]:
 
 def _load(path: Path) -> NDArray[Any]:
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r")
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"compare.dump: {path} cannot be read ({error}); convert it anew") from None
     return array

@@ -77,7 +77,7 @@ def test_a_reducer_that_dies_or_hangs_loses_nothing(reducer, tmp_path, monkeypat
     monkeypatch.setattr(watching, "_LIMIT_SECONDS", 3)
     events = Events()
     with ReducerWatch(reducer, settings_of(tmp_path), events) as watch:
-        assert watch.opened() == set()
+        assert watch.opened() == Begun(set(), 0)
         ray.get(reducer.add.remote(found(0, 1)))
         os.kill(process_of(reducer), number)
         ray.get([reducer.add.remote(found(1, 2)), reducer.add.remote(found(3, 4, 5))], timeout=60)

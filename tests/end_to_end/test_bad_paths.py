@@ -49,6 +49,7 @@ WITH = {
     "export export.output": "model=centerface model.checkpoint=ONNX",
     "export model.path": "model=centerface_pytorch model.checkpoint=null",
     "export model.weights.path": "model.checkpoint=null",
+    "compare.dump": "compare.layers=true",
     "benchmark dataset.root": "dataset=wider_val dataset.ground_truth=TRUTH benchmark.parts=[host]",
     "convert dataset.root": "dataset=wider_val dataset.ground_truth=TRUTH convert.calibration=1 "
     "convert.dry_run=false",

@@ -38,6 +38,8 @@ ELSEWHERE = {
     "grep": "a network, for it feeds pip",
     "source": "CANN",
     "atc": "CANN",
+    "msaccucmp.py": "CANN",
+    "ais_bench": "an NPU",
     "npu-smi": "an NPU",
     "git": "another checkout",
     "curl": "a running cluster, or a network",
